@@ -1,0 +1,127 @@
+"""The record of a run in its own folder: `metrics.jsonl` and `summary.json`.
+
+JSON has no NaN or Infinity. They are written as the strings `"NaN"`, `"Infinity"` and
+`"-Infinity"`, which every JSON parser reads and which `float()` turns back into what they were: a
+diverged run stays a diverged run, where `null` could also mean that nothing was measured.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from experiments.errors import UserError
+from experiments.tracking.tracker import RunInfo, Tracker
+
+METRICS = "metrics.jsonl"
+SUMMARY = "summary.json"
+
+_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+class JsonLines(Tracker):
+    """A line an event, `{"step": 40, "epoch": 0.5, "train/loss": 1.2}`, flushed as it is written.
+
+    A killed process leaves at most one torn last line. This tracker is the record of the run, so
+    what it cannot write ends the run, as a `UserError`.
+    """
+
+    def __init__(self) -> None:
+        self._directory = Path()
+        self._file: TextIO | None = None
+
+    def start(self, run: RunInfo) -> None:
+        self._directory = run.directory
+        path = run.directory / METRICS
+        try:
+            if run.start_step and path.exists():
+                os.truncate(path, _end_of(path, run.start_step))
+            self._file = path.open("a" if run.start_step else "w", encoding="utf-8")
+        except OSError as error:
+            raise _unwritable(path, error) from error
+
+    def log(self, step: int, scalars: Mapping[str, float]) -> None:
+        assert self._file, "log() before start()"
+        try:
+            self._file.write(_dumps({"step": step, **scalars}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise _unwritable(self._directory / METRICS, error) from error
+
+    def finish(self, summary: Mapping[str, object], status: str) -> None:
+        try:
+            if self._file:
+                self._file.close()
+        except OSError:
+            pass  # the line that did not fit has been reported when it was written
+        path = self._directory / SUMMARY
+        try:
+            write_json(path, {**summary, "status": status})
+        except OSError as error:
+            raise _unwritable(path, error) from error
+
+
+def read_history(path: Path) -> list[dict[str, float]]:
+    """The events of a `metrics.jsonl`, without a torn last line; NaN and infinities as floats."""
+    with path.open("rb") as file:
+        return [event for line in file if (event := _parse(line)) is not None]
+
+
+def write_json(path: Path, value: Mapping[str, object]) -> None:
+    """Write indented JSON so that a reader finds the old file or the new one, never half of one."""
+    new = path.with_name(path.name + ".tmp")
+    try:
+        new.write_text(_dumps(value, indent=2) + "\n", encoding="utf-8")
+        new.replace(path)
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise
+
+
+def _end_of(path: Path, step: int) -> int:
+    """The length in bytes of the lines up to and including `step`; steps never decrease."""
+    end = 0
+    with path.open("rb") as file:
+        for line in file:
+            event = _parse(line)
+            if event is None or event["step"] > step:
+                break
+            end += len(line)
+    return end
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return {k: _NON_FINITE.get(v, v) if isinstance(v, str) else v for k, v in event.items()}
+
+
+def _dumps(value: Mapping[str, object], indent: int | None = None) -> str:
+    named = {k: _named(v) if isinstance(v, float) else v for k, v in value.items()}
+    return json.dumps(named, indent=indent, allow_nan=False, default=_plain)
+
+
+def _named(value: float) -> float | str:
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def _plain(value: object) -> object:
+    """NumPy and JAX scalars as Python numbers, anything else (a path) as text."""
+    return value.item() if hasattr(value, "item") else str(value)
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"cannot write {path}: {(error.strerror or str(error)).lower()}. "
+        "Make room or fix the folder, then resume the run: what was recorded before is kept."
+    )

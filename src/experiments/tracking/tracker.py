@@ -1,0 +1,119 @@
+"""What a run hands to the outside: one small protocol, and the fan-out over several trackers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from experiments.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+log = logging.getLogger(__name__)
+
+SUCCESS = frozenset({"finished", "stopped_early"})
+"""The statuses of a run that did what was asked of it."""
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What a tracker is told about a run before its first step."""
+
+    directory: Path
+    """The run folder; it exists."""
+    name: str
+    """For people, such as `lenet5_mnist_ab12cd`."""
+    config: dict
+    """The composed config as plain dicts, resolved."""
+    total_steps: int
+    steps_per_epoch: int
+    batch_size: int
+    parameters: int
+    start_step: int = 0
+    """The step of the checkpoint that the run goes on from; 0 for a new run."""
+
+
+class Tracker(Protocol):
+    """Follows one run. Subclasses inherit what they have no use for."""
+
+    @property
+    def location(self) -> str | None:
+        """Where else than in the run folder the run can be seen: an address or a command."""
+        return None
+
+    def start(self, run: RunInfo) -> None:
+        """Begin, before the first step. A `UserError` ends the run."""
+
+    def status(self, text: str) -> None:
+        """What the run is busy with outside its steps, such as `compiling`."""
+
+    def log(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Record plain Python floats; steps never decrease."""
+
+    def figure(self, step: int, name: str, figure: Figure) -> None:
+        """Record a picture under a metric-like name, such as `test/confusion_matrix`."""
+
+    def model(self, path: Path) -> None:
+        """Offer the finished model, as its checkpoint folder."""
+
+    def finish(self, summary: Mapping[str, object], status: str) -> None:
+        """End with `finished`, `stopped_early`, `interrupted`, `diverged` or `failed`."""
+
+
+class Trackers(Tracker):
+    """Several trackers as one.
+
+    Bookkeeping must not cost a night of training, so a tracker that raises is dropped with one
+    warning. A `UserError` passes through: the record itself cannot be kept.
+    """
+
+    def __init__(self, trackers: Iterable[Tracker]):
+        self.trackers = list(trackers)
+
+    @property
+    def location(self) -> str | None:
+        return next((where for t in self.trackers if (where := t.location)), None)
+
+    def start(self, run: RunInfo) -> None:
+        self._each(lambda t: t.start(run))
+
+    def status(self, text: str) -> None:
+        self._each(lambda t: t.status(text))
+
+    def log(self, step: int, scalars: Mapping[str, float]) -> None:
+        self._each(lambda t: t.log(step, scalars))
+
+    def figure(self, step: int, name: str, figure: Figure) -> None:
+        self._each(lambda t: t.figure(step, name, figure))
+
+    def model(self, path: Path) -> None:
+        self._each(lambda t: t.model(path))
+
+    def finish(self, summary: Mapping[str, object], status: str) -> None:
+        """Finish each tracker, even when one before it raises; the location joins the summary."""
+        if self.location:
+            summary = {**summary, "wandb": self.location}
+        self._each(lambda t: t.finish(summary, status), last=True)
+
+    def _each(self, call: Callable[[Tracker], None], last: bool = False) -> None:
+        failed: UserError | None = None
+        for tracker in list(self.trackers):
+            try:
+                call(tracker)
+            except UserError as error:
+                if not last:
+                    raise
+                failed = failed or error
+            except Exception as error:
+                self.trackers.remove(tracker)
+                name = type(tracker).__name__
+                log.warning(
+                    "%s is dropped from this run: %s: %s", name, type(error).__name__, error
+                )
+                log.debug("traceback", exc_info=True)
+        if failed:
+            raise failed

@@ -1,0 +1,265 @@
+"""Weights & Biases, https://docs.wandb.ai: online, offline or not at all, and never in the way.
+
+The client is imported only by a run that uses it. What it writes lies in the run folder, and a
+server that is slow, dead or was never there costs a bounded time and no data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from experiments.tracking.jsonl import METRICS, read_history, write_json
+from experiments.tracking.tracker import SUCCESS, RunInfo, Tracker
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+log = logging.getLogger(__name__)
+
+STATE = "wandb_run.json"
+"""In the run folder: the id under which a resumed run goes on."""
+
+START_TIMEOUT = 6.0
+"""Seconds that a server may take to accept a run before the run goes on offline."""
+
+SECRET = re.compile(r"(api_?key|(access|auth)_?token|password|secret)$", re.IGNORECASE)
+
+Mode = Literal["online", "offline", "disabled"]
+
+_live = 0  # runs of this process, which share one client process
+
+
+class Wandb(Tracker):
+    """One W&B run; `conf/logger/wandb.yaml` describes the arguments."""
+
+    def __init__(
+        self,
+        project: str,
+        entity: str | None = None,
+        name: str | None = None,
+        group: str | None = None,
+        job_type: str | None = None,
+        tags: Sequence[str] = (),
+        notes: str | None = None,
+        mode: Mode | None = None,
+        log_model: bool = False,
+        finish_timeout: float = 30.0,
+    ):
+        self.project = project
+        self.entity = entity
+        self.name = name
+        self.group = group
+        self.job_type = job_type
+        self.tags = tuple(tags)
+        self.notes = notes
+        self.mode = mode
+        self.log_model = log_model
+        self.finish_timeout = finish_timeout
+        self._run: Any = None
+        self._next_step = 0
+
+    @property
+    def location(self) -> str | None:
+        if self._run is None:
+            return None
+        return self._run.url or f"wandb sync {self._run.sync_dir}"
+
+    def start(self, run: RunInfo) -> None:
+        mode = self.mode or os.environ.get("WANDB_MODE")
+        if mode == "disabled":
+            return
+        previous = _read_json(run.directory / STATE) if run.start_step else {}
+        self._run = self._open(run, _usable(mode), previous.get("id"))
+        write_json(run.directory / STATE, {"id": self._run.id, "location": self.location})
+        self._run.define_metric("epoch", hidden=True)
+        self._run.define_metric("val/*", step_metric="epoch", step_sync=False)
+        self._last_step = _LastStep(run.directory / "wandb" / "last_step")
+        if run.start_step:
+            self._continue(run)
+        log.info("W&B: %s", self.location)
+
+    def log(self, step: int, scalars: Mapping[str, float]) -> None:
+        if self._run is not None and step >= self._next_step:
+            self._run.log(dict(scalars), step=step)
+            self._last_step.write(step)
+
+    def figure(self, step: int, name: str, figure: Figure) -> None:
+        if self._run is not None and step >= self._next_step:
+            import wandb
+            from PIL import Image
+
+            # wandb.Image takes a figure only where pyplot has been imported.
+            png = io.BytesIO()
+            figure.savefig(png, format="png")
+            self._run.log({name: wandb.Image(Image.open(png))}, step=step)
+
+    def model(self, path: Path) -> None:
+        """Upload the checkpoint folder as an artifact of type `model`, with `log_model`."""
+        if self._run is not None and self.log_model:
+            import wandb
+
+            artifact = wandb.Artifact(f"model-{self._run.id}", type="model")
+            # A finished checkpoint does not change: take it from where it lies, without a copy.
+            artifact.add_dir(str(path), policy="immutable", skip_cache=True)
+            self._run.log_artifact(artifact)
+
+    def finish(self, summary: Mapping[str, object], status: str) -> None:
+        if self._run is None:
+            return
+        run, self._run = self._run, None
+        try:
+            values = {k: v for k, v in summary.items() if k != "wandb"}
+            run.summary.update({**values, "status": status})
+            run.finish(exit_code=0 if status in SUCCESS else 1)
+        except TimeoutError:
+            log.warning(
+                "W&B did not take everything within %g s; send the rest with: wandb sync %s",
+                self.finish_timeout,
+                run.sync_dir,
+            )
+        finally:
+            self._last_step.close()
+            _close()
+
+    def _open(self, run: RunInfo, mode: Mode, run_id: str | None) -> Any:
+        """Start the run; one that the server does not take in time is started offline."""
+        global _live
+        import wandb
+
+        settings = wandb.Settings(
+            console="off",  # a live bar is no log
+            silent=True,
+            symlink=False,
+            save_code=False,
+            init_timeout=START_TIMEOUT,
+            finish_timeout=self.finish_timeout,
+            finish_timeout_raises=True,
+        )
+        arguments: dict[str, Any] = {
+            "project": self.project,
+            "entity": self.entity,
+            "name": self.name or run.name,
+            "group": self.group,
+            "job_type": self.job_type,
+            "tags": self.tags,
+            "notes": self.notes,
+            "config": {**flatten(run.config), **_sizes(run)},
+            "dir": run.directory,
+            "id": run_id,
+            "resume": "allow" if run_id and mode == "online" else None,
+            "reinit": "create_new",  # a population trains several runs in one process
+            "settings": settings,
+        }
+        try:
+            opened = wandb.init(**arguments, mode=mode)
+        except Exception as error:
+            if mode == "offline":
+                raise
+            log.warning("W&B does not answer, this run goes on offline: %s", _first_line(error))
+            opened = wandb.init(**arguments | {"resume": None}, mode="offline")
+        _live += 1
+        return opened
+
+    def _continue(self, run: RunInfo) -> None:
+        """Go on in the history of a resumed run, with no step missing and none twice.
+
+        A resumed run repeats the steps after its checkpoint bit for bit. Those that W&B has already
+        are left out, since it would refuse or renumber them; those that it lost when the run was
+        killed are sent again from the record.
+        """
+        offline = self._run.offline
+        self._next_step = self._last_step.read() + 1 if offline else self._run.starting_step
+        for event in read_history(run.directory / METRICS):
+            if self._next_step <= event["step"] <= run.start_step:
+                self.log(int(event.pop("step")), event)
+
+
+class _LastStep:
+    """The last step that W&B was given: offline, nothing else can tell after a crash."""
+
+    def __init__(self, path: Path):
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+
+    def read(self) -> int:
+        text = os.pread(self._fd, 20, 0)
+        return int(text) if text.strip() else -1
+
+    def write(self, step: int) -> None:
+        os.pwrite(self._fd, b"%20d" % step, 0)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as flat dotted keys, `optim.learning_rate`, without anything secret.
+
+    W&B filters and plots top-level keys, and a sweep names its parameters this way.
+    """
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if SECRET.search(str(key)):
+            continue
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _sizes(run: RunInfo) -> dict[str, int]:
+    names = ("parameters", "total_steps", "steps_per_epoch", "batch_size")
+    return {f"run.{name}": getattr(run, name) for name in names}
+
+
+def _usable(mode: str | None) -> Mode:
+    """`online` if that is wanted and an API key is configured, else `offline`; never a prompt."""
+    import wandb
+
+    if mode == "offline":
+        return mode
+    settings: dict[str, Any] = {"mode": mode} if mode else {}
+    wandb.setup(settings=wandb.Settings(silent=True, **settings))
+    try:
+        if wandb.login(prompt=False, verify=False):
+            return "online"
+        reason = "no API key is configured (wandb login)"
+    except wandb.Error as error:
+        reason = _first_line(error)
+    if mode == "online" or not reason.startswith("no API key"):
+        log.warning("W&B stays offline: %s", reason)
+    return "offline"
+
+
+def _close() -> None:
+    """End the client process with its last run.
+
+    `finish()` may return before the last bytes are on disk; teardown waits for them, takes
+    WANDB_SERVICE out of the environment again, and would exit Python if the client had failed.
+    """
+    global _live
+    import wandb
+
+    _live -= 1
+    if _live == 0:
+        with contextlib.suppress(SystemExit):
+            wandb.teardown()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -225,7 +225,7 @@ def _usable(mode: str | None) -> Mode:
     import wandb
 
     if mode == "offline":
-        return mode
+        return "offline"
     settings: dict[str, Any] = {"mode": mode} if mode else {}
     wandb.setup(settings=wandb.Settings(silent=True, **settings))
     try:

@@ -1,0 +1,44 @@
+"""Pooling against `lax.reduce_window`."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from experiments.ops.pooling import avg_pool, global_avg_pool, max_pool
+
+
+@pytest.mark.parametrize("window", [2, 3, (2, 3)])
+@pytest.mark.parametrize("strides", [None, 2])
+@pytest.mark.parametrize("padding", ["VALID", "SAME"])
+def test_max_pool_equals_reduce_window_with_its_gradient(window, strides, padding):
+    # Few distinct values, so that windows have ties.
+    x = jnp.round(jax.random.normal(jax.random.key(0), (2, 7, 8, 3)))
+    size = (1, *((window, window) if isinstance(window, int) else window), 1)
+    step = size if strides is None else (1, strides, strides, 1)
+
+    def stock(x):
+        return lax.reduce_window(x, -jnp.inf, lax.max, size, step, padding)
+
+    def ours(x):
+        return max_pool(x, window, strides=strides, padding=padding)
+
+    (y, vjp), (y_stock, vjp_stock) = jax.vjp(ours, x), jax.vjp(stock, x)
+    np.testing.assert_array_equal(y, y_stock)
+    dy = jax.random.normal(jax.random.key(1), y.shape)
+    np.testing.assert_allclose(vjp(dy)[0], vjp_stock(dy)[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("count_include_pad", [True, False])
+def test_avg_pool_counts_padding_only_when_asked(count_include_pad):
+    x = jnp.ones((1, 4, 4, 1))
+    y = avg_pool(x, 3, strides=2, padding=1, count_include_pad=count_include_pad)
+    corner = 4 / 9 if count_include_pad else 1
+    np.testing.assert_allclose(y[0, 0, 0, 0], corner, rtol=1e-6)
+    np.testing.assert_allclose(y[0, 1, 1, 0], 1, rtol=1e-6)
+
+
+def test_global_avg_pool_is_the_mean_over_space():
+    x = jax.random.normal(jax.random.key(0), (2, 3, 4, 5))
+    np.testing.assert_allclose(global_avg_pool(x), x.mean((1, 2)), rtol=1e-6)

@@ -7,6 +7,7 @@ diverged run stays a diverged run, where `null` could also mean that nothing was
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -53,11 +54,10 @@ class JsonLines(Tracker):
             raise _unwritable(self._directory / METRICS, error) from error
 
     def finish(self, summary: Mapping[str, object], status: str) -> None:
-        try:
-            if self._file:
-                self._file.close()
-        except OSError:
-            pass  # the line that did not fit has been reported when it was written
+        if self._file is None:  # the run never started
+            return
+        with contextlib.suppress(OSError):  # a line that did not fit was reported when written
+            self._file.close()
         path = self._directory / SUMMARY
         try:
             write_json(path, {**summary, "status": status})
@@ -104,15 +104,16 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     return {k: _NON_FINITE.get(v, v) if isinstance(v, str) else v for k, v in event.items()}
 
 
-def _dumps(value: Mapping[str, object], indent: int | None = None) -> str:
-    named = {k: _named(v) if isinstance(v, float) else v for k, v in value.items()}
-    return json.dumps(named, indent=indent, allow_nan=False, default=_plain)
+def _dumps(value: object, indent: int | None = None) -> str:
+    return json.dumps(_valid(value), indent=indent, allow_nan=False, default=_plain)
 
 
-def _named(value: float) -> float | str:
-    if math.isfinite(value):
-        return value
-    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+def _valid(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {k: _valid(v) for k, v in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
 
 
 def _plain(value: object) -> object:

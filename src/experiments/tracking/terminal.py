@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Column, Table
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 from rich.text import Text
 
 from experiments.tracking.tracker import SUCCESS, RunInfo, Tracker
@@ -18,159 +19,166 @@ LINE_EVERY = 5.0
 """Seconds between plain lines."""
 
 EPOCH_EVERY = 1.0
-"""Seconds between plain lines that report an epoch."""
+"""Seconds between plain lines that report a validation."""
 
 
 class Terminal(Tracker):
     """Progress on standard output and a small table at the end.
 
-    With a terminal, one live bar. Without one (a pipe, a batch job), a plain line as soon as there
+    With a terminal, a live bar. Without one (a pipe, a batch job), a plain line as soon as there
     is something to tell, then one every few seconds and one an epoch.
     """
 
     def __init__(self, console: Console | None = None):
         self._console = console or Console()
-        self._bar: Progress | None = None
-        self._task = TaskID(0)
-        self._handlers: list[tuple[logging.StreamHandler, object]] = []
+        self._run: RunInfo | None = None
+        self._bar: _Bar | None = None
         self._validation: dict[str, float] = {}
         self._first: tuple[int, float] | None = None
         self._last_line = 0.0
-        self._speed = 0.0
-
-    def start(self, run: RunInfo) -> None:
-        self._run = run
-        self._epochs = run.total_steps / max(run.steps_per_epoch, 1)
-        self._began = time.monotonic()
-        if self._console.is_terminal:
-            self._start_bar(run)
-        else:
-            start = f" from step {run.start_step}" if run.start_step else ""
-            self._print(
-                f"{run.name}: {run.total_steps} steps{start}, {run.parameters:,} parameters"
-            )
 
     def status(self, text: str) -> None:
-        if self._bar:
-            self._bar.update(self._task, description=text)
+        if self._console.is_terminal:
+            self._bar = self._bar or _Bar(self._console)
+            self._bar.update(self._bar.task, description=text)
         else:
             self._print(text)
 
+    def start(self, run: RunInfo) -> None:
+        self._run = run
+        self._began = time.monotonic()
+        start = f" from step {run.start_step}" if run.start_step else ""
+        self._print(f"{run.name}: {run.total_steps} steps{start}, {run.parameters:,} parameters")
+        if self._console.is_terminal:
+            self._bar = self._bar or _Bar(self._console)
+            self._bar.update(self._bar.task, total=run.total_steps, completed=run.start_step)
+
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
+        assert self._run, "log() before start()"
         now = time.monotonic()
         validation = {k: v for k, v in scalars.items() if k.startswith("val/")}
         self._validation = validation or self._validation
-        self._speed = scalars.get("examples_per_second", self._speed)
         self._first = self._first or (step, now)
         if self._bar:
-            metrics = _metrics({**scalars, **self._validation})
+            self._bar.metrics = _metrics({**scalars, **self._validation})
+            position = self._position(step, scalars)
             self._bar.update(
-                self._task,
-                description="training",
-                completed=step,
-                metrics=self._position(step, scalars) + metrics,
+                self._bar.task, completed=step, description="training", position=position
             )
-            return
-        quiet = EPOCH_EVERY if validation else LINE_EVERY
-        if (
-            self._last_line == 0.0
-            or now - self._last_line >= quiet
-            or step >= self._run.total_steps
-        ):
+        elif self._due(now, step, EPOCH_EVERY if validation else LINE_EVERY):
+            parts = self._position(step, scalars), _metrics(scalars), self._left(step, now)
+            self._print("  ".join(filter(None, parts)))
             self._last_line = now
-            self._print(self._position(step, scalars) + _metrics(scalars) + self._left(step, now))
 
     def finish(self, summary: Mapping[str, object], status: str) -> None:
-        self._stop_bar()
-        seconds = time.monotonic() - self._began
+        if self._bar:
+            self._bar.stop()
+            self._bar = None
+        if self._run is None:  # it never came to its first step
+            return
+        speed = summary.get("examples_per_second")
+        test = _metrics({k: v for k, v in summary.items() if k.startswith("test/")})
+        lines = {
+            "best": _best(summary),
+            "test": test.removeprefix("test "),
+            "time": _duration(time.monotonic() - self._began),
+            "speed": f"{_count(speed)} examples/s" if isinstance(speed, (int, float)) else "",
+            "parameters": f"{self._run.parameters:,}",
+            "run folder": str(self._run.directory),
+            "W&B": str(summary.get("wandb") or ""),
+        }
         style = "green" if status in SUCCESS else "yellow" if status == "interrupted" else "red"
-        table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-        table.add_column(style="dim", no_wrap=True)
-        table.add_column(overflow="fold")
-        table.add_row("status", Text(status.replace("_", " "), style=style))
-        for label, text in (
-            ("best", _best(summary)),
-            ("test", _test(summary)),
-            ("time", _duration(seconds)),
-            ("speed", f"{_count(self._speed)} examples/s" if self._speed else ""),
-            ("parameters", f"{self._run.parameters:,}"),
-            ("run folder", str(self._run.directory)),
-            ("W&B", str(summary.get("wandb") or "")),
-        ):
-            if text:
-                table.add_row(label, Text(text))
-        self._console.print(table)
+        text = Text.assemble(("status      ", "dim"), (status.replace("_", " "), style))
+        for label, value in lines.items():
+            if value:
+                text.append(f"\n{label:<12}", style="dim").append(value)
+        # Not folded: a path or a command is there to be copied.
+        self._console.print(text, soft_wrap=True)
 
-    def _start_bar(self, run: RunInfo) -> None:
-        self._bar = Progress(
+    def _due(self, now: float, step: int, every: float) -> bool:
+        assert self._run
+        first, last = self._last_line == 0.0, step >= self._run.total_steps
+        return first or last or now - self._last_line >= every
+
+    def _position(self, step: int, scalars: Mapping[str, float]) -> str:
+        assert self._run
+        total, per_epoch = self._run.total_steps, max(self._run.steps_per_epoch, 1)
+        epoch = scalars.get("epoch", step / per_epoch)
+        text = f"{step:>{len(str(total))}}/{total}  epoch {epoch:.2f}/{total / per_epoch:g}"
+        speed = scalars.get("examples_per_second")
+        return text + (f"  {_count(speed):>5} examples/s" if speed else "")
+
+    def _left(self, step: int, now: float) -> str:
+        assert self._run and self._first
+        steps, seconds = step - self._first[0], now - self._first[1]
+        remaining = self._run.total_steps - step
+        if steps <= 0 or remaining <= 0:
+            return ""
+        return f"{_duration(remaining * seconds / steps)} left"
+
+    def _print(self, text: str) -> None:
+        # Not through Rich: it would fold at 80 columns what a pipe should get whole.
+        print(text, file=sys.stdout if self._bar else self._console.file, flush=True)
+
+
+class _Bar(Progress):
+    """The live display: a bar, and the latest metrics below it."""
+
+    def __init__(self, console: Console):
+        self.metrics = ""
+        super().__init__(
             TextColumn("{task.description}", style="bold"),
             BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=8)),
-            TextColumn("{task.fields[metrics]}", table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[position]}", table_column=Column(no_wrap=True)),
             TimeRemainingColumn(compact=True),
-            console=self._console,
+            console=console,
             refresh_per_second=4,
             expand=True,
             transient=True,
         )
-        self._task = self._bar.add_task(
-            "starting", total=run.total_steps, completed=run.start_step, metrics=""
-        )
-        self._bar.start()
-        # The bar has replaced sys.stdout and sys.stderr by writers that print above it; a logging
-        # handler holds on to the stream it was made with, and would write across it.
+        self.task = self.add_task("", total=None, position="")
+        self._streams: list[tuple[logging.StreamHandler, Any]] = []
+        self.start()
+
+    def start(self) -> None:
+        before = {sys.stdout: "stdout", sys.stderr: "stderr"}
+        super().start()
+        # sys.stdout and sys.stderr now print above the bar. A logging handler holds on to the
+        # stream that it was made with, and would write across it.
         for handler in logging.getLogger().handlers:
-            if isinstance(handler, logging.StreamHandler):
-                replacement = {sys.__stdout__: sys.stdout, sys.__stderr__: sys.stderr}
-                if (stream := replacement.get(handler.stream)) is not None:
-                    self._handlers.append((handler, handler.setStream(stream)))
+            if isinstance(handler, logging.StreamHandler) and handler.stream in before:
+                stream = getattr(sys, before[handler.stream])
+                self._streams.append((handler, handler.setStream(stream)))
 
-    def _stop_bar(self) -> None:
-        if self._bar:
-            self._bar.stop()
-            self._bar = None
-        for handler, stream in self._handlers:
+    def stop(self) -> None:
+        super().stop()
+        for handler, stream in self._streams:
             handler.setStream(stream)
-        self._handlers.clear()
+        self._streams.clear()
 
-    def _position(self, step: int, scalars: Mapping[str, float]) -> str:
-        total = str(self._run.total_steps)
-        epoch = scalars.get("epoch", step / max(self._run.steps_per_epoch, 1))
-        text = f"{step:>{len(total)}}/{total}  epoch {epoch:.2f}/{self._epochs:g}"
-        speed = scalars.get("examples_per_second")
-        return text + (f"  {_count(speed):>5} ex/s" if speed else "")
-
-    def _left(self, step: int, now: float) -> str:
-        assert self._first
-        steps, seconds = step - self._first[0], now - self._first[1]
-        remaining = self._run.total_steps - step
-        if steps <= 0 or seconds <= 0 or remaining <= 0:
-            return ""
-        return f"  {_duration(remaining * seconds / steps)} left"
-
-    def _print(self, text: str) -> None:
-        # Not through Rich: it would wrap at 80 columns and colour numbers.
-        print(text, file=self._console.file, flush=True)
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if self.metrics:
+            yield Text(self.metrics, no_wrap=True, overflow="ellipsis")
 
 
-def _metrics(scalars: Mapping[str, float]) -> str:
-    shown = [k for k in scalars if k.startswith(("train/", "val/", "test/"))]
-    return "".join(f"  {key} {number(scalars[key]):>6}" for key in shown)
+def _metrics(scalars: Mapping[str, Any]) -> str:
+    """`train loss 0.1145 accuracy 0.9975 | val loss 0.1245`, without the averages over an epoch."""
+    groups: dict[str, str] = {}
+    for key, value in scalars.items():
+        group, _, name = key.partition("/")
+        if group in ("train", "val", "test") and not name.startswith("epoch_"):
+            groups[group] = f"{groups.get(group, group)} {name} {number(value):>6}"
+    return " | ".join(groups.values())
 
 
 def _best(summary: Mapping[str, object]) -> str:
-    return _listed(summary, "best/")
-
-
-def _test(summary: Mapping[str, object]) -> str:
-    return _listed(summary, "test/")
-
-
-def _listed(summary: Mapping[str, object], prefix: str) -> str:
-    return "  ".join(
-        f"{key.removeprefix(prefix)} {number(value)}"
-        for key, value in summary.items()
-        if key.startswith(prefix) and isinstance(value, (int, float))
-    )
+    """The metrics of the best epoch, which the summary holds as its log line under `best`."""
+    line = summary.get("best")
+    if not isinstance(line, Mapping):
+        return ""
+    text = _metrics({k: v for k, v in line.items() if k.startswith("val/")})
+    return f"{text} @ epoch {line['epoch']:g}" if text and "epoch" in line else text
 
 
 def number(value: float) -> str:
@@ -180,11 +188,11 @@ def number(value: float) -> str:
 
 def _count(value: float) -> str:
     """Three digits and a unit: `870`, `12.3k`, `4.56M`."""
-    for unit in ("", "k", "M", "G"):
-        if value < 999.5 or unit == "G":
-            break
+    for unit in ("", "k", "M"):
+        if value < 999.5:
+            return f"{value:#.3g}{unit}".replace(f".{unit}", unit) if unit else f"{value:.0f}"
         value /= 1000
-    return f"{value:.0f}" if not unit else f"{value:.3g}{unit}"
+    return f"{value:.3g}G"
 
 
 def _duration(seconds: float) -> str:

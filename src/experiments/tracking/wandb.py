@@ -117,7 +117,7 @@ class Wandb(Tracker):
         run, self._run = self._run, None
         try:
             values = {k: v for k, v in summary.items() if k != "wandb"}
-            run.summary.update({**values, "status": status})
+            run.summary.update({**flatten(values), "status": status})
             run.finish(exit_code=0 if status in SUCCESS else 1)
         except TimeoutError:
             log.warning(

@@ -1,0 +1,92 @@
+"""What the rest of the project sees of data: a `Spec` before reading, `Splits` after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What is known of a data set before anything is read.
+
+    `input_shape` is that of one example, (height, width, channels) for images; `train_examples`
+    is None where only reading the data can tell.
+    """
+
+    input_shape: tuple[int, ...]
+    num_classes: int
+    train_examples: int | None = None
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """A split that lives in memory or in a memory-mapped file.
+
+    `arrays` holds "image", uint8 [N, H, W, C], and "label", int32 [N].
+    """
+
+    arrays: dict[str, np.ndarray]
+
+    def __post_init__(self) -> None:
+        lengths = {name: len(array) for name, array in self.arrays.items()}
+        if len(set(lengths.values())) != 1:
+            raise ValueError(f"arrays of different lengths: {lengths}")
+
+    def __len__(self) -> int:
+        return len(next(iter(self.arrays.values())))
+
+    def take(self, indices: np.ndarray) -> Arrays:
+        """The examples at `indices`, int [M], copied."""
+        return Arrays({name: array[indices] for name, array in self.arrays.items()})
+
+
+class BatchIterator(Protocol, Iterator[Batch]):
+    """An iterator over batches whose position can be saved and restored exactly."""
+
+    def get_state(self) -> dict: ...
+
+    def set_state(self, state: dict) -> None: ...
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A split too large for memory, read and decoded batch by batch.
+
+    `open(batch_size, seed, train)` starts the reading; see `iterate`.
+    """
+
+    length: int
+    open: Callable[[int, int, bool], BatchIterator]
+
+    def __len__(self) -> int:
+        return self.length
+
+    def iterate(self, batch_size: int, seed: int, train: bool) -> BatchIterator:
+        """Batches of fixed shape: "image" uint8 [B, H, W, C] and "label" int32 [B].
+
+        For training: endless epochs of `len(self) // batch_size` full batches, each epoch in its
+        own order. For evaluation: one pass in order; the last batch is padded and "mask", float32
+        [B], is 1 for real examples and 0 for padding. The same seed gives the same batches, bit
+        for bit.
+        """
+        return self.open(batch_size, seed, train)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The three splits of a data set, disjoint.
+
+    `fingerprint` identifies the prepared files, so that data that changed on disk is noticed.
+    """
+
+    train: Arrays | Stream
+    validation: Arrays | Stream
+    test: Arrays | Stream
+    class_names: tuple[str, ...]
+    fingerprint: str

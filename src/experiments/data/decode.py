@@ -1,0 +1,106 @@
+"""Decodes a whole split into arrays, on all cores."""
+
+import itertools
+import logging
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+
+import numpy as np
+
+from experiments.data import records
+from experiments.data.prepared import Prepared
+from experiments.errors import UserError
+
+log = logging.getLogger(__name__)
+
+SHARE = (
+    4096  # examples worth a process of their own: starting one costs as much as 0.2 s of decoding
+)
+LOG_SECONDS = 10.0
+
+
+def decode_split(prepared: Prepared, split: str) -> dict[str, np.ndarray]:
+    """Decodes a split of pictures that all have the shape `prepared.image_shape`.
+
+    Python threads do not help (Pillow holds the interpreter's lock for pictures this small), so the
+    work is shared by processes. They are plain subprocesses: a fork would copy JAX's threads, and
+    `multiprocessing`'s other methods would import the user's main module again in each.
+
+    Returns:
+        "image", uint8 [N, H, W, C], and "label", int32 [N].
+
+    Raises:
+        UserError: the prepared files are damaged.
+    """
+    started = time.monotonic()
+    height, width, channels = shape = prepared.image_shape
+    if height is None or width is None:
+        raise ValueError(f"{prepared.name} has pictures of different sizes")
+    shape = (height, width, channels)
+    shards = [str(path) for path in prepared.shards(split)]
+    count = prepared.num_examples(split)
+    images = np.empty((count, *shape), np.uint8)
+    labels = np.empty(count, np.int32)
+
+    processes = min(_cores(), -(-count // SHARE))
+    log.info("Decoding %s %s: %d pictures", prepared.name, split, count)
+    try:
+        if processes == 1:
+            at = 0
+            for image, label in records.decode(shards, 0, count, shape):
+                images[at : at + len(label)], labels[at : at + len(label)] = image, label
+                at += len(label)
+        else:
+            bounds = np.linspace(0, count, processes + 1).astype(int).tolist()
+            with ThreadPoolExecutor(processes) as pool:
+                parts = [
+                    pool.submit(_decode_part, shards, start, images[start:stop], labels[start:stop])
+                    for start, stop in itertools.pairwise(bounds)
+                ]
+                _wait(parts, f"{prepared.name} {split}", started)
+    except ValueError as error:
+        raise UserError(
+            f"prepared data cannot be read: {error}\n"
+            f"Remove {prepared.folder} and prepare it again: make data DATA={prepared.name}"
+        ) from error
+    log.info("Decoded %s %s in %.1f s", prepared.name, split, time.monotonic() - started)
+    return {"image": images, "label": labels}
+
+
+def _decode_part(shards: list[str], start: int, images: np.ndarray, labels: np.ndarray) -> None:
+    """Fills `images` and `labels` with the examples from `start` on, by one other process."""
+    numbers = [start, start + len(labels), *images.shape[1:]]
+    command = [sys.executable, "-P", records.__file__, *map(str, numbers), *shards]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        at = 0
+        while header := process.stdout.read(4):
+            high = at + int(np.frombuffer(header, np.int32)[0])
+            process.stdout.readinto(images[at:high].data.cast("B"))  # type: ignore[attr-defined]
+            process.stdout.readinto(labels[at:high].data.cast("B"))  # type: ignore[attr-defined]
+            at = high
+        message = process.stderr.read().decode(errors="replace").strip()
+    if process.returncode != 0 or at != len(labels):
+        raise ValueError(message.splitlines()[-1] if message else "the decoding process died")
+
+
+def _wait(parts: list[Future], what: str, started: float) -> None:
+    """Waits for the parts, with a line in the log now and then, and raises their first error."""
+    pending = set(parts)
+    while pending:
+        done, pending = wait(pending, timeout=LOG_SECONDS)
+        for part in done:
+            part.result()
+        if not done:
+            log.info("Still decoding %s, %.0f s so far", what, time.monotonic() - started)
+
+
+def _cores() -> int:
+    """Cores this process may use: a cluster often grants fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

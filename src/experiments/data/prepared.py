@@ -1,0 +1,228 @@
+"""Finds TFDS data prepared on disk and reads its description, without TFDS or TensorFlow."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from experiments.errors import UserError, suggest
+
+FORMAT = "array_record"  # the only format of TFDS with random access; read without TensorFlow
+VERSION = re.compile(r"\d+\.\d+\.\d+")
+
+
+def data_dir(directory: str | None) -> Path:
+    """The folder of prepared data: `directory`, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    directory = directory or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return Path(directory).expanduser()
+
+
+def cache_dir(directory: str | None) -> Path:
+    """The folder of what can be made again: `directory`, else the user's cache folder."""
+    if directory:
+        return Path(directory).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "experiments"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One version of a labelled image data set, prepared by TFDS in `folder`.
+
+    `image_shape` is (height, width, channels), None where it differs from picture to picture.
+    """
+
+    name: str
+    folder: Path
+    info: dict[str, Any]
+    image_shape: tuple[int | None, int | None, int]
+    num_classes: int
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(split["name"] for split in self.info["splits"])
+
+    def _split(self, split: str) -> dict[str, Any]:
+        for candidate in self.info["splits"]:
+            if candidate["name"] == split:
+                return candidate
+        raise UserError(
+            f"data set {self.name!r} has no split {split!r}, only {', '.join(self.splits)}"
+            f"{suggest(split, self.splits)}"
+        )
+
+    def num_examples(self, split: str) -> int:
+        return sum(map(int, self._split(split)["shardLengths"]))
+
+    def shards(self, split: str) -> list[Path]:
+        """The files of a split, in order.
+
+        Raises:
+            UserError: there is no such split, or a file is missing.
+        """
+        described = self._split(split)
+        template = (
+            described.get("filepathTemplate") or "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+        )
+        total = len(described["shardLengths"])
+        paths = [
+            self.folder
+            / template.format(
+                DATASET=self.info["name"],
+                SPLIT=split,
+                FILEFORMAT=FORMAT,
+                SHARD_INDEX=f"{i:05d}",
+                NUM_SHARDS=f"{total:05d}",
+                SHARD_X_OF_Y=f"{i:05d}-of-{total:05d}",
+            )
+            for i in range(total)
+        ]
+        for path in paths:
+            if not path.is_file():
+                raise UserError(
+                    f"{path} is missing.\n"
+                    f"Remove {self.folder} and prepare it again: make data DATA={self.name}"
+                )
+        return paths
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """The names TFDS wrote beside the data, else the numbers."""
+        path = self.folder / "label.labels.txt"
+        if path.is_file():
+            return tuple(path.read_text().splitlines())
+        return tuple(map(str, range(self.num_classes)))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the description and of the names and sizes of all files, 16 hex digits."""
+        digest = hashlib.sha256(json.dumps(self.info, sort_keys=True).encode())
+        for path in sorted(self.folder.iterdir()):
+            digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+        return digest.hexdigest()[:16]
+
+
+def find(name: str, version: str | None, directory: Path) -> Prepared | None:
+    """The prepared data set `name`, or None where `directory` has none.
+
+    Args:
+        name: as in TFDS, "mnist" or with a configuration, "imagenet_resized/32x32".
+        version: None takes the newest prepared.
+        directory: laid out by TFDS, `directory/name[/config]/version`.
+
+    Raises:
+        UserError: it is there but of another version, configuration or file format, or it is not
+            labelled images.
+    """
+    root = directory / name
+    versions = _versions(root)
+    if not versions and root.is_dir():
+        configs = sorted(p.name for p in root.iterdir() if p.is_dir() and _versions(p))
+        if len(configs) > 1:
+            raise UserError(
+                f"data set {name!r} is prepared in {root} in several configurations: "
+                f"choose one with data.name={name}/{configs[0]} (or {', '.join(configs[1:])})"
+            )
+        if configs:
+            return find(f"{name}/{configs[0]}", version, directory)
+    if not versions:
+        return None
+    chosen = version or versions[-1]
+    if chosen not in versions:
+        raise UserError(
+            f"data set {name!r} is prepared in {root} as version {', '.join(versions)}, "
+            f"not {chosen}: set data.version"
+        )
+    return _read(name, root / chosen)
+
+
+def _versions(folder: Path) -> list[str]:
+    """The versions prepared in `folder`, oldest first."""
+    found = [p.parent.name for p in folder.glob("*/dataset_info.json")]
+    found = [name for name in found if VERSION.fullmatch(name)]
+    return sorted(found, key=lambda name: tuple(map(int, name.split("."))))
+
+
+def _read(name: str, folder: Path) -> Prepared:
+    try:
+        info = json.loads((folder / "dataset_info.json").read_text())
+        described = json.loads((folder / "features.json").read_text())
+        features = described["featuresDict"]["features"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"the description of data set {name!r} in {folder} cannot be read ({error}).\n"
+            f"Remove that folder and prepare it again: make data DATA={name}"
+        ) from error
+    stored_as = info.get("fileFormat", "tfrecord")
+    if stored_as != FORMAT:
+        raise UserError(
+            f"data set {name!r} in {folder} is stored as {stored_as}, which needs TensorFlow to "
+            f"read.\nRemove that folder and prepare it as {FORMAT}: make data DATA={name}"
+        )
+    image = features.get("image", {}).get("image")
+    label = features.get("label", {}).get("classLabel")
+    if image is None or label is None:
+        raise UserError(
+            f"data set {name!r} is not labelled images: it has {', '.join(sorted(features))}; "
+            f"needed are an 'image' and a class 'label'"
+        )
+    height, width, channels = (int(d) for d in image["shape"]["dimensions"])
+    if image.get("dtype", "uint8") != "uint8" or channels not in (1, 3, 4):
+        raise UserError(
+            f"data set {name!r} has {image.get('dtype')} images of {channels} channels; "
+            f"uint8 images of 1, 3 or 4 channels are supported"
+        )
+    shape = (height if height > 0 else None, width if width > 0 else None, channels)
+    return Prepared(name, folder, info, shape, int(label["numClasses"]))
+
+
+def locate(name: str, version: str | None, directory: str | None, cache: str | None) -> Prepared:
+    """The prepared data set `name`; the digits are prepared where they are not yet.
+
+    Args:
+        name, version: see `find`.
+        directory: see `data_dir`.
+        cache: see `cache_dir`; the digits go there where the data folder cannot be written.
+
+    Raises:
+        UserError: it is unknown, not prepared, or not usable.
+    """
+    folder = data_dir(directory)
+    if found := find(name, version, folder):
+        return found
+    if name != "digits":
+        raise _missing(name, folder)
+    own = cache_dir(cache) / "tensorflow_datasets"
+    if found := find(name, version, own):
+        return found
+    from experiments.data import digits
+
+    for target in (folder, own):
+        try:
+            digits.prepare(target)
+        except OSError as error:
+            problem = error
+            continue
+        if found := find(name, version, target):
+            return found
+    raise UserError(f"the digits cannot be written to {folder} or {own}: {problem}")
+
+
+def _missing(name: str, folder: Path) -> UserError:
+    """Why there is no data set `name`. Never asks the network: TFDS retries that for minutes."""
+    import tensorflow_datasets as tfds
+
+    known = {"digits", *tfds.list_builders(with_community_datasets=False)}
+    if folder.is_dir():
+        known |= {path.name for path in folder.iterdir() if path.is_dir()}
+    if name.split("/")[0] not in known:
+        return UserError(f"TFDS has no data set {name!r}{suggest(name, known)}")
+    return UserError(
+        f"data set {name!r} is not prepared in {folder}. Prepare it with: make data DATA={name}\n"
+        f"or name the folder that has it by TFDS_DATA_DIR or data.dir"
+    )

@@ -1,0 +1,154 @@
+"""The command line's last word: exit codes, and errors in plain lines.
+
+0    the run finished, or stopped early as it was configured to
+1    it diverged, or the program failed
+2    something that the user can put right
+75   it was interrupted and can be resumed
+"""
+
+import contextlib
+import errno
+import os
+import re
+import sys
+import traceback
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from experiments.errors import UserError, suggest
+
+EXIT_CODES = {"finished": 0, "stopped_early": 0, "diverged": 1, "failed": 1, "interrupted": 75}
+
+OmegaConf.register_new_resolver("unique", lambda: uuid.uuid4().hex[:6], use_cache=True)
+
+
+class Exit(BaseException):
+    """Ends the program with an exit code; not an `Exception`, so Hydra does not report it."""
+
+    def __init__(self, code: int):
+        self.code = code
+
+
+@contextlib.contextmanager
+def job() -> Iterator[None]:
+    """Around what a Hydra main function does: its errors reach `command_line` untouched."""
+    try:
+        yield
+    except Exception as error:
+        raise Exit(1) from error
+
+
+def command_line(main: Callable[[], Any]) -> int:
+    """Calls a Hydra main function; returns the exit code.
+
+    Errors that a user can put right are printed as one or two plain lines, with the nearest valid
+    names; `HYDRA_FULL_ERROR=1` shows the traceback of any error.
+    """
+    full = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
+    # Hydra would print its own account of an error and exit with 1; told to raise, it leaves the
+    # account to this function
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+    except (Exit, Exception) as ended:
+        error = ended.__cause__ if isinstance(ended, Exit) else ended
+        if error is None:
+            return ended.code
+        message = explain(error)
+        if full or message is None:
+            traceback.print_exception(error)
+            return 1 if message is None else 2
+        print(message, file=sys.stderr)
+        return 2
+    return 0
+
+
+def explain(error: BaseException) -> str | None:
+    """What to tell the user, or None for an error of the program."""
+    from hydra.errors import HydraException, MissingConfigException
+
+    for cause in _causes(error):
+        if isinstance(cause, UserError):
+            return f"error: {cause}"
+        if isinstance(cause, MissingConfigException) and cause.missing_cfg_file:
+            return f"error: {_missing_choice(cause)}"
+        if isinstance(cause, OSError) and cause.errno in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EACCES,
+            errno.EROFS,
+            errno.EPERM,
+        ):
+            where = f": {cause.filename}" if cause.filename else ""
+            advice = "; choose another folder with hydra.run.dir=..."
+            return f"error: {os.strerror(cause.errno)}{where}{advice}"
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return f"error: {_bad_override(str(error))}"
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterable[BaseException]:
+    seen = []
+    while error is not None and error not in seen:
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+    return seen
+
+
+def _missing_choice(error: Any) -> str:
+    group, _, choice = error.missing_cfg_file.rpartition("/")
+    options = [option for option in error.options or [] if not option.startswith("_")]
+    if not options:
+        return f"there is no config {error.missing_cfg_file!r}"
+    return (
+        f"{group}={choice}: there is no such choice{suggest(choice, options)}\n"
+        f"{group} can be {', '.join(options)}"
+    )
+
+
+def _bad_override(message: str) -> str:
+    """Hydra's first line, with the nearest valid keys where a key is wrong."""
+    first = message.strip().splitlines()[0]
+    match = re.search(r"Could not override '([^']+)'", message)
+    if match is None:
+        return first
+    key = match.group(1).partition("@")[0]
+    parent, _, last = key.rpartition(".")
+    keys = _valid_keys()
+    siblings = [k.rpartition(".")[2] for k in keys if k.rpartition(".")[0] == parent]
+    near = suggest(last, siblings) if parent else ""
+    if near and parent:
+        near = re.sub(r"'([^']+)'", rf"'{parent}.\1'", near)
+    near = near or suggest(key, keys)
+    return f"{key}: there is no such key{near}"
+
+
+def _valid_keys() -> list[str]:
+    """The keys and groups of the config that the rest of the command line describes."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+
+    from experiments.config import leaves
+
+    choices = [a for a in sys.argv[1:] if re.fullmatch(r"[a-z_]+=[\w.\-]+", a)]
+    config_dir = os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), "conf")
+    for overrides in (choices, []):
+        GlobalHydra.instance().clear()
+        try:
+            with initialize_config_dir(config_dir, version_base="1.3"):
+                config = compose("config", overrides=overrides)
+        except (HydraException, OmegaConfBaseException):
+            continue  # the misspelt name may be among the choices
+        plain = OmegaConf.to_container(config, resolve=False)
+        assert isinstance(plain, dict)
+        paths = [path for path, _ in leaves(plain)]
+        return [*plain, *(p for p in paths if "." in p)]
+    return []

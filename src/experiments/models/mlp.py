@@ -1,0 +1,67 @@
+"""Fully connected networks: the perceptron and the multilayer perceptron."""
+
+import math
+
+import jax
+from flax import nnx
+
+from experiments.initializers import Initializer
+from experiments.models.layers import ACTIVATIONS, Dense, Dropout, flatten
+from experiments.types import Activation, Decay, PositiveInt
+
+
+class Perceptron(nnx.Module):
+    """One layer of threshold units, a class each (Rosenblatt 1958).
+
+    [batch, ...] to [batch, num_classes]. With `loss=mse optim=sgd` a step is Rosenblatt's rule
+    w ← w + η (y − o) x.
+    """
+
+    def __init__(
+        self,
+        *,
+        activation: Activation,
+        input_shape: tuple[int, ...],
+        num_classes: int,
+        kernel_init: Initializer,
+        rngs: nnx.Rngs,
+    ):
+        in_features = math.prod(input_shape)
+        self.output = Dense(in_features, num_classes, kernel_init=kernel_init, rngs=rngs)
+        self.activation = activation
+
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        return ACTIVATIONS[self.activation](self.output(flatten(x)))
+
+
+class MLP(nnx.Module):
+    """Dense layers with an activation and dropout after each hidden one.
+
+    [batch, ...] to logits [batch, num_classes]. `hidden=[]` is multinomial logistic regression.
+    """
+
+    def __init__(
+        self,
+        *,
+        hidden: list[PositiveInt],
+        activation: Activation,
+        dropout: Decay,
+        input_shape: tuple[int, ...],
+        num_classes: int,
+        kernel_init: Initializer,
+        rngs: nnx.Rngs,
+    ):
+        sizes = [math.prod(input_shape), *hidden]
+        self.hidden = nnx.List(
+            Dense(n_in, n_out, kernel_init=kernel_init, rngs=rngs)
+            for n_in, n_out in zip(sizes, sizes[1:], strict=False)
+        )
+        self.output = Dense(sizes[-1], num_classes, kernel_init=kernel_init, rngs=rngs)
+        self.dropout = Dropout(dropout)
+        self.activation = activation
+
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        x = flatten(x)
+        for layer in self.hidden:
+            x = self.dropout(ACTIVATIONS[self.activation](layer(x)), rngs=rngs)
+        return self.output(x)

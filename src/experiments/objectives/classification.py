@@ -1,0 +1,70 @@
+"""Classification: the target is a label, the model gives one output a class."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from experiments.errors import UserError
+
+Metrics = dict[str, jax.Array]
+
+
+class Classification:
+    """Loss and accuracy of a model's class scores.
+
+    `loss` is a function of `experiments.losses`; `head` is the output head that turns the model's
+    raw outputs into what the loss is taken of (None: the one that goes with the loss). A batch has
+    `image` [batch, ...] and `label`, integers [batch] or a distribution [batch, num_classes].
+    """
+
+    monitor = ("accuracy", "max")  # what decides which epoch was best
+
+    def __init__(self, *, loss: Any, head: str | None, num_classes: int):
+        function = getattr(loss, "func", loss)
+        self.takes = getattr(function, "takes", "outputs")
+        self.head = head or getattr(function, "head", "identity")
+        if self.takes == "logits" and self.head not in ("identity", function.head):
+            raise UserError(
+                f"loss={function.__name__} contains the {function.head}, so model.head={head} "
+                f"does not go with it; use model.head=null, or loss=mse for outputs of any head"
+            )
+        self.loss = loss
+        self.num_classes = num_classes
+
+    def __call__(
+        self, model: nnx.Module, batch: dict, rngs: nnx.Rngs | None
+    ) -> tuple[Metrics, jax.Array]:
+        """Per-example values, each [batch], `loss` and `accuracy` (0 or 1), and the logits."""
+        logits = model(batch["image"], rngs=rngs).astype(jnp.float32)  # type: ignore[operator]
+        targets = self.targets(batch)
+        hit = jnp.argmax(logits, axis=-1) == jnp.argmax(targets, axis=-1)
+        loss = self.loss(self.loss_input(logits), targets)
+        return {"loss": loss, "accuracy": hit.astype(jnp.float32)}, logits
+
+    def targets(self, batch: dict) -> jax.Array:
+        """One-hot (or mixed) targets [batch, num_classes]."""
+        label = batch["label"]
+        return label if label.ndim == 2 else jax.nn.one_hot(label, self.num_classes)
+
+    def loss_input(self, logits: jax.Array) -> jax.Array:
+        """What the loss is a function of: see `experiments.losses`."""
+        if self.takes == "logits":
+            return logits
+        if self.takes == "log_probabilities":
+            log_heads = {"softmax": jax.nn.log_softmax, "sigmoid": jax.nn.log_sigmoid}
+            return log_heads.get(self.head, lambda x: x)(logits)
+        return self.outputs(logits)
+
+    def outputs(self, logits: jax.Array) -> jax.Array:
+        """The output head applied."""
+        heads = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
+        return heads.get(self.head, lambda x: x)(logits)
+
+    def predictions(self, logits: jax.Array) -> jax.Array:
+        """Class probabilities for a person to read: the head where it is one, else the softmax."""
+        if self.head == "sigmoid":
+            p = jax.nn.sigmoid(logits)
+            return p / jnp.maximum(p.sum(axis=-1, keepdims=True), 1e-9)
+        return jax.nn.softmax(logits)

@@ -1,0 +1,161 @@
+"""Optimizers: an optax rule between what every optimizer shares.
+
+    gradients + L1 + L2 → clipping → rule → + decoupled weight decay → · (−learning rate)
+
+The learning rate is applied outside of the rule, so every rule takes every schedule and a traced
+learning rate. The penalties enter as gradients; reported losses are the data term alone.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from experiments.config import check_arguments, locate
+from experiments.types import Decay, NonNegative, Positive, PositiveInt
+
+Tree = Any
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """`transform` gives the descent direction; the step is −learning_rate · direction."""
+
+    transform: optax.GradientTransformation
+    learning_rate: Any  # number, possibly traced
+    ema_decay: Any  # number, possibly traced, or None
+
+    def init(self, params: Tree) -> Tree:
+        """The optimizer state for `params`."""
+        return self.transform.init(params)
+
+    def update(self, grads: Tree, state: Tree, params: Tree, factor: Any) -> tuple[Tree, Tree]:
+        """(what to add to `params`, the new state); `factor` comes from the schedule."""
+        directions, state = self.transform.update(grads, state, params)
+        rate = self.learning_rate * factor
+        return jax.tree.map(lambda d: -rate * d, directions), state
+
+    def average(self, ema: Tree, values: Tree, step: jax.Array) -> Tree:
+        """The exponential moving average; the decay warms up as (1 + t) / (10 + t)."""
+        decay = jnp.minimum(self.ema_decay, (1.0 + step) / (10.0 + step))
+        return jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, ema, values)
+
+
+def optimizer(
+    rule: str,
+    *,
+    learning_rate: NonNegative,
+    weight_decay: NonNegative,
+    l1: NonNegative,
+    l2: NonNegative,
+    regularize_all: bool,
+    clip_norm: Positive | None,
+    clip_value: Positive | None,
+    trust_ratio: bool,
+    accumulate: PositiveInt,
+    ema_decay: Decay | None,
+    **arguments: Any,
+) -> Optimizer:
+    """Puts an optimizer together; the keys of every file in `conf/optim`.
+
+    Args:
+      rule: dotted name of an optax transformation that maps gradients to a descent direction;
+        `arguments` are its own.
+      learning_rate: size of a step before the schedule's factor.
+      weight_decay: decoupled decay λ: w ← w − learning rate · λ w (Loshchilov & Hutter 2019).
+      l1, l2: penalties l1 · Σ|w| and l2 · ½Σw², added to the gradient.
+      regularize_all: also decay and penalise biases and normalisation parameters.
+      clip_norm: largest global gradient norm; clip_value: largest single component.
+      trust_ratio: scale each layer's step by ‖w‖/‖step‖, after the weight decay (LAMB).
+      accumulate: batches whose gradients are averaged before each update.
+      ema_decay: keep an exponential moving average of the weights and evaluate with it.
+    """
+    mask = None if regularize_all else regularized
+    chain = []
+    if not _off(l1) or not _off(l2):
+        chain.append(_penalty(l1, l2, mask))
+    if clip_norm is not None:
+        chain.append(optax.clip_by_global_norm(clip_norm))
+    if clip_value is not None:
+        chain.append(optax.clip(clip_value))
+    function = locate(rule)
+    check_arguments(function, {k: v for k, v in arguments.items() if _plain(v)}, "optim")
+    chain.append(function(**arguments))
+    if not _off(weight_decay):
+        chain.append(optax.add_decayed_weights(weight_decay, mask))
+    if trust_ratio:
+        chain.append(optax.scale_by_trust_ratio())
+    transform = optax.chain(*chain)
+    if accumulate > 1:
+        transform = optax.MultiSteps(transform, accumulate).gradient_transformation()
+    return Optimizer(transform, learning_rate, ema_decay)
+
+
+def regularized(params: Tree) -> Tree:
+    """True for weights, False for biases and the scales of normalisations (by their names)."""
+
+    def is_weight(path: tuple, _) -> bool:
+        return jax.tree_util.keystr(path[-1:], simple=True) not in ("bias", "scale")
+
+    return jax.tree_util.tree_map_with_path(is_weight, params)
+
+
+def sgd() -> optax.GradientTransformation:
+    """The gradient itself."""
+    return optax.identity()
+
+
+def momentum(momentum: Decay, nesterov: bool) -> optax.GradientTransformation:
+    """v ← μv + g; the direction is v, or g + μv with Nesterov's look-ahead (Sutskever 2013)."""
+    return optax.trace(momentum, nesterov)
+
+
+def muon(
+    momentum: Decay, newton_schulz_steps: PositiveInt, b1: Decay, b2: Decay, eps: Positive
+) -> optax.GradientTransformation:
+    """Orthogonalised momentum for matrices and convolution kernels, Adam for the rest.
+
+    Jordan et al. 2024; updates are scaled to Adam's typical size, 0.2 √max(rows, columns) (Liu et
+    al. 2025, arXiv:2502.16982, eq. 4), so that one learning rate serves both parts.
+    """
+
+    def dimensions(params: Tree) -> Tree:
+        def numbers(leaf):
+            if leaf.ndim < 2:
+                return None
+            return optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
+
+        return jax.tree.map(numbers, params)
+
+    rule = optax.contrib.muon(
+        1.0,
+        beta=momentum,
+        ns_steps=newton_schulz_steps,
+        adam_b1=b1,
+        adam_b2=b2,
+        eps=eps,
+        consistent_rms=0.2,
+        muon_weight_dimension_numbers=dimensions,
+    )
+    return optax.chain(rule, optax.scale(-1.0))  # optax's already points downhill
+
+
+def _penalty(l1: Any, l2: Any, mask: Any) -> optax.GradientTransformation:
+    """Adds the gradient of l1 · Σ|w| + l2 · ½Σw²."""
+
+    def update(grads: Tree, state: Tree, params: Tree) -> tuple[Tree, Tree]:
+        return jax.tree.map(lambda g, w: g + l1 * jnp.sign(w) + l2 * w, grads, params), state
+
+    penalty = optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+    return penalty if mask is None else optax.masked(penalty, mask)
+
+
+def _plain(value: Any) -> bool:
+    return not isinstance(value, jax.Array)
+
+
+def _off(value: Any) -> bool:
+    """A number that is exactly 0 in the config; a traced one is on."""
+    return isinstance(value, int | float) and value == 0

@@ -1,0 +1,104 @@
+"""What the training program reads: windows of data on the device.
+
+A window is a set of arrays and an order in which batches are drawn from them. A split in memory is
+one window an epoch, put on the device once; a streamed split is a window a batch. The same compiled
+program runs both.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+
+from experiments.data.dataset import Arrays, Batch, Stream
+from experiments.errors import UserError
+from experiments.training.program import epoch_order
+
+
+@dataclass(frozen=True)
+class Window:
+    """`steps` batches: the i-th is rows order[i·batch : (i+1)·batch] of `arrays`."""
+
+    arrays: Mapping[str, jax.Array]
+    order: jax.Array
+    steps: int
+
+
+def resolve_batch_size(requested: int, examples: int) -> int:
+    """The batch size that a config asks for; -1 is the full batch."""
+    if requested == -1:
+        return examples
+    if not 1 <= requested <= examples:
+        raise UserError(
+            f"data.batch_size={requested} does not go with {examples} training examples; "
+            f"use 1 to {examples}, or -1 for the full batch"
+        )
+    return requested
+
+
+class ResidentFeed:
+    """A split that is kept on the device and shuffled there, epoch by epoch."""
+
+    def __init__(self, split: Arrays, batch_size: int, key: jax.Array, sharding: NamedSharding):
+        self.examples = len(split)
+        self.steps_per_epoch = self.examples // batch_size
+        self.arrays = {k: jax.device_put(v, sharding) for k, v in split.arrays.items()}
+        self.key, self.sharding = key, sharding
+
+    def epoch(self, epoch: int) -> Iterator[Window]:
+        """The windows of an epoch."""
+        yield Window(self.arrays, self.order(epoch), self.steps_per_epoch)
+
+    def order(self, epoch: int) -> jax.Array:
+        """The shuffled row numbers of an epoch."""
+        return jax.device_put(epoch_order(self.key, epoch, self.examples), self.sharding)
+
+    def example(self) -> Window:
+        """A window as the program will see it, to compile for."""
+        return Window(self.arrays, self.order(0), self.steps_per_epoch)
+
+
+class StreamedFeed:
+    """A split that is read batch by batch; the next batch travels while the last one computes."""
+
+    def __init__(self, split: Stream, batch_size: int, seed: int, sharding: NamedSharding):
+        self.steps_per_epoch = len(split) // batch_size
+        self.batches = split.iterate(batch_size, seed, True)
+        self.sharding = sharding
+        self.order = jax.device_put(np.arange(batch_size, dtype=np.int32), sharding)
+        self._ahead: Window | None = None
+
+    def epoch(self, epoch: int) -> Iterator[Window]:
+        """The windows of an epoch."""
+        for _ in range(self.steps_per_epoch):
+            window, self._ahead = self._ahead or self._next(), None
+            yield window
+
+    def example(self) -> Window:
+        """The first window, kept for training."""
+        self._ahead = self._ahead or self._next()
+        return self._ahead
+
+    def _next(self) -> Window:
+        arrays = {k: jax.device_put(v, self.sharding) for k, v in next(self.batches).items()}
+        return Window(arrays, self.order, 1)
+
+
+def evaluation_batches(split: Arrays | Stream, batch_size: int, seed: int) -> Iterator[Batch]:
+    """A split in order, in batches of one shape; `mask` is 0 on the padding of the last one."""
+    if isinstance(split, Stream):
+        yield from split.iterate(batch_size, seed, False)
+        return
+    for start in range(0, len(split), batch_size):
+        batch: dict[str, Any] = {
+            name: np.asarray(array[start : start + batch_size])
+            for name, array in split.arrays.items()
+        }
+        real = len(next(iter(batch.values())))
+        if real < batch_size:
+            repeat = np.arange(batch_size) % real
+            batch = {name: array[repeat] for name, array in batch.items()}
+        yield batch | {"mask": (np.arange(batch_size) < real).astype(np.float32)}

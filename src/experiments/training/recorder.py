@@ -1,0 +1,73 @@
+"""From arrays of per-step metrics to the lines of a log."""
+
+import time
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+Line = dict[str, float]
+
+MEANS = ("loss", "accuracy")  # averaged over a line's steps; everything else is the last value
+
+
+class Recorder:
+    """Collects steps into lines: step 1, every `log_every`-th step and the end of each epoch.
+
+    Which steps a line covers depends on their numbers alone, never on how they were dispatched.
+    """
+
+    def __init__(self, log_every: int, steps_per_epoch: int, batch_size: int):
+        self.log_every, self.steps_per_epoch = log_every, steps_per_epoch
+        self.batch_size = batch_size
+        self.step = 0
+        self.rate = 0.0  # examples per second of the last dispatch
+        self.line: dict[str, list[float]] = {}
+        self.totals: dict[str, float] = {}
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """Starts timing anew, after work that was not training."""
+        self._clock = time.perf_counter()
+
+    def lap(self, count: int) -> float:
+        """The seconds that the last `count` steps took."""
+        now = time.perf_counter()
+        seconds, self._clock = now - self._clock, now
+        self.rate = count * self.batch_size / max(seconds, 1e-9)
+        return seconds
+
+    def add(
+        self, log: Mapping[str, np.ndarray], count: int, flush: bool = False
+    ) -> Iterator[tuple[int, Line]]:
+        """Takes the metrics of `count` finished steps; yields (step, line) of complete lines.
+
+        `flush` completes the last line wherever it stands.
+        """
+        for i in range(count):
+            self.step += 1
+            for name, values in log.items():
+                value = float(values[i])
+                self.line.setdefault(name, []).append(value)
+                if name in MEANS:
+                    self.totals[name] = self.totals.get(name, 0.0) + value
+            boundary = self.step % self.log_every == 0 or self.step % self.steps_per_epoch == 0
+            if self.step == 1 or boundary or (flush and i == count - 1):
+                yield self.step, self._line()
+
+    def end_epoch(self) -> Line:
+        """The means over the epoch so far, as `train/epoch_*`; starts the next one."""
+        steps = (self.step - 1) % self.steps_per_epoch + 1
+        means = {f"train/epoch_{name}": total / steps for name, total in self.totals.items()}
+        self.totals = {}
+        return means
+
+    def _line(self) -> Line:
+        line = {"epoch": self.step / self.steps_per_epoch}
+        for name, values in self.line.items():
+            if name in MEANS:
+                line[f"train/{name}"] = sum(values) / len(values)
+            else:
+                line[name] = values[-1]
+        line["examples_per_second"] = self.rate
+        self.line = {}
+        return line

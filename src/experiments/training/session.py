@@ -1,0 +1,123 @@
+"""What every mode of a run needs before its first step: data, devices, the pure core."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from experiments.config import build
+from experiments.data.dataset import Splits, Stream
+from experiments.errors import UserError
+from experiments.experiment import Experiment, hyperparameters
+from experiments.training.evaluation import Evaluator
+from experiments.training.feed import ResidentFeed, StreamedFeed, resolve_batch_size
+from experiments.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Session:
+    """A config brought to life; nothing is compiled yet."""
+
+    config: Mapping[str, Any]
+    trainer: Trainer
+    data: Any
+    splits: Splits
+    mesh: Mesh
+    experiment: Experiment
+    hparams: dict[str, np.float32]
+    key: jax.Array
+    batch_size: int
+    eval_batch_size: int
+
+    @property
+    def replicated(self) -> NamedSharding:
+        """A copy on every device."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    @property
+    def split_over_devices(self) -> NamedSharding:
+        """A part of the batch on every device."""
+        return NamedSharding(self.mesh, PartitionSpec("data"))
+
+    def feed(self) -> ResidentFeed | StreamedFeed:
+        """The training data."""
+        if isinstance(self.splits.train, Stream):
+            seed = self.config["seed"]
+            return StreamedFeed(self.splits.train, self.batch_size, seed, self.replicated)
+        return ResidentFeed(self.splits.train, self.batch_size, self.key, self.replicated)
+
+    def evaluator(self, split: str) -> Evaluator:
+        """The evaluation of the split `validation` or `test`."""
+        return Evaluator(
+            getattr(self.splits, split),
+            self.eval_batch_size,
+            self.split_over_devices,
+            self.trainer.eval_batches,
+            self.config["seed"],
+        )
+
+
+def open_session(config: Mapping[str, Any]) -> Session:
+    """Reads the data and sets up the experiment that a config describes."""
+    trainer: Trainer = build(config["trainer"])
+    data = build(config["data"])
+    splits = data.load()
+    batch_size = resolve_batch_size(data.batch_size, len(splits.train))
+    mesh = device_mesh(trainer.devices, batch_size)
+    # one shape for validation and test: one compilation, and a whole number of rows a device
+    longest = max(len(splits.validation), len(splits.test))
+    eval_batch_size = longest if data.eval_batch_size == -1 else min(data.eval_batch_size, longest)
+    eval_batch_size = -(-eval_batch_size // mesh.size) * mesh.size
+    steps_per_epoch = len(splits.train) // batch_size
+    if trainer.steps_per_epoch is not None:
+        steps_per_epoch = min(steps_per_epoch, trainer.steps_per_epoch)
+    total_steps = steps_per_epoch * trainer.epochs
+    experiment = Experiment(config, data.spec, data.pipeline, steps_per_epoch, total_steps)
+    if experiment.input_shape != tuple(data.spec.input_shape):
+        model = config["model"]["_target_"].rsplit(".", 1)[-1]
+        small, large = (
+            "x".join(map(str, shape[:2]))
+            for shape in (data.spec.input_shape, experiment.input_shape)
+        )
+        log.info("%s needs larger images: %s is resized to %s on the device", model, small, large)
+    hparams = {name: np.float32(value) for name, value in hyperparameters(config).items()}
+    key = jax.random.key(config["seed"])
+    return Session(
+        config,
+        trainer,
+        data,
+        splits,
+        mesh,
+        experiment,
+        hparams,
+        key,
+        batch_size,
+        eval_batch_size,
+    )
+
+
+def device_mesh(requested: int | None, batch_size: int) -> Mesh:
+    """The local devices that share each batch, as a mesh with the axis `data`."""
+    devices = jax.local_devices()
+    if requested is not None and requested > len(devices):
+        raise UserError(f"trainer.devices={requested}: this machine has {len(devices)}")
+    if requested is not None and batch_size % requested:
+        raise UserError(
+            f"trainer.devices={requested} does not divide the batch of {batch_size}; "
+            f"use a data.batch_size that is a multiple of it"
+        )
+    count = requested or max(n for n in range(1, len(devices) + 1) if batch_size % n == 0)
+    if count < len(devices) and requested is None:
+        log.warning(
+            "using %d of %d devices: a batch of %d does not divide evenly over more",
+            count,
+            len(devices),
+            batch_size,
+        )
+    return Mesh(np.asarray(devices[:count]), ("data",))

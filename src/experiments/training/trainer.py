@@ -1,0 +1,47 @@
+"""The settings of a training run: the keys of `conf/trainer`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from experiments.types import NonNegative, NonNegativeInt, Positive, PositiveInt
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """How long, how precisely and under which watch a run trains.
+
+    Args:
+      epochs: passes over the training split.
+      steps_per_epoch: cut every epoch off after so many steps (null: the whole split).
+      eval_batches: cut every evaluation off after so many batches (null: the whole split).
+      log_every: steps whose mean makes one line of metrics.
+      precision: of activations and of the gradient computation; parameters and losses stay fp32.
+      devices: data-parallel local devices (null: as many as divide the batch evenly).
+      monitor: validation metric that says which epoch is best (null: the objective's own).
+      monitor_mode: whether it should be small or large (null: the objective's own).
+      patience: epochs without a better value after which the run stops early (null: never).
+      on_nan: end a run whose loss or gradient is not finite, or skip such updates.
+      max_time: seconds of training after which the run stops (null: no limit).
+      target_loss: training loss of an epoch at which the run stops (null: none).
+      max_steps_per_dispatch: most steps handed to the device at once.
+      profile_steps: steps recorded by the JAX profiler into the run folder (0: none).
+      debug_nans: have JAX find the operation that makes the first NaN (slow).
+      figures: draw figures at the end.
+    """
+
+    epochs: PositiveInt
+    steps_per_epoch: PositiveInt | None
+    eval_batches: PositiveInt | None
+    log_every: PositiveInt
+    precision: Literal["fp32", "bf16"]
+    devices: PositiveInt | None
+    monitor: str | None
+    monitor_mode: Literal["min", "max"] | None
+    patience: PositiveInt | None
+    on_nan: Literal["stop", "skip"]
+    max_time: Positive | None
+    target_loss: NonNegative | None
+    max_steps_per_dispatch: PositiveInt
+    profile_steps: NonNegativeInt
+    debug_nans: bool
+    figures: bool

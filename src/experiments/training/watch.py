@@ -1,0 +1,38 @@
+"""Which epoch was best, and whether it is time to stop."""
+
+from dataclasses import dataclass, field
+
+from experiments.errors import UserError, suggest
+
+
+@dataclass
+class Watch:
+    """Follows the monitored validation metric from epoch to epoch."""
+
+    metric: str  # such as "accuracy"
+    mode: str  # "min" or "max"
+    patience: int | None
+    best: dict = field(default_factory=dict)  # the line of the best epoch
+    stale: int = 0  # epochs since then
+
+    def better(self, line: dict) -> bool:
+        """Takes an epoch's line; True if no earlier epoch was as good."""
+        name = f"val/{self.metric}"
+        if name not in line:
+            known = [key.removeprefix("val/") for key in line if key.startswith("val/")]
+            hint = suggest(self.metric, known) or f"; there are {', '.join(known)}"
+            raise UserError(f"trainer.monitor={self.metric} is no validation metric{hint}")
+        value = line[name]
+        previous = self.best.get(name)
+        improved = value == value and (  # NaN is never better
+            previous is None or (value < previous if self.mode == "min" else value > previous)
+        )
+        self.stale = 0 if improved else self.stale + 1
+        if improved:
+            self.best = dict(line)
+        return improved
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether patience has run out."""
+        return self.patience is not None and self.stale >= self.patience

@@ -53,6 +53,8 @@ class BatchIterator(Protocol, Iterator[Batch]):
 
     def set_state(self, state: dict) -> None: ...
 
+    def close(self) -> None: ...
+
 
 @dataclass(frozen=True)
 class Stream:

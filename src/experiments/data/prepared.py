@@ -56,8 +56,11 @@ class Prepared:
             f"{suggest(split, self.splits)}"
         )
 
+    def shard_lengths(self, split: str) -> list[int]:
+        return [int(length) for length in self._split(split)["shardLengths"]]
+
     def num_examples(self, split: str) -> int:
-        return sum(map(int, self._split(split)["shardLengths"]))
+        return sum(self.shard_lengths(split))
 
     def shards(self, split: str) -> list[Path]:
         """The files of a split, in order.

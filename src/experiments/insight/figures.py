@@ -203,12 +203,13 @@ def _mark_divergence(ax: Axes, history: Sequence[dict], key: str) -> None:
 
 def _worst_confusions(ax: Axes, counts: np.ndarray, class_names: Sequence[str]) -> None:
     errors = counts - np.diag(np.diag(counts))
-    order = np.argsort(errors, axis=None, kind="stable")[::-1][:15]
+    order = np.argsort(-errors, axis=None, kind="stable")[:15]
     rows, columns = np.unravel_index(order, errors.shape)
     ax.set_axis_off()
     ax.set_title("commonest confusions", **TITLE)
+    width = len(f"{errors.max():,g}")
     lines = [
-        f"{errors[r, c]:>6,g}  {_short(class_names[r])} → {_short(class_names[c])}"
+        f"{errors[r, c]:>{width},g}  {_short(class_names[r])} → {_short(class_names[c])}"
         for r, c in zip(rows, columns, strict=True)
         if errors[r, c]
     ]

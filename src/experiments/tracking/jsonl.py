@@ -66,7 +66,12 @@ class JsonLines(Tracker):
 
 
 def read_history(path: Path) -> list[dict[str, float]]:
-    """The events of a `metrics.jsonl`, without a torn last line; NaN and infinities as floats."""
+    """The events of a `metrics.jsonl`, without a torn last line; NaN and infinities as floats.
+
+    Empty if there is no such file.
+    """
+    if not path.exists():
+        return []
     with path.open("rb") as file:
         return [event for line in file if (event := _parse(line)) is not None]
 

@@ -70,7 +70,7 @@ class Wandb(Tracker):
     def location(self) -> str | None:
         if self._run is None:
             return None
-        return self._run.url or f"wandb sync {self._run.sync_dir}"
+        return f"wandb sync {self._run.sync_dir}" if self._run.offline else self._run.url
 
     def start(self, run: RunInfo) -> None:
         mode = self.mode or os.environ.get("WANDB_MODE")
@@ -224,10 +224,10 @@ def _usable(mode: str | None) -> Mode:
     """`online` if that is wanted and an API key is configured, else `offline`; never a prompt."""
     import wandb
 
-    if mode == "offline":
-        return "offline"
     settings: dict[str, Any] = {"mode": mode} if mode else {}
     wandb.setup(settings=wandb.Settings(silent=True, **settings))
+    if mode == "offline":
+        return "offline"
     try:
         if wandb.login(prompt=False, verify=False):
             return "online"

@@ -1,4 +1,4 @@
-"""Decodes a whole split into arrays, on all cores."""
+"""Whole splits as arrays: decoded on all cores, once."""
 
 import itertools
 import logging
@@ -11,7 +11,9 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 import numpy as np
 
 from experiments.data import records
-from experiments.data.prepared import Prepared
+from experiments.data.cache import cached
+from experiments.data.dataset import Arrays
+from experiments.data.prepared import Prepared, cache_dir
 from experiments.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -20,6 +22,25 @@ SHARE = (
     4096  # examples worth a process of their own: starting one costs as much as 0.2 s of decoding
 )
 LOG_SECONDS = 10.0
+
+
+def load_split(prepared: Prepared, split: str, cache: str | None) -> Arrays:
+    """A split whose pictures all have one shape, from the cache or decoded into it.
+
+    Args:
+        cache: see `cache_dir`.
+
+    Raises:
+        UserError: there is no such split, or the prepared files are damaged.
+    """
+    count = prepared.num_examples(split)
+    folder = cache_dir(cache) / prepared.name / prepared.info["version"] / prepared.fingerprint
+    arrays = cached(
+        folder / split,
+        make=lambda: decode_split(prepared, split),
+        shapes={"image": (count, *_shape(prepared)), "label": (count,)},
+    )
+    return Arrays(arrays)
 
 
 def decode_split(prepared: Prepared, split: str) -> dict[str, np.ndarray]:
@@ -36,10 +57,7 @@ def decode_split(prepared: Prepared, split: str) -> dict[str, np.ndarray]:
         UserError: the prepared files are damaged.
     """
     started = time.monotonic()
-    height, width, channels = shape = prepared.image_shape
-    if height is None or width is None:
-        raise ValueError(f"{prepared.name} has pictures of different sizes")
-    shape = (height, width, channels)
+    shape = _shape(prepared)
     shards = [str(path) for path in prepared.shards(split)]
     count = prepared.num_examples(split)
     images = np.empty((count, *shape), np.uint8)
@@ -68,6 +86,13 @@ def decode_split(prepared: Prepared, split: str) -> dict[str, np.ndarray]:
         ) from error
     log.info("Decoded %s %s in %.1f s", prepared.name, split, time.monotonic() - started)
     return {"image": images, "label": labels}
+
+
+def _shape(prepared: Prepared) -> tuple[int, int, int]:
+    height, width, channels = prepared.image_shape
+    if height is None or width is None:
+        raise ValueError(f"the pictures of {prepared.name} differ in size")
+    return height, width, channels
 
 
 def _decode_part(shards: list[str], start: int, images: np.ndarray, labels: np.ndarray) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import csv
 import gzip
 import io
+import logging
 import shutil
 from collections.abc import Iterator
 from importlib import resources
@@ -18,6 +19,8 @@ from PIL import Image
 
 from experiments.data.cache import replace_folder, scratch_folder
 from experiments.data.prepared import FORMAT
+
+log = logging.getLogger(__name__)
 
 TRAIN = 1437  # the first 80 % of the examples; the last 360 are for testing
 
@@ -73,6 +76,19 @@ def read_raw() -> tuple[np.ndarray, np.ndarray]:
     return pixels.reshape(-1, 8, 8), table[:, -1]
 
 
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keeps back what TFDS prints and logs of the scratch folder it writes to."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
+
+
 def prepare(directory: Path) -> None:
     """Writes the prepared data set into `directory`, in the layout of TFDS.
 
@@ -83,9 +99,10 @@ def prepare(directory: Path) -> None:
     """
     tfds.disable_progress_bar()
     fresh = scratch_folder(directory / "digits")
+    log.info("Preparing the digits in %s", directory / "digits")
     try:
         builder = Digits(data_dir=str(fresh), file_format=FORMAT)
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints the scratch folder
+        with _silence():
             builder.download_and_prepare(
                 download_config=tfds.download.DownloadConfig(try_download_gcs=False)
             )

@@ -199,7 +199,11 @@ def locate(name: str, version: str | None, directory: str | None, cache: str | N
     if found := find(name, version, folder):
         return found
     if name != "digits":
-        raise _missing(name, folder)
+        check_name(name, folder)
+        raise UserError(
+            f"data set {name!r} is not prepared in {folder}. Prepare it: make data DATA={name}\n"
+            f"or name the folder that has it by TFDS_DATA_DIR or data.dir"
+        )
     own = cache_dir(cache) / "tensorflow_datasets"
     if found := find(name, version, own):
         return found
@@ -216,16 +220,15 @@ def locate(name: str, version: str | None, directory: str | None, cache: str | N
     raise UserError(f"the digits cannot be written to {folder} or {own}: {problem}")
 
 
-def _missing(name: str, folder: Path) -> UserError:
-    """Why there is no data set `name`. Never asks the network: TFDS retries that for minutes."""
+def check_name(name: str, folder: Path) -> None:
+    """Raises a UserError unless TFDS or `folder` knows `name`.
+
+    Asks TFDS for its list only, never the network: TFDS retries that for minutes.
+    """
     import tensorflow_datasets as tfds
 
     known = {"digits", *tfds.list_builders(with_community_datasets=False)}
     if folder.is_dir():
         known |= {path.name for path in folder.iterdir() if path.is_dir()}
     if name.split("/")[0] not in known:
-        return UserError(f"TFDS has no data set {name!r}{suggest(name, known)}")
-    return UserError(
-        f"data set {name!r} is not prepared in {folder}. Prepare it with: make data DATA={name}\n"
-        f"or name the folder that has it by TFDS_DATA_DIR or data.dir"
-    )
+        raise UserError(f"there is no data set {name!r} in TFDS{suggest(name, known)}")

@@ -7,9 +7,8 @@ import numpy as np
 
 from experiments.data import prepared as on_disk
 from experiments.data.augment import Augment, Pipeline
-from experiments.data.cache import cached
-from experiments.data.dataset import Arrays, Spec, Splits
-from experiments.data.decode import decode_split
+from experiments.data.dataset import Spec, Splits
+from experiments.data.decode import load_split
 from experiments.data.prepared import Prepared
 from experiments.errors import UserError
 
@@ -147,7 +146,8 @@ class TfdsImages:
                 for part, (split, indices) in parts.items()
             }
         else:
-            whole = {split: self._resident(prepared, split) for split, _ in parts.values()}
+            names = {split for split, _ in parts.values()}
+            whole = {split: load_split(prepared, split, self.cache_dir) for split in names}
             splits = {
                 part: whole[split] if indices is None else whole[split].take(indices)
                 for part, (split, indices) in parts.items()
@@ -220,14 +220,3 @@ class TfdsImages:
         splits = {self.train_split, self.validation_split or self.train_split, self.test_split}
         count = sum(prepared.num_examples(split) for split in splits)
         return count * int(np.prod(self._input_shape(prepared))) > self.resident_limit_mb * 2**20
-
-    def _resident(self, prepared: Prepared, split: str) -> Arrays:
-        count = prepared.num_examples(split)
-        folder = on_disk.cache_dir(self.cache_dir) / prepared.name / prepared.info["version"]
-        return Arrays(
-            cached(
-                folder / prepared.fingerprint / split,
-                lambda: decode_split(prepared, split),
-                {"image": (count, *self._input_shape(prepared)), "label": (count,)},
-            )
-        )

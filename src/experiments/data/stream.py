@@ -1,0 +1,201 @@
+"""Large data by Grain: read, decoded and resized by worker processes while the model trains."""
+
+import weakref
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+from PIL import Image
+
+from experiments.data import records
+from experiments.data.dataset import Batch, BatchIterator, Stream
+from experiments.data.prepared import Prepared
+from experiments.errors import UserError
+
+Example = dict[str, Any]
+
+EVAL_RESIZE = 256 / 224  # shorter side before the centre crop, over the side of the crop
+CROP_AREA = (0.08, 1.0)
+CROP_RATIO = (3 / 4, 4 / 3)
+
+
+def open_split(
+    prepared: Prepared,
+    split: str,
+    indices: np.ndarray | None = None,
+    *,
+    image_size: int | None,
+    workers: int,
+) -> Stream:
+    """A split, or the part of it at `indices` (int [N]), to be streamed; see `Stream.iterate`.
+
+    Args:
+        image_size: training pictures are randomly cropped, mirrored and resized to this side
+            (arXiv:1409.4842, section 6), evaluation pictures resized and cropped around the centre.
+            None: all pictures have one shape already and stay as they are.
+        workers: decoding processes. The batches do not depend on their number.
+
+    Raises:
+        UserError: there is no such split, or files are missing.
+    """
+    source = _Records(prepared, split, indices)
+    channels = prepared.image_shape[2]
+
+    def start(batch_size: int, seed: int, train: bool) -> BatchIterator:
+        if batch_size == -1:
+            batch_size = len(source)
+        data = grain.MapDataset.source(source).seed(seed)
+        if train:
+            decode = partial(_decode_train, channels=channels, size=image_size)
+            data = data.shuffle().random_map(decode)
+            data = data.batch(batch_size, drop_remainder=True).repeat()
+        else:
+            data = data.map(partial(_decode_eval, channels=channels, size=image_size))
+            data = data.batch(batch_size, batch_fn=partial(_pad, size=batch_size))
+        return _Batches(data, workers)
+
+    return Stream(len(source), start)
+
+
+class _Records:
+    """Random access to the serialized examples of a split, as Grain wants a source."""
+
+    def __init__(self, prepared: Prepared, split: str, indices: np.ndarray | None) -> None:
+        # With the number of records in the name Grain need not open every file to count them.
+        files = zip(prepared.shards(split), prepared.shard_lengths(split), strict=True)
+        self._files = grain.sources.ArrayRecordDataSource(
+            [f"{path}[0:{length}]" for path, length in files]
+        )
+        self._indices = np.arange(len(self._files)) if indices is None else indices
+        self._folder = prepared.folder
+        self._name = prepared.name
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: Any) -> bytes:
+        try:
+            return self._files[self._indices[index]]
+        except Exception as error:
+            raise UserError(
+                f"prepared data in {self._folder} cannot be read ({error}).\n"
+                f"Remove that folder and prepare it again: make data DATA={self._name}"
+            ) from error
+
+    def __repr__(self) -> str:
+        return f"{self._name}[{len(self)}]"
+
+
+class _Batches:
+    """An iterator whose state is nothing but its position.
+
+    A batch follows from the seed and its number alone, so a position can be resumed with another
+    number of workers than it was saved with, unlike the state of Grain's own iterator.
+    """
+
+    def __init__(self, data: grain.MapDataset, workers: int) -> None:
+        self._data = data
+        self._workers = workers
+        self._go_to(0)
+
+    def _go_to(self, position: int) -> None:
+        # Elements are whole batches here, so the buffers hold few: Grain's defaults hold 500.
+        threads = 1 if self._workers else 4
+        reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+        batches = self._data[position:].to_iter_dataset(reading)
+        if self._workers:
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()  # Grain asks for its flags, of which we set none
+            options = grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=2)
+            batches = batches.mp_prefetch(options)
+        self._position = position
+        self._iterator = iter(batches)
+        # At the end of the program too, or Grain's own clean-up fails half-way with a traceback.
+        self._close = weakref.finalize(self, self._iterator.close)
+
+    def __iter__(self) -> "_Batches":
+        return self
+
+    def __next__(self) -> Batch:
+        # Copied, because memory shared with the workers must not outlive them.
+        batch = {name: np.array(array) for name, array in next(self._iterator).items()}
+        self._position += 1
+        return batch
+
+    def get_state(self) -> dict[str, int]:
+        return {"batches": self._position}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        self.close()
+        self._go_to(int(state["batches"]))
+
+    def close(self) -> None:
+        """Ends the worker processes."""
+        self._close()
+
+
+def _decode_train(
+    record: bytes, rng: np.random.Generator, *, channels: int, size: int | None
+) -> Example:
+    encoded, label = records.parse(record)
+    image = records.open_image(encoded, channels)
+    if size is not None:
+        box = random_box(image.width, image.height, rng)
+        image = image.resize((size, size), Image.Resampling.BILINEAR, box=box, reducing_gap=2.0)
+        if rng.random() < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return _example(image, label)
+
+
+def _decode_eval(record: bytes, *, channels: int, size: int | None) -> Example:
+    encoded, label = records.parse(record)
+    image = records.open_image(encoded, channels)
+    if size is not None:
+        box = centre_box(image.width, image.height)
+        image = image.resize((size, size), Image.Resampling.BILINEAR, box=box, reducing_gap=2.0)
+    return _example(image, label)
+
+
+def _example(image: Image.Image, label: int) -> Example:
+    pixels = np.asarray(image)
+    return {"image": pixels.reshape(*pixels.shape[:2], -1), "label": np.int32(label)}
+
+
+def random_box(
+    width: int, height: int, rng: np.random.Generator
+) -> tuple[float, float, float, float]:
+    """A random part of a picture, (left, top, right, bottom) in pixels.
+
+    Its share of the area is uniform in `CROP_AREA`, its ratio of width to height log-uniform in
+    `CROP_RATIO`; the whole picture, cut to that range of ratios, where ten draws do not fit.
+    """
+    for _ in range(10):
+        area = width * height * rng.uniform(*CROP_AREA)
+        ratio = np.exp(rng.uniform(*np.log(CROP_RATIO)))
+        w, h = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = rng.integers(width - w + 1), rng.integers(height - h + 1)
+            return float(left), float(top), float(left + w), float(top + h)
+    w, h = min(width, height * CROP_RATIO[1]), min(height, width / CROP_RATIO[0])
+    return (width - w) / 2, (height - h) / 2, (width + w) / 2, (height + h) / 2
+
+
+def centre_box(width: int, height: int) -> tuple[float, float, float, float]:
+    """The square in the centre that is left of a picture resized to 256 and cropped to 224."""
+    side = min(width, height) / EVAL_RESIZE
+    return (width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2
+
+
+def _pad(examples: Sequence[Example], size: int) -> Batch:
+    """Batches up to `size` examples, the missing ones as zeros that "mask" leaves out."""
+    missing = size - len(examples)
+
+    def stack(key: str) -> np.ndarray:
+        values = np.stack([example[key] for example in examples])
+        return np.pad(values, [(0, missing)] + [(0, 0)] * (values.ndim - 1))
+
+    mask = np.pad(np.ones(len(examples), np.float32), (0, missing))
+    return {"image": stack("image"), "label": stack("label"), "mask": mask}

@@ -232,12 +232,11 @@ class Experiment:
         return model
 
     def _initial(self, hparams: Hparams, params: Tree, model_state: Tree) -> State:
-        optimizer = self.optimizer(hparams)
+        opt_state = jax.jit(lambda p, h: self.optimizer(h).init(p))(params, hparams)
         ema = None
         if self.config["optim"]["ema_decay"] is not None:
-            ema = jax.tree.map(jnp.copy, (params, model_state))
-        step = jnp.zeros((), jnp.int32)
-        return State(params, model_state, optimizer.init(params), ema, step, step - 1)
+            ema = jax.tree.map(np.copy, (params, model_state))
+        return State(params, model_state, opt_state, ema, np.int32(0), np.int32(-1))
 
     def _sampler(self):
         @functools.partial(jax.jit, static_argnums=(2, 3))

@@ -14,6 +14,7 @@ from experiments.tracking.jsonl import JsonLines
 from experiments.tracking.terminal import Terminal
 from experiments.tracking.tracker import Trackers
 from experiments.training import loop
+from experiments.training.cache import use_compilation_cache
 from experiments.training.session import open_session
 from experiments.training.signals import StopRequest
 
@@ -25,6 +26,7 @@ def run(config: DictConfig) -> None:
     directory = Path(HydraConfig.get().runtime.output_dir)
     plain = as_plain(config, directory)
     check_config(plain)
+    use_compilation_cache(plain["trainer"]["compilation_cache"])
     trackers = Trackers([JsonLines(), Terminal(), build(plain["logger"])])
     with StopRequest() as stop:
         trackers.status("reading data")

@@ -1,7 +1,8 @@
 """The layers that every model is built from.
 
 Unlike flax's own they take a traced dropout rate, keep bfloat16 activations bfloat16 through a
-normalisation, and convolve by the lowering that is fastest on the device. In training mode
+normalisation, and convolve by the lowering that is fastest on the device. Constants start as numpy
+arrays: filling one on the device would compile a program for every length. In training mode
 (`model.train()`) a `Dropout` draws from the `rngs` handed to the call.
 """
 
@@ -10,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from experiments.initializers import Initializer
@@ -29,7 +31,7 @@ class Dense(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.kernel = nnx.Param(kernel_init(rngs.params(), (in_features, features), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros(features)) if use_bias else None
+        self.bias = nnx.Param(np.zeros(features, np.float32)) if use_bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = x @ self.kernel[...]
@@ -59,7 +61,7 @@ class Conv(nnx.Module):
     ):
         shape = (*kernel_size, in_features // groups, features)
         self.kernel = nnx.Param(kernel_init(rngs.params(), shape, jnp.float32))
-        self.bias = nnx.Param(jnp.zeros(features)) if use_bias else None
+        self.bias = nnx.Param(np.zeros(features, np.float32)) if use_bias else None
         self.strides, self.padding = strides, padding
         self.dilation, self.groups = dilation, groups
 
@@ -83,10 +85,10 @@ class BatchNorm(nnx.Module):
     """
 
     def __init__(self, features: int, *, momentum: float = 0.9, epsilon: float = 1e-5):
-        self.scale = nnx.Param(jnp.ones(features))
-        self.bias = nnx.Param(jnp.zeros(features))
-        self.mean = nnx.BatchStat(jnp.zeros(features))
-        self.var = nnx.BatchStat(jnp.ones(features))
+        self.scale = nnx.Param(np.ones(features, np.float32))
+        self.bias = nnx.Param(np.zeros(features, np.float32))
+        self.mean = nnx.BatchStat(np.zeros(features, np.float32))
+        self.var = nnx.BatchStat(np.ones(features, np.float32))
         self.momentum, self.epsilon = momentum, epsilon
         self.use_running_average = False
 

@@ -1,5 +1,6 @@
 """Fully connected networks: the perceptron and the multilayer perceptron."""
 
+import itertools
 import math
 
 import jax
@@ -54,7 +55,7 @@ class MLP(nnx.Module):
         sizes = [math.prod(input_shape), *hidden]
         self.hidden = nnx.List(
             Dense(n_in, n_out, kernel_init=kernel_init, rngs=rngs)
-            for n_in, n_out in zip(sizes, sizes[1:], strict=False)
+            for n_in, n_out in itertools.pairwise(sizes)
         )
         self.output = Dense(sizes[-1], num_classes, kernel_init=kernel_init, rngs=rngs)
         self.dropout = Dropout(dropout)

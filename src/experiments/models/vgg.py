@@ -1,5 +1,7 @@
 """VGG (Simonyan & Zisserman 2015)."""
 
+import itertools
+
 import jax
 from flax import nnx
 
@@ -51,7 +53,7 @@ class VGG(nnx.Module):
         sizes = [(height // shrink) * (width // shrink) * channels]
         sizes += hidden if large else small_hidden
         self.hidden = nnx.List(
-            Dense(n_in, n_out, **arguments) for n_in, n_out in zip(sizes, sizes[1:], strict=False)
+            Dense(n_in, n_out, **arguments) for n_in, n_out in itertools.pairwise(sizes)
         )
         self.output = Dense(sizes[-1], num_classes, **arguments)
         self.dropout = Dropout(dropout)

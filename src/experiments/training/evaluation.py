@@ -73,6 +73,11 @@ class Evaluator:
         every = np.concatenate(labels), np.concatenate(predicted)
         return means(totals), Predictions(*every, *first)
 
+    def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """What a batch looks like."""
+        batch = next(iter(evaluation_batches(self.split, self.batch_size, self.seed)))
+        return {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in batch.items()}
+
     def batches(self) -> Iterable[dict[str, jax.Array]]:
         """The split's batches on the device, padded to one shape, each with a `mask`."""
         if self._kept is not None:

@@ -2,7 +2,7 @@
 
 A window is a set of arrays and an order in which batches are drawn from them. A split in memory is
 one window an epoch, put on the device once; a streamed split is a window a batch. The same compiled
-program runs both.
+program runs both. `arrays` of a feed shows the program what windows look like.
 """
 
 from collections.abc import Iterator, Mapping
@@ -47,6 +47,7 @@ class ResidentFeed:
         self.steps_per_epoch = self.examples // batch_size
         self.arrays = {k: jax.device_put(v, sharding) for k, v in split.arrays.items()}
         self.key, self.sharding = key, sharding
+        self.order(0)  # compiles
 
     def epoch(self, epoch: int) -> Iterator[Window]:
         """The windows of an epoch."""
@@ -55,10 +56,6 @@ class ResidentFeed:
     def order(self, epoch: int) -> jax.Array:
         """The shuffled row numbers of an epoch."""
         return jax.device_put(epoch_order(self.key, epoch, self.examples), self.sharding)
-
-    def example(self) -> Window:
-        """A window as the program will see it, to compile for."""
-        return Window(self.arrays, self.order(0), self.steps_per_epoch)
 
 
 class StreamedFeed:
@@ -69,18 +66,14 @@ class StreamedFeed:
         self.batches = split.iterate(batch_size, seed, True)
         self.sharding = sharding
         self.order = jax.device_put(np.arange(batch_size, dtype=np.int32), sharding)
-        self._ahead: Window | None = None
+        self._ahead = self._next()
+        self.arrays = self._ahead.arrays
 
     def epoch(self, epoch: int) -> Iterator[Window]:
         """The windows of an epoch."""
         for _ in range(self.steps_per_epoch):
-            window, self._ahead = self._ahead or self._next(), None
-            yield window
-
-    def example(self) -> Window:
-        """The first window, kept for training."""
-        self._ahead = self._ahead or self._next()
-        return self._ahead
+            yield self._ahead
+            self._ahead = self._next()
 
     def _next(self) -> Window:
         arrays = {k: jax.device_put(v, self.sharding) for k, v in next(self.batches).items()}

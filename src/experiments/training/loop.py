@@ -4,6 +4,8 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import numpy as np
 from experiments.experiment import State, count_parameters
 from experiments.tracking.tracker import RunInfo, Trackers
 from experiments.training.evaluation import Predictions
+from experiments.training.feed import ResidentFeed, StreamedFeed
 from experiments.training.program import UNTRACEABLE, Programs, traceable
 from experiments.training.recorder import Line, Recorder
 from experiments.training.report import draw_figures
@@ -29,22 +32,24 @@ DISPATCH_SECONDS = 0.25  # how long one dispatch should keep the device busy
 def fit(session: Session, directory: Path, trackers: Trackers, stop: StopRequest) -> dict[str, Any]:
     """Trains, validates every epoch, tests the best weights once; returns the summary."""
     experiment = session.experiment
-    trackers.status("initialising")
-    state = jax.device_put(experiment.init(session.hparams, session.key), session.replicated)
-    parameters = count_parameters(state.params)
-    trackers.start(
-        RunInfo(
-            directory=directory,
-            name=session.config["name"],
-            config=dict(session.config),
-            total_steps=experiment.total_steps,
-            steps_per_epoch=experiment.steps_per_epoch,
-            batch_size=session.batch_size,
-            parameters=parameters,
-        )
-    )
     trackers.status("compiling")
-    run = Run(session, trackers, stop, state)
+    with ThreadPoolExecutor() as pool:
+        compiled = pool.submit(compile_programs, session)
+        # what follows needs no program and goes on while XLA works
+        state = jax.device_put(experiment.init(session.hparams, session.key), session.replicated)
+        parameters = count_parameters(state.params)
+        trackers.start(
+            RunInfo(
+                directory=directory,
+                name=session.config["name"],
+                config=dict(session.config),
+                total_steps=experiment.total_steps,
+                steps_per_epoch=experiment.steps_per_epoch,
+                batch_size=session.batch_size,
+                parameters=parameters,
+            )
+        )
+        run = Run(session, compiled.result(), trackers, stop, state)
     started = time.perf_counter()
     status = run.train()
     summary = run.last_line | {
@@ -65,26 +70,61 @@ def fit(session: Session, directory: Path, trackers: Trackers, stop: StopRequest
     return summary
 
 
+@dataclass(frozen=True)
+class Compiled:
+    """The programs of a run, the training data that they read, and their traced inputs."""
+
+    train: Callable
+    evaluate: Callable
+    feed: ResidentFeed | StreamedFeed
+    hparams: dict[str, np.float32]
+
+
+def compile_programs(session: Session) -> Compiled:
+    """Compiles training and evaluation side by side.
+
+    Every hyperparameter is a traced input unless the program turns out to need its value.
+    """
+    experiment, key, hparams = session.experiment, session.key, session.hparams
+    feed = session.feed()
+    programs = Programs(
+        experiment,
+        session.mesh,
+        batch_size=session.batch_size,
+        max_steps=session.trainer.max_steps_per_dispatch,
+    )
+    state = experiment.abstract_state(hparams)
+    batch = session.evaluator("validation").shapes()
+    with ThreadPoolExecutor() as pool:
+        evaluate = pool.submit(programs.compile_eval, experiment.weights(state), batch, hparams)
+        try:
+            train = programs.compile_train(state, feed.arrays, hparams, key)
+        except UNTRACEABLE:
+            hparams = traceable(experiment, hparams, feed.arrays, session.batch_size)
+            for name in sorted(set(session.hparams) - set(hparams)):
+                log.debug("%s is a constant of the program: it cannot be traced", name)
+            train = programs.compile_train(state, feed.arrays, hparams, key)
+            evaluate = pool.submit(programs.compile_eval, experiment.weights(state), batch, hparams)
+        return Compiled(train, evaluate.result(), feed, hparams)
+
+
 class Run:
     """A training under way: compiled programs, the state on the device, and what was seen."""
 
-    def __init__(self, session: Session, trackers: Trackers, stop: StopRequest, state: State):
+    def __init__(
+        self,
+        session: Session,
+        compiled: Compiled,
+        trackers: Trackers,
+        stop: StopRequest,
+        state: State,
+    ):
         trainer, experiment = session.trainer, session.experiment
-        self.session, self.trackers, self.stop, self.state = session, trackers, stop, state
-        self.hparams: dict[str, Any] = dict(session.hparams)
-        self.feed = session.feed()
-        programs = Programs(
-            experiment,
-            session.mesh,
-            batch_size=session.batch_size,
-            max_steps=trainer.max_steps_per_dispatch,
-        )
-        self.step_program = self._compile_train(programs)
+        self.session, self.compiled, self.trackers, self.stop = session, compiled, trackers, stop
+        self.state, self.hparams = state, compiled.hparams
         self.validation = session.evaluator("validation")
         self.copy_weights = jax.jit(lambda s: jax.tree.map(jnp.copy, experiment.weights(s)))
         self.best_weights = self.copy_weights(state)
-        example = next(iter(self.validation.batches()))
-        self.eval_program = programs.compile_eval(self.best_weights, example, self.hparams)
         metric, mode = experiment.objective(session.hparams).monitor
         if trainer.monitor not in (None, metric):
             metric, mode = trainer.monitor, "max" if "accuracy" in trainer.monitor else "min"
@@ -135,7 +175,7 @@ class Run:
     def test(self) -> tuple[Line, Predictions]:
         """`test/*` of the best weights, and the predictions."""
         split = self.session.evaluator("test")
-        values, predictions = split.predict(self.eval_program, self.best_weights, self.hparams)
+        values, predictions = split.predict(self.compiled.evaluate, self.best_weights, self.hparams)
         return {f"test/{name}": value for name, value in values.items()}, predictions
 
     def _end(self, step: int, line: Line, status: str) -> str:
@@ -175,14 +215,14 @@ class Run:
     def _dispatches(self, epoch: int) -> Iterator[tuple[dict[str, jax.Array], int]]:
         """Hands the steps of an epoch to the device; yields each dispatch's log and length."""
         left = self.session.experiment.steps_per_epoch
-        for window in self.feed.epoch(epoch):
+        for window in self.compiled.feed.epoch(epoch):
             first = 0
             while left and first < window.steps:
                 late = time.perf_counter() > self.deadline
                 if self.stop.name is not None or self.diverged_at is not None or late:
                     return
                 count = min(self.pace.steps, window.steps - first, left)
-                self.state, metrics = self.step_program(
+                self.state, metrics = self.compiled.train(
                     self.state,
                     window.arrays,
                     window.order,
@@ -217,22 +257,9 @@ class Run:
 
     def _validate(self) -> Line:
         weights = self.session.experiment.weights(self.state)
-        values = self.validation(self.eval_program, weights, self.hparams)
+        values = self.validation(self.compiled.evaluate, weights, self.hparams)
         self.recorder.start_clock()
         return {f"val/{name}": value for name, value in values.items()}
-
-    def _compile_train(self, programs: Programs) -> Callable:
-        window = self.feed.example()
-        arguments = (self.state, window.arrays, window.order)
-        key = self.session.key
-        try:
-            return programs.compile_train(*arguments, self.hparams, key)
-        except UNTRACEABLE:
-            batch = {k: v[: self.session.batch_size] for k, v in window.arrays.items()}
-            self.hparams = traceable(self.session.experiment, self.hparams, batch)
-            for name in sorted(set(self.session.hparams) - set(self.hparams)):
-                log.debug("%s is a constant of the program: it cannot be traced", name)
-            return programs.compile_train(*arguments, self.hparams, key)
 
 
 class Pace:

@@ -34,24 +34,34 @@ class Programs:
         self.replicated = NamedSharding(mesh, PartitionSpec())
         self.split = NamedSharding(mesh, PartitionSpec("data"))
 
-    def compile_train(self, state: State, arrays: Mapping, order: Any, hparams: Hparams, key: Any):
+    def compile_train(self, state: State, arrays: Mapping, hparams: Hparams, key: Any):
         """The compiled `run(state, arrays, order, first, count, hparams, key) -> (state, log)`.
 
-        `log` holds arrays [max_steps] of each metric, of which the first `count` are this
-        dispatch's, and the scalar `diverged_at` of the state. The state is donated.
+        Shapes are enough: of `state`, and of the `arrays` that batches are drawn from. `log` holds
+        arrays [max_steps] of each metric, of which the first `count` are this dispatch's, and the
+        scalar `diverged_at` of the state. The state is donated.
         """
+        rows = next(iter(arrays.values())).shape[0]
+        order = jax.ShapeDtypeStruct((rows,), jnp.int32)
+        state, arrays, order = self._shapes((state, arrays, order), self.replicated)
         run = jax.jit(self._run, donate_argnums=0)
-        one = np.int32(1)
-        return run.lower(state, arrays, order, one, one, hparams, key).compile()
+        return run.lower(state, arrays, order, np.int32(1), np.int32(1), hparams, key).compile()
 
     def compile_eval(self, weights: tuple[Tree, Tree], batch: Mapping, hparams: Hparams):
         """The compiled `evaluate(weights, batch, hparams) -> (sums, predictions)`."""
 
         def evaluate(weights, batch, hparams):
-            batch = jax.lax.with_sharding_constraint(batch, self.split)
             return self.experiment.eval_step(*weights, batch, hparams)
 
+        weights = self._shapes(weights, self.replicated)
+        batch = self._shapes(dict(batch), self.split)
         return jax.jit(evaluate).lower(weights, batch, hparams).compile()
+
+    def _shapes(self, tree: Tree, sharding: NamedSharding) -> Tree:
+        def shape(leaf):
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+        return jax.tree.map(shape, tree)
 
     def _run(self, state, arrays, order, first, count, hparams, key):
         step = jax.jit(self.experiment.train_step)  # traced once for its shapes and for the loop
@@ -83,16 +93,21 @@ def _order(key: jax.Array, examples: int) -> jax.Array:
     return jax.random.permutation(key, examples)
 
 
-def traceable(experiment: Experiment, hparams: Mapping[str, float], batch: Mapping) -> dict:
+def traceable(
+    experiment: Experiment, hparams: Hparams, arrays: Mapping, batch_size: int
+) -> dict[str, np.float32]:
     """Of the candidate hyperparameters those that the program can take as inputs.
 
-    Found out by trying: all at once, and one by one where that fails. Returns float32 scalars.
+    Found out by trying each alone. Raises what tracing without any of the others raises.
     """
-    scalars = {name: np.float32(value) for name, value in hparams.items()}
     key = jax.random.key(0)
+    batch = {
+        name: jax.ShapeDtypeStruct((batch_size, *a.shape[1:]), a.dtype)
+        for name, a in arrays.items()
+    }
 
     def traces(names) -> Exception | None:
-        chosen = {name: scalars[name] for name in names}
+        chosen = {name: hparams[name] for name in names}
         try:
             state = experiment.abstract_state(chosen)
             jax.eval_shape(experiment.train_step, state, batch, chosen, key)
@@ -100,10 +115,7 @@ def traceable(experiment: Experiment, hparams: Mapping[str, float], batch: Mappi
             return error
         return None
 
-    error = traces(scalars)
-    if error is None:
-        return scalars
-    kept = [name for name in scalars if traces([name]) is None]
+    kept = [name for name in hparams if traces([name]) is None]
     if (error := traces(kept)) is not None:
         raise error
-    return {name: scalars[name] for name in kept}
+    return {name: hparams[name] for name in kept}

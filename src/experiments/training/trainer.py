@@ -26,6 +26,7 @@ class Trainer:
       max_steps_per_dispatch: most steps handed to the device at once.
       profile_steps: steps recorded by the JAX profiler into the run folder (0: none).
       debug_nans: have JAX find the operation that makes the first NaN (slow).
+      compilation_cache: folder of compiled programs (null: the user's cache folder, "": none).
       figures: draw figures at the end.
     """
 
@@ -44,4 +45,5 @@ class Trainer:
     max_steps_per_dispatch: PositiveInt
     profile_steps: NonNegativeInt
     debug_nans: bool
+    compilation_cache: str | None
     figures: bool

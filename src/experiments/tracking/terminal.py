@@ -40,7 +40,7 @@ class Terminal(Tracker):
     def status(self, text: str) -> None:
         if self._console.is_terminal:
             self._bar = self._bar or _Bar(self._console)
-            self._bar.update(self._bar.task, description=text)
+            self._bar.update(self._bar.task, description=text, refresh=True)
         else:
             self._print(text)
 
@@ -54,19 +54,20 @@ class Terminal(Tracker):
             self._bar.update(self._bar.task, total=run.total_steps, completed=run.start_step)
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
-        assert self._run, "log() before start()"
+        run = self._run
+        assert run, "log() before start()"
         now = time.monotonic()
         validation = {k: v for k, v in scalars.items() if k.startswith("val/")}
         self._validation = validation or self._validation
         self._first = self._first or (step, now)
         if self._bar:
             self._bar.metrics = _metrics({**scalars, **self._validation})
-            position = self._position(step, scalars)
+            position = _position(run, step, scalars)
             self._bar.update(
                 self._bar.task, completed=step, description="training", position=position
             )
-        elif self._due(now, step, EPOCH_EVERY if validation else LINE_EVERY):
-            parts = self._position(step, scalars), _metrics(scalars), self._left(step, now)
+        elif self._due(now, EPOCH_EVERY if validation else LINE_EVERY, step >= run.total_steps):
+            parts = _position(run, step, scalars), _metrics(scalars), self._left(run, step, now)
             self._print("  ".join(filter(None, parts)))
             self._last_line = now
 
@@ -95,26 +96,14 @@ class Terminal(Tracker):
         # Not folded: a path or a command is there to be copied.
         self._console.print(text, soft_wrap=True)
 
-    def _due(self, now: float, step: int, every: float) -> bool:
-        assert self._run
-        first, last = self._last_line == 0.0, step >= self._run.total_steps
-        return first or last or now - self._last_line >= every
+    def _due(self, now: float, every: float, last: bool) -> bool:
+        return self._last_line == 0.0 or now - self._last_line >= every or last
 
-    def _position(self, step: int, scalars: Mapping[str, float]) -> str:
-        assert self._run
-        total, per_epoch = self._run.total_steps, max(self._run.steps_per_epoch, 1)
-        epoch = scalars.get("epoch", step / per_epoch)
-        text = f"{step:>{len(str(total))}}/{total}  epoch {epoch:.2f}/{total / per_epoch:g}"
-        speed = scalars.get("examples_per_second")
-        return text + (f"  {_count(speed):>5} examples/s" if speed else "")
-
-    def _left(self, step: int, now: float) -> str:
-        assert self._run and self._first
-        steps, seconds = step - self._first[0], now - self._first[1]
-        remaining = self._run.total_steps - step
-        if steps <= 0 or remaining <= 0:
+    def _left(self, run: RunInfo, step: int, now: float) -> str:
+        first, began = self._first or (step, now)
+        if step == first or step >= run.total_steps:
             return ""
-        return f"{_duration(remaining * seconds / steps)} left"
+        return f"{_duration((run.total_steps - step) * (now - began) / (step - first))} left"
 
     def _print(self, text: str) -> None:
         # Not through Rich: it would fold at 80 columns what a pipe should get whole.
@@ -136,7 +125,7 @@ class _Bar(Progress):
             expand=True,
             transient=True,
         )
-        self.task = self.add_task("", total=None, position="")
+        self.task = self.add_task("starting", total=None, position="")
         self._streams: list[tuple[logging.StreamHandler, Any]] = []
         self.start()
 
@@ -160,6 +149,15 @@ class _Bar(Progress):
         yield from super().get_renderables()
         if self.metrics:
             yield Text(self.metrics, no_wrap=True, overflow="ellipsis")
+
+
+def _position(run: RunInfo, step: int, scalars: Mapping[str, float]) -> str:
+    """`1200/9380  epoch 2.56/20  12.3k examples/s`"""
+    total, per_epoch = run.total_steps, max(run.steps_per_epoch, 1)
+    epoch = scalars.get("epoch", step / per_epoch)
+    text = f"{step:>{len(str(total))}}/{total}  epoch {epoch:.2f}/{total / per_epoch:g}"
+    speed = scalars.get("examples_per_second")
+    return text + (f"  {_count(speed):>5} examples/s" if speed else "")
 
 
 def _metrics(scalars: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -67,8 +68,8 @@ class Tracker(Protocol):
 class Trackers(Tracker):
     """Several trackers as one.
 
-    Bookkeeping must not cost a night of training, so a tracker that raises is dropped with one
-    warning. A `UserError` passes through: the record itself cannot be kept.
+    Bookkeeping must not cost a night of training, so a tracker that raises is finished and dropped
+    with one warning. A `UserError` passes through: the record itself cannot be kept.
     """
 
     def __init__(self, trackers: Iterable[Tracker]):
@@ -115,5 +116,8 @@ class Trackers(Tracker):
                     "%s is dropped from this run: %s: %s", name, type(error).__name__, error
                 )
                 log.debug("traceback", exc_info=True)
+                if not last:
+                    with contextlib.suppress(Exception):
+                        tracker.finish({}, "failed")
         if failed:
             raise failed

@@ -6,12 +6,12 @@ server that is slow, dead or was never there costs a bounded time and no data.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import logging
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -63,6 +63,7 @@ class Wandb(Tracker):
         self.mode = mode
         self.log_model = log_model
         self.finish_timeout = finish_timeout
+        self._directory = Path()
         self._run: Any = None
         self._next_step = 0
 
@@ -70,12 +71,15 @@ class Wandb(Tracker):
     def location(self) -> str | None:
         if self._run is None:
             return None
-        return f"wandb sync {self._run.sync_dir}" if self._run.offline else self._run.url
+        if self._run.offline:  # a resumed run has a folder for each time it was started
+            return f"wandb sync {shlex.quote(str(self._directory))}/wandb/offline-run-*"
+        return self._run.url
 
     def start(self, run: RunInfo) -> None:
         mode = self.mode or os.environ.get("WANDB_MODE")
         if mode == "disabled":
             return
+        self._directory = run.directory
         previous = _read_json(run.directory / STATE) if run.start_step else {}
         self._run = self._open(run, _usable(mode), previous.get("id"))
         write_json(run.directory / STATE, {"id": self._run.id, "location": self.location})
@@ -242,16 +246,18 @@ def _usable(mode: str | None) -> Mode:
 def _close() -> None:
     """End the client process with its last run.
 
-    `finish()` may return before the last bytes are on disk; teardown waits for them, takes
-    WANDB_SERVICE out of the environment again, and would exit Python if the client had failed.
+    `finish()` may return before the last bytes are on disk; teardown waits for them. It raises, or
+    exits Python, when the client process has died before.
     """
     global _live
     import wandb
 
     _live -= 1
     if _live == 0:
-        with contextlib.suppress(SystemExit):
+        try:
             wandb.teardown()
+        except (Exception, SystemExit):
+            os.environ.pop("WANDB_SERVICE", None)  # so that the next run starts a new one
 
 
 def _read_json(path: Path) -> dict[str, Any]:

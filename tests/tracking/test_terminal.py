@@ -1,0 +1,140 @@
+import io
+import logging
+import re
+import sys
+
+import pytest
+from rich.console import Console
+
+from experiments.tracking import terminal
+from experiments.tracking.terminal import Terminal
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    class Clock:
+        now = 100.0
+
+        def monotonic(self):
+            return self.now
+
+    clock = Clock()
+    monkeypatch.setattr(terminal, "time", clock)
+    return clock
+
+
+def plain_lines(run, clock, events, summary=None, status="finished"):
+    """The output for events of (seconds since the one before, step, scalars)."""
+    out = io.StringIO()
+    tracker = Terminal(Console(file=out, width=80))
+    tracker.start(run)
+    for seconds, step, scalars in events:
+        clock.now += seconds
+        tracker.log(step, {"epoch": step / run.steps_per_epoch, **scalars})
+    tracker.finish(summary or {}, status)
+    return out.getvalue().splitlines()
+
+
+def test_plain_output(run_info, clock):
+    events = [
+        (2, 1, {"train/loss": 2.302585, "examples_per_second": 870.0}),
+        (5, 5, {"train/loss": 1.0, "examples_per_second": 12345.0}),
+        (2, 8, {"train/loss": 0.000123456, "examples_per_second": 12345.0}),
+        (1, 10, {"train/loss": 0.5, "train/epoch_loss": 0.7, "val/loss": 0.6, "val/accuracy": 0.9}),
+        (9, 40, {"train/loss": 0.1, "val/loss": 0.2, "val/accuracy": 0.95}),
+    ]
+    summary = {
+        "val/loss": 0.2,
+        "best": {"epoch": 4.0, "train/loss": 0.1, "val/loss": 0.2, "val/accuracy": 0.95},
+        "test/loss": 0.21,
+        "test/accuracy": 0.94,
+        "examples_per_second": 11800.0,
+        "wandb": "https://wandb.ai/me/p/runs/ab12cd",
+    }
+    run = run_info()
+    assert plain_lines(run, clock, events, summary) == [
+        "mlp_digits_ab12cd: 40 steps, 2,410 parameters",
+        " 1/40  epoch 0.10/4    870 examples/s  train loss  2.303",
+        " 5/40  epoch 0.50/4  12.3k examples/s  train loss  1.000  44s left",
+        "10/40  epoch 1.00/4  train loss 0.5000 | val loss 0.6000 accuracy 0.9000  27s left",
+        "40/40  epoch 4.00/4  train loss 0.1000 | val loss 0.2000 accuracy 0.9500",
+        "status      finished",
+        "best        val loss 0.2000 accuracy 0.9500 @ epoch 4",
+        "test        loss 0.2100 accuracy 0.9400",
+        "time        19s",
+        "speed       11.8k examples/s",
+        "parameters  2,410",
+        f"run folder  {run.directory}",
+        "W&B         https://wandb.ai/me/p/runs/ab12cd",
+    ]
+
+
+def test_short_epochs_cost_a_line_a_second(run_info, clock):
+    events = [(0.1, 10 * i, {"val/loss": 1.0}) for i in range(1, 101)]
+    lines = plain_lines(run_info(total_steps=1000), clock, events)
+    shown = [line for line in lines if "val loss" in line]
+    assert 9 <= len(shown) <= 12
+    assert shown[0].startswith("  10/1000")
+    assert shown[-1].startswith("1000/1000")
+
+
+def test_resumed_and_diverged_run(run_info, clock):
+    events = [(1, 21, {"train/loss": float("nan")})]
+    lines = plain_lines(run_info(start_step=20), clock, events, status="diverged")
+    assert lines[0] == "mlp_digits_ab12cd: 40 steps from step 20, 2,410 parameters"
+    assert lines[1] == "21/40  epoch 2.10/4  train loss    nan"
+    assert lines[2] == "status      diverged"
+
+
+def test_phases_before_the_run_is_known(capsys):
+    tracker = Terminal(Console())
+    tracker.status("reading data")
+    tracker.finish({}, "failed")
+    assert capsys.readouterr().out == "reading data\n"
+
+
+def test_live_bar_and_logging_share_the_terminal(run_info, monkeypatch):
+    screen = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", screen)
+    handler = logging.StreamHandler()
+    logging.getLogger().addHandler(handler)
+    try:
+        tracker = Terminal(Console(file=screen, force_terminal=True, width=80, _environ={}))
+        tracker.status("reading data")
+        tracker.start(run_info())
+        tracker.log(20, {"epoch": 2.0, "train/loss": 0.5, "val/accuracy": 0.75})
+        logging.getLogger().warning("a line of log")
+        tracker.log(21, {"epoch": 2.1, "train/loss": 0.25})
+        tracker._bar.refresh()
+        tracker.finish({}, "interrupted")
+        assert handler.stream is screen
+    finally:
+        logging.getLogger().removeHandler(handler)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", screen.getvalue())  # without colours
+    assert "reading data" in text
+    # the log line begins where the bar was wiped away, and the bar is drawn again below it
+    assert re.search(r"\x1b\[2Ka line of log\n.*training.*21/40", text, re.DOTALL)
+    assert "train loss 0.2500 | val accuracy 0.7500" in text
+    assert text.splitlines()[-1].startswith("run folder")
+    assert text.count("\x1b[?25h") == 1  # the cursor is back
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.1, "0.1000"), (2.302585, "2.303"), (1234.5, "1234"), (123456.0, "1.235e+05"), (7, "7")],
+)
+def test_number(value, text):
+    assert terminal.number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(870, "870"), (999.7, "1.00k"), (12345, "12.3k"), (123456, "123k"), (4.56e6, "4.56M")],
+)
+def test_count(value, text):
+    assert terminal._count(value) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(42, "42s"), (187, "3:07"), (3729, "1:02:09")])
+def test_duration(seconds, text):
+    assert terminal._duration(seconds) == text

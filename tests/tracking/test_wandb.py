@@ -1,0 +1,292 @@
+import logging
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+from omegaconf import OmegaConf
+from wandb_server import reader
+from wandb_server.server import serve
+
+from experiments.config import build
+from experiments.tracking import wandb as tracking
+from experiments.tracking.jsonl import METRICS, JsonLines, read_history
+from experiments.tracking.tracker import Trackers
+from experiments.tracking.wandb import Wandb, flatten
+
+CONFIG = Path(__file__).parents[2] / "conf" / "logger"
+
+
+def steps(first, last):
+    """Events as a training writes them: a line a step, and the validation with the epoch's."""
+    for step in range(first, last + 1):
+        event = {"epoch": step / 10, "train/loss": 2.3 / step, "learning_rate": 1e-3}
+        if step % 10 == 0:
+            event |= {"val/loss": 2.5 / step, "val/accuracy": 1 - 1 / step}
+        yield step, event
+
+
+def train(run, first=1, last=40, status="finished", summary=None, **arguments):
+    trackers = Trackers([JsonLines(), Wandb("digits", **arguments)])
+    trackers.start(run)
+    for step, event in steps(first, last):
+        trackers.log(step, event)
+    trackers.finish(summary or {}, status)
+
+
+def recorded(run):
+    return read_history(run.directory / METRICS)
+
+
+def said(caplog):
+    """What this project logged; the client has loggers of its own."""
+    return [r.getMessage() for r in caplog.records if r.name.startswith("experiments")]
+
+
+def picture():
+    figure = Figure(figsize=(2, 1))
+    figure.subplots().plot([1, 2])
+    return figure
+
+
+def test_offline_history_is_the_record_line_for_line(client, run_info):
+    run = run_info()
+    trackers = Trackers([JsonLines(), Wandb("digits", group="seeds", tags=["a"], mode="offline")])
+    trackers.start(run)
+    assert trackers.location == f"wandb sync {run.directory}/wandb/offline-run-*"
+    for step, event in steps(1, 40):
+        trackers.log(step, event)
+    trackers.log(41, {"train/loss": math.inf})
+    trackers.finish({"test/accuracy": 0.9, "best": {"epoch": 4.0}}, "stopped_early")
+
+    (path,) = reader.find(run.directory)
+    offline = reader.read(path)
+    assert offline.metrics == recorded(run)
+    assert offline.config == {
+        "_wandb": {},
+        "optim.learning_rate": 1e-3,
+        "seed": 0,
+        "run.parameters": 2410,
+        "run.total_steps": 40,
+        "run.steps_per_epoch": 10,
+        "run.batch_size": 32,
+    }
+    assert (offline.project, offline.group, offline.tags) == ("digits", "seeds", ["a"])
+    assert offline.name == "mlp_digits_ab12cd"
+    own = {k: v for k, v in offline.summary.items() if not k.startswith("_")}
+    last = {"epoch": 4.0, "learning_rate": 1e-3, "val/loss": 2.5 / 40, "val/accuracy": 1 - 1 / 40}
+    given = {"test/accuracy": 0.9, "best.epoch": 4.0, "status": "stopped_early"}
+    assert own == last | {"train/loss": math.inf} | given
+    assert offline.exit_code == 0
+    assert "WANDB_SERVICE" not in os.environ  # the client process has ended
+
+
+def test_several_runs_at_once_stay_apart(client, run_info, tmp_path):
+    runs = [run_info(directory=tmp_path / name, name=name) for name in "abc"]
+    trackers = []
+    for run in runs:
+        run.directory.mkdir()
+        trackers.append(Trackers([JsonLines(), Wandb("digits", mode="offline")]))
+        trackers[-1].start(run)
+    for step, event in steps(1, 10):
+        for lane, tracker in enumerate(trackers):
+            tracker.log(step, event | {"train/loss": float(lane)})
+    for tracker in trackers:
+        tracker.finish({}, "finished")
+    for run in runs:
+        offline = reader.read(*reader.find(run.directory))
+        assert offline.name == run.name
+        assert offline.metrics == recorded(run)
+
+
+def test_offline_run_resumes_without_repeats(client, run_info):
+    train(run_info(), last=25, status="interrupted", mode="offline")
+    run = run_info(start_step=20)
+    train(run, first=21, mode="offline")
+    first, second = map(reader.read, reader.find(run.directory))
+    assert (first.exit_code, second.exit_code) == (1, 0)
+    assert first.id == second.id
+    assert first.metrics + second.metrics == recorded(run)
+
+
+def test_online_run_arrives(server, run_info, caplog):
+    run = run_info()
+    checkpoint = run.directory / "checkpoint"
+    (checkpoint / "params").mkdir(parents=True)
+    (checkpoint / "params" / "data").write_bytes(b"weights")
+    tracker = Wandb("digits", entity="team", notes="why", job_type="train", log_model=True)
+    trackers = Trackers([JsonLines(), tracker])
+    with caplog.at_level(logging.INFO, "experiments"):
+        trackers.start(run)
+    for step, event in steps(1, 40):
+        trackers.log(step, event)
+    trackers.figure(40, "test/confusion_matrix", picture())
+    trackers.model(checkpoint)
+    trackers.finish({"test/accuracy": 0.9}, "finished")
+
+    (arrived,) = server.runs.values()
+    assert said(caplog) == [f"W&B: {server.url}/team/digits/runs/{arrived.id}"]
+    assert (arrived.name, arrived.notes, arrived.job_type) == (run.name, "why", "train")
+    assert arrived.config["optim.learning_rate"] == 1e-3
+    image = arrived.metrics[-1].pop("test/confusion_matrix")
+    *metrics, last = arrived.metrics
+    assert last.pop("test/confusion_matrix") == image
+    assert [*metrics, last] == recorded(run)
+    assert arrived.files[image["path"]].startswith(b"\x89PNG")
+    assert arrived.summary["test/accuracy"] == 0.9
+    assert arrived.summary["val/loss"] == 2.5 / 40
+    assert arrived.exit_code == 0
+    (model,) = server.artifacts.values()
+    assert (model.type, model.state, model.files) == ("model", "COMMITTED", ["params/data"])
+
+
+@pytest.mark.parametrize("status", ["interrupted", "diverged", "failed"])
+def test_run_that_did_not_finish_is_marked_failed(server, run_info, status):
+    train(run_info(), last=3, status=status)
+    (run,) = server.runs.values()
+    assert run.exit_code == 1
+    assert run.summary["status"] == status
+
+
+@pytest.mark.parametrize("lost", [0, 7])
+def test_online_run_resumes_without_gaps_or_repeats(server, run_info, lost):
+    train(run_info(), last=25, status="interrupted")
+    (arrived,) = server.runs.values()
+    del arrived.history[len(arrived.history) - lost :]  # was still on its way when the run died
+    arrived.summary["_step"] = arrived.history[-1]["_step"]
+    run = run_info(start_step=20)
+    train(run, first=21)
+    assert list(server.runs.values()) == [arrived]
+    assert arrived.metrics == recorded(run)
+    assert arrived.exit_code == 0
+
+
+def test_offline_run_can_be_sent_later(server, run_info):
+    run = run_info()
+    train(run, last=25, status="interrupted", mode="offline")
+    train(run_info(start_step=20), first=21, mode="offline")
+    folders = sorted(run.directory.glob("wandb/offline-run-*"))
+    command = [Path(sys.executable).with_name("wandb"), "sync", *folders]
+    subprocess.run(command, check=True, timeout=30, cwd=run.directory, capture_output=True)
+    (arrived,) = server.runs.values()
+    assert arrived.metrics == recorded(run)
+
+
+def test_server_that_was_never_there(client, monkeypatch, run_info, caplog):
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setattr(tracking, "START_TIMEOUT", 1.0)
+    run = run_info()
+    began = time.monotonic()
+    train(run)
+    assert time.monotonic() - began < 10
+    assert "W&B does not answer, this run goes on offline" in caplog.text
+    (path,) = [p for p in reader.find(run.directory) if "offline" in str(p)]
+    assert reader.read(path).metrics == recorded(run)
+    assert len(recorded(run)) == 40
+
+
+def test_server_that_dies(client, monkeypatch, run_info, caplog):
+    run = run_info()
+    trackers = Trackers([JsonLines(), Wandb("digits", finish_timeout=1.0)])
+    with serve() as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        trackers.start(run)
+        for step, event in steps(1, 20):
+            trackers.log(step, event)
+    for step, event in steps(21, 40):
+        trackers.log(step, event)
+    began = time.monotonic()
+    trackers.finish({}, "finished")
+    assert time.monotonic() - began < 8
+    (path,) = reader.find(run.directory)
+    assert (
+        f"W&B did not take everything within 1 s; send the rest with: wandb sync {path.parent}"
+        in (said(caplog))
+    )
+    assert reader.read(path).metrics == recorded(run)
+    assert len(recorded(run)) == 40
+
+
+def test_client_that_dies_costs_a_warning(client, run_info, caplog):
+    run = run_info()
+    trackers = Trackers([JsonLines(), Wandb("digits", mode="offline")])
+    trackers.start(run)
+    wandb_core = children_of(os.getpid())
+    for pid in wandb_core:
+        os.kill(pid, 9)
+    for step, event in steps(1, 40):
+        trackers.log(step, event)
+    trackers.finish({}, "finished")
+    assert wandb_core
+    assert len(recorded(run)) == 40
+    assert sum("Wandb is dropped" in message for message in said(caplog)) == 1
+    train(run_info(), last=1, mode="offline")  # the next run of this process is sound again
+    assert reader.read(reader.find(run.directory)[-1]).exit_code == 0
+
+
+def children_of(pid):
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text().split()]
+
+
+def test_without_an_api_key_a_run_stays_offline(client, run_info, caplog):
+    run = run_info()
+    train(run, last=1)
+    assert not said(caplog)
+    assert len(reader.find(run.directory)) == 1
+
+
+def test_online_without_an_api_key_warns_and_never_asks(client, run_info, caplog, monkeypatch):
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    train(run_info(), last=1, mode="online")
+    assert said(caplog) == ["W&B stays offline: no API key is configured (wandb login)"]
+
+
+def test_malformed_api_key(client, run_info, caplog, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "short")
+    train(run_info(), last=1)
+    (message,) = said(caplog)
+    assert message.startswith("W&B stays offline: WANDB_API_KEY invalid")
+
+
+@pytest.mark.parametrize("how", ["argument", "environment"])
+def test_disabled_run_imports_nothing(run_info, tmp_path, how):
+    mode = "mode='disabled'" if how == "argument" else ""
+    code = f"""
+import sys
+from pathlib import Path
+from experiments.tracking.tracker import RunInfo
+from experiments.tracking.wandb import Wandb
+tracker = Wandb("p", {mode})
+tracker.start(RunInfo(Path({str(tmp_path)!r}), "n", {{}}, 1, 1, 1, 1))
+tracker.log(1, {{"a": 1.0}})
+tracker.finish({{}}, "finished")
+assert not {{"wandb", "matplotlib"}} & set(sys.modules)
+"""
+    environment = {**os.environ, "WANDB_MODE": "disabled"} if not mode else os.environ
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    assert not (tmp_path / "wandb").exists()
+
+
+def test_config_is_flat_and_holds_no_secret():
+    config = {
+        "optim": {"learning_rate": 1e-3, "betas": [0.9, 0.99]},
+        "data": {"api_key": "x", "pad_token": 0, "hub": {"auth_token": "x", "password": "x"}},
+    }
+    assert flatten(config) == {
+        "optim.learning_rate": 1e-3,
+        "optim.betas": [0.9, 0.99],
+        "data.pad_token": 0,
+    }
+
+
+@pytest.mark.parametrize("name", ["wandb", "none"])
+def test_every_logger_config_builds(name, run_info):
+    config = OmegaConf.to_container(OmegaConf.load(CONFIG / f"{name}.yaml"))
+    tracker = build(config)
+    tracker.finish({}, "finished")

@@ -13,16 +13,14 @@ from experiments.insight.figures import confusion_matrix, learning_curves, sampl
 def drawn(figure):
     """The picture as an array, after making sure that something is on it."""
     file = io.BytesIO()
-    figure.savefig(file, format="png")
+    figure.savefig(file, format="png", dpi=50)
     picture = np.asarray(Image.open(file).convert("RGB"))
     assert (picture != picture[0, 0]).any(axis=-1).mean() > 0.001
     return picture
 
 
 def texts(figure):
-    found = [
-        t.get_text() for ax in figure.axes for t in (*ax.texts, ax.title, *ax.title.axes.texts)
-    ]
+    found = [t.get_text() for ax in figure.axes for t in ax.texts]
     found += [ax.get_title(loc="left") for ax in figure.axes]
     found += [t.get_text() for ax in figure.axes if ax.get_legend() for t in ax.get_legend().texts]
     return found
@@ -75,7 +73,7 @@ def test_divergence_is_marked():
         [{"step": 1, "train/loss": math.nan, "val/loss": math.inf}],
         history(200, lambda step: 0.0),
         history(200, lambda step: -step),
-        history(200, lambda step: 1e300),
+        history(200, lambda step: 1e30),
         [{"step": 5, "grad_norm": 1.0}],
     ],
     ids=["nothing", "one", "one val", "nan", "constant", "negative", "huge", "other"],

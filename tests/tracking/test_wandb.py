@@ -183,7 +183,7 @@ def test_server_that_was_never_there(client, monkeypatch, run_info, caplog):
     began = time.monotonic()
     train(run)
     assert time.monotonic() - began < 10
-    assert "W&B does not answer, this run goes on offline" in caplog.text
+    assert "W&B did not take this run, it goes on offline" in caplog.text
     (path,) = [p for p in reader.find(run.directory) if "offline" in str(p)]
     assert reader.read(path).metrics == recorded(run)
     assert len(recorded(run)) == 40

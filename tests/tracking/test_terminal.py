@@ -41,7 +41,7 @@ def test_plain_output(run_info, clock):
         (5, 5, {"train/loss": 1.0, "examples_per_second": 12345.0}),
         (2, 8, {"train/loss": 0.000123456, "examples_per_second": 12345.0}),
         (1, 10, {"train/loss": 0.5, "train/epoch_loss": 0.7, "val/loss": 0.6, "val/accuracy": 0.9}),
-        (9, 40, {"train/loss": 0.1, "val/loss": 0.2, "val/accuracy": 0.95}),
+        (9, 40, {"train/loss": 0.1, "val/accuracy": 0.95, "val/loss": 0.2}),
     ]
     summary = {
         "val/loss": 0.2,

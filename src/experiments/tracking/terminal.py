@@ -163,7 +163,7 @@ def _position(run: RunInfo, step: int, scalars: Mapping[str, float]) -> str:
 def _metrics(scalars: Mapping[str, Any]) -> str:
     """`train loss 0.1145 accuracy 0.9975 | val loss 0.1245`, without the averages over an epoch."""
     groups: dict[str, str] = {}
-    for key, value in scalars.items():
+    for key, value in sorted(scalars.items(), key=lambda item: not item[0].endswith("/loss")):
         group, _, name = key.partition("/")
         if group in ("train", "val", "test") and not name.startswith("epoch_"):
             groups[group] = f"{groups.get(group, group)} {name} {number(value):>6}"

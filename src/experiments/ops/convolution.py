@@ -1,9 +1,9 @@
 """Convolution with channels last, quick on every backend.
 
 On an accelerator this is `lax.conv_general_dilated`. XLA's CPU backend runs that slowly (above all
-its gradients, and inside loops), so there a convolution becomes patches and one matrix product,
-which XLA hands to threaded library code. Both are plain differentiable JAX: grad of grad, vmap and
-scan just work.
+its gradients, and inside loops), so there a convolution becomes matrix products, which XLA hands to
+threaded library code: Winograd's where they apply, patches times the kernel elsewhere. All of it is
+plain differentiable JAX: grad of grad, forward mode, vmap and scan just work.
 """
 
 import itertools
@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from experiments.ops.winograd import winograd_conv
 
 Padding = str | int | Sequence[int | tuple[int, int]]
 
@@ -62,10 +64,12 @@ def conv(
     window = [d * (k - 1) + 1 for k, d in zip(kernel.shape[:-2], dilation, strict=True)]
     pads = explicit_padding(padding, x.shape[1:-1], window, strides)
     dtype = jnp.result_type(x, kernel)
-    x, kernel = x.astype(dtype), kernel.astype(dtype)
     if jax.default_backend() != "cpu":
-        return _stock(x, kernel, strides, pads, dilation, groups)
-    return _patches_conv(x, kernel, strides, pads, dilation, groups)
+        return _stock(x.astype(dtype), kernel.astype(dtype), strides, pads, dilation, groups)
+    # CPUs compute in float32: smaller types would be converted there and back at each step.
+    wide = jnp.promote_types(dtype, jnp.float32)
+    y = _cpu_conv(x.astype(wide), kernel.astype(wide), strides, pads, dilation, groups)
+    return y.astype(dtype)
 
 
 def per_dimension(value: int | Sequence[int], dims: int, name: str) -> tuple[int, ...]:
@@ -83,9 +87,10 @@ def explicit_padding(
     if isinstance(padding, str):
         if padding.upper() not in ("SAME", "VALID"):
             raise ValueError(f'padding must be "SAME", "VALID" or numbers, got {padding!r}')
-        return tuple(lax.padtype_to_pads(size, window, strides, padding.upper()))
-    entries = (padding,) * len(size) if isinstance(padding, int) else tuple(padding)
-    pads = tuple((p, p) if isinstance(p, int) else tuple(p) for p in entries)
+        pads = tuple(lax.padtype_to_pads(size, window, strides, padding.upper()))
+    else:
+        entries = (padding,) * len(size) if isinstance(padding, int) else tuple(padding)
+        pads = tuple((p, p) if isinstance(p, int) else tuple(p) for p in entries)
     if len(pads) != len(size) or any(len(p) != 2 or min(p) < 0 for p in pads):
         raise ValueError(
             f"padding must give {len(size)} non-negative (low, high) pairs, got {padding}"
@@ -107,6 +112,19 @@ def _stock(x, kernel, strides, pads, dilation, groups):
         dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
         feature_group_count=groups,
     )
+
+
+def _cpu_conv(x, kernel, strides, pads, dilation, groups):
+    """Winograd for 3x3 kernels at stride 1 with enough channels to be worth it, else patches."""
+    if (
+        kernel.shape[:-2] == (3, 3)
+        and set(strides + dilation) == {1}
+        and groups == 1
+        and min(kernel.shape[2:]) >= 8
+        and min(s + sum(p) - 2 for s, p in zip(x.shape[1:3], pads, strict=True)) > 2
+    ):
+        return winograd_conv(x, kernel, pads)
+    return _patches_conv(x, kernel, strides, pads, dilation, groups)
 
 
 def _patches_conv(x, kernel, strides, pads, dilation, groups):

@@ -33,7 +33,9 @@ def winograd_conv(x: jax.Array, kernel: jax.Array, pads) -> jax.Array:
     d = transform(B_T, with_next(unstack(d, 4), axis=3), axis=1)
     g = transform(G, unstack(kernel, 0), axis=0)
     g = transform(G, unstack(g, 1), axis=1)
-    y = jnp.einsum("abnrcd,abde->abnrce", d, g)
+    # One batch dimension: with more, XLA transposes a whole operand for the kernel's gradient.
+    y = d.reshape((m + 2) ** 2, -1, c_in) @ g.reshape((m + 2) ** 2, c_in, -1)
+    y = y.reshape(m + 2, m + 2, n, rows, columns, -1)
     y = transform(A_T, unstack(y, 1), axis=4)
     y = transform(A_T, unstack(y, 0), axis=2)
     return y.reshape(n, rows * m, columns * m, -1)[:, :height, :width]

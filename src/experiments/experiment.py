@@ -232,10 +232,14 @@ class Experiment:
         return model
 
     def _initial(self, hparams: Hparams, params: Tree, model_state: Tree) -> State:
-        opt_state = jax.jit(lambda p, h: self.optimizer(h).init(p))(params, hparams)
-        ema = None
-        if self.config["optim"]["ema_decay"] is not None:
-            ema = jax.tree.map(np.copy, (params, model_state))
+        averaged = self.config["optim"]["ema_decay"] is not None
+
+        @jax.jit
+        def rest(weights, hparams):
+            opt_state = self.optimizer(hparams).init(weights[0])
+            return opt_state, jax.tree.map(jnp.copy, weights) if averaged else None
+
+        opt_state, ema = rest((params, model_state), hparams)
         return State(params, model_state, opt_state, ema, np.int32(0), np.int32(-1))
 
     def _sampler(self):

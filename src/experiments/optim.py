@@ -153,7 +153,8 @@ def _penalty(l1: Any, l2: Any, mask: Any) -> optax.GradientTransformation:
 
 
 def _plain(value: Any) -> bool:
-    return not isinstance(value, jax.Array)
+    """A value out of a config, not a number that takes its place in a program."""
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def _off(value: Any) -> bool:

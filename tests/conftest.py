@@ -1,0 +1,66 @@
+"""What every test shares: composed configs, prepared digits, a quiet and offline machine."""
+
+import os
+from pathlib import Path
+
+import jax
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+ROOT = Path(__file__).resolve().parent.parent
+
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ["WANDB_ERROR_REPORTING"] = "false"
+jax.config.update("jax_platforms", "cpu")
+
+
+def composed(*overrides: str) -> dict:
+    """The config that these overrides compose, as `run.py` would pass it on."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("config", overrides=list(overrides))
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    return plain | {"name": "test"}
+
+
+def choices(group: str) -> list[str]:
+    """The shipped choices of a config group; a new file is tested without a new line."""
+    names = [path.stem for path in (ROOT / "conf" / group).glob("*.yaml")]
+    return sorted(name for name in names if not name.startswith("_"))
+
+
+def shared_data() -> Path | None:
+    """A folder with prepared MNIST and CIFAR-10, or None."""
+    for folder in (os.environ.get("TFDS_DATA_DIR"), ROOT.parent / "shared/tensorflow_datasets"):
+        if folder and (Path(folder) / "mnist").is_dir():
+            return Path(folder)
+    return None
+
+
+@pytest.fixture(scope="session")
+def data_home(tmp_path_factory) -> list[str]:
+    """Overrides that keep prepared and decoded data in a folder of the test session."""
+    folder = tmp_path_factory.mktemp("data")
+    return [f"data.dir={folder}/prepared", f"data.cache_dir={folder}/cache"]
+
+
+@pytest.fixture
+def run_cli(monkeypatch, capsys, tmp_path, data_home):
+    """`run.py` in this process: (exit code, standard error) for a list of arguments."""
+    import run as entry
+    from experiments.cli import command_line
+
+    def call(*arguments: str, folder: Path | None = None) -> tuple[int, str]:
+        GlobalHydra.instance().clear()
+        own = [] if any(a.startswith("data.dir=") for a in arguments) else data_home[:1]
+        where = f"hydra.run.dir={folder or tmp_path / 'run'}"
+        argv = ["run.py", *own, data_home[1], where, *arguments]
+        monkeypatch.setattr("sys.argv", [str(ROOT / argv[0]), *argv[1:]])
+        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+        code = command_line(entry.main)
+        return code, capsys.readouterr().err
+
+    return call

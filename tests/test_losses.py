@@ -1,0 +1,66 @@
+"""Losses against values worked out by hand, and every loss with every head."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from conftest import choices, composed
+from experiments import losses
+from experiments.config import build
+from experiments.errors import UserError
+
+OUTPUTS = jnp.array([[2.0, 0.5, -1.0]])
+TARGETS = jnp.array([[0.0, 1.0, 0.0]])
+
+
+@pytest.mark.parametrize(
+    ("loss", "settings", "expected"),
+    [
+        (losses.mse, {}, 0.5 * (4 + 0.25 + 1)),
+        (losses.mae, {}, 2 + 0.5 + 1),
+        (losses.huber, {"delta": 1.0}, 1.5 + 0.125 + 0.5),
+        (losses.hinge, {"margin": 1.0}, (1 + 1.5) + 0.0),
+        (losses.cross_entropy, {"label_smoothing": 0.0}, np.log(np.exp([2, 0.5, -1]).sum()) - 0.5),
+        (losses.binary_cross_entropy, {}, sum(np.log1p(np.exp([2, -0.5, -1])))),
+        (losses.nll, {}, -0.5),
+    ],
+)
+def test_value(loss, settings, expected):
+    assert loss(OUTPUTS, TARGETS, **settings)[0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_label_smoothing_mixes_the_target_with_the_uniform_distribution():
+    smoothed = losses.cross_entropy(OUTPUTS, TARGETS, label_smoothing=0.3)
+    mixed = losses.cross_entropy(OUTPUTS, 0.7 * TARGETS + 0.1, label_smoothing=0.0)
+    assert smoothed[0] == pytest.approx(float(mixed[0]), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", choices("loss"))
+@pytest.mark.parametrize("head", [None, "identity", "sigmoid", "softmax"])
+def test_gradients_equal_finite_differences_with_every_head(name, head):
+    config = composed(f"loss={name}", f"model.head={head or 'null'}")
+    try:
+        objective = build(config["objective"], loss=build(config["loss"]), head=head, num_classes=3)
+    except UserError as error:  # a loss that contains another link function says so
+        assert "use model.head=null" in str(error)
+        return
+    with jax.enable_x64(True):
+        outputs = jnp.array([[1.7, 0.45, -1.2], [0.3, -0.4, 0.9]])
+        targets = jax.nn.one_hot(jnp.array([1, 2]), 3, dtype=outputs.dtype)
+
+        def total(z):
+            return objective.loss(objective.loss_input(z), targets).sum()
+
+        check_grads(total, (outputs,), order=1, modes=["rev"], atol=1e-5, rtol=1e-5)
+
+
+def test_a_softmax_head_is_not_applied_twice():
+    config = composed("loss=cross_entropy")
+    loss = build(config["loss"])
+    plain, headed = (
+        build(config["objective"], loss=loss, head=head, num_classes=3)
+        for head in ("identity", "softmax")
+    )
+    np.testing.assert_array_equal(plain.loss_input(OUTPUTS), headed.loss_input(OUTPUTS))

@@ -63,7 +63,7 @@ class TfdsImages:
     split_seed: int = 0
     limit: int | None = None
     batch_size: int = 128
-    eval_batch_size: int = 1024
+    eval_batch_size: int = 256
     mean: list[float] | None = None
     std: list[float] | None = None
     augment: Augment = field(default_factory=Augment)

@@ -14,12 +14,14 @@ import sys
 import traceback
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.errors import UserError, suggest
+from experiments.saved import run_folder
 
 EXIT_CODES = {"finished": 0, "stopped_early": 0, "diverged": 1, "failed": 1, "interrupted": 75}
 
@@ -53,6 +55,7 @@ def command_line(main: Callable[[], Any]) -> int:
     # account to this function
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
+        sys.argv[1:] = into_resumed_folder(sys.argv[1:])
         main()
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
@@ -68,6 +71,15 @@ def command_line(main: Callable[[], Any]) -> int:
         print(message, file=sys.stderr)
         return 2
     return 0
+
+
+def into_resumed_folder(arguments: list[str]) -> list[str]:
+    """The arguments with which Hydra stays in the folder of the run named by `resume=`."""
+    folder = next((a.partition("=")[2] for a in arguments if a.startswith("resume=")), "null")
+    if folder in ("null", ""):
+        return arguments
+    run_folder(Path(folder))  # before Hydra makes it
+    return [*arguments, f"hydra.run.dir={folder}", "hydra.output_subdir=null"]
 
 
 def explain(error: BaseException) -> str | None:

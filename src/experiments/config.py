@@ -156,7 +156,7 @@ def mismatch(value: Any, hint: Any) -> str | None:
         kind = arguments[0] if arguments else Any
         inner = next((c for c in (mismatch(v, kind) for v in value) if c is not None), None)
         return None if inner is None else f"a list in which each is {inner}"
-    if isinstance(origin, type) and issubclass(origin, Mapping) or hint is dict:
+    if (isinstance(origin, type) and issubclass(origin, Mapping)) or hint is dict:
         return None if isinstance(value, Mapping) else "a group of keys"
     return _scalar_mismatch(value, hint)
 

@@ -41,3 +41,5 @@ Activation = Literal[
     "identity", "step", "sigmoid", "tanh", "relu", "leaky_relu", "elu", "gelu", "swish"
 ]
 Head = Literal["identity", "sigmoid", "softmax"]
+Mode = Literal["train", "evaluate"]
+Seed = Annotated[int, Range(minimum=0, maximum=2**32 - 1)]

@@ -20,11 +20,15 @@ from experiments.training.program import epoch_order
 
 @dataclass(frozen=True)
 class Window:
-    """`steps` batches: the i-th is rows order[i·batch : (i+1)·batch] of `arrays`."""
+    """`steps` batches: the i-th is rows order[i·batch : (i+1)·batch] of `arrays`.
+
+    Those before `first` have been trained on.
+    """
 
     arrays: Mapping[str, jax.Array]
     order: jax.Array
     steps: int
+    first: int = 0
 
 
 def resolve_batch_size(requested: int, examples: int) -> int:
@@ -49,9 +53,9 @@ class ResidentFeed:
         self.key, self.sharding = key, sharding
         self.order(0)  # compiles
 
-    def epoch(self, epoch: int) -> Iterator[Window]:
-        """The windows of an epoch."""
-        yield Window(self.arrays, self.order(epoch), self.steps_per_epoch)
+    def windows(self, epoch: int, done: int) -> Iterator[Window]:
+        """The windows of an epoch of which `done` steps are done."""
+        yield Window(self.arrays, self.order(epoch), self.steps_per_epoch, done)
 
     def order(self, epoch: int) -> jax.Array:
         """The shuffled row numbers of an epoch."""
@@ -61,18 +65,32 @@ class ResidentFeed:
 class StreamedFeed:
     """A split that is read batch by batch; the next batch travels while the last one computes."""
 
-    def __init__(self, split: Stream, batch_size: int, seed: int, sharding: NamedSharding):
-        self.steps_per_epoch = len(split) // batch_size
+    def __init__(
+        self,
+        split: Stream,
+        batch_size: int,
+        steps_per_epoch: int,
+        seed: int,
+        sharding: NamedSharding,
+    ):
         self.batches = split.iterate(batch_size, seed, True)
         self.sharding = sharding
         self.order = jax.device_put(np.arange(batch_size, dtype=np.int32), sharding)
+        self.position = 0  # of the batch that is ahead
         self._ahead = self._next()
         self.arrays = self._ahead.arrays
+        self.epoch_length = steps_per_epoch
 
-    def epoch(self, epoch: int) -> Iterator[Window]:
-        """The windows of an epoch."""
-        for _ in range(self.steps_per_epoch):
-            yield self._ahead
+    def windows(self, epoch: int, done: int) -> Iterator[Window]:
+        """The windows of an epoch of which `done` steps are done; does not end by itself."""
+        position = epoch * self.epoch_length + done
+        if position != self.position:
+            self.batches.set_state({"batches": position})
+            self.position, self._ahead = position, self._next()
+        while True:
+            window = self._ahead
+            yield window
+            self.position += 1
             self._ahead = self._next()
 
     def _next(self) -> Window:

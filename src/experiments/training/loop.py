@@ -1,11 +1,11 @@
 """Training: the one place with side effects, in the order in which they happen."""
 
+import importlib
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ import numpy as np
 
 from experiments.experiment import State, count_parameters
 from experiments.tracking.tracker import RunInfo, Trackers
+from experiments.training.checkpoints import Checkpoints, shaped
+from experiments.training.compiled import Compiled, compile_programs
 from experiments.training.evaluation import Predictions
-from experiments.training.feed import ResidentFeed, StreamedFeed
-from experiments.training.program import UNTRACEABLE, Programs, traceable
+from experiments.training.profile import Profile
 from experiments.training.recorder import Line, Recorder
 from experiments.training.report import draw_figures
 from experiments.training.session import Session
@@ -29,15 +30,29 @@ log = logging.getLogger(__name__)
 DISPATCH_SECONDS = 0.25  # how long one dispatch should keep the device busy
 
 
-def fit(session: Session, directory: Path, trackers: Trackers, stop: StopRequest) -> dict[str, Any]:
-    """Trains, validates every epoch, tests the best weights once; returns the summary."""
-    experiment = session.experiment
+def fit(
+    session: Session,
+    directory: Path,
+    trackers: Trackers,
+    stop: StopRequest,
+    *,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Trains, validates every epoch, tests the best weights once; returns the summary.
+
+    With `resume` it goes on from the newest checkpoint in `directory`.
+    """
+    experiment, trainer = session.experiment, session.trainer
     trackers.status("compiling")
     with ThreadPoolExecutor() as pool:
-        compiled = pool.submit(compile_programs, session)
+        compiling = pool.submit(compile_programs, session)
         # what follows needs no program and goes on while XLA works
+        if trainer.checkpoints:
+            pool.submit(importlib.import_module, "orbax.checkpoint")
         state = jax.device_put(experiment.init(session.hparams, session.key), session.replicated)
-        parameters = count_parameters(state.params)
+        run = Run(session, trackers, stop, state, directory)
+        if resume:
+            run.restore()
         trackers.start(
             RunInfo(
                 directory=directory,
@@ -46,94 +61,61 @@ def fit(session: Session, directory: Path, trackers: Trackers, stop: StopRequest
                 total_steps=experiment.total_steps,
                 steps_per_epoch=experiment.steps_per_epoch,
                 batch_size=session.batch_size,
-                parameters=parameters,
+                parameters=count_parameters(state.params),
+                start_step=run.step,
             )
         )
-        run = Run(session, compiled.result(), trackers, stop, state)
-    started = time.perf_counter()
+        run.compiled = compiling.result()
     status = run.train()
-    summary = run.last_line | {
-        "best": run.watch.best,
-        "status": status,
-        "seconds": round(time.perf_counter() - started, 3),
-        "examples_per_second": run.examples_per_second,
-        "parameters": parameters,
-    }
+    if trainer.checkpoints and status != "diverged":
+        run.save()
+    summary = run.summary(status)
     if status in ("finished", "stopped_early"):
         trackers.status("testing")
         test, predictions = run.test()
         summary |= test
         trackers.log(run.step, {"epoch": run.epochs_done, **test})
-        if session.trainer.figures:
+        if trainer.figures:
             draw_figures(session, directory, trackers, run.step, predictions)
+    if run.checkpoints is not None:
+        run.checkpoints.close()
+        trackers.model(run.checkpoints.path)
     trackers.finish(summary, status)
     return summary
 
 
-@dataclass(frozen=True)
-class Compiled:
-    """The programs of a run, the training data that they read, and their traced inputs."""
-
-    train: Callable
-    evaluate: Callable
-    feed: ResidentFeed | StreamedFeed
-    hparams: dict[str, np.float32]
-
-
-def compile_programs(session: Session) -> Compiled:
-    """Compiles training and evaluation side by side.
-
-    Every hyperparameter is a traced input unless the program turns out to need its value.
-    """
-    experiment, key, hparams = session.experiment, session.key, session.hparams
-    feed = session.feed()
-    programs = Programs(
-        experiment,
-        session.mesh,
-        batch_size=session.batch_size,
-        max_steps=session.trainer.max_steps_per_dispatch,
-    )
-    state = experiment.abstract_state(hparams)
-    batch = session.evaluator("validation").shapes()
-    with ThreadPoolExecutor() as pool:
-        evaluate = pool.submit(programs.compile_eval, experiment.weights(state), batch, hparams)
-        try:
-            train = programs.compile_train(state, feed.arrays, hparams, key)
-        except UNTRACEABLE:
-            hparams = traceable(experiment, hparams, feed.arrays, session.batch_size)
-            for name in sorted(set(session.hparams) - set(hparams)):
-                log.debug("%s is a constant of the program: it cannot be traced", name)
-            train = programs.compile_train(state, feed.arrays, hparams, key)
-            evaluate = pool.submit(programs.compile_eval, experiment.weights(state), batch, hparams)
-        return Compiled(train, evaluate.result(), feed, hparams)
-
-
 class Run:
-    """A training under way: compiled programs, the state on the device, and what was seen."""
+    """A training under way: the state on the device, and what was seen so far."""
+
+    compiled: Compiled
 
     def __init__(
         self,
         session: Session,
-        compiled: Compiled,
         trackers: Trackers,
         stop: StopRequest,
         state: State,
+        directory: Path,
     ):
         trainer, experiment = session.trainer, session.experiment
-        self.session, self.compiled, self.trackers, self.stop = session, compiled, trackers, stop
-        self.state, self.hparams = state, compiled.hparams
+        self.session, self.trackers, self.stop, self.state = session, trackers, stop, state
+        self.directory = directory
+        self.parameters = count_parameters(state.params)
+        self.checkpoints: Checkpoints | None = None
         self.validation = session.evaluator("validation")
-        self.copy_weights = jax.jit(lambda s: jax.tree.map(jnp.copy, experiment.weights(s)))
-        self.best_weights = self.copy_weights(state)
+        self.copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+        self.best_weights = self.copy(experiment.weights(state))
         metric, mode = experiment.objective(session.hparams).monitor
         if trainer.monitor not in (None, metric):
             metric, mode = trainer.monitor, "max" if "accuracy" in trainer.monitor else "min"
         self.watch = Watch(metric, trainer.monitor_mode or mode, trainer.patience)
         self.recorder = Recorder(trainer.log_every, experiment.steps_per_epoch, session.batch_size)
         self.pace = Pace(trainer.max_steps_per_dispatch)
+        self.profile = Profile(directory, trainer.profile_steps)
         self.last_line: Line = {}
         self.diverged_at: int | None = None
         self.training_seconds = 0.0
+        self.seconds_before = 0.0  # of earlier sittings of a resumed run
 
     @property
     def step(self) -> int:
@@ -145,90 +127,143 @@ class Run:
         """Epochs trained, in fractions."""
         return self.step / self.session.experiment.steps_per_epoch
 
-    @property
-    def examples_per_second(self) -> float:
-        """Training speed over the whole run, evaluation left out."""
-        return self.step * self.session.batch_size / max(self.training_seconds, 1e-9)
-
     def train(self) -> str:
-        """All epochs; returns the status that the run ends with."""
+        """All epochs that are left; returns the status that the run ends with."""
         trainer = self.session.trainer
-        self.deadline = time.perf_counter() + (trainer.max_time or float("inf"))
-        self.recorder.start_clock()
-        for epoch in range(trainer.epochs):
-            step, line = self._epoch(epoch)
+        self.started = self.saved = time.perf_counter()
+        self.deadline = self.started + (trainer.max_time or float("inf"))
+        for epoch in range(int(self.epochs_done), trainer.epochs):
+            if reason := self._enough():
+                log.info("stopping early: %s", reason)
+                return "stopped_early"
+            line = self._epoch(epoch)
             if self.diverged_at is not None:
                 log.warning("loss or gradient is not finite at step %d", self.diverged_at)
-                return self._end(step, line, "diverged")
+                return "diverged"
             if self.stop.name is not None and self.step % self.recorder.steps_per_epoch:
                 log.warning("stopped by %s after step %d", self.stop.name, self.step)
-                return self._end(step, line, "interrupted")
-            line |= self.recorder.end_epoch() | self._validate()
-            if self.watch.better(line):
-                self.best_weights = self.copy_weights(self.state)
-            if reason := self._enough(line):
-                log.info("stopping early: %s", reason)
-                return self._end(step, line, "stopped_early")
-            self._end(step, line, "running")
+                return "interrupted"
+            self.last_line = line | self.recorder.end_epoch() | self._validate()
+            self.trackers.log(self.step, self.last_line)
+            if self.watch.better(self.last_line):
+                self.best_weights = self.copy(self.session.experiment.weights(self.state))
         return "finished"
 
     def test(self) -> tuple[Line, Predictions]:
         """`test/*` of the best weights, and the predictions."""
         split = self.session.evaluator("test")
-        values, predictions = split.predict(self.compiled.evaluate, self.best_weights, self.hparams)
+        evaluate, hparams = self.compiled.evaluate, self.compiled.hparams
+        values, predictions = split.predict(evaluate, self.best_weights, hparams)
         return {f"test/{name}": value for name, value in values.items()}, predictions
 
-    def _end(self, step: int, line: Line, status: str) -> str:
-        """Logs the last line of an epoch, whole or cut short."""
-        if line:
-            self.trackers.log(step, line)
-            self.last_line = line
-        return status
+    def summary(self, status: str) -> dict[str, Any]:
+        """What `summary.json` says, but for the test."""
+        seen = self.step * self.session.batch_size
+        summary: dict[str, Any] = {"step": self.step, **self.last_line, "best": self.watch.best}
+        if self.diverged_at is not None:
+            summary["diverged_at"] = self.diverged_at
+        return summary | {
+            "status": status,
+            "seconds": round(self.seconds, 3),
+            "examples_per_second": seen / max(self.training_seconds, 1e-9),
+            "parameters": self.parameters,
+        }
 
-    def _enough(self, line: Line) -> str | None:
-        """Why the run should end after this epoch, if it should."""
+    @property
+    def seconds(self) -> float:
+        """Seconds of training and validation, over all sittings."""
+        return self.seconds_before + time.perf_counter() - self.started
+
+    def save(self) -> None:
+        """Saves a checkpoint in the background."""
+        if self.checkpoints is None:
+            self.checkpoints = Checkpoints(self.directory)
+        # the copy is the saver's own: the next step is free to overwrite the state
+        self.checkpoints.save(self.step, self.copy(self.state), self.best_weights, self.progress)
+        self.saved = time.perf_counter()
+
+    def restore(self) -> None:
+        """Goes back to the newest checkpoint."""
+        self.checkpoints = Checkpoints(self.directory)
+        sharding = self.session.replicated
+        self.state, self.best_weights, self.progress = self.checkpoints.restore(
+            shaped(self.state, sharding), shaped(self.best_weights, sharding)
+        )
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """What the host knows and the device does not; JSON."""
+        return {
+            "recorder": self.recorder.progress,
+            "best": self.watch.best,
+            "stale": self.watch.stale,
+            "last_line": self.last_line,
+            "training_seconds": self.training_seconds,
+            "seconds": self.seconds,
+            "fingerprint": self.session.splits.fingerprint,
+        }
+
+    @progress.setter
+    def progress(self, saved: dict[str, Any]) -> None:
+        self.recorder.progress = saved["recorder"]
+        self.watch.best, self.watch.stale = saved["best"], saved["stale"]
+        self.last_line = saved["last_line"]
+        self.training_seconds = saved["training_seconds"]
+        self.seconds_before = saved["seconds"]
+        if saved["fingerprint"] != self.session.splits.fingerprint:
+            log.warning("the data on disk have changed since this run was saved")
+
+    def _enough(self) -> str | None:
+        """Why the run should end after the epochs so far, if it should."""
         trainer = self.session.trainer
         if self.watch.exhausted:
             return f"val/{self.watch.metric} has not improved for {trainer.patience} epochs"
         if time.perf_counter() > self.deadline:
             return f"trainer.max_time={trainer.max_time:g} seconds have passed"
-        if trainer.target_loss is not None and line["train/epoch_loss"] <= trainer.target_loss:
+        loss = self.last_line.get("train/epoch_loss", float("inf"))
+        if trainer.target_loss is not None and loss <= trainer.target_loss:
             return f"trainer.target_loss={trainer.target_loss:g} is reached"
         return None
 
-    def _epoch(self, epoch: int) -> tuple[int, Line]:
-        """Trains an epoch and logs its lines, all but the last, which is returned with its step.
+    def _epoch(self, epoch: int) -> Line:
+        """Trains the rest of an epoch and logs its lines, all but the last, which is returned.
 
         The metrics of a dispatch are fetched while the next one runs: the device never waits for
-        the log.
+        the log. Before a checkpoint all of them are fetched, so that it holds one moment.
         """
-        last: tuple[int, Line] = (self.step, {})
-        waiting = None
-        for dispatch in itertools.chain(self._dispatches(epoch), [None]):
-            for line in self._collect(waiting):
-                if last[1]:
-                    self.trackers.log(*last)
-                last = line
-            waiting = dispatch
-        return last
+        end = (epoch + 1) * self.recorder.steps_per_epoch
+        self.recorder.start_clock()
+        while self.step < end and not self._stopping():
+            waiting = None
+            for dispatch in itertools.chain(self._dispatches(epoch), [None]):
+                for step, line in self._collect(waiting):
+                    if step == end:
+                        return line
+                    self.trackers.log(step, line)
+                    self.last_line = line
+                waiting = dispatch
+            if self._save_due():
+                self.save()
+                self.recorder.start_clock()
+        return {"epoch": self.epochs_done}
 
     def _dispatches(self, epoch: int) -> Iterator[tuple[dict[str, jax.Array], int]]:
-        """Hands the steps of an epoch to the device; yields each dispatch's log and length."""
-        left = self.session.experiment.steps_per_epoch
-        for window in self.compiled.feed.epoch(epoch):
-            first = 0
+        """Hands steps of an epoch to the device; yields each dispatch's log and length."""
+        left = (epoch + 1) * self.recorder.steps_per_epoch - self.step
+        for window in self.compiled.feed.windows(epoch, self.recorder.steps_per_epoch - left):
+            first = window.first
             while left and first < window.steps:
-                late = time.perf_counter() > self.deadline
-                if self.stop.name is not None or self.diverged_at is not None or late:
+                if self._stopping() or self._save_due():
                     return
                 count = min(self.pace.steps, window.steps - first, left)
+                self.profile.before(self.step)
                 self.state, metrics = self.compiled.train(
                     self.state,
                     window.arrays,
                     window.order,
                     np.int32(first),
                     np.int32(count),
-                    self.hparams,
+                    self.compiled.hparams,
                     self.session.key,
                 )
                 for array in metrics.values():
@@ -238,6 +273,16 @@ class Run:
                 left -= count
             if not left:
                 return
+
+    def _stopping(self) -> bool:
+        late = time.perf_counter() > self.deadline
+        return self.stop.name is not None or self.diverged_at is not None or late
+
+    def _save_due(self) -> bool:
+        every = self.session.trainer.checkpoint_every
+        if not self.session.trainer.checkpoints or every is None:
+            return False
+        return time.perf_counter() - self.saved > every
 
     def _collect(self, dispatch: tuple[dict[str, jax.Array], int] | None) -> list[tuple[int, Line]]:
         """The log lines that a dispatch, once it is done, completes."""
@@ -253,12 +298,13 @@ class Run:
         seconds = self.recorder.lap(count)
         self.training_seconds += seconds
         self.pace.took(seconds, count)
-        return list(self.recorder.add(host, count, flush=diverged))
+        lines = list(self.recorder.add(host, count, flush=diverged))
+        self.profile.after(self.step)
+        return lines
 
     def _validate(self) -> Line:
         weights = self.session.experiment.weights(self.state)
-        values = self.validation(self.compiled.evaluate, weights, self.hparams)
-        self.recorder.start_clock()
+        values = self.validation(self.compiled.evaluate, weights, self.compiled.hparams)
         return {f"val/{name}": value for name, value in values.items()}
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,15 @@ class Recorder:
         self.line: dict[str, list[float]] = {}
         self.totals: dict[str, float] = {}
         self.start_clock()
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """What an interrupted run has to remember; JSON."""
+        return {"step": self.step, "line": self.line, "totals": self.totals}
+
+    @progress.setter
+    def progress(self, saved: dict[str, Any]) -> None:
+        self.step, self.line, self.totals = saved["step"], saved["line"], saved["totals"]
 
     def start_clock(self) -> None:
         """Starts timing anew, after work that was not training."""
@@ -67,7 +77,7 @@ class Recorder:
             if name in MEANS:
                 line[f"train/{name}"] = sum(values) / len(values)
             else:
-                line[name] = values[-1]
+                line[name] = float(str(np.float32(values[-1])))  # 0.001, not 0.0010000000475
         line["examples_per_second"] = self.rate
         self.line = {}
         return line

@@ -49,7 +49,8 @@ class Session:
         """The training data."""
         if isinstance(self.splits.train, Stream):
             seed = self.config["seed"]
-            return StreamedFeed(self.splits.train, self.batch_size, seed, self.replicated)
+            steps = self.experiment.steps_per_epoch
+            return StreamedFeed(self.splits.train, self.batch_size, steps, seed, self.replicated)
         return ResidentFeed(self.splits.train, self.batch_size, self.key, self.replicated)
 
     def evaluator(self, split: str) -> Evaluator:

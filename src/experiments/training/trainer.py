@@ -24,6 +24,8 @@ class Trainer:
       max_time: seconds of training after which the run stops (null: no limit).
       target_loss: training loss of an epoch at which the run stops (null: none).
       max_steps_per_dispatch: most steps handed to the device at once.
+      checkpoints: save what is needed to resume, evaluate and reuse the run.
+      checkpoint_every: seconds between checkpoints (null: only at the end).
       profile_steps: steps recorded by the JAX profiler into the run folder (0: none).
       debug_nans: have JAX find the operation that makes the first NaN (slow).
       compilation_cache: folder of compiled programs (null: the user's cache folder, "": none).
@@ -43,6 +45,8 @@ class Trainer:
     max_time: Positive | None
     target_loss: NonNegative | None
     max_steps_per_dispatch: PositiveInt
+    checkpoints: bool
+    checkpoint_every: NonNegative | None
     profile_steps: NonNegativeInt
     debug_nans: bool
     compilation_cache: str | None

@@ -40,9 +40,15 @@ def real_data() -> Path:
     return REAL
 
 
-def pictures(count: int, size: int = 6, channels: int = 3, seed: int = 0) -> list[np.ndarray]:
-    rng = np.random.default_rng(seed)
-    return [rng.integers(0, 256, (size, size, channels), np.uint8) for _ in range(count)]
+@pytest.fixture
+def pictures() -> Callable[..., list[np.ndarray]]:
+    """`pictures(count)`: so many pictures of noise."""
+
+    def draw(count: int, size: int = 6, channels: int = 3, seed: int = 0) -> list[np.ndarray]:
+        rng = np.random.default_rng(seed)
+        return [rng.integers(0, 256, (size, size, channels), np.uint8) for _ in range(count)]
+
+    return draw
 
 
 @pytest.fixture

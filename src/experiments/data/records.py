@@ -57,9 +57,16 @@ def _example_type() -> Any:
 
 
 def parse(record: bytes) -> tuple[bytes, int]:
-    """The encoded picture and the label of one serialized example."""
-    features = {e.key: e.value for e in _example_type().FromString(record).features.feature}
-    return features["image"].bytes_list.value[0], features["label"].int64_list.value[0]
+    """The encoded picture and the label of one serialized example.
+
+    Raises:
+        ValueError: the record is damaged. Of a truncated file some records read as empty.
+    """
+    try:
+        features = {e.key: e.value for e in _example_type().FromString(record).features.feature}
+        return features["image"].bytes_list.value[0], features["label"].int64_list.value[0]
+    except Exception as error:
+        raise ValueError("a record is damaged") from error
 
 
 def open_image(encoded: bytes, channels: int) -> Image.Image:

@@ -16,6 +16,7 @@ from experiments.data.prepared import Prepared
 from experiments.errors import UserError
 
 Example = dict[str, Any]
+Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 
 EVAL_RESIZE = 256 / 224  # shorter side before the centre crop, over the side of the crop
 CROP_AREA = (0.08, 1.0)
@@ -42,18 +43,16 @@ def open_split(
         UserError: there is no such split, or files are missing.
     """
     source = _Records(prepared, split, indices)
-    channels = prepared.image_shape[2]
 
     def start(batch_size: int, seed: int, train: bool) -> BatchIterator:
         if batch_size == -1:
             batch_size = len(source)
         data = grain.MapDataset.source(source).seed(seed)
         if train:
-            decode = partial(_decode_train, channels=channels, size=image_size)
-            data = data.shuffle().random_map(decode)
+            data = data.shuffle().random_map(partial(_train_example, size=image_size))
             data = data.batch(batch_size, drop_remainder=True).repeat()
         else:
-            data = data.map(partial(_decode_eval, channels=channels, size=image_size))
+            data = data.map(partial(_eval_example, size=image_size))
             data = data.batch(batch_size, batch_fn=partial(_pad, size=batch_size))
         return _Batches(data, workers)
 
@@ -61,7 +60,7 @@ def open_split(
 
 
 class _Records:
-    """Random access to the serialized examples of a split, as Grain wants a source."""
+    """Random access to the pictures and labels of a split, as Grain wants a source."""
 
     def __init__(self, prepared: Prepared, split: str, indices: np.ndarray | None) -> None:
         # With the number of records in the name Grain need not open every file to count them.
@@ -70,15 +69,19 @@ class _Records:
             [f"{path}[0:{length}]" for path, length in files]
         )
         self._indices = np.arange(len(self._files)) if indices is None else indices
+        self._channels = prepared.image_shape[2]
         self._folder = prepared.folder
         self._name = prepared.name
 
     def __len__(self) -> int:
         return len(self._indices)
 
-    def __getitem__(self, index: Any) -> bytes:
+    def __getitem__(self, index: Any) -> tuple[Image.Image, int]:
         try:
-            return self._files[self._indices[index]]
+            encoded, label = records.parse(self._files[self._indices[index]])
+            image = records.open_image(encoded, self._channels)
+            image.load()  # decodes it
+            return image, label
         except Exception as error:
             raise UserError(
                 f"prepared data in {self._folder} cannot be read ({error}).\n"
@@ -137,26 +140,26 @@ class _Batches:
         self._close()
 
 
-def _decode_train(
-    record: bytes, rng: np.random.Generator, *, channels: int, size: int | None
+def _train_example(
+    source: tuple[Image.Image, int], rng: np.random.Generator, *, size: int | None
 ) -> Example:
-    encoded, label = records.parse(record)
-    image = records.open_image(encoded, channels)
+    image, label = source
     if size is not None:
-        box = random_box(image.width, image.height, rng)
-        image = image.resize((size, size), Image.Resampling.BILINEAR, box=box, reducing_gap=2.0)
+        image = _crop(image, random_box(image.width, image.height, rng), size)
         if rng.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return _example(image, label)
 
 
-def _decode_eval(record: bytes, *, channels: int, size: int | None) -> Example:
-    encoded, label = records.parse(record)
-    image = records.open_image(encoded, channels)
+def _eval_example(source: tuple[Image.Image, int], *, size: int | None) -> Example:
+    image, label = source
     if size is not None:
-        box = centre_box(image.width, image.height)
-        image = image.resize((size, size), Image.Resampling.BILINEAR, box=box, reducing_gap=2.0)
+        image = _crop(image, centre_box(image.width, image.height), size)
     return _example(image, label)
+
+
+def _crop(image: Image.Image, box: Box, size: int) -> Image.Image:
+    return image.resize((size, size), Image.Resampling.BILINEAR, box=box, reducing_gap=2.0)
 
 
 def _example(image: Image.Image, label: int) -> Example:
@@ -164,10 +167,8 @@ def _example(image: Image.Image, label: int) -> Example:
     return {"image": pixels.reshape(*pixels.shape[:2], -1), "label": np.int32(label)}
 
 
-def random_box(
-    width: int, height: int, rng: np.random.Generator
-) -> tuple[float, float, float, float]:
-    """A random part of a picture, (left, top, right, bottom) in pixels.
+def random_box(width: int, height: int, rng: np.random.Generator) -> Box:
+    """A random part of a picture.
 
     Its share of the area is uniform in `CROP_AREA`, its ratio of width to height log-uniform in
     `CROP_RATIO`; the whole picture, cut to that range of ratios, where ten draws do not fit.
@@ -183,7 +184,7 @@ def random_box(
     return (width - w) / 2, (height - h) / 2, (width + w) / 2, (height + h) / 2
 
 
-def centre_box(width: int, height: int) -> tuple[float, float, float, float]:
+def centre_box(width: int, height: int) -> Box:
     """The square in the centre that is left of a picture resized to 256 and cropped to 224."""
     side = min(width, height) / EVAL_RESIZE
     return (width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2

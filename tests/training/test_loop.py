@@ -1,0 +1,169 @@
+"""Whole runs on the real digits: what they write, how they end, and that they repeat themselves."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from conftest import composed
+from experiments.tracking.jsonl import JsonLines, read_history
+from experiments.tracking.tracker import Trackers
+from experiments.training.loop import fit
+from experiments.training.session import open_session
+from experiments.training.signals import StopRequest
+
+TIMES = {"examples_per_second", "seconds", "training_seconds"}
+SMALL = ["model.hidden=[16]", "trainer.figures=false", "trainer.log_every=8"]
+
+
+@pytest.fixture
+def train(tmp_path, data_home):
+    """A run in a folder of its own: (summary, metrics.jsonl)."""
+
+    def call(*overrides, folder="run", resume=False, trackers=(), stop=None):
+        directory = tmp_path / folder
+        directory.mkdir(exist_ok=True)
+        plain = ["trainer.checkpoints=false"] if not resume else []
+        session = open_session(composed(*data_home, *SMALL, *plain, *overrides))
+        every = Trackers([JsonLines(), *trackers])
+        summary = fit(session, directory, every, stop or StopRequest(), resume=resume)
+        return summary, read_history(directory / "metrics.jsonl")
+
+    return call
+
+
+def timeless(lines):
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+
+
+def test_a_run_learns_and_writes_what_it_saw(train, tmp_path):
+    summary, lines = train("trainer.epochs=8", "trainer.monitor=loss", "optim.learning_rate=0.01")
+    assert summary["status"] == "finished"
+    assert summary["val/accuracy"] > 0.85
+    assert summary["test/accuracy"] > 0.75
+    assert summary["parameters"] == 64 * 16 + 16 + 16 * 10 + 10
+    steps_per_epoch = 1294 // 64
+    assert summary["step"] == 8 * steps_per_epoch
+    assert lines[0]["step"] == 1
+    assert [line["step"] for line in lines] == sorted(line["step"] for line in lines)
+    validated = [line for line in lines if "val/loss" in line]
+    assert [line["epoch"] for line in validated] == list(range(1, 9))
+    assert validated[-1]["train/epoch_loss"] < validated[0]["train/epoch_loss"]
+    best = min(validated, key=lambda line: line["val/loss"])
+    assert summary["best"]["val/loss"] == best["val/loss"]
+    for key in ("train/loss", "learning_rate", "grad_norm", "param_norm", "update_norm"):
+        assert all(np.isfinite(line[key]) for line in lines[:-1])
+    assert "test/accuracy" in lines[-1]
+    written = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert written["test/accuracy"] == summary["test/accuracy"]
+    assert written["status"] == "finished"
+
+
+def test_the_same_seed_gives_the_same_numbers_however_steps_are_dispatched(train):
+    dropout = ["model.dropout=0.2", "trainer.epochs=2", "data.augment.crop_padding=1"]
+    _, first = train(*dropout, "trainer.max_steps_per_dispatch=1", folder="a")
+    _, second = train(*dropout, "trainer.max_steps_per_dispatch=64", folder="b")
+    _, other = train(*dropout, "seed=1", folder="c")
+    assert timeless(first) == timeless(second)
+    assert timeless(first) != timeless(other)
+
+
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(train):
+    options = ["trainer.epochs=3", "model.dropout=0.2", "optim.ema_decay=0.9"]
+    options += ["trainer.checkpoints=true", "trainer.max_steps_per_dispatch=5"]
+    whole, lines = train(*options, folder="whole")
+
+    stop = StopRequest()
+
+    class Interrupter(JsonLines):
+        def log(self, step, scalars):
+            if step >= 24:
+                stop.name = "SIGTERM"
+
+        start = finish = lambda *_: None
+
+    first, _ = train(*options, folder="cut", trackers=[Interrupter()], stop=stop)
+    assert first["status"] == "interrupted"
+    assert first["step"] % 20 != 0
+    second, resumed = train(*options, folder="cut", resume=True)
+    assert second["status"] == "finished"
+    assert timeless(resumed) == timeless(lines)
+    same = {k: v for k, v in second.items() if k not in TIMES and k != "best"}
+    assert same == {k: v for k, v in whole.items() if k not in TIMES and k != "best"}
+
+
+def test_a_diverging_run_says_at_which_step(train):
+    options = ["optim=sgd", "loss=mse", "optim.learning_rate=1.0e+6", "trainer.epochs=3"]
+    summary, lines = train(*options)
+    assert summary["status"] == "diverged"
+    assert summary["diverged_at"] == lines[-1]["step"] == summary["step"]
+    assert "test/loss" not in summary
+    skipped, _ = train(*options, "trainer.on_nan=skip", folder="skip")
+    assert skipped["status"] == "finished"
+
+
+def test_patience_target_loss_and_time_stop_a_run_early(train):
+    patient, lines = train("trainer.epochs=50", "trainer.patience=1", "optim.learning_rate=0.0")
+    assert patient["status"] == "stopped_early"
+    assert patient["step"] == 2 * (1294 // 64)
+    reached, _ = train("trainer.epochs=50", "trainer.target_loss=1.0", folder="target")
+    assert reached["status"] == "stopped_early"
+    assert reached["train/epoch_loss"] <= 1.0
+    late, _ = train("trainer.epochs=100000", "trainer.max_time=1.0", folder="late")
+    assert late["status"] == "stopped_early"
+    assert late["seconds"] < 5
+
+
+@pytest.mark.parametrize("size", [1, 100, -1])
+def test_one_number_makes_descent_stochastic_mini_batch_or_batch(train, size):
+    summary, _ = train(f"data.batch_size={size}", "data.limit=200", "trainer.epochs=2")
+    assert summary["step"] == 2 * {1: 200, 100: 2, -1: 1}[size]
+
+
+def test_streamed_data_train_through_the_same_loop(train):
+    options = ["data.stream=true", "data.workers=0", "trainer.epochs=2", "optim.learning_rate=0.01"]
+    summary, _ = train(*options, folder="streamed")
+    assert summary["val/accuracy"] > 0.5
+
+
+def test_debug_overfit_brings_the_loss_near_zero(train):
+    summary, _ = train("debug=overfit", "trainer.checkpoints=false", "optim.learning_rate=0.01")
+    assert summary["status"] == "stopped_early"
+    assert summary["train/epoch_loss"] <= 0.01
+
+
+def test_vgg16_with_batch_norm_lowers_the_loss_on_the_digits(tmp_path, data_home):
+    # the published network at an eighth of its widths; experiment=vgg16_digits is the whole one
+    overrides = ["model=vgg16", "model.batch_norm=true", "model.widths=[8,16,32,64,64]"]
+    overrides += ["data.limit=256", "trainer.epochs=3", "trainer.eval_batches=1"]
+    overrides += ["trainer.figures=false", "trainer.checkpoints=false"]
+    session = open_session(composed(*data_home, *overrides))
+    assert session.experiment.input_shape == (32, 32, 1)
+    fit(session, tmp_path, Trackers([JsonLines()]), StopRequest())
+    losses = [
+        e["train/epoch_loss"]
+        for e in read_history(tmp_path / "metrics.jsonl")[:-1]
+        if "val/loss" in e
+    ]
+    assert losses[-1] < losses[0]
+
+
+def test_the_profiler_leaves_a_trace(train, tmp_path):
+    train("trainer.epochs=1", "trainer.profile_steps=3", "trainer.max_steps_per_dispatch=2")
+    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+
+
+def test_no_step_compiles_twice(train):
+    compiled = []
+
+    def note(event, *_, **__):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    train("trainer.epochs=1", folder="once")
+    few = len(compiled)
+    compiled.clear()
+    train("trainer.epochs=4", folder="more")
+    assert len(compiled) <= few

@@ -10,6 +10,7 @@ import importlib.util
 import logging
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -128,18 +129,20 @@ def statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
     return means, stds
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(description="Download and prepare a TFDS image data set.")
     parser.add_argument("name", help="as in TFDS, for example mnist")
     parser.add_argument("--dir", help="default: $TFDS_DATA_DIR, else ~/tensorflow_datasets")
-    arguments = parser.parse_args()
+    options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        print(describe(prepare(arguments.name, on_disk.data_dir(arguments.dir))))
+        print(describe(prepare(options.name, on_disk.data_dir(options.dir))))
     except UserError as error:
         print(error, file=sys.stderr)
-        sys.exit(2)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

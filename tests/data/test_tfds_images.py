@@ -1,0 +1,254 @@
+import json
+import logging
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.data.augment import Augment
+from experiments.data.dataset import Arrays, Stream
+from experiments.data.prepare import statistics
+from experiments.data.tfds_images import TfdsImages
+from experiments.errors import UserError
+
+
+@pytest.fixture
+def toy(write, pictures) -> Path:
+    return write("toy", train=pictures(50), test=pictures(9, seed=1))
+
+
+def keys(split: Arrays) -> list[bytes]:
+    return [image.tobytes() for image in split.arrays["image"]]
+
+
+def test_splits_are_disjoint_and_complete(toy, pictures):
+    splits = TfdsImages(name="toy", validation_fraction=0.2).load()
+    assert [len(s) for s in (splits.train, splits.validation, splits.test)] == [40, 10, 9]
+    train, validation, test = map(keys, (splits.train, splits.validation, splits.test))
+    assert sorted(train + validation) == sorted(image.tobytes() for image in pictures(50))
+    assert sorted(test) == sorted(image.tobytes() for image in pictures(9, seed=1))
+    labels = {image.tobytes(): i % 3 for i, image in enumerate(pictures(50))}
+    assert [labels[key] for key in train] == splits.train.arrays["label"].tolist()
+    assert splits.train.arrays["image"].dtype == np.uint8
+    assert splits.train.arrays["label"].dtype == np.int32
+
+
+def test_the_seed_decides_what_is_held_out(toy):
+    def held_out(seed: int) -> list[bytes]:
+        return keys(TfdsImages(name="toy", split_seed=seed).load().validation)
+
+    assert held_out(0) == held_out(0)
+    assert held_out(0) != held_out(1)
+
+
+def test_limit_takes_from_the_training_data_only(toy):
+    whole = TfdsImages(name="toy").load()
+    data = TfdsImages(name="toy", limit=12)
+    limited = data.load()
+    assert data.spec.train_examples == len(limited.train) == 12
+    assert set(keys(limited.train)) < set(keys(whole.train))
+    assert keys(limited.validation) == keys(whole.validation)
+
+
+def test_a_validation_split_of_its_own_is_used(write, pictures):
+    validation = pictures(5, seed=2)
+    write("toy", train=pictures(20), dev=validation, test=pictures(4, seed=1))
+    splits = TfdsImages(name="toy", validation_split="dev").load()
+    assert len(splits.train) == 20
+    assert keys(splits.validation) == [image.tobytes() for image in validation]
+
+
+def test_spec_and_pipeline_read_nothing_when_configured():
+    data = TfdsImages(
+        name="absent", input_shape=[8, 8, 3], num_classes=5, mean=[0.5] * 3, std=[0.1] * 3
+    )
+    assert data.spec.input_shape == (8, 8, 3)
+    assert data.pipeline.num_classes == 5
+    assert data.pipeline.augment == Augment()
+
+
+def test_spec_is_read_from_the_data_when_not_configured(toy):
+    data = TfdsImages(name="toy")
+    assert data.spec.input_shape == (6, 6, 3)
+    assert data.spec.num_classes == 3
+    assert data.pipeline.mean == (0.5, 0.5, 0.5)
+
+
+def test_large_data_are_streamed(toy):
+    assert isinstance(TfdsImages(name="toy", resident_limit_mb=0).load().train, Stream)
+    assert isinstance(TfdsImages(name="toy").load().train, Arrays)
+
+
+def test_the_newest_version_and_the_configuration_are_found(write, pictures):
+    for version in ("1.9.0", "1.10.0"):
+        write("toy/small", version, train=pictures(20), test=pictures(4))
+    assert TfdsImages(name="toy").load() is not None
+    write("toy/large", train=pictures(20), test=pictures(4))
+    prepared = TfdsImages(name="toy/small")._prepared()
+    assert prepared.folder.name == "1.10.0"
+    with pytest.raises(UserError, match=r"data\.name=toy/large"):
+        TfdsImages(name="toy").load()
+    with pytest.raises(UserError, match=r"1\.9\.0, 1\.10\.0, not 2\.0\.0"):
+        TfdsImages(name="toy/small", version="2.0.0").load()
+
+
+def test_data_that_changed_on_disk_are_decoded_again(write, pictures, data_dir):
+    folder = write("toy", train=pictures(20), test=pictures(4))
+    before = TfdsImages(name="toy").load()
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+    write("toy", train=pictures(20, seed=5), test=pictures(4))
+    folder.joinpath("label.labels.txt").write_text("cat\ndog\nfox\n")
+    after = TfdsImages(name="toy").load()
+    assert before.fingerprint != after.fingerprint
+    assert set(keys(before.train)).isdisjoint(keys(after.train))
+    assert after.class_names == ("cat", "dog", "fox")
+    assert before.class_names == ("0", "1", "2")
+
+
+def test_many_processes_decode_what_one_does(write, pictures, monkeypatch):
+    from experiments.data import decode
+
+    write("toy", shards=3, train=pictures(40), test=pictures(9))
+    monkeypatch.setattr(decode, "SHARE", 15)
+    monkeypatch.setattr(decode, "_cores", lambda: 4)  # 3 processes, whose shares straddle files
+    splits = TfdsImages(name="toy").load()
+    expected = {image.tobytes(): i % 3 for i, image in enumerate(pictures(40))}
+    for split in (splits.train, splits.validation):
+        assert [expected[key] for key in keys(split)] == split.arrays["label"].tolist()
+
+
+# What a user can get wrong: options, and what the message says.
+WRONG = [
+    ({"limit": 0}, "data.limit is 0"),
+    ({"limit": 46}, "data.limit is 46, but 'toy' has 45 training examples"),
+    ({"validation_fraction": 0.0}, "data.validation_fraction is 0.0"),
+    ({"validation_fraction": 1.5}, "data.validation_fraction is 1.5"),
+    ({"validation_fraction": 0.001}, "holds out 0 of 50 examples"),
+    ({"batch_size": 0}, "data.batch_size is 0"),
+    ({"workers": -1}, "data.workers is -1"),
+    ({"std": [0.1, 0.0, 0.1]}, "data.std is"),
+    ({"mean": [0.5]}, "data.mean has 1 values, but the images have 3 channels"),
+    ({"mean": [0.5], "input_shape": [6, 6, 3]}, "data.mean has 1 values"),
+    ({"input_shape": [28, 28]}, "data.input_shape is"),
+    ({"input_shape": [28, 28, 3]}, r"have \[6, 6, 3\]: set data.input_shape=\[6,6,3\]"),
+    ({"num_classes": 10}, "data.num_classes is 10, .* have 3"),
+    ({"image_size": 8, "input_shape": [6, 6, 3]}, "to agree with data.image_size"),
+    ({"image_size": 8, "stream": False}, "data.stream is False"),
+    ({"test_split": "train"}, "data.test_split is train"),
+    ({"validation_split": "test"}, "data.validation_split is test"),
+    ({"test_split": "tets"}, "no split 'tets', only train, test; did you mean 'test'"),
+    ({"validation_split": "dev"}, "no split 'dev'"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), WRONG)
+def test_wrong_options(toy, options, message):
+    with pytest.raises(UserError, match=message) as caught:
+        TfdsImages(**{"name": "toy", **options}).load()
+    assert len(str(caught.value).splitlines()) <= 2
+
+
+def test_a_misspelt_name():
+    with pytest.raises(UserError, match="no data set 'mnits' in TFDS; did you mean 'mnist'"):
+        TfdsImages(name="mnits").load()
+
+
+def test_data_that_are_not_prepared_are_told_at_once(data_dir):
+    started = time.monotonic()
+    with pytest.raises(UserError) as caught:
+        TfdsImages(name="cifar100").load()
+    assert time.monotonic() - started < 10
+    for part in (str(data_dir), "make data DATA=cifar100", "TFDS_DATA_DIR", "data.dir"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_truncated_files(toy, monkeypatch, processes):
+    from experiments.data import decode
+
+    monkeypatch.setattr(decode, "SHARE", 25 if processes == 2 else 1000)
+    monkeypatch.setattr(decode, "_cores", lambda: processes)
+    (path,) = toy.glob("*train*00001-of*")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UserError, match=rf"{path}.*\nRemove {toy}"):
+        TfdsImages(name="toy").load()
+
+
+def test_a_missing_file(toy):
+    (path,) = toy.glob("*test*00001-of*")
+    path.unlink()
+    with pytest.raises(UserError, match=f"{path} is missing"):
+        TfdsImages(name="toy").load()
+
+
+def test_a_damaged_description(toy):
+    (toy / "features.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be read"):
+        TfdsImages(name="toy").load()
+
+
+def test_data_in_the_wrong_format(toy):
+    info = json.loads((toy / "dataset_info.json").read_text())
+    (toy / "dataset_info.json").write_text(json.dumps({**info, "fileFormat": "tfrecord"}))
+    with pytest.raises(UserError, match=r"stored as tfrecord.*\nRemove"):
+        TfdsImages(name="toy").load()
+
+
+def test_data_that_are_not_images(toy):
+    text = {"featuresDict": {"features": {"text": {"text": {}}}}}
+    (toy / "features.json").write_text(json.dumps(text))
+    with pytest.raises(UserError, match="not labelled images: it has text"):
+        TfdsImages(name="toy").load()
+
+
+def test_pictures_of_different_sizes_need_a_size(write, pictures):
+    write("varied", shape=(-1, -1, 3), train=pictures(20), test=pictures(4))
+    with pytest.raises(UserError, match=r"differ in size: set data\.image_size"):
+        TfdsImages(name="varied").load()
+
+
+SECOND_START = """
+import sys, time
+from experiments.data.tfds_images import TfdsImages
+started = time.perf_counter()
+splits = TfdsImages(name="mnist", dir=sys.argv[1], cache_dir=sys.argv[2]).load()
+print(time.perf_counter() - started, len(splits.train))
+for module in ("tensorflow_datasets", "grain", "array_record"):
+    assert module not in sys.modules, module
+"""
+
+
+def test_a_second_start_with_mnist_takes_milliseconds(real_data, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    command = [sys.executable, "-c", SECOND_START, str(real_data), str(tmp_path)]
+    first, second = (
+        subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+        for _ in range(2)
+    )
+    assert first[1] == second[1] == "54000"
+    assert float(second[0]) < 0.5  # 0.02 s where nothing else runs
+    splits = TfdsImages(name="mnist", dir=str(real_data), cache_dir=str(tmp_path)).load()
+    parts = (splits.train, splits.validation)
+    images = np.concatenate([part.arrays["image"] for part in parts])
+    mean, std = statistics(images)
+    np.testing.assert_allclose([*mean, *std], [0.1307, 0.3081], atol=5e-5)  # as in conf/data
+
+
+def test_cifar10_reads_as_tfds_itself_reads_it(real_data):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    from experiments.data import records
+    from experiments.data.prepared import find
+
+    prepared = find("cifar10", None, real_data)
+    assert prepared is not None
+    shards = [str(path) for path in prepared.shards("test")]
+    images, labels = next(records.decode(shards, 100, 110, (32, 32, 3)))
+    source = tfds.builder("cifar10", data_dir=real_data).as_data_source("test")
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        np.testing.assert_array_equal(image, source[100 + i]["image"])
+        assert label == source[100 + i]["label"]

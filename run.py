@@ -1,6 +1,7 @@
 """One configured run: `python run.py model=lenet5 optim=adam`."""
 
 import sys
+from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
@@ -8,7 +9,10 @@ from omegaconf import DictConfig
 from experiments.cli import command_line, job
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+CONFIG = str(Path(__file__).resolve().parent / "conf")
+
+
+@hydra.main(version_base="1.3", config_path=CONFIG, config_name="config")
 def main(config: DictConfig) -> None:
     with job():
         from experiments.main import run  # imports JAX, which `--help` has no need of

@@ -1,5 +1,6 @@
 """What every test shares: composed configs, prepared digits, a quiet and offline machine."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
+
+from experiments.training.cache import use_compilation_cache
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -40,6 +43,12 @@ def shared_data() -> Path | None:
     return None
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """Programs that several tests compile are compiled once."""
+    use_compilation_cache(str(tmp_path_factory.mktemp("xla")))
+
+
 @pytest.fixture(scope="session")
 def data_home(tmp_path_factory) -> list[str]:
     """Overrides that keep prepared and decoded data in a folder of the test session."""
@@ -57,10 +66,14 @@ def run_cli(monkeypatch, capsys, tmp_path, data_home):
         GlobalHydra.instance().clear()
         own = [] if any(a.startswith("data.dir=") for a in arguments) else data_home[:1]
         where = f"hydra.run.dir={folder or tmp_path / 'run'}"
-        argv = ["run.py", *own, data_home[1], where, *arguments]
+        argv = ["run.py", *own, data_home[1], where, 'trainer.compilation_cache=""', *arguments]
         monkeypatch.setattr("sys.argv", [str(ROOT / argv[0]), *argv[1:]])
         monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
         code = command_line(entry.main)
         return code, capsys.readouterr().err
 
-    return call
+    before = list(logging.root.handlers)
+    yield call
+    for handler in set(logging.root.handlers) - set(before):  # Hydra's, on this test's terminal
+        logging.root.removeHandler(handler)
+        handler.close()

@@ -40,11 +40,11 @@ def test_label_smoothing_mixes_the_target_with_the_uniform_distribution():
 @pytest.mark.parametrize("name", choices("loss"))
 @pytest.mark.parametrize("head", [None, "identity", "sigmoid", "softmax"])
 def test_gradients_equal_finite_differences_with_every_head(name, head):
-    config = composed(f"loss={name}", f"model.head={head or 'null'}")
+    config = composed(f"loss={name}", f"objective.head={head or 'null'}")
     try:
-        objective = build(config["objective"], loss=build(config["loss"]), head=head, num_classes=3)
+        objective = build(config["objective"], loss=build(config["loss"]), num_classes=3)
     except UserError as error:  # a loss that contains another link function says so
-        assert "use model.head=null" in str(error)
+        assert "use objective.head=null" in str(error)
         return
     with jax.enable_x64(True):
         outputs = jnp.array([[1.7, 0.45, -1.2], [0.3, -0.4, 0.9]])
@@ -60,7 +60,7 @@ def test_a_softmax_head_is_not_applied_twice():
     config = composed("loss=cross_entropy")
     loss = build(config["loss"])
     plain, headed = (
-        build(config["objective"], loss=loss, head=head, num_classes=3)
+        build({**config["objective"], "head": head}, loss=loss, num_classes=3)
         for head in ("identity", "softmax")
     )
     np.testing.assert_array_equal(plain.loss_input(OUTPUTS), headed.loss_input(OUTPUTS))

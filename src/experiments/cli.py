@@ -84,19 +84,23 @@ def into_resumed_folder(arguments: list[str]) -> list[str]:
 
 def explain(error: BaseException) -> str | None:
     """What to tell the user, or None for an error of the program."""
-    from hydra.errors import HydraException, MissingConfigException
+    from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 
     for cause in _causes(error):
         if isinstance(cause, UserError):
             return f"error: {cause}"
         if isinstance(cause, MissingConfigException) and cause.missing_cfg_file:
             return f"error: {_missing_choice(cause)}"
+        if isinstance(cause, OverrideParseException):
+            return f"error: {cause.override}: this cannot be read as key=value ({cause})"
         if isinstance(cause, OSError) and cause.errno in (
             errno.ENOSPC,
             errno.EDQUOT,
             errno.EACCES,
             errno.EROFS,
             errno.EPERM,
+            errno.ENOTDIR,
+            errno.EEXIST,
         ):
             where = f": {cause.filename}" if cause.filename else ""
             advice = "; choose another folder with hydra.run.dir=..."

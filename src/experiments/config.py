@@ -180,6 +180,10 @@ def _scalar_mismatch(value: Any, hint: Any) -> str | None:
 
 def _parameters(target: Callable) -> Mapping[str, inspect.Parameter]:
     try:
+        if inspect.isclass(target):  # its metaclass (flax's, say) may hide the signature
+            parameters = dict(inspect.signature(target.__init__).parameters)
+            parameters.pop("self", None)
+            return parameters
         return inspect.signature(target).parameters
     except ValueError:  # a builtin without a signature takes what it is given
         return {"kwargs": inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)}

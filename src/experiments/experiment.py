@@ -91,9 +91,8 @@ class Experiment:
 
     def model(self, hparams: Hparams, kernel_init: Any) -> nnx.Module:
         """A new model; `kernel_init` fills its weights."""
-        node = {k: v for k, v in self.config["model"].items() if k != "head"}
         return build(
-            place(node, hparams, "model"),
+            place(self.config["model"], hparams, "model"),
             input_shape=self.input_shape,
             num_classes=self.spec.num_classes,
             kernel_init=kernel_init,
@@ -106,7 +105,6 @@ class Experiment:
         return build(
             config["objective"],
             loss=build(config["loss"]),
-            head=config["model"].get("head"),
             num_classes=self.spec.num_classes,
         )
 

@@ -14,9 +14,8 @@ from experiments.models.layers import BatchNorm, Dropout, step
 
 
 def model(*overrides, shape, classes=10, init=None):
-    config = {k: v for k, v in composed(*overrides)["model"].items() if k != "head"}
     return build(
-        config,
+        composed(*overrides)["model"],
         input_shape=shape,
         num_classes=classes,
         kernel_init=init or jax.nn.initializers.he_normal(),

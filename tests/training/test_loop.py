@@ -43,7 +43,7 @@ def test_a_run_learns_and_writes_what_it_saw(train, tmp_path):
     assert summary["val/accuracy"] > 0.85
     assert summary["test/accuracy"] > 0.75
     assert summary["parameters"] == 64 * 16 + 16 + 16 * 10 + 10
-    steps_per_epoch = 1294 // 64
+    steps_per_epoch = 1293 // 64
     assert summary["step"] == 8 * steps_per_epoch
     assert lines[0]["step"] == 1
     assert [line["step"] for line in lines] == sorted(line["step"] for line in lines)
@@ -106,7 +106,7 @@ def test_a_diverging_run_says_at_which_step(train):
 def test_patience_target_loss_and_time_stop_a_run_early(train):
     patient, lines = train("trainer.epochs=50", "trainer.patience=1", "optim.learning_rate=0.0")
     assert patient["status"] == "stopped_early"
-    assert patient["step"] == 2 * (1294 // 64)
+    assert patient["step"] == 2 * (1293 // 64)
     reached, _ = train("trainer.epochs=50", "trainer.target_loss=1.0", folder="target")
     assert reached["status"] == "stopped_early"
     assert reached["train/epoch_loss"] <= 1.0

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from experiments.errors import UserError
+from experiments.types import Head
 
 Metrics = dict[str, jax.Array]
 
@@ -21,14 +22,14 @@ class Classification:
 
     monitor = ("accuracy", "max")  # what decides which epoch was best
 
-    def __init__(self, *, loss: Any, head: str | None, num_classes: int):
+    def __init__(self, *, loss: Any, head: Head | None, num_classes: int):
         function = getattr(loss, "func", loss)
         self.takes = getattr(function, "takes", "outputs")
         self.head = head or getattr(function, "head", "identity")
         if self.takes == "logits" and self.head not in ("identity", function.head):
             raise UserError(
-                f"loss={function.__name__} contains the {function.head}, so model.head={head} "
-                f"does not go with it; use model.head=null, or loss=mse for outputs of any head"
+                f"loss={function.__name__} contains the {function.head}, so objective.head={head} "
+                f"does not go with it; use objective.head=null, or loss=mse for outputs of any head"
             )
         self.loss = loss
         self.num_classes = num_classes

@@ -109,8 +109,11 @@ def _decode_part(shards: list[str], start: int, images: np.ndarray, labels: np.n
             process.stdout.readinto(labels[at:high].data.cast("B"))  # type: ignore[attr-defined]
             at = high
         message = process.stderr.read().decode(errors="replace").strip()
-    if process.returncode != 0 or at != len(labels):
-        raise ValueError(message.splitlines()[-1] if message else "the decoding process died")
+    last = message.splitlines()[-1] if message else "no message; was it out of memory?"
+    if process.returncode == records.DAMAGED:
+        raise ValueError(last)
+    if process.returncode != 0:
+        raise UserError(f"a decoding process ended with code {process.returncode}: {last}")
 
 
 def _wait(parts: list[Future], what: str, started: float) -> None:

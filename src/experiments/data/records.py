@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 CHUNK = 512  # examples read, decoded and handed on at a time
+DAMAGED = 65  # exit code: EX_DATAERR of sysexits.h
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's image mode by number of channels
 
 
@@ -127,7 +128,8 @@ def _decode_chunk(
 def main(arguments: Sequence[str]) -> None:
     """`records.py START STOP HEIGHT WIDTH CHANNELS SHARD...` writes chunks to standard output.
 
-    A chunk is the number of its examples (int32), their images and their labels, all raw.
+    A chunk is the number of its examples (int32), their images and their labels, all raw. The exit
+    code is `DAMAGED`, and the last line of standard error says what, where the data are damaged.
     """
     start, stop, height, width, channels = map(int, arguments[:5])
     try:
@@ -136,7 +138,8 @@ def main(arguments: Sequence[str]) -> None:
             sys.stdout.buffer.write(images.data)
             sys.stdout.buffer.write(labels.data)
     except ValueError as error:
-        sys.exit(str(error))
+        print(error, file=sys.stderr)
+        sys.exit(DAMAGED)
 
 
 if __name__ == "__main__":

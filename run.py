@@ -8,7 +8,6 @@ from omegaconf import DictConfig
 
 from experiments.cli import command_line, job
 
-
 CONFIG = str(Path(__file__).resolve().parent / "conf")
 
 

@@ -2,8 +2,10 @@
 
 import logging
 import os
+import sys
 from pathlib import Path
 
+import absl.logging
 import jax
 import pytest
 from hydra import compose, initialize_config_dir
@@ -17,6 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ["WANDB_ERROR_REPORTING"] = "false"
 jax.config.update("jax_platforms", "cpu")
+# absl closes the stream that it was imported under when Hydra sets up logging: pytest's own
+absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 
 def composed(*overrides: str) -> dict:

@@ -41,11 +41,13 @@ def test_label_smoothing_mixes_the_target_with_the_uniform_distribution():
 @pytest.mark.parametrize("head", [None, "identity", "sigmoid", "softmax"])
 def test_gradients_equal_finite_differences_with_every_head(name, head):
     config = composed(f"loss={name}", f"objective.head={head or 'null'}")
-    try:
-        objective = build(config["objective"], loss=build(config["loss"]), num_classes=3)
-    except UserError as error:  # a loss that contains another link function says so
-        assert "use objective.head=null" in str(error)
+    loss = build(config["loss"])
+    function = getattr(loss, "func", loss)
+    if function.takes == "logits" and head not in (None, "identity", function.head):
+        with pytest.raises(UserError, match=r"use objective\.head=null"):
+            build(config["objective"], loss=loss, num_classes=3)
         return
+    objective = build(config["objective"], loss=loss, num_classes=3)
     with jax.enable_x64(True):
         outputs = jnp.array([[1.7, 0.45, -1.2], [0.3, -0.4, 0.9]])
         targets = jax.nn.one_hot(jnp.array([1, 2]), 3, dtype=outputs.dtype)

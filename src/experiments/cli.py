@@ -61,9 +61,9 @@ def command_line(main: Callable[[], Any]) -> int:
         print("\ninterrupted", file=sys.stderr)
         return 130
     except (Exit, Exception) as ended:
-        error = ended.__cause__ if isinstance(ended, Exit) else ended
-        if error is None:
+        if isinstance(ended, Exit) and ended.__cause__ is None:
             return ended.code
+        error = ended.__cause__ or ended
         message = explain(error)
         if full or message is None:
             traceback.print_exception(error)

@@ -36,11 +36,11 @@ class State(NamedTuple):
     model_state: Tree  # batch statistics
     opt_state: Tree
     ema: Tree  # averages of (params, model_state), or None
-    step: jax.Array  # batches seen
-    diverged_at: jax.Array  # first step whose loss or gradient was not finite, or -1
+    step: jax.Array | np.int32  # batches seen
+    diverged_at: jax.Array | np.int32  # first step whose loss or gradient was not finite, or -1
 
 
-def stream(root: jax.Array, name: str, step: jax.Array | int = 0) -> jax.Array:
+def stream(root: jax.Array, name: str, step: Any = 0) -> jax.Array:
     """The key of a named stream at a step; nothing random needs any other state."""
     return jax.random.fold_in(jax.random.fold_in(root, zlib.crc32(name.encode())), step)
 
@@ -112,7 +112,7 @@ class Experiment:
         """How it is optimised."""
         return build(place(self.config["optim"], hparams, "optim"))
 
-    def learning_rate_factor(self, hparams: Hparams, step: jax.Array) -> jax.Array:
+    def learning_rate_factor(self, hparams: Hparams, step: Any) -> jax.Array:
         """The schedule's factor at a step."""
         schedule = build(place(self.config["schedule"], hparams, "schedule"))
         return schedule(step, self.steps_per_epoch, self.total_steps)

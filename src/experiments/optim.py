@@ -37,7 +37,7 @@ class Optimizer:
         rate = self.learning_rate * factor
         return jax.tree.map(lambda d: -rate * d, directions), state
 
-    def average(self, ema: Tree, values: Tree, step: jax.Array) -> Tree:
+    def average(self, ema: Tree, values: Tree, step: Any) -> Tree:
         """The exponential moving average; the decay warms up as (1 + t) / (10 + t)."""
         decay = jnp.minimum(self.ema_decay, (1.0 + step) / (10.0 + step))
         return jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, ema, values)

@@ -104,7 +104,7 @@ def test_a_diverging_run_says_at_which_step(train):
 
 
 def test_patience_target_loss_and_time_stop_a_run_early(train):
-    patient, lines = train("trainer.epochs=50", "trainer.patience=1", "optim.learning_rate=0.0")
+    patient, _ = train("trainer.epochs=50", "trainer.patience=1", "optim.learning_rate=0.0")
     assert patient["status"] == "stopped_early"
     assert patient["step"] == 2 * (1293 // 64)
     reached, _ = train("trainer.epochs=50", "trainer.target_loss=1.0", folder="target")

@@ -1,6 +1,6 @@
 """LeNet-5 (LeCun, Bottou, Bengio & Haffner 1998)."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 from flax import nnx
@@ -33,7 +33,7 @@ class LeNet5(nnx.Module):
         rngs: nnx.Rngs,
     ):
         height, width, channels = input_shape
-        arguments = {"kernel_init": kernel_init, "rngs": rngs}
+        arguments: dict[str, Any] = {"kernel_init": kernel_init, "rngs": rngs}
         pad = [(2, 2), (2, 2)] if min(height, width) < 32 else "VALID"
         self.conv1 = Conv(channels, 6, (5, 5), padding=pad, **arguments)
         self.conv2 = Conv(6, 16, (5, 5), padding="VALID", **arguments)

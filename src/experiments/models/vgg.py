@@ -1,6 +1,7 @@
 """VGG (Simonyan & Zisserman 2015)."""
 
 import itertools
+from typing import Any
 
 import jax
 from flax import nnx
@@ -39,10 +40,10 @@ class VGG(nnx.Module):
         rngs: nnx.Rngs,
     ):
         height, width, channels = input_shape
-        arguments = {"kernel_init": kernel_init, "rngs": rngs}
-        self.stages = nnx.List()
+        arguments: dict[str, Any] = {"kernel_init": kernel_init, "rngs": rngs}
+        self.stages: nnx.List = nnx.List()
         for depth, features in zip(stages, widths, strict=True):
-            stage = nnx.List()
+            stage: nnx.List = nnx.List()
             for _ in range(depth):
                 conv = Conv(channels, features, (3, 3), padding=1, **arguments)
                 stage.append(nnx.List([conv, BatchNorm(features)] if batch_norm else [conv]))

@@ -1,5 +1,6 @@
 """Classification: the target is a label, the model gives one output a class."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,6 +11,17 @@ from experiments.errors import UserError
 from experiments.types import Head
 
 Metrics = dict[str, jax.Array]
+
+HEADS: dict[str, Callable] = {
+    "identity": lambda outputs: outputs,
+    "sigmoid": jax.nn.sigmoid,
+    "softmax": jax.nn.softmax,
+}
+LOG_HEADS: dict[str, Callable] = {  # the logarithms of the heads, computed stably
+    "identity": lambda outputs: outputs,
+    "sigmoid": jax.nn.log_sigmoid,
+    "softmax": jax.nn.log_softmax,
+}
 
 
 class Classification:
@@ -25,7 +37,7 @@ class Classification:
     def __init__(self, *, loss: Any, head: Head | None, num_classes: int):
         function = getattr(loss, "func", loss)
         self.takes = getattr(function, "takes", "outputs")
-        self.head = head or getattr(function, "head", "identity")
+        self.head = str(head or getattr(function, "head", "identity"))
         if self.takes == "logits" and self.head not in ("identity", function.head):
             raise UserError(
                 f"loss={function.__name__} contains the {function.head}, so objective.head={head} "
@@ -53,15 +65,8 @@ class Classification:
         """What the loss is a function of: see `experiments.losses`."""
         if self.takes == "logits":
             return logits
-        if self.takes == "log_probabilities":
-            log_heads = {"softmax": jax.nn.log_softmax, "sigmoid": jax.nn.log_sigmoid}
-            return log_heads.get(self.head, lambda x: x)(logits)
-        return self.outputs(logits)
-
-    def outputs(self, logits: jax.Array) -> jax.Array:
-        """The output head applied."""
-        heads = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
-        return heads.get(self.head, lambda x: x)(logits)
+        heads = LOG_HEADS if self.takes == "log_probabilities" else HEADS
+        return heads[self.head](logits)
 
     def predictions(self, logits: jax.Array) -> jax.Array:
         """Class probabilities for a person to read: the head where it is one, else the softmax."""

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from experiments.errors import UserError
 
@@ -38,8 +38,8 @@ class RunInfo:
     """The step of the checkpoint that the run goes on from; 0 for a new run."""
 
 
-class Tracker(Protocol):
-    """Follows one run. Subclasses inherit what they have no use for."""
+class Tracker:
+    """The protocol: follows one run. Subclasses inherit what they have no use for."""
 
     @property
     def location(self) -> str | None:

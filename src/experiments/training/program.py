@@ -51,7 +51,8 @@ class Programs:
         """The compiled `evaluate(weights, batch, hparams) -> (sums, predictions)`."""
 
         def evaluate(weights, batch, hparams):
-            return self.experiment.eval_step(*weights, batch, hparams)
+            params, model_state = weights
+            return self.experiment.eval_step(params, model_state, batch, hparams)
 
         weights = self._shapes(weights, self.replicated)
         batch = self._shapes(dict(batch), self.split)

@@ -1,0 +1,53 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+DATA ?= mnist
+RUN ?= runs
+OVERRIDES ?=
+
+help:  ## what there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+# everything is pinned by requirements.lock, whatever extras are asked for
+.venv/.installed: pyproject.toml requirements.lock
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c requirements.lock -e '.[dev]'
+	@touch $@
+
+install: .venv/.installed  ## set up .venv
+
+train: install  ## the main job on the embedded digits; OVERRIDES="model=vgg16 optim=adam"
+	$(BIN)/python run.py $(OVERRIDES)
+
+test: install lint  ## lint, types and tests
+	$(BIN)/python -m pytest -m "not slow" -n 2
+
+test-all: install lint  ## the slower, fuller checks too
+	$(BIN)/python -m pytest -n 2
+
+lint: install  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install  ## put the code in shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+sweep: install  ## a run for each of four learning rates
+	$(BIN)/python run.py -m optim.learning_rate=1.0e-4,1.0e-3,1.0e-2,1.0e-1 $(OVERRIDES)
+
+bench: install  ## measure the convolutions of this machine
+	$(BIN)/python -m benchmarks.convolution
+
+report: install  ## compare the runs below RUN=runs
+	$(BIN)/python report.py $(RUN)
+
+data: install  ## download and prepare DATA=mnist (needs a network and the extra `prepare`)
+	$(BIN)/python -m experiments.data.prepare $(DATA)
+
+clean:  ## remove what was built, but no runs
+	rm -rf .venv build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.PHONY: help install train test test-all lint format sweep bench report data clean

@@ -55,6 +55,13 @@ CASES = [
     ((2, 8, 8, 6), (1, 1, 6, 4), {"strides": 2}),
     ((3, 1, 1, 8), (3, 3, 8, 8), {}),
     ((3, 2, 2, 8), (3, 3, 8, 8), {}),
+    # several outputs share a patch: all of a row, with a stride, with what is left over
+    ((2, 7, 12, 1), (5, 5, 1, 6), {"padding": 2}),
+    ((2, 6, 13, 2), (3, 2, 2, 5), {"strides": (1, 3), "padding": "VALID"}),
+    ((2, 6, 9, 2), (1, 1, 2, 5), {"strides": 2}),
+    # taps that see only padding
+    ((2, 1, 3, 8), (3, 5, 8, 8), {"padding": (1, 4), "dilation": (1, 2)}),
+    ((2, 1, 1, 8), (3, 3, 8, 8), {"strides": 2, "padding": 3}),
     # Winograd's tiles of 4 and of 2
     ((2, 9, 7, 8), (3, 3, 8, 16), {}),
     ((1, 5, 12, 9), (3, 3, 9, 8), {"padding": ((0, 2), (3, 1))}),

@@ -55,7 +55,7 @@ def command_line(main: Callable[[], Any]) -> int:
     # account to this function
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        sys.argv[1:] = into_resumed_folder(sys.argv[1:])
+        sys.argv[1:] = for_hydra(sys.argv[1:])
         main()
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
@@ -73,8 +73,9 @@ def command_line(main: Callable[[], Any]) -> int:
     return 0
 
 
-def into_resumed_folder(arguments: list[str]) -> list[str]:
-    """The arguments with which Hydra stays in the folder of the run named by `resume=`."""
+def for_hydra(arguments: list[str]) -> list[str]:
+    """The arguments in Hydra's terms: a resumed run stays in its folder, `nan` is a name."""
+    arguments = ["debug='nan'" if a == "debug=nan" else a for a in arguments]
     folder = next((a.partition("=")[2] for a in arguments if a.startswith("resume=")), "null")
     if folder in ("null", ""):
         return arguments

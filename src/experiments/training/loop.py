@@ -18,6 +18,7 @@ from experiments.tracking.tracker import RunInfo, Trackers
 from experiments.training.checkpoints import Checkpoints, shaped
 from experiments.training.compiled import Compiled, compile_programs
 from experiments.training.evaluation import Predictions
+from experiments.training.nan import blame
 from experiments.training.profile import Profile
 from experiments.training.recorder import Line, Recorder
 from experiments.training.report import draw_figures
@@ -139,6 +140,9 @@ class Run:
             line = self._epoch(epoch)
             if self.diverged_at is not None:
                 log.warning("loss or gradient is not finite at step %d", self.diverged_at)
+                if trainer.debug_nans:
+                    found = blame(self.session, self.compiled, self.state, self.diverged_at - 1)
+                    log.warning("it comes from %s", found or "no single operation of that step")
                 return "diverged"
             if self.stop.name is not None and self.step % self.recorder.steps_per_epoch:
                 log.warning("stopped by %s after step %d", self.stop.name, self.step)

@@ -27,7 +27,7 @@ class Trainer:
       checkpoints: save what is needed to resume, evaluate and reuse the run.
       checkpoint_every: seconds between checkpoints (null: only at the end).
       profile_steps: steps recorded by the JAX profiler into the run folder (0: none).
-      debug_nans: have JAX find the operation that makes the first NaN (slow).
+      debug_nans: when a run diverges, find the operation that made the first NaN.
       compilation_cache: folder of compiled programs (null: the user's cache folder, "": none).
       figures: draw figures at the end.
     """

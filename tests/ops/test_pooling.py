@@ -43,5 +43,5 @@ def test_avg_pool_counts_padding_only_when_asked(count_include_pad):
 
 
 def test_global_avg_pool_is_the_mean_over_space():
-    x = jax.random.normal(jax.random.key(0), (2, 3, 4, 5))
-    np.testing.assert_allclose(global_avg_pool(x), x.mean((1, 2)), rtol=1e-6)
+    x = np.random.default_rng(0).standard_normal((2, 3, 4, 5), np.float32)
+    np.testing.assert_allclose(global_avg_pool(x), x.mean((1, 2)), rtol=1e-5)

@@ -4,7 +4,8 @@
 
 Each line is a layer: milliseconds of value and gradients, the best of several runs, stock and ours.
 By default each step is its own dispatch; `--inside` runs the steps in one `fori_loop` of dynamic
-length, as the training loop does, where XLA's CPU convolution takes up to a hundred times as long.
+length, as the training loop does. XLA's CPU convolution is far slower there: on two busy cores
+vgg16-2 took 80 ms outside and 5.3 s inside.
 """
 
 import argparse

@@ -8,43 +8,16 @@ from pathlib import Path
 import absl.logging
 import jax
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
 
 from experiments.training.cache import use_compilation_cache
-
-ROOT = Path(__file__).resolve().parent.parent
+from support import ROOT
 
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ["WANDB_ERROR_REPORTING"] = "false"
 jax.config.update("jax_platforms", "cpu")
 # absl closes the stream that it was imported under when Hydra sets up logging: pytest's own
 absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
-
-
-def composed(*overrides: str) -> dict:
-    """The config that these overrides compose, as `run.py` would pass it on."""
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = compose("config", overrides=list(overrides))
-    plain = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(plain, dict)
-    return plain | {"name": "test"}
-
-
-def choices(group: str) -> list[str]:
-    """The shipped choices of a config group; a new file is tested without a new line."""
-    names = [path.stem for path in (ROOT / "conf" / group).glob("*.yaml")]
-    return sorted(name for name in names if not name.startswith("_"))
-
-
-def shared_data() -> Path | None:
-    """A folder with prepared MNIST and CIFAR-10, or None."""
-    for folder in (os.environ.get("TFDS_DATA_DIR"), ROOT.parent / "shared/tensorflow_datasets"):
-        if folder and (Path(folder) / "mnist").is_dir():
-            return Path(folder)
-    return None
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -76,8 +49,9 @@ def run_cli(monkeypatch, capsys, tmp_path, data_home):
         code = command_line(entry.main)
         return code, capsys.readouterr().err
 
-    before = list(logging.root.handlers)
+    before, level = list(logging.root.handlers), logging.root.level
     yield call
+    logging.root.setLevel(level)
     for handler in set(logging.root.handlers) - set(before):  # Hydra's, on this test's terminal
         logging.root.removeHandler(handler)
         handler.close()

@@ -2,10 +2,10 @@
 
 import pytest
 
-from conftest import choices, composed
 from experiments.config import build, check, mismatch, place
 from experiments.errors import UserError
 from experiments.types import Decay, Fraction, PositiveInt
+from support import choices, composed
 
 GROUPS = ["data", "loss", "optim", "schedule", "init", "logger", "model", "trainer", "objective"]
 

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from conftest import choices, composed
 from experiments.config import build
 from experiments.experiment import Experiment, hyperparameters
 from experiments.training.program import traceable
+from support import choices, composed
 
 BATCH = 16
 KEY = jax.random.key(7)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from conftest import choices, composed
 from experiments import losses
 from experiments.config import build
 from experiments.errors import UserError
+from support import choices, composed
 
 OUTPUTS = jnp.array([[2.0, 0.5, -1.0]])
 TARGETS = jnp.array([[0.0, 1.0, 0.0]])

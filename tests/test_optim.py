@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from conftest import choices, composed
 from experiments.config import build
+from support import choices, composed
 
 PARAMS = {"dense": {"kernel": jnp.array([[3.0, -4.0]]), "bias": jnp.array([2.0])}}
 GRADS = {"dense": {"kernel": jnp.array([[0.6, 0.8]]), "bias": jnp.array([0.5])}}

@@ -3,8 +3,8 @@
 import jax
 import pytest
 
-from conftest import choices, composed
 from experiments.config import build
+from support import choices, composed
 
 
 def factor(name, step, *settings, steps_per_epoch=10, total=100):

@@ -61,9 +61,11 @@ def command_line(main: Callable[[], Any]) -> int:
         print("\ninterrupted", file=sys.stderr)
         return 130
     except (Exit, Exception) as ended:
-        if isinstance(ended, Exit) and ended.__cause__ is None:
-            return ended.code
-        error = ended.__cause__ or ended
+        error: BaseException = ended
+        if isinstance(ended, Exit):
+            if ended.__cause__ is None:
+                return ended.code
+            error = ended.__cause__
         message = explain(error)
         if full or message is None:
             traceback.print_exception(error)

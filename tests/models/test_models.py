@@ -7,10 +7,10 @@ import pytest
 from flax import nnx
 from jax.test_util import check_grads
 
-from conftest import choices, composed
 from experiments.config import build
 from experiments.experiment import count_parameters, variables
 from experiments.models.layers import BatchNorm, Dropout, step
+from support import choices, composed
 
 
 def model(*overrides, shape, classes=10, init=None):

@@ -6,9 +6,6 @@ from pathlib import Path
 import pytest
 
 from experiments.tracking.tracker import RunInfo
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # for wandb_server
-
 from wandb_server.server import Server, serve
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
-from wandb_server import reader
-from wandb_server.server import serve
 
 from experiments.config import build
 from experiments.tracking import wandb as tracking
 from experiments.tracking.jsonl import METRICS, JsonLines, read_history
 from experiments.tracking.tracker import Trackers
 from experiments.tracking.wandb import Wandb, flatten
+from wandb_server import reader
+from wandb_server.server import serve
 
 CONFIG = Path(__file__).parents[2] / "conf" / "logger"
 

@@ -6,12 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from conftest import composed
 from experiments.tracking.jsonl import JsonLines, read_history
 from experiments.tracking.tracker import Trackers
 from experiments.training.loop import fit
 from experiments.training.session import open_session
 from experiments.training.signals import StopRequest
+from support import composed
 
 TIMES = {"examples_per_second", "seconds", "training_seconds"}
 SMALL = ["model.hidden=[16]", "trainer.figures=false", "trainer.log_every=8"]

@@ -89,7 +89,7 @@ def explicit_padding(
         pads = tuple(lax.padtype_to_pads(size, window, strides, padding.upper()))
     else:
         entries = (padding,) * len(size) if isinstance(padding, int) else tuple(padding)
-        pads = tuple((p, p) if isinstance(p, int) else tuple(p) for p in entries)
+        pads = tuple((p, p) if isinstance(p, int) else (*p,) for p in entries)
     if len(pads) != len(size) or any(len(p) != 2 or min(p) < 0 for p in pads):
         raise ValueError(
             f"padding must give {len(size)} non-negative (low, high) pairs, got {padding}"

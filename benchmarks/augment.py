@@ -1,4 +1,4 @@
-"""Times random crops and flips: `python tests/data/time_augment.py [SIZE]`; not a test.
+"""Times random crops and flips: `python -m benchmarks.augment [SIZE]`.
 
 Compares what `augment.py` does, rows first and then columns, with `dynamic_slice` under `vmap`,
 alone and inside `lax.scan` as in training.

@@ -1,0 +1,34 @@
+"""Helpers that tests import by name."""
+
+import os
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def composed(*overrides: str) -> dict:
+    """The config that these overrides compose, as `run.py` would pass it on."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("config", overrides=list(overrides))
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    return plain | {"name": "test"}
+
+
+def choices(group: str) -> list[str]:
+    """The shipped choices of a config group; a new file is tested without a new line."""
+    names = [path.stem for path in (ROOT / "conf" / group).glob("*.yaml")]
+    return sorted(name for name in names if not name.startswith("_"))
+
+
+def shared_data() -> Path | None:
+    """A folder with prepared MNIST and CIFAR-10, or None."""
+    for folder in (os.environ.get("TFDS_DATA_DIR"), ROOT.parent / "shared/tensorflow_datasets"):
+        if folder and (Path(folder) / "mnist").is_dir():
+            return Path(folder)
+    return None

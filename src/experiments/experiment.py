@@ -45,6 +45,16 @@ def stream(root: jax.Array, name: str, step: Any = 0) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(root, zlib.crc32(name.encode())), step)
 
 
+def compiler_options() -> dict[str, str | bool] | None:
+    """How XLA should compile for the device at hand.
+
+    On CPU LLVM's first level of optimisation gives the same step times as the default (VGG-16 0.52
+    s, LeNet-5 7.0 ms, MLP 0.52 ms either way) and compiles VGG-16 in 7.0 instead of 9.1 s, an
+    initializer in 0.18 instead of 0.43 s.
+    """
+    return {"xla_backend_optimization_level": "1"} if jax.default_backend() == "cpu" else None
+
+
 def hyperparameters(config: Mapping[str, Any]) -> dict[str, float]:
     """The floats of a config that may be traced, by dotted path.
 
@@ -125,14 +135,16 @@ class Experiment:
         Meant to run outside of jit: each distinct weight shape compiles once, which takes a
         fraction of the time that one program of all layers takes.
         """
-        sample = self._sampler()
         keys = nnx.Rngs(params=stream(key, "init"))
-        model = self.model(
-            hparams,
-            lambda _key, shape, dtype: sample(keys.params(), hparams, tuple(shape), dtype),
-        )
-        params, model_state = variables(model)
-        return self._initial(hparams, params, model_state)
+
+        @functools.partial(jax.jit, static_argnums=(2, 3), compiler_options=compiler_options())
+        def sample(key, hparams, shape, dtype):
+            return build(place(self.config["init"], hparams, "init"))(key, shape, dtype)
+
+        def kernel_init(_key, shape, dtype):
+            return sample(keys.params(), hparams, tuple(shape), dtype)
+
+        return self._initial(hparams, kernel_init)
 
     def train_step(
         self, state: State, batch: Mapping[str, jax.Array], hparams: Hparams, key: jax.Array
@@ -215,7 +227,7 @@ class Experiment:
 
     def abstract_state(self, hparams: Hparams) -> State:
         """Shapes and dtypes of the state; nothing is allocated or compiled."""
-        return jax.eval_shape(self.init, hparams, jax.random.key(0))
+        return jax.eval_shape(lambda h: self._initial(h, jax.nn.initializers.zeros), hparams)
 
     # ------------------------------------------------------------------ inner workings
 
@@ -229,7 +241,8 @@ class Experiment:
         model.train() if train else model.eval()
         return model
 
-    def _initial(self, hparams: Hparams, params: Tree, model_state: Tree) -> State:
+    def _initial(self, hparams: Hparams, kernel_init: Any) -> State:
+        params, model_state = variables(self.model(hparams, kernel_init))
         averaged = self.config["optim"]["ema_decay"] is not None
 
         @jax.jit
@@ -239,13 +252,6 @@ class Experiment:
 
         opt_state, ema = rest((params, model_state), hparams)
         return State(params, model_state, opt_state, ema, np.int32(0), np.int32(-1))
-
-    def _sampler(self):
-        @functools.partial(jax.jit, static_argnums=(2, 3))
-        def sample(key, hparams, shape, dtype):
-            return build(place(self.config["init"], hparams, "init"))(key, shape, dtype)
-
-        return sample
 
     def _model_input_shape(self) -> tuple[int, ...]:
         """The data's shape, with small images brought up to the model's `minimum_size`."""

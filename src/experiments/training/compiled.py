@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,14 +20,18 @@ class Compiled:
     """The programs of a run, the training data that they read, and their traced inputs."""
 
     train: Callable
-    evaluate: Callable
     feed: ResidentFeed | StreamedFeed
     hparams: dict[str, np.float32]
-    state: State  # shapes
+    evaluating: Future[Callable]
+
+    @property
+    def evaluate(self) -> Callable:
+        """The evaluation program; it is compiled while the first steps run."""
+        return self.evaluating.result()
 
 
-def compile_programs(session: Session) -> Compiled:
-    """Compiles training and evaluation side by side.
+def compile_programs(session: Session, state: State, pool: Executor) -> Compiled:
+    """Compiles the training program for a state of these shapes, and leaves evaluation to `pool`.
 
     Every hyperparameter is a traced input unless the program turns out to need its value.
     """
@@ -39,16 +43,14 @@ def compile_programs(session: Session) -> Compiled:
         batch_size=session.batch_size,
         max_steps=session.trainer.max_steps_per_dispatch,
     )
-    state = experiment.abstract_state(hparams)
+    try:
+        train = programs.compile_train(state, feed.arrays, hparams, key)
+    except UNTRACEABLE:
+        hparams = traceable(experiment, hparams, feed.arrays, session.batch_size)
+        for name in sorted(set(session.hparams) - set(hparams)):
+            log.debug("%s is a constant of the program: it cannot be traced", name)
+        train = programs.compile_train(state, feed.arrays, hparams, key)
     batch = session.evaluator("validation").shapes()
-    with ThreadPoolExecutor() as pool:
-        evaluate = pool.submit(programs.compile_eval, experiment.weights(state), batch, hparams)
-        try:
-            train = programs.compile_train(state, feed.arrays, hparams, key)
-        except UNTRACEABLE:
-            hparams = traceable(experiment, hparams, feed.arrays, session.batch_size)
-            for name in sorted(set(session.hparams) - set(hparams)):
-                log.debug("%s is a constant of the program: it cannot be traced", name)
-            train = programs.compile_train(state, feed.arrays, hparams, key)
-            evaluate = pool.submit(programs.compile_eval, experiment.weights(state), batch, hparams)
-        return Compiled(train, evaluate.result(), feed, hparams, state)
+    weights = experiment.weights(state)
+    evaluating = pool.submit(programs.compile_eval, weights, batch, hparams)
+    return Compiled(train, feed, hparams, evaluating)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.experiment import State, count_parameters
+from experiments.experiment import State, Tree, count_parameters
 from experiments.tracking.tracker import RunInfo, Trackers
 from experiments.training.checkpoints import Checkpoints, shaped
 from experiments.training.compiled import Compiled, compile_programs
@@ -45,15 +45,17 @@ def fit(
     """
     experiment, trainer = session.experiment, session.trainer
     trackers.status("compiling")
+    shapes = experiment.abstract_state(session.hparams)
     with ThreadPoolExecutor() as pool:
-        compiling = pool.submit(compile_programs, session)
-        # what follows needs no program and goes on while XLA works
+        compiling = pool.submit(compile_programs, session, shapes, pool)
+        run = Run(session, trackers, stop, shapes, directory)
         if trainer.checkpoints:
             pool.submit(importlib.import_module, "orbax.checkpoint")
-        state = jax.device_put(experiment.init(session.hparams, session.key), session.replicated)
-        run = Run(session, trackers, stop, state, directory)
         if resume:
             run.restore()
+        else:
+            initial = pool.submit(experiment.init, session.hparams, session.key)
+        # while XLA works and the weights are drawn
         trackers.start(
             RunInfo(
                 directory=directory,
@@ -62,12 +64,14 @@ def fit(
                 total_steps=experiment.total_steps,
                 steps_per_epoch=experiment.steps_per_epoch,
                 batch_size=session.batch_size,
-                parameters=count_parameters(state.params),
+                parameters=run.parameters,
                 start_step=run.step,
             )
         )
+        if not resume:
+            run.begin(initial.result())
         run.compiled = compiling.result()
-    status = run.train()
+        status = run.train()
     if trainer.checkpoints and status != "diverged":
         run.save()
     summary = run.summary(status)
@@ -89,23 +93,24 @@ class Run:
     """A training under way: the state on the device, and what was seen so far."""
 
     compiled: Compiled
+    state: State
+    best_weights: tuple[Tree, Tree]
 
     def __init__(
         self,
         session: Session,
         trackers: Trackers,
         stop: StopRequest,
-        state: State,
+        shapes: State,
         directory: Path,
     ):
         trainer, experiment = session.trainer, session.experiment
-        self.session, self.trackers, self.stop, self.state = session, trackers, stop, state
+        self.session, self.trackers, self.stop, self.shapes = session, trackers, stop, shapes
         self.directory = directory
-        self.parameters = count_parameters(state.params)
+        self.parameters = count_parameters(shapes.params)
         self.checkpoints: Checkpoints | None = None
         self.validation = session.evaluator("validation")
         self.copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
-        self.best_weights = self.copy(experiment.weights(state))
         metric, mode = experiment.objective(session.hparams).monitor
         if trainer.monitor not in (None, metric):
             metric, mode = trainer.monitor, "max" if "accuracy" in trainer.monitor else "min"
@@ -186,12 +191,18 @@ class Run:
         self.checkpoints.save(self.step, self.copy(self.state), self.best_weights, self.progress)
         self.saved = time.perf_counter()
 
+    def begin(self, state: State) -> None:
+        """Starts from an initial state."""
+        self.state = jax.device_put(state, self.session.replicated)
+        self.best_weights = self.copy(self.session.experiment.weights(self.state))
+
     def restore(self) -> None:
         """Goes back to the newest checkpoint."""
         self.checkpoints = Checkpoints(self.directory)
         sharding = self.session.replicated
+        best = self.session.experiment.weights(self.shapes)
         self.state, self.best_weights, self.progress = self.checkpoints.restore(
-            shaped(self.state, sharding), shaped(self.best_weights, sharding)
+            shaped(self.shapes, sharding), shaped(best, sharding)
         )
 
     @property

@@ -9,7 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments.experiment import Experiment, Hparams, State, Tree, stream
+from experiments.experiment import (
+    Experiment,
+    Hparams,
+    State,
+    Tree,
+    compiler_options,
+    stream,
+)
 
 UNTRACEABLE = (
     jax.errors.ConcretizationTypeError,
@@ -45,7 +52,8 @@ class Programs:
         order = jax.ShapeDtypeStruct((rows,), jnp.int32)
         state, arrays, order = self._shapes((state, arrays, order), self.replicated)
         run = jax.jit(self._run, donate_argnums=0)
-        return run.lower(state, arrays, order, np.int32(1), np.int32(1), hparams, key).compile()
+        lowered = run.lower(state, arrays, order, np.int32(1), np.int32(1), hparams, key)
+        return lowered.compile(compiler_options=compiler_options())
 
     def compile_eval(self, weights: tuple[Tree, Tree], batch: Mapping, hparams: Hparams):
         """The compiled `evaluate(weights, batch, hparams) -> (sums, predictions)`."""
@@ -56,7 +64,8 @@ class Programs:
 
         weights = self._shapes(weights, self.replicated)
         batch = self._shapes(dict(batch), self.split)
-        return jax.jit(evaluate).lower(weights, batch, hparams).compile()
+        lowered = jax.jit(evaluate).lower(weights, batch, hparams)
+        return lowered.compile(compiler_options=compiler_options())
 
     def _shapes(self, tree: Tree, sharding: NamedSharding) -> Tree:
         def shape(leaf):

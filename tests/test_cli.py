@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -95,6 +97,32 @@ def test_missing_and_truncated_checkpoints_are_named(run_cli, tmp_path):
     code, error = run_cli(*evaluate)
     assert code == 2
     assert "there is no checkpoint in" in error
+
+
+def test_a_terminated_run_exits_with_75_and_can_be_resumed(tmp_path, data_home):
+    folder = tmp_path / "run"
+    command = [sys.executable, "run.py", "logger=none", "trainer.figures=false"]
+    start = [*command, *data_home, f"hydra.run.dir={folder}", "trainer.epochs=100000"]
+    with subprocess.Popen(start, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        metrics = folder / "metrics.jsonl"
+        deadline = time.monotonic() + 60
+        while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert "stopped by SIGTERM" in error
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["status"] == "interrupted"
+    resume = [*command[:2], f"resume={folder}", "trainer.max_time=0.5"]
+    done = subprocess.run(resume, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    resumed = json.loads((folder / "summary.json").read_text())
+    assert resumed["status"] == "stopped_early"
+    assert resumed["step"] > summary["step"]
+    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+    assert steps == sorted(steps)
+    assert len(set(steps)) >= len(steps) - 1  # the test stands beside the last step
 
 
 def test_help_starts_without_jax():

@@ -69,7 +69,8 @@ def test_the_same_seed_gives_the_same_numbers_however_steps_are_dispatched(train
     assert timeless(first) != timeless(other)
 
 
-def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(train):
+@pytest.mark.parametrize("moment", [24, 40])  # within an epoch, and at the end of one
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(train, moment):
     options = ["trainer.epochs=3", "model.dropout=0.2", "optim.ema_decay=0.9"]
     options += ["trainer.checkpoints=true", "trainer.max_steps_per_dispatch=5"]
     whole, lines = train(*options, folder="whole")
@@ -78,14 +79,14 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(train):
 
     class Interrupter(JsonLines):
         def log(self, step, scalars):
-            if step >= 24:
+            if step >= moment:
                 stop.name = "SIGTERM"
 
         start = finish = lambda *_: None
 
     first, _ = train(*options, folder="cut", trackers=[Interrupter()], stop=stop)
     assert first["status"] == "interrupted"
-    assert first["step"] % 20 != 0
+    assert moment <= first["step"] < 60
     second, resumed = train(*options, folder="cut", resume=True)
     assert second["status"] == "finished"
     assert timeless(resumed) == timeless(lines)

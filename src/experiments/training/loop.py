@@ -142,6 +142,8 @@ class Run:
             if reason := self._enough():
                 log.info("stopping early: %s", reason)
                 return "stopped_early"
+            if self.stop.name is not None:
+                return self._interrupted()
             line = self._epoch(epoch)
             if self.diverged_at is not None:
                 log.warning("loss or gradient is not finite at step %d", self.diverged_at)
@@ -150,8 +152,7 @@ class Run:
                     log.warning("it comes from %s", found or "no single operation of that step")
                 return "diverged"
             if self.stop.name is not None and self.step % self.recorder.steps_per_epoch:
-                log.warning("stopped by %s after step %d", self.stop.name, self.step)
-                return "interrupted"
+                return self._interrupted()
             self.last_line = line | self.recorder.end_epoch() | self._validate()
             self.trackers.log(self.step, self.last_line)
             if self.watch.better(self.last_line):
@@ -227,6 +228,10 @@ class Run:
         self.seconds_before = saved["seconds"]
         if saved["fingerprint"] != self.session.splits.fingerprint:
             log.warning("the data on disk have changed since this run was saved")
+
+    def _interrupted(self) -> str:
+        log.warning("stopped by %s after step %d", self.stop.name, self.step)
+        return "interrupted"
 
     def _enough(self) -> str | None:
         """Why the run should end after the epochs so far, if it should."""

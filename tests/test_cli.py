@@ -125,6 +125,17 @@ def test_a_terminated_run_exits_with_75_and_can_be_resumed(tmp_path, data_home):
     assert len(set(steps)) >= len(steps) - 1  # the test stands beside the last step
 
 
+def test_two_processes_cannot_train_in_one_folder(run_cli, tmp_path):
+    from experiments.training.lock import exclusive
+
+    folder = tmp_path / "taken"
+    folder.mkdir()
+    with exclusive(folder):
+        code, error = run_cli(*FAST, folder=folder)
+    assert code == 2
+    assert "another process is training in" in error
+
+
 def test_help_starts_without_jax():
     program = "import sys; sys.argv = ['run.py', '--help']; import runpy\n"
     program += "try: runpy.run_path('run.py', run_name='__main__')\n"

@@ -20,7 +20,7 @@ import optax
 from flax import nnx
 
 from experiments.config import build, leaves, locate, place
-from experiments.data.augment import Pipeline
+from experiments.data.augment import Pipeline, resize
 from experiments.data.dataset import Spec
 
 Tree = Any
@@ -217,8 +217,7 @@ class Experiment:
         batch = pipeline(batch, key, train=train)
         image = batch["image"]
         if image.shape[1:] != self.input_shape:
-            shape = (image.shape[0], *self.input_shape)
-            image = jax.image.resize(image, shape, method="bilinear")
+            image = resize(image, self.input_shape[:2])
         return batch | {"image": image.astype(self.precision)}
 
     def weights(self, state: State) -> tuple[Tree, Tree]:

@@ -16,6 +16,7 @@ from experiments.tracking.tracker import Trackers
 from experiments.training import loop
 from experiments.training.cache import use_compilation_cache
 from experiments.training.evaluate import evaluate
+from experiments.training.lock import exclusive
 from experiments.training.session import open_session
 from experiments.training.signals import StopRequest
 from experiments.types import Mode, Seed
@@ -45,7 +46,7 @@ def run(config: DictConfig) -> None:
 def training(config: dict[str, Any], directory: Path, *, resume: bool) -> None:
     """Trains, and ends with the exit code of the run's status."""
     trackers = Trackers([JsonLines(), Terminal(), build(config["logger"])])
-    with StopRequest() as stop:
+    with StopRequest() as stop, exclusive(directory):
         trackers.status("reading data")
         summary: dict[str, Any] = {}
         try:

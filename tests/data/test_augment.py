@@ -145,8 +145,8 @@ def test_strengths_may_be_traced_and_vmapped(batch):
 
 
 def test_resize():
-    assert resize(jnp.ones((2, 3, 8, 8, 1)), 16).shape == (2, 3, 16, 16, 1)
-    np.testing.assert_allclose(resize(jnp.full((1, 8, 8, 1), 0.3), 20), 0.3, rtol=1e-5)
+    assert resize(jnp.ones((2, 3, 8, 8, 1)), (16, 16)).shape == (2, 3, 16, 16, 1)
+    np.testing.assert_allclose(resize(jnp.full((1, 8, 8, 1), 0.3), (20, 24)), 0.3, rtol=1e-5)
 
 
 @pytest.mark.parametrize("key", ["crop_padding", "cutout", "mixup", "jitter"])

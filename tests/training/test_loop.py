@@ -94,6 +94,41 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(train, moment):
     assert same == {k: v for k, v in whole.items() if k not in TIMES and k != "best"}
 
 
+def test_a_finished_run_says_so_and_goes_on_when_epochs_are_raised(train):
+    options = ["trainer.checkpoints=true", "model.dropout=0.2"]
+    done, _ = train(*options, "trainer.epochs=1")
+    again, lines = train(*options, "trainer.epochs=1", resume=True)
+    assert again["test/loss"] == done["test/loss"]
+    assert sum("test/loss" in line for line in lines) == 1
+    _, longer = train(*options, "trainer.epochs=2", resume=True)
+    _, whole = train(*options, "trainer.epochs=2", folder="whole")
+    assert timeless(longer) == timeless(whole)
+
+
+def test_saving_all_the_time_changes_no_number(train):
+    options = ["trainer.epochs=2", "trainer.max_steps_per_dispatch=4"]
+    _, lines = train(*options, folder="plain")
+    saving = [*options, "trainer.checkpoints=true", "trainer.checkpoint_every=0"]
+    _, saved = train(*saving, folder="saving")
+    assert timeless(saved) == timeless(lines)
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(train, tmp_path, caplog):
+    options = ["trainer.checkpoints=true", "trainer.checkpoint_every=0"]
+    options += ["trainer.max_steps_per_dispatch=8"]
+    _, whole = train(*options, "trainer.epochs=3", folder="whole")
+    train(*options, "trainer.epochs=2")
+    newest = max((tmp_path / "run/checkpoints").iterdir(), key=lambda path: int(path.name))
+    assert int(newest.name) == 40
+    for file in newest.rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[:10])
+    summary, lines = train(*options, "trainer.epochs=3", resume=True)
+    assert summary["status"] == "finished"
+    assert f"{newest.name} cannot be read" in caplog.text
+    assert timeless(lines) == timeless(whole)
+
+
 def test_a_diverging_run_says_at_which_step(train):
     options = ["optim=sgd", "loss=mse", "optim.learning_rate=1.0e+6", "trainer.epochs=3"]
     summary, lines = train(*options)

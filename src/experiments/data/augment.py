@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,10 +98,10 @@ class Pipeline:
         return {**batch, "image": images, "label": labels}
 
 
-def resize(images: Array, size: int) -> Array:
-    """Bilinear resize of [..., H, W, C] to [..., size, size, C], antialiased when shrinking."""
-    shape = (*images.shape[:-3], size, size, images.shape[-1])
-    return jax.image.resize(images, shape, method="bilinear")
+def resize(images: Array, shape: Sequence[int]) -> Array:
+    """Bilinear resize of [..., H, W, C] to [..., *shape, C], antialiased when shrinking."""
+    target = (*images.shape[:-3], *shape, images.shape[-1])
+    return jax.image.resize(images, target, method="bilinear")
 
 
 def _on(strength: Any) -> bool:

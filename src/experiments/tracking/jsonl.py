@@ -88,12 +88,15 @@ def write_json(path: Path, value: Mapping[str, object]) -> None:
 
 
 def _end_of(path: Path, step: int) -> int:
-    """The length in bytes of the lines up to and including `step`; steps never decrease."""
+    """The length in bytes of the lines up to and including `step`; steps never decrease.
+
+    Lines of the test, which ends a run, do not count: the run that goes on has not ended.
+    """
     end = 0
     with path.open("rb") as file:
         for line in file:
             event = _parse(line)
-            if event is None or event["step"] > step:
+            if event is None or event["step"] > step or any(k.startswith("test/") for k in event):
                 break
             end += len(line)
     return end

@@ -5,7 +5,9 @@ the log has not written yet, which epoch was best). Orbax writes it in the backg
 name and renames it when it is whole, so nothing half-written is ever visible.
 """
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,26 +36,46 @@ class Checkpoints:
         )
 
     def save(self, step: int, state: State, best: tuple[Tree, Tree], progress: dict) -> None:
-        """Saves in the background; `state` and `best` must not be donated meanwhile."""
+        """Saves in the background; `state` and `best` must not be donated meanwhile.
+
+        Raises:
+            UserError: this or an earlier checkpoint could not be written.
+        """
         args = self._args
         if step in self._manager.all_steps():
             return
-        self._manager.save(
-            step,
-            args=args.Composite(
-                state=args.StandardSave(state),
-                best=args.StandardSave(best),
-                progress=args.JsonSave(progress),
-            ),
+        items = args.Composite(
+            state=args.StandardSave(state),
+            best=args.StandardSave(best),
+            progress=args.JsonSave(progress),
         )
-
-    def wait(self) -> None:
-        """Returns when everything is on disk."""
-        self._manager.wait_until_finished()
+        with self._told():
+            self._manager.save(step, args=items)
 
     def close(self) -> None:
-        """Waits and lets go of the folder."""
-        self._manager.close()
+        """Waits until everything is on disk and lets go of the folder; raises like `save`."""
+        with self._told():
+            self._manager.wait_until_finished()
+            self._manager.close()
+
+    def discard_after(self, step: int) -> None:
+        """Removes checkpoints after `step`: they could not be read and stand in the way."""
+        for later in self._manager.all_steps():
+            if later > step:
+                self._manager.delete(later)
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            reason = str(error).strip().splitlines()[-1][:200]
+            if "No space left" in str(error):
+                reason = "no space left on device"
+            raise UserError(
+                f"cannot save a checkpoint in {self.path}: {reason}. "
+                f"The ones before are kept: make room, then resume the run"
+            ) from error
 
     def restore(self, state: State, best: tuple[Tree, Tree]) -> tuple[State, Any, dict]:
         """(state, best weights, progress) of the newest checkpoint that can be read.

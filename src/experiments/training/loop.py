@@ -2,6 +2,7 @@
 
 import importlib
 import itertools
+import json
 import logging
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.experiment import State, Tree, count_parameters
+from experiments.tracking.jsonl import SUMMARY
 from experiments.tracking.tracker import RunInfo, Trackers
 from experiments.training.checkpoints import Checkpoints, shaped
 from experiments.training.compiled import Compiled, compile_programs
@@ -44,6 +46,10 @@ def fit(
     With `resume` it goes on from the newest checkpoint in `directory`.
     """
     experiment, trainer = session.experiment, session.trainer
+    if resume and (summary := finished_before(directory, experiment.total_steps)):
+        log.info("this run has finished; trainer.epochs= above %d goes on", trainer.epochs)
+        trackers.finish(summary, summary["status"])
+        return summary
     trackers.status("compiling")
     shapes = experiment.abstract_state(session.hparams)
     with ThreadPoolExecutor() as pool:
@@ -87,6 +93,14 @@ def fit(
         trackers.model(run.checkpoints.path)
     trackers.finish(summary, status)
     return summary
+
+
+def finished_before(directory: Path, total_steps: int) -> dict[str, Any] | None:
+    """The summary of the run in `directory` if there is nothing left to do."""
+    path = directory / SUMMARY
+    summary = json.loads(path.read_text()) if path.exists() else {}
+    done = summary.get("status") == "finished" and summary["step"] >= total_steps
+    return summary if done else None
 
 
 class Run:
@@ -205,6 +219,7 @@ class Run:
         self.state, self.best_weights, self.progress = self.checkpoints.restore(
             shaped(self.shapes, sharding), shaped(best, sharding)
         )
+        self.checkpoints.discard_after(self.step)
 
     @property
     def progress(self) -> dict[str, Any]:
@@ -273,7 +288,7 @@ class Run:
         for window in self.compiled.feed.windows(epoch, self.recorder.steps_per_epoch - left):
             first = window.first
             while left and first < window.steps:
-                if self._stopping() or self._save_due():
+                if self._stopping():
                     return
                 count = min(self.pace.steps, window.steps - first, left)
                 self.profile.before(self.step)
@@ -291,6 +306,8 @@ class Run:
                 yield metrics, count
                 first += count
                 left -= count
+                if self._save_due():  # after a dispatch, so that there is always progress
+                    return
             if not left:
                 return
 

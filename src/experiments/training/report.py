@@ -1,8 +1,8 @@
 """The figures at the end of a run, in its folder and in the trackers."""
 
-import json
 from pathlib import Path
 
+from experiments.tracking.jsonl import METRICS, read_history
 from experiments.tracking.tracker import Trackers
 from experiments.training.evaluation import Predictions
 from experiments.training.session import Session
@@ -16,14 +16,13 @@ def draw_figures(
 
     from experiments.insight import figures  # matplotlib takes a while to import
 
-    lines = (directory / "metrics.jsonl").read_text().splitlines()
     classes = session.data.spec.num_classes
     names = session.splits.class_names or tuple(str(i) for i in range(classes))
     counts = np.zeros((classes, classes), int)
     np.add.at(counts, (predictions.labels, predictions.predicted), 1)
     shown = len(predictions.probabilities)
     drawn = {
-        "learning_curves": figures.learning_curves([json.loads(line) for line in lines]),
+        "learning_curves": figures.learning_curves(read_history(directory / METRICS)),
         "confusion_matrix": figures.confusion_matrix(counts, names),
         "sample_predictions": figures.sample_predictions(
             predictions.images / 255, predictions.labels[:shown], predictions.probabilities, names

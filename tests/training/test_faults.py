@@ -1,0 +1,111 @@
+"""A run that is killed again and again ends like one that never was."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from support import ROOT
+
+TIMES = {"examples_per_second", "seconds"}
+CLASSIFIER = [
+    "model=vgg16",
+    "model.batch_norm=true",
+    "model.stages=[1]",
+    "model.widths=[8]",
+    "model.small_hidden=[16]",
+    "model.dropout=0.3",
+]
+STREAMED = ["data.stream=true", "data.workers=0", "model.hidden=[16]", "model.dropout=0.3"]
+
+
+def start(*arguments: str) -> subprocess.Popen:
+    command = [sys.executable, "run.py", *arguments]
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+
+
+def lines_of(folder: Path) -> list[dict]:
+    whole = [line for line in (folder / "metrics.jsonl").read_text().splitlines() if line]
+    events = [json.loads(line) for line in whole]
+    return [{k: v for k, v in event.items() if k not in TIMES} for event in events]
+
+
+def weights_of(folder: Path) -> list[np.ndarray]:
+    """Everything in the newest checkpoint's state."""
+    import jax
+    import orbax.checkpoint as ocp
+
+    newest = max((folder / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    state = ocp.StandardCheckpointer().restore((newest / "state").absolute())
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+
+
+def finish_despite(kills: int, folder: Path, arguments: list[str]) -> list[int]:
+    """Starts a run, ends it at random moments, resumes it until it is done; the exit codes."""
+    chance = random.Random(0)
+    codes: list[int] = []
+    saved = folder / "checkpoints"
+    arguments = [*arguments, f"hydra.run.dir={folder}"]
+    for _ in range(kills):
+        before = size(folder)
+        process = start(*arguments)
+        deadline = time.monotonic() + 90
+        # a moment after the first new line; before the first checkpoint there is nothing to resume
+        while process.poll() is None and time.monotonic() < deadline:
+            if size(folder) > before and saved.exists() and any(saved.glob("[0-9]*")):
+                break
+            time.sleep(0.02)
+        time.sleep(chance.uniform(0, 1.0))
+        process.send_signal(chance.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1]))
+        _, error = process.communicate(timeout=90)
+        codes.append(process.returncode)
+        assert process.returncode in (-signal.SIGKILL, 75, 0), error
+        arguments = [f"resume={folder}"]
+        if process.returncode == 0:
+            return codes
+    process = start(*arguments)
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    return [*codes, 0]
+
+
+def size(folder: Path) -> int:
+    path = folder / "metrics.jsonl"
+    return path.stat().st_size if path.exists() else 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "kills", "epochs"),
+    [
+        (CLASSIFIER, 3, 60),
+        pytest.param(CLASSIFIER, 30, 400, marks=pytest.mark.slow),
+        pytest.param(STREAMED, 10, 150, marks=pytest.mark.slow),
+    ],
+    ids=["few", "classifier", "streamed"],
+)
+def test_killed_runs_end_with_the_weights_of_an_uninterrupted_one(
+    tmp_path, data_home, kind, kills, epochs
+):
+    options = [*data_home, *kind, "logger=none", "trainer.figures=false", "data.limit=512"]
+    options += ["trainer.checkpoint_every=0.3", "trainer.log_every=3", f"trainer.epochs={epochs}"]
+    options += ["trainer.max_steps_per_dispatch=2", "trainer.eval_batches=1"]
+    whole = start(*options, f"hydra.run.dir={tmp_path / 'whole'}")
+    _, error = whole.communicate(timeout=300)
+    assert whole.returncode == 0, error
+
+    codes = finish_despite(kills, tmp_path / "killed", options)
+    assert len(codes) > 1, "the run was over before it could be killed"
+    assert lines_of(tmp_path / "killed") == lines_of(tmp_path / "whole")
+    for mine, other in zip(
+        weights_of(tmp_path / "killed"), weights_of(tmp_path / "whole"), strict=True
+    ):
+        np.testing.assert_array_equal(mine, other)
+    assert not list((tmp_path / "killed" / "checkpoints").glob("*tmp*"))
+    assert os.path.exists(tmp_path / "killed" / "summary.json")

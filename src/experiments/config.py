@@ -169,6 +169,8 @@ def _scalar_mismatch(value: Any, hint: Any) -> str | None:
         scalar = value is None or isinstance(value, str | int | float)
         return "" if isinstance(hint, type) and scalar and not isinstance(value, hint) else None
     number = isinstance(value, int | float) and not isinstance(value, bool)
+    if number and isinstance(value, int) and hint in (int, float) and abs(value) >= 2**31:
+        return f"{names[hint]} smaller than 2147483648"  # what fits the device's integers
     fits = {
         int: isinstance(value, int) and number,
         float: number,

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from experiments.config import check_arguments, locate
@@ -154,7 +155,7 @@ def _penalty(l1: Any, l2: Any, mask: Any) -> optax.GradientTransformation:
 
 def _plain(value: Any) -> bool:
     """A value out of a config, not a number that takes its place in a program."""
-    return value is None or isinstance(value, bool | int | float | str)
+    return not isinstance(value, jax.Array | np.generic)
 
 
 def _off(value: Any) -> bool:

@@ -42,4 +42,4 @@ Activation = Literal[
 ]
 Head = Literal["identity", "sigmoid", "softmax"]
 Mode = Literal["train", "evaluate"]
-Seed = Annotated[int, Range(minimum=0, maximum=2**32 - 1)]
+Seed = Annotated[int, Range(minimum=0, maximum=2**31 - 1)]

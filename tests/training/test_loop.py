@@ -94,6 +94,28 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(train, moment):
     assert same == {k: v for k, v in whole.items() if k not in TIMES and k != "best"}
 
 
+@pytest.mark.parametrize("looks", [1, 2, 6])
+def test_it_does_not_matter_where_between_two_steps_the_request_comes(train, looks):
+    options = ["trainer.epochs=2", "trainer.checkpoints=true", "trainer.max_steps_per_dispatch=5"]
+
+    class Sudden(StopRequest):
+        """Comes true after the run has looked at it some times."""
+
+        def __init__(self):
+            self.left = looks + 1
+
+        @property
+        def name(self):
+            self.left -= 1
+            return "SIGTERM" if self.left <= 0 else None
+
+    first, _ = train(*options, stop=Sudden())
+    assert first["status"] == "interrupted"
+    _, resumed = train(*options, resume=True)
+    _, whole = train(*options, folder="whole")
+    assert timeless(resumed) == timeless(whole)
+
+
 def test_a_finished_run_says_so_and_goes_on_when_epochs_are_raised(train):
     options = ["trainer.checkpoints=true", "model.dropout=0.2"]
     done, _ = train(*options, "trainer.epochs=1")

@@ -77,21 +77,22 @@ class Run:
         trainer = self.session.trainer
         self.started = self.saved = time.perf_counter()
         self.deadline = self.started + (trainer.max_time or float("inf"))
-        for epoch in range(int(self.epochs_done), trainer.epochs):
+        steps_per_epoch = self.recorder.steps_per_epoch
+        while (epoch := self.step // steps_per_epoch) < trainer.epochs:
             if reason := self._enough():
                 log.info("stopping early: %s", reason)
                 return "stopped_early"
             if self.stop.name is not None:
-                return self._interrupted()
+                log.warning("stopped by %s after step %d", self.stop.name, self.step)
+                return "interrupted"
+            before = self.step
             line = self._epoch(epoch)
             if self.diverged_at is not None:
-                log.warning("loss or gradient is not finite at step %d", self.diverged_at)
-                if trainer.debug_nans:
-                    found = blame(self.session, self.compiled, self.state, self.diverged_at - 1)
-                    log.warning("it comes from %s", found or "no single operation of that step")
+                self._report_divergence(self.diverged_at)
                 return "diverged"
-            if self.stop.name is not None and self.step % self.recorder.steps_per_epoch:
-                return self._interrupted()
+            cut_short = self.stop.name is not None and self.step % steps_per_epoch
+            if self.step == before or cut_short:
+                continue  # to the reason above
             self.last_line = line | self.recorder.end_epoch() | self._validate()
             self.trackers.log(self.step, self.last_line)
             if self.watch.better(self.last_line):
@@ -169,9 +170,11 @@ class Run:
         if saved["fingerprint"] != self.session.splits.fingerprint:
             log.warning("the data on disk have changed since this run was saved")
 
-    def _interrupted(self) -> str:
-        log.warning("stopped by %s after step %d", self.stop.name, self.step)
-        return "interrupted"
+    def _report_divergence(self, step: int) -> None:
+        log.warning("loss or gradient is not finite at step %d", step)
+        if self.session.trainer.debug_nans:
+            found = blame(self.session, self.compiled, self.state, step - 1)
+            log.warning("it comes from %s", found or "no single operation of that step")
 
     def _enough(self) -> str | None:
         """Why the run should end after the epochs so far, if it should."""

@@ -61,8 +61,17 @@ def test_equal_scikit_learn(data_dir: Path):
     assert rows(*splits.test.arrays.values()) == rows(images[1437:], labels[1437:])
 
 
-def test_go_to_the_cache_where_the_data_folder_cannot_be_written(tmp_path: Path):
-    (tmp_path / "file").write_text("")
-    data = TfdsImages(name="digits", dir=str(tmp_path / "file"), cache_dir=str(tmp_path / "own"))
+def test_go_to_the_cache_and_leave_the_data_folder_alone(tmp_path: Path):
+    folder, own = tmp_path / "data", tmp_path / "own"
+    folder.mkdir()
+    data = TfdsImages(name="digits", dir=str(folder), cache_dir=str(own))
     assert len(data.load().test) == 360
-    assert (tmp_path / "own" / "tensorflow_datasets" / "digits").is_dir()
+    assert (own / "tensorflow_datasets" / "digits").is_dir()
+    assert not list(folder.iterdir())
+
+
+def test_go_to_the_data_folder_where_the_cache_cannot_be_written(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    data = TfdsImages(name="digits", dir=str(tmp_path / "data"), cache_dir=str(tmp_path / "file"))
+    assert len(data.load().test) == 360
+    assert (tmp_path / "data" / "digits").is_dir()

@@ -190,7 +190,8 @@ def locate(name: str, version: str | None, directory: str | None, cache: str | N
     Args:
         name, version: see `find`.
         directory: see `data_dir`.
-        cache: see `cache_dir`; the digits go there where the data folder cannot be written.
+        cache: see `cache_dir`; the digits go there, and into the data folder, which may be many
+            people's, only where the cache cannot be written.
 
     Raises:
         UserError: it is unknown, not prepared, or not usable.
@@ -209,7 +210,7 @@ def locate(name: str, version: str | None, directory: str | None, cache: str | N
         return found
     from experiments.data import digits
 
-    for target in (folder, own):
+    for target in (own, folder):
         try:
             digits.prepare(target)
         except OSError as error:
@@ -217,7 +218,7 @@ def locate(name: str, version: str | None, directory: str | None, cache: str | N
             continue
         if found := find(name, version, target):
             return found
-    raise UserError(f"the digits cannot be written to {folder} or {own}: {problem}")
+    raise UserError(f"the digits cannot be written to {own} or {folder}: {problem}")
 
 
 def check_name(name: str, folder: Path) -> None:

@@ -185,6 +185,16 @@ def test_streamed_data_train_through_the_same_loop(train):
     assert summary["val/accuracy"] > 0.5
 
 
+def test_a_stream_is_read_on_from_epoch_to_epoch(train, monkeypatch):
+    from experiments.data.stream import _Batches
+
+    moves = []
+    monkeypatch.setattr(_Batches, "set_state", lambda self, state: moves.append(state))
+    options = ["data.stream=true", "data.workers=0", "trainer.epochs=3"]
+    train(*options, "trainer.checkpoints=true", "trainer.checkpoint_every=0")
+    assert moves == []  # starting the reading processes again takes seconds
+
+
 def test_debug_overfit_brings_the_loss_near_zero(train):
     summary, _ = train("debug=overfit", "trainer.checkpoints=false", "optim.learning_rate=0.01")
     assert summary["status"] == "stopped_early"

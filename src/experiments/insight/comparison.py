@@ -23,6 +23,7 @@ def print_comparison(folder: Path) -> None:
     table = Table(box=None, header_style="bold")
     for name in ("run", "status", "best val", "test", "epochs", "seconds", "examples/s"):
         table.add_column(name, justify="left" if name in ("run", "status") else "right")
+    table.columns[0].overflow = "fold"  # a run must stay readable as a path
     for path, summary in runs:
         shown = (
             _accuracy(summary),

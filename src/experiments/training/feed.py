@@ -63,7 +63,7 @@ class ResidentFeed:
 
 
 class StreamedFeed:
-    """A split that is read batch by batch; the next batch travels while the last one computes."""
+    """A split that is read batch by batch; a batch is read while the one before computes."""
 
     def __init__(
         self,
@@ -76,8 +76,8 @@ class StreamedFeed:
         self.batches = split.iterate(batch_size, seed, True)
         self.sharding = sharding
         self.order = jax.device_put(np.arange(batch_size, dtype=np.int32), sharding)
-        self.position = 0  # of the batch that is ahead
-        self._ahead = self._next()
+        self.position = 0  # of the next window
+        self._ahead: Window | None = self._next()
         self.arrays = self._ahead.arrays
         self.epoch_length = steps_per_epoch
 
@@ -86,12 +86,11 @@ class StreamedFeed:
         position = epoch * self.epoch_length + done
         if position != self.position:
             self.batches.set_state({"batches": position})
-            self.position, self._ahead = position, self._next()
+            self.position, self._ahead = position, None
         while True:
-            window = self._ahead
+            window, self._ahead = self._ahead or self._next(), None
+            self.position += 1  # before the yield: who has seen enough does not come back
             yield window
-            self.position += 1
-            self._ahead = self._next()
 
     def _next(self) -> Window:
         arrays = {k: jax.device_put(v, self.sharding) for k, v in next(self.batches).items()}

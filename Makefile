@@ -3,7 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 DATA ?= mnist
 RUN ?= runs
+SWEEP ?= sweeps/mlp_optimizer_lr_init.yaml
 OVERRIDES ?=
+BENCH ?=
+unexport PYTHONDONTWRITEBYTECODE  # compiling the imports anew costs every process two seconds
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,14 +38,21 @@ format: install  ## put the code in shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-sweep: install  ## a run for each of four learning rates
-	$(BIN)/python run.py -m optim.learning_rate=1.0e-4,1.0e-3,1.0e-2,1.0e-1 $(OVERRIDES)
+sweep: install  ## search SWEEP=sweeps/mlp_optimizer_lr_init.yaml with two workers
+	$(BIN)/python sweep.py $(SWEEP) workers=2 $(OVERRIDES)
 
-bench: install  ## measure the convolutions of this machine
-	$(BIN)/python -m benchmarks.convolution
+bench: install  ## this project beside PyTorch and others, here; BENCH="--only lenet5_step,help"
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c requirements.lock -e '.[dev,bench]'
+	$(BIN)/python -m benchmarks $(BENCH)
 
 report: install  ## compare the runs below RUN=runs
 	$(BIN)/python report.py $(RUN)
+
+dashboard: install  ## review RUN offline: a study in the browser, a run in the terminal, others as a table
+	@if [ -f $(RUN)/journal.log ]; then \
+	  $(BIN)/python report.py $(RUN) && $(BIN)/optuna-dashboard $(RUN)/journal.log; \
+	elif [ -d $(RUN)/wandb ]; then $(BIN)/wandb leet $(RUN)/wandb; \
+	else $(BIN)/python report.py $(RUN); fi
 
 data: install  ## download and prepare DATA=mnist (needs a network and the extra `prepare`)
 	$(BIN)/python -m experiments.data.prepare $(DATA)
@@ -50,4 +60,4 @@ data: install  ## download and prepare DATA=mnist (needs a network and the extra
 clean:  ## remove what was built, but no runs
 	rm -rf .venv build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help install train test test-all lint format sweep bench report data clean
+.PHONY: help install train test test-all lint format sweep bench report dashboard data clean

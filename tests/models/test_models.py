@@ -7,9 +7,10 @@ import pytest
 from flax import nnx
 from jax.test_util import check_grads
 
-from experiments.config import build
-from experiments.experiment import count_parameters, variables
+from experiments.config import build, locate
+from experiments.experiment import Experiment
 from experiments.models.layers import BatchNorm, Dropout, step
+from experiments.variables import count_parameters, variables
 from support import choices, composed
 
 
@@ -54,16 +55,28 @@ def test_vgg16_keeps_its_convolutions_on_small_images():
 
 
 @pytest.mark.parametrize("name", choices("model"))
-def test_every_model_maps_a_batch_to_one_output_a_class(name):
-    config = composed(f"model={name}")["model"]
-    size = getattr(build({**config, "_partial_": True}).func, "minimum_size", 8)
+def test_every_model_maps_a_batch_to_one_output_a_class_or_trains_by_its_own_objective(name):
+    config = composed(f"model={name}")
+    if config["objective"]["_target_"].endswith(".Classification"):
+        size = getattr(locate(config["model"]["_target_"]), "minimum_size", 8)
 
-    def outputs():
-        net = model(f"model={name}", shape=(size, size, 1), classes=7)
-        net.train()
-        return net(jnp.ones((2, size, size, 1)), rngs=nnx.Rngs(dropout=0))
+        def outputs():
+            net = model(f"model={name}", shape=(size, size, 1), classes=7)
+            net.train()
+            return net(jnp.ones((2, size, size, 1)), rngs=nnx.Rngs(dropout=0))
 
-    assert jax.eval_shape(outputs).shape == (2, 7)
+        # logits, and those of classifiers halfway
+        for output in jax.tree.leaves(jax.eval_shape(outputs)):
+            assert output.shape == (2, 7)
+        return
+    data = build(config["data"])
+    core = Experiment(config, data.spec, data.pipeline, steps_per_epoch=1, total_steps=1)
+    shapes = {"image": ((4, 8, 8, 1), "uint8"), "label": ((4,), "int32")}
+    batch = {n: jax.ShapeDtypeStruct(shape, dtype) for n, (shape, dtype) in shapes.items()}
+    state = core.abstract_state({})
+    after, metrics = jax.eval_shape(core.train_step, state, batch, {}, jax.random.key(0))
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+    assert metrics["loss"].shape == ()
 
 
 @pytest.mark.parametrize("activation", ["sigmoid", "tanh", "elu", "gelu", "swish"])

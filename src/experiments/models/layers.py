@@ -41,6 +41,7 @@ class Dense(nnx.Module):
 class Conv(nnx.Module):
     """Cross-correlation over 1, 2 or 3 spatial axes, channels last.
 
+    With `flip_kernel` convolution in the sense of mathematics: the kernel is read backwards.
     [batch, *spatial, in_features] to [batch, *out, features] with
     out = floor((W − F + 2P) / S) + 1 per axis.
     """
@@ -55,6 +56,7 @@ class Conv(nnx.Module):
         padding: str | int | Sequence = "SAME",
         dilation: int | Sequence[int] = 1,
         groups: int = 1,
+        flip_kernel: bool = False,
         use_bias: bool = True,
         kernel_init: Initializer,
         rngs: nnx.Rngs,
@@ -64,11 +66,15 @@ class Conv(nnx.Module):
         self.bias = nnx.Param(np.zeros(features, np.float32)) if use_bias else None
         self.strides, self.padding = strides, padding
         self.dilation, self.groups = dilation, groups
+        self.flip_kernel = flip_kernel
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.kernel[...]
+        if self.flip_kernel:
+            kernel = jnp.flip(kernel, range(kernel.ndim - 2))
         y = convolution.conv(
             x,
-            self.kernel[...],
+            kernel,
             strides=self.strides,
             padding=self.padding,
             dilation=self.dilation,
@@ -97,13 +103,13 @@ class BatchNorm(nnx.Module):
             mean, var = self.mean[...], self.var[...]
         else:
             axes = tuple(range(x.ndim - 1))
-            x32 = x.astype(jnp.float32)
+            x32 = x.astype(jnp.promote_types(x.dtype, jnp.float32))
             mean = jnp.mean(x32, axes)
             var = jnp.maximum(jnp.mean(x32**2, axes) - mean**2, 0.0)
             count = math.prod(x.shape[:-1])
             unbiased = var * (count / max(count - 1, 1))
             for average, now in ((self.mean, mean), (self.var, unbiased)):
-                average[...] = self.momentum * average[...] + (1 - self.momentum) * now
+                average.set_value(self.momentum * average[...] + (1 - self.momentum) * now)
         factor = jax.lax.rsqrt(var + self.epsilon) * self.scale[...]
         offset = self.bias[...] - mean * factor
         return x * factor.astype(x.dtype) + offset.astype(x.dtype)
@@ -128,6 +134,11 @@ class Dropout(nnx.Module):
         keep = 1 - jnp.asarray(self.rate, jnp.float32)
         mask = jax.random.uniform(rngs.dropout(), x.shape) < keep
         return jnp.where(mask, x / keep.astype(x.dtype), jnp.zeros((), x.dtype))
+
+
+def is_small(input_shape: Sequence[int]) -> bool:
+    """Whether images [H, W, C] are too small for a stem made for ImageNet: below 96 pixels."""
+    return min(input_shape[:2]) < 96
 
 
 def flatten(x: jax.Array) -> jax.Array:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from experiments.ops.convolution import Padding, explicit_padding, per_dimension, shifted
 
 
+@jax.named_scope("@max_pool")
 def max_pool(
     x: jax.Array,
     window: int | Sequence[int],
@@ -35,6 +36,7 @@ def max_pool(
     return functools.reduce(_first_maximum, _views(x, window, strides, padding, -jnp.inf))
 
 
+@jax.named_scope("@avg_pool")
 def avg_pool(
     x: jax.Array,
     window: int | Sequence[int],
@@ -57,6 +59,7 @@ def avg_pool(
     return sum(views) / sum(_views(ones, window, strides, padding, 0))
 
 
+@jax.named_scope("@global_avg_pool")
 def global_avg_pool(x: jax.Array) -> jax.Array:
     """Mean over the spatial dimensions: `[N, *spatial, C]` to `[N, C]`."""
     return jnp.mean(x, axis=tuple(range(1, x.ndim - 1)))

@@ -1,0 +1,67 @@
+"""Floating-point operations of a traced program, each with the layer that it belongs to.
+
+What counts are matrix products and convolutions, two operations (multiply, add) a pair of factors;
+zeros of padding and dilation that a formula need not touch are left out. The rest of a network
+(biases, activations, normalisation, pooling) is not counted.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+LAYER = "@"  # begins the name scopes that stand for layers
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One equation of a program: the layers that it is in, outermost first, and what it costs."""
+
+    layers: tuple[str, ...]
+    flops: int
+    output: Any  # shape and dtype
+
+
+def operations(jaxpr: Any, times: int = 1, layers: tuple[str, ...] = ()) -> Iterator[Operation]:
+    """All equations of a jaxpr in order, those of a loop as often as it runs.
+
+    A `while` whose number of turns is not known counts once, a `cond` as all of its branches.
+    """
+    for equation in jaxpr.eqns:
+        stack = [entry.name for entry in equation.source_info.name_stack.stack]
+        inside = tuple(n.removeprefix(LAYER) for n in stack if n.startswith(LAYER)) or layers
+        turns = equation.params["length"] if equation.primitive.name == "scan" else 1
+        inner = list(_programs(equation))
+        for program in inner:
+            yield from operations(program, times * turns, inside)
+        if not inner:
+            yield Operation(inside, times * flops(equation), equation.outvars[0].aval)
+
+
+def flops(equation: Any) -> int:
+    """The operations of one equation of a jaxpr: 0 unless it is a product or a convolution."""
+    name = equation.primitive.name
+    if name not in ("dot_general", "conv_general_dilated"):
+        return 0
+    left, right = (variable.aval.shape for variable in equation.invars)
+    out = equation.outvars[0].aval.shape
+    if name == "dot_general":
+        (contracted, _), _ = equation.params["dimension_numbers"]
+        return 2 * math.prod(out) * math.prod(left[axis] for axis in contracted)
+    numbers = equation.params["dimension_numbers"]
+    to, per, *window = (right[axis] for axis in numbers.rhs_spec)
+    groups = equation.params["feature_group_count"]
+    # each output is a sum over the window, each input goes to every place of it: what one side
+    # counts too much are zeros that stride or padding have put into the other
+    gathered = math.prod(out) * per * math.prod(window)
+    scattered = math.prod(left) * to // groups * math.prod(window)
+    return 2 * min(gathered, scattered)
+
+
+def _programs(equation: Any) -> Iterator[Any]:
+    """The programs inside of an equation: of a loop, a branch, a jitted function."""
+    for value in equation.params.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            item = getattr(item, "jaxpr", item)  # of a closed one
+            if hasattr(item, "eqns"):
+                yield item

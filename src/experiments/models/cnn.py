@@ -1,0 +1,107 @@
+"""A network from a list of layers in the config, for lessons and quick ideas.
+
+    model=cnn 'model.layers=[{conv:{features:6,kernel:5}},{max_pool:2},flatten,{dense:classes}]'
+
+An entry is the name of a layer, or that with arguments: `{conv: {features: 8, kernel: 3}}`. A bare
+value is the first argument: `{max_pool: 2}` is `{max_pool: {window: 2}}`. The layers and their
+arguments are the functions of `experiments.models.kinds`.
+"""
+
+import inspect
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from experiments.config import check_arguments
+from experiments.errors import UserError, suggest
+from experiments.initializers import Initializer
+from experiments.models.kinds import KINDS, Site, by
+from experiments.models.layers import Dropout
+
+
+class CNN(nnx.Module):
+    """The layers of a list, one after the other.
+
+    [batch, *input_shape] to logits [batch, num_classes]; 1, 2 or 3 spatial dimensions, channels
+    last. A layer is called after its kind and its number among them: `conv1`, `conv2`, `dense1`.
+
+    Raises:
+        UserError: a layer does not fit what comes out of the one before it.
+    """
+
+    def __init__(
+        self,
+        *,
+        layers: list[str | dict],
+        input_shape: tuple[int, ...],
+        num_classes: int,
+        kernel_init: Initializer,
+        rngs: nnx.Rngs,
+    ):
+        seen: Counter[str] = Counter()
+        shape, names = tuple(input_shape), []
+        for index, entry in enumerate(layers):
+            kind, arguments = parsed(entry)
+            site = Site(shape, num_classes, kernel_init, rngs)
+            try:
+                layer = KINDS[kind](site, **arguments)
+                shape = output_shape(layer, shape)
+            except (ValueError, UserError) as error:
+                where = f"model.layers[{index}] ({kind}), whose input is {by(shape)}"
+                raise UserError(f"{where}: {error}") from error
+            seen[kind] += 1
+            names.append(f"{kind}{seen[kind]}")
+            setattr(self, names[-1], layer)
+        if shape != (num_classes,):
+            raise UserError(
+                f"model.layers ends in {by(shape)}, which is not one score for each of "
+                f"{num_classes} classes; end with flatten and {{dense: classes}}"
+            )
+        self.order = tuple(names)
+
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        for layer in (getattr(self, name) for name in self.order):
+            x = layer(x, rngs=rngs) if isinstance(layer, Dropout) else layer(x)
+        return x
+
+    @staticmethod
+    def check_config(config: Mapping[str, Any], path: str) -> None:
+        """Holds each layer against its function; `config.check` calls this for `model=cnn`."""
+        for index, entry in enumerate(config["layers"]):
+            where = f"{path}.layers[{index}]"
+            if isinstance(entry, Mapping) and len(entry) != 1:
+                raise UserError(f"{where}: an entry is one layer, such as {{max_pool: 2}}")
+            kind, arguments = parsed(entry)
+            if kind not in KINDS:
+                raise UserError(f"{where}: there is no layer {kind!r}{suggest(kind, KINDS)}")
+            check_arguments(KINDS[kind], arguments, f"{where}.{kind}")
+            try:
+                inspect.signature(KINDS[kind]).bind(None, **arguments)
+            except TypeError as error:
+                raise UserError(f"{where}.{kind}: {error}") from error
+
+
+def parsed(entry: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """(kind, arguments) of an entry of the list."""
+    if isinstance(entry, str):
+        return entry, {}
+    ((kind, value),) = entry.items()
+    if isinstance(value, Mapping):
+        return kind, dict(value)
+    if value is None:
+        return kind, {}
+    names = list(inspect.signature(KINDS[kind]).parameters)[1:] if kind in KINDS else []
+    return kind, {names[0] if names else "value": value}
+
+
+def output_shape(layer: nnx.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """What a layer makes of one example of a shape; nothing is computed."""
+    layer.eval()
+    batch = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    shape = jax.eval_shape(lambda x: layer(x), batch).shape[1:]  # type: ignore[operator]
+    layer.train()
+    return shape

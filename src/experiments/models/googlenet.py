@@ -1,0 +1,209 @@
+"""GoogLeNet (Szegedy et al. 2015)."""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from experiments.errors import UserError
+from experiments.initializers import Initializer
+from experiments.models.layers import BatchNorm, Conv, Dense, Dropout, flatten, is_small
+from experiments.ops.normalisation import local_response_norm
+from experiments.ops.pooling import avg_pool, global_avg_pool, max_pool
+from experiments.types import Decay, NonNegative, PositiveInt
+
+HALFWAY = {(1, 0), (1, 3)}
+"""Modules 4a and 4d by stage and position, whose outputs the auxiliary classifiers read."""
+
+CEIL = ((0, 1), (0, 1))
+"""Padding with which a pool of 3 at stride 2 gives half the size, rounded up."""
+
+
+class ConvUnit(nnx.Module):
+    """Convolution, batch normalisation where asked for, rectifier."""
+
+    def __init__(
+        self,
+        channels: int,
+        features: int,
+        kernel: int,
+        *,
+        stride: int = 1,
+        batch_norm: bool,
+        kernel_init: Initializer,
+        rngs: nnx.Rngs,
+    ):
+        self.conv = Conv(
+            channels,
+            features,
+            (kernel, kernel),
+            strides=stride,
+            padding=kernel // 2,
+            use_bias=not batch_norm,
+            kernel_init=kernel_init,
+            rngs=rngs,
+        )
+        self.norm = BatchNorm(features, epsilon=1e-3) if batch_norm else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.conv(x)
+        return jax.nn.relu(x if self.norm is None else self.norm(x))
+
+
+class Inception(nnx.Module):
+    """Convolutions of several sizes side by side on the same input (figure 2b).
+
+    [batch, H, W, channels] to [batch, H, W, the sum of the branches]: 1x1; 1x1 and 3x3; 1x1 and
+    5x5 (of size `large`); 3x3 max pooling and 1x1.
+    """
+
+    def __init__(self, channels: int, widths: list[int], *, large: int, **arguments: Any):
+        one, reduce3, three, reduce5, five, pooled = widths
+        self.branch1 = ConvUnit(channels, one, 1, **arguments)
+        self.reduce3 = ConvUnit(channels, reduce3, 1, **arguments)
+        self.branch3 = ConvUnit(reduce3, three, 3, **arguments)
+        self.reduce5 = ConvUnit(channels, reduce5, 1, **arguments)
+        self.branch5 = ConvUnit(reduce5, five, large, **arguments)
+        self.pooled = ConvUnit(channels, pooled, 1, **arguments)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        branches = [
+            self.branch1(x),
+            self.branch3(self.reduce3(x)),
+            self.branch5(self.reduce5(x)),
+            self.pooled(max_pool(x, 3, strides=1, padding=1)),
+        ]
+        return jnp.concatenate(branches, axis=-1)
+
+
+class Auxiliary(nnx.Module):
+    """A classifier halfway: 5x5 average pooling at stride 3, 1x1, dense, dropout, dense."""
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        num_classes: int,
+        hidden: int,
+        dropout: Any,
+        batch_norm: bool,
+        **arguments: Any,
+    ):
+        height, width, channels = shape
+        self.window = min(5, height, width)  # maps of 4 pixels are averaged as a whole
+        size = ((height - self.window) // 3 + 1) * ((width - self.window) // 3 + 1)
+        self.conv = ConvUnit(channels, hidden // 8, 1, batch_norm=batch_norm, **arguments)
+        self.hidden = Dense(size * (hidden // 8), hidden, **arguments)
+        self.output = Dense(hidden, num_classes, **arguments)
+        self.dropout = Dropout(dropout)
+
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None) -> jax.Array:
+        x = self.conv(avg_pool(x, self.window, strides=3))
+        x = self.dropout(jax.nn.relu(self.hidden(flatten(x))), rngs=rngs)
+        return self.output(x)
+
+
+class GoogLeNet(nnx.Module):
+    """22 layers: three convolutions, nine inception modules, one dense layer after global pooling.
+
+    [batch, H, W, C] to logits [batch, num_classes]; in training, unless `auxiliary_weight` is 0, to
+    a tuple of them and the logits of two classifiers on top of modules 4a and 4d, whose losses
+    count `auxiliary_weight` times (section 5). Without those it has 6,998,552 parameters for 1000
+    classes. `stem` and `modules` are the channels of table 1. `batch_norm` takes the place of
+    biases and response normalisation. Images below 96 pixels get a first convolution of 3x3 at
+    stride 1 and no pooling after it.
+    """
+
+    minimum_size = 32
+
+    def __init__(
+        self,
+        *,
+        stem: list[PositiveInt],
+        modules: list[list[list[PositiveInt]]],
+        large_kernel: Literal[3, 5],
+        last_pool: Literal[2, 3],
+        batch_norm: bool,
+        dropout: Decay,
+        auxiliary_weight: NonNegative,
+        auxiliary_hidden: PositiveInt,
+        auxiliary_dropout: Decay,
+        input_shape: tuple[int, ...],
+        num_classes: int,
+        kernel_init: Initializer,
+        rngs: nnx.Rngs,
+    ):
+        given: dict[str, Any] = {"kernel_init": kernel_init, "rngs": rngs}
+        arguments = given | {"batch_norm": batch_norm}
+        small = is_small(input_shape)
+        kernel, stride = (3, 1) if small else (7, 2)
+        self.conv1 = ConvUnit(input_shape[-1], stem[0], kernel, stride=stride, **arguments)
+        self.reduce2 = ConvUnit(stem[0], stem[1], 1, **arguments)
+        self.conv2 = ConvUnit(stem[1], stem[2], 3, **arguments)
+        self.stages: nnx.List = nnx.List()
+        channels, shapes = stem[2], []
+        halvings = 2 if small else 4  # before the second stage
+        size = [-(-n // 2**halvings) for n in input_shape[:2]]
+        for number, stage in enumerate(modules):
+            blocks: nnx.List = nnx.List()
+            for position, widths in enumerate(stage):
+                blocks.append(Inception(channels, widths, large=large_kernel, **arguments))
+                channels = widths[0] + widths[2] + widths[4] + widths[5]
+                if (number, position) in HALFWAY:
+                    shapes.append((*size, channels))
+            self.stages.append(blocks)
+        self.output = Dense(channels, num_classes, **given)
+        off = isinstance(auxiliary_weight, int | float) and auxiliary_weight == 0
+        self.auxiliaries = nnx.List(
+            Auxiliary(
+                shape,
+                num_classes=num_classes,
+                hidden=auxiliary_hidden,
+                dropout=auxiliary_dropout,
+                **arguments,
+            )
+            for shape in ([] if off else shapes)
+        )
+        self.auxiliary_weight, self.last_pool = auxiliary_weight, last_pool
+        self.dropout = Dropout(dropout)
+        self.small = small
+        self.response_norm = not batch_norm
+        self.deterministic = False  # `train()` and `eval()` set it
+
+    @staticmethod
+    def check_config(arguments: dict[str, Any], path: str) -> None:
+        """Raises `UserError` unless there are three widths in the stem and six in each module."""
+        if len(arguments["stem"]) != 3:
+            raise UserError(f"{path}.stem={arguments['stem']}: must be three numbers")
+        for number, stage in enumerate(arguments["modules"]):
+            for position, widths in enumerate(stage):
+                if len(widths) != 6:
+                    where = f"{path}.modules.{number}.{position}"
+                    raise UserError(f"{where}={widths}: must be six numbers, as in table 1")
+
+    def __call__(
+        self, x: jax.Array, *, rngs: nnx.Rngs | None = None
+    ) -> jax.Array | tuple[jax.Array, ...]:
+        x = self.conv1(x)
+        if not self.small:
+            x = max_pool(x, 3, strides=2, padding=CEIL)
+        if self.response_norm:
+            x = local_response_norm(x)
+        x = self.conv2(self.reduce2(x))
+        if self.response_norm:
+            x = local_response_norm(x)
+        halfway = []
+        for number, stage in enumerate(self.stages):
+            last = number == len(self.stages) - 1
+            window, padding = (2, "VALID") if last and self.last_pool == 2 else (3, CEIL)
+            x = max_pool(x, window, strides=2, padding=padding)
+            for position, block in enumerate(stage):
+                x = block(x)
+                if (number, position) in HALFWAY:
+                    halfway.append(x)
+        logits = self.output(self.dropout(global_avg_pool(x), rngs=rngs))
+        if self.deterministic or not self.auxiliaries:
+            return logits
+        outputs = [f(y, rngs=rngs) for f, y in zip(self.auxiliaries, halfway, strict=True)]
+        return (logits, *outputs)

@@ -1,0 +1,56 @@
+"""How a model of sequences takes what it is fed: numbers, tokens or images."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from experiments.errors import UserError
+from experiments.initializers import Initializer
+
+ONE_HOT = 256  # most different tokens that are multiplied as one-hot vectors
+
+
+class Reader(nnx.Module):
+    """What a model is fed: features of steps [B, T, F], or tokens [B, T] as they are."""
+
+    def __init__(
+        self, features: int, embedding: int | None, *, kernel_init: Initializer, rngs: nnx.Rngs
+    ):
+        if embedding is None:
+            self.table = None
+        else:
+            table = kernel_init(rngs.params(), (features, embedding), jnp.float32)
+            self.table = nnx.Param(table)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if jnp.issubdtype(x.dtype, jnp.integer):
+            return x if self.table is None else project(x, self.table[...])
+        if self.table is not None:
+            raise UserError("model.embedding is for sequences of tokens, not of numbers")
+        return x.reshape(x.shape[0], *steps_and_features(x.shape[1:]))
+
+
+def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x W for all steps as one matrix product: [B, T, F] or tokens [B, T] to [B, T, G].
+
+    A token stands for a one-hot vector. Of many different ones the row is looked up instead; of few
+    the product is faster, since the gradient of looking up is one addition after the other.
+    """
+    rows = x.shape[:2]
+    if jnp.issubdtype(x.dtype, jnp.integer):
+        if len(kernel) > ONE_HOT:
+            return kernel[x]
+        x = jax.nn.one_hot(x, len(kernel), dtype=kernel.dtype)
+    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*rows, -1)
+
+
+def real_steps(length: int, lengths: jax.Array | None) -> jax.Array | None:
+    """Of sequences of these lengths, int [B], which steps are real: bool [T, B, 1], or None."""
+    return None if lengths is None else (jnp.arange(length)[:, None] < lengths)[..., None]
+
+
+def steps_and_features(shape: tuple[int, ...]) -> tuple[int, int]:
+    """(steps, features of a step) of what a model reads; a vector is a sequence of scalars."""
+    return shape[0], math.prod(shape[1:])

@@ -1,0 +1,176 @@
+"""Residual networks (He et al. 2016) and the plain networks that they were compared with."""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from experiments.errors import UserError
+from experiments.initializers import Initializer
+from experiments.models.layers import BatchNorm, Conv, Dense, is_small
+from experiments.ops.pooling import global_avg_pool, max_pool
+from experiments.types import PositiveInt
+
+Shortcut = Literal["projection", "identity", "none"]
+EXPANSION = {"basic": 1, "bottleneck": 4}
+
+
+class Block(nnx.Module):
+    """relu(F(x) + x), where F is two 3x3 convolutions or, as a bottleneck, 1x1, 3x3 and 1x1.
+
+    [batch, H, W, channels] to [batch, H / stride, W / stride, features · expansion]. Where that
+    is another shape the shortcut is a 1x1 convolution (`projection`, option B of section 4.1) or
+    drops pixels and adds channels of zeros (`identity`, option A). With `pre_activation` every
+    normalisation and rectifier stands before its convolution and none after the sum: F(x) + x
+    (He et al. 2016b, arXiv:1603.05027). The stride is that of the 3x3 convolution.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        features: int,
+        *,
+        kind: Literal["basic", "bottleneck"],
+        stride: int,
+        shortcut: Shortcut,
+        zero_gamma: bool,
+        pre_activation: bool,
+        kernel_init: Initializer,
+        rngs: nnx.Rngs,
+    ):
+        arguments: dict[str, Any] = {"use_bias": False, "kernel_init": kernel_init, "rngs": rngs}
+        out = features * EXPANSION[kind]
+        kernels, strides = ([3, 3], [stride, 1])
+        sizes = [channels, features, out]
+        if kind == "bottleneck":
+            kernels, strides = [1, 3, 1], [1, stride, 1]
+            sizes = [channels, features, features, out]
+        self.convs = nnx.List(
+            Conv(n_in, n_out, (k, k), strides=s, padding=k // 2, **arguments)
+            for n_in, n_out, k, s in zip(sizes, sizes[1:], kernels, strides, strict=False)
+        )
+        self.norms = nnx.List(map(BatchNorm, sizes[:-1] if pre_activation else sizes[1:]))
+        if zero_gamma:
+            self.norms[-1].scale = nnx.Param(np.zeros(out, np.float32))
+        project = shortcut == "projection" and (stride > 1 or channels != out)
+        self.projection = (
+            Conv(channels, out, (1, 1), strides=stride, padding=0, **arguments) if project else None
+        )
+        self.projection_norm = BatchNorm(out) if project and not pre_activation else None
+        self.shortcut, self.stride, self.widening = shortcut, stride, out - channels
+        self.pre_activation = pre_activation
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if self.pre_activation:
+            y = jax.nn.relu(self.norms[0](x))
+            skipped = self._skipped(x if self.projection is None else y)
+            y = self.convs[0](y)
+            for norm, conv in zip(self.norms[1:], self.convs[1:], strict=True):
+                y = conv(jax.nn.relu(norm(y)))
+            return y + skipped
+        y = x
+        for conv, norm in zip(self.convs[:-1], self.norms[:-1], strict=True):
+            y = jax.nn.relu(norm(conv(y)))
+        return jax.nn.relu(self.norms[-1](self.convs[-1](y)) + self._skipped(x))
+
+    def _skipped(self, x: jax.Array) -> jax.Array | float:
+        """What is added to F(x)."""
+        if self.shortcut == "none":
+            return 0.0
+        if self.projection is not None:
+            y = self.projection(x)
+            return y if self.projection_norm is None else self.projection_norm(y)
+        x = x[:, :: self.stride, :: self.stride]
+        return jnp.pad(x, [(0, 0)] * 3 + [(0, self.widening)])
+
+
+class ResNet(nnx.Module):
+    """Stages of residual blocks, each stage but the first at half the resolution.
+
+    [batch, H, W, C] to logits [batch, num_classes]. The first layer is a 7x7 convolution at
+    stride 2 and 3x3 max pooling (section 4.1); images below 96 pixels get a 3x3 convolution as in
+    the networks for CIFAR-10 (section 4.2), whose three stages the configs `resnet20` and on have.
+    """
+
+    minimum_size = 32
+
+    def __init__(
+        self,
+        *,
+        block: Literal["basic", "bottleneck"],
+        stages: list[PositiveInt],
+        widths: list[PositiveInt],
+        stem: Literal["imagenet", "cifar"] | None,
+        shortcut: Shortcut,
+        zero_gamma: bool,
+        pre_activation: bool,
+        input_shape: tuple[int, ...],
+        num_classes: int,
+        kernel_init: Initializer,
+        rngs: nnx.Rngs,
+    ):
+        arguments: dict[str, Any] = {"kernel_init": kernel_init, "rngs": rngs}
+        small = is_small(input_shape) if stem is None else stem == "cifar"
+        kernel, stride, padding = ((3, 3), 1, 1) if small else ((7, 7), 2, 3)
+        channels, self.pool = widths[0], not small
+        self.conv = Conv(
+            input_shape[-1],
+            channels,
+            kernel,
+            strides=stride,
+            padding=padding,
+            use_bias=False,
+            **arguments,
+        )
+        self.norm = None if pre_activation else BatchNorm(channels)
+        self.stages: nnx.List = nnx.List()
+        for index, (depth, features) in enumerate(zip(stages, widths, strict=True)):
+            stage: nnx.List = nnx.List()
+            for position in range(depth):
+                first = position == 0 and index > 0
+                stage.append(
+                    Block(
+                        channels,
+                        features,
+                        kind=block,
+                        stride=2 if first else 1,
+                        shortcut=shortcut,
+                        zero_gamma=zero_gamma,
+                        pre_activation=pre_activation,
+                        **arguments,
+                    )
+                )
+                channels = features * EXPANSION[block]
+            self.stages.append(stage)
+        self.last_norm = BatchNorm(channels) if pre_activation else None
+        self.output = Dense(channels, num_classes, **arguments)
+
+    @staticmethod
+    def check_config(arguments: dict[str, Any], path: str) -> None:
+        """Raises `UserError` for what cannot learn or does not fit together."""
+        if len(arguments["stages"]) != len(arguments["widths"]):
+            raise UserError(f"{path}.stages and {path}.widths need as many numbers each")
+        if not arguments["zero_gamma"]:
+            return
+        if arguments["shortcut"] == "none":
+            raise UserError(f"{path}.zero_gamma=true needs shortcuts: without, all outputs are 0")
+        if arguments["pre_activation"]:
+            raise UserError(
+                f"{path}.zero_gamma=true does not go with {path}.pre_activation=true: a block "
+                f"has no normalisation after its last convolution"
+            )
+
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        x = self.conv(x)
+        if self.norm is not None:
+            x = jax.nn.relu(self.norm(x))
+        if self.pool:
+            x = max_pool(x, 3, strides=2, padding=1)
+        for stage in self.stages:
+            for block in stage:
+                x = block(x)
+        if self.last_norm is not None:
+            x = jax.nn.relu(self.last_norm(x))
+        return self.output(global_avg_pool(x))

@@ -9,7 +9,7 @@ from jax.test_util import check_grads
 from experiments import losses
 from experiments.config import build
 from experiments.errors import UserError
-from support import choices, composed
+from support import composed, supervised_losses
 
 OUTPUTS = jnp.array([[2.0, 0.5, -1.0]])
 TARGETS = jnp.array([[0.0, 1.0, 0.0]])
@@ -37,7 +37,7 @@ def test_label_smoothing_mixes_the_target_with_the_uniform_distribution():
     assert smoothed[0] == pytest.approx(float(mixed[0]), rel=1e-6)
 
 
-@pytest.mark.parametrize("name", choices("loss"))
+@pytest.mark.parametrize("name", supervised_losses())
 @pytest.mark.parametrize("head", [None, "identity", "sigmoid", "softmax"])
 def test_gradients_equal_finite_differences_with_every_head(name, head):
     config = composed(f"loss={name}", f"objective.head={head or 'null'}")

@@ -64,6 +64,16 @@ def test_evaluation_is_one_pass_with_a_padded_end(toy):
     assert np.concatenate([batch["label"] for batch in batches])[:7].tolist() == [0, 1, 2] * 2 + [0]
 
 
+def test_evaluation_goes_on_with_the_same_readers(toy):
+    batches = load(workers=1).test.iterate(4, seed=0, train=False)
+    readers = batches._iterator
+    first, second = list(batches), list(batches)
+    assert len(first) == 2
+    assert all(map(equal, first, second))
+    assert batches._iterator is readers
+    batches.close()
+
+
 def test_streamed_splits_are_the_resident_ones(toy):
     resident, streamed = load(stream=False), load()
     for split in ("train", "validation", "test"):

@@ -44,7 +44,7 @@ def load_split(prepared: Prepared, split: str, cache: str | None) -> Arrays:
 
 
 def decode_split(prepared: Prepared, split: str) -> dict[str, np.ndarray]:
-    """Decodes a split of pictures that all have the shape `prepared.image_shape`.
+    """Decodes a split of pictures that all have the shape `prepared.picture_shape`.
 
     Python threads do not help (Pillow holds the interpreter's lock for pictures this small), so the
     work is shared by processes. They are plain subprocesses: a fork would copy JAX's threads, and
@@ -89,7 +89,7 @@ def decode_split(prepared: Prepared, split: str) -> dict[str, np.ndarray]:
 
 
 def _shape(prepared: Prepared) -> tuple[int, int, int]:
-    height, width, channels = prepared.image_shape
+    height, width, channels = prepared.picture_shape
     if height is None or width is None:
         raise ValueError(f"the pictures of {prepared.name} differ in size")
     return height, width, channels

@@ -9,11 +9,12 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from experiments.errors import UserError, suggest
 
 FORMAT = "array_record"  # the only format of TFDS with random access; read without TensorFlow
+Kind = Literal["image", "text"]
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
@@ -32,16 +33,25 @@ def cache_dir(directory: str | None) -> Path:
 
 @dataclass(frozen=True)
 class Prepared:
-    """One version of a labelled image data set, prepared by TFDS in `folder`.
+    """One version of a data set of labelled images or of text, prepared by TFDS in `folder`.
 
-    `image_shape` is (height, width, channels), None where it differs from picture to picture.
+    `image_shape` is (height, width, channels), None where it differs from picture to picture; () of
+    text. `num_classes` is 0 where nothing is labelled.
     """
 
     name: str
     folder: Path
     info: dict[str, Any]
-    image_shape: tuple[int | None, int | None, int]
+    image_shape: tuple[int | None, ...]
     num_classes: int
+
+    @property
+    def picture_shape(self) -> tuple[int | None, int | None, int]:
+        """`image_shape`; raises `UserError` for a data set of text."""
+        match self.image_shape:
+            case (height, width, int(channels)):
+                return height, width, channels
+        raise UserError(f"data set {self.name!r} holds text, not pictures: see conf/data/text.yaml")
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -110,17 +120,18 @@ class Prepared:
         return digest.hexdigest()[:16]
 
 
-def find(name: str, version: str | None, directory: Path) -> Prepared | None:
+def find(name: str, version: str | None, directory: Path, kind: Kind = "image") -> Prepared | None:
     """The prepared data set `name`, or None where `directory` has none.
 
     Args:
         name: as in TFDS, "mnist" or with a configuration, "imagenet_resized/32x32".
         version: None takes the newest prepared.
         directory: laid out by TFDS, `directory/name[/config]/version`.
+        kind: what is in it.
 
     Raises:
-        UserError: it is there but of another version, configuration or file format, or it is not
-            labelled images.
+        UserError: it is there but of another version, configuration or file format, or of another
+            kind than labelled images or text.
     """
     root = directory / name
     versions = _versions(root)
@@ -132,7 +143,7 @@ def find(name: str, version: str | None, directory: Path) -> Prepared | None:
                 f"choose one with data.name={name}/{configs[0]} (or {', '.join(configs[1:])})"
             )
         if configs:
-            return find(f"{name}/{configs[0]}", version, directory)
+            return find(f"{name}/{configs[0]}", version, directory, kind)
     if not versions:
         return None
     chosen = version or versions[-1]
@@ -141,7 +152,7 @@ def find(name: str, version: str | None, directory: Path) -> Prepared | None:
             f"data set {name!r} is prepared in {root} as version {', '.join(versions)}, "
             f"not {chosen}: set data.version"
         )
-    return _read(name, root / chosen)
+    return _read(name, root / chosen, kind)
 
 
 def _versions(folder: Path) -> list[str]:
@@ -151,7 +162,7 @@ def _versions(folder: Path) -> list[str]:
     return sorted(found, key=lambda name: tuple(map(int, name.split("."))))
 
 
-def _read(name: str, folder: Path) -> Prepared:
+def _read(name: str, folder: Path, kind: Kind) -> Prepared:
     try:
         info = json.loads((folder / "dataset_info.json").read_text())
         described = json.loads((folder / "features.json").read_text())
@@ -167,6 +178,11 @@ def _read(name: str, folder: Path) -> Prepared:
             f"data set {name!r} in {folder} is stored as {stored_as}, which needs TensorFlow to "
             f"read.\nRemove that folder and prepare it as {FORMAT}: make data DATA={name}"
         )
+    if kind == "text":
+        if "text" not in features:
+            raise UserError(f"data set {name!r} is not text: it has {', '.join(sorted(features))}")
+        labels = features.get("label", {}).get("classLabel", {"numClasses": "0"})
+        return Prepared(name, folder, info, (), int(labels["numClasses"]))
     image = features.get("image", {}).get("image")
     label = features.get("label", {}).get("classLabel")
     if image is None or label is None:
@@ -184,11 +200,17 @@ def _read(name: str, folder: Path) -> Prepared:
     return Prepared(name, folder, info, shape, int(label["numClasses"]))
 
 
-def locate(name: str, version: str | None, directory: str | None, cache: str | None) -> Prepared:
+def locate(
+    name: str,
+    version: str | None,
+    directory: str | None,
+    cache: str | None = None,
+    kind: Kind = "image",
+) -> Prepared:
     """The prepared data set `name`; the digits are prepared where they are not yet.
 
     Args:
-        name, version: see `find`.
+        name, version, kind: see `find`.
         directory: see `data_dir`.
         cache: see `cache_dir`; the digits go there, and into the data folder, which may be many
             people's, only where the cache cannot be written.
@@ -197,7 +219,7 @@ def locate(name: str, version: str | None, directory: str | None, cache: str | N
         UserError: it is unknown, not prepared, or not usable.
     """
     folder = data_dir(directory)
-    if found := find(name, version, folder):
+    if found := find(name, version, folder, kind):
         return found
     if name != "digits":
         check_name(name, folder)

@@ -70,6 +70,39 @@ def parse(record: bytes) -> tuple[bytes, int]:
         raise ValueError("a record is damaged") from error
 
 
+def parse_text(record: bytes) -> tuple[str, int]:
+    """The text of one serialized example and its label, -1 where it has none.
+
+    Raises:
+        ValueError: the record is damaged.
+    """
+    try:
+        features = {e.key: e.value for e in _example_type().FromString(record).features.feature}
+        label = features["label"].int64_list.value[0] if "label" in features else -1
+        return features["text"].bytes_list.value[0].decode(), label
+    except Exception as error:
+        raise ValueError("a record is damaged") from error
+
+
+def read_texts(shards: Sequence[str]) -> list[tuple[str, int]]:
+    """All texts of a split with their labels; see `parse_text`.
+
+    Raises:
+        ValueError: a record cannot be read.
+    """
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    texts = []
+    for shard in shards:
+        try:
+            reader = ArrayRecordReader(shard)
+            texts += [parse_text(record) for record in reader.read_all()]
+            reader.close()
+        except Exception as error:
+            raise ValueError(f"{shard}: {str(error).splitlines()[0]}") from error
+    return texts
+
+
 def open_image(encoded: bytes, channels: int) -> Image.Image:
     """The picture behind PNG or JPEG bytes, in the colour mode that has so many channels."""
     image = Image.open(io.BytesIO(encoded))

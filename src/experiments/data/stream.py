@@ -29,6 +29,7 @@ def open_split(
     indices: np.ndarray | None = None,
     *,
     image_size: int | None,
+    whole: bool,
     workers: int,
 ) -> Stream:
     """A split, or the part of it at `indices` (int [N]), to be streamed; see `Stream.iterate`.
@@ -37,6 +38,7 @@ def open_split(
         image_size: training pictures are randomly cropped, mirrored and resized to this side
             (arXiv:1409.4842, section 6), evaluation pictures resized and cropped around the centre.
             None: all pictures have one shape already and stay as they are.
+        whole: instead, training or not, resize all of the middle square, to be cropped later.
         workers: decoding processes. The batches do not depend on their number.
 
     Raises:
@@ -44,17 +46,21 @@ def open_split(
     """
     source = _Records(prepared, split, indices)
 
-    def start(batch_size: int, seed: int, train: bool) -> BatchIterator:
+    def start(batch_size: int, seed: int, train: bool, rows: range | None) -> BatchIterator:
         if batch_size == -1:
             batch_size = len(source)
         data = grain.MapDataset.source(source).seed(seed)
         if train:
-            data = data.shuffle().random_map(partial(_train_example, size=image_size))
-            data = data.batch(batch_size, drop_remainder=True).repeat()
+            data = data.shuffle().random_map(partial(_train_example, size=image_size, whole=whole))
+            if rows is not None:
+                data = _Rows(data, batch_size, rows)
+                batch_size = len(rows)
+            data = data.batch(batch_size, drop_remainder=True)
         else:
-            data = data.map(partial(_eval_example, size=image_size))
+            data = data.map(partial(_eval_example, size=image_size, whole=whole))
             data = data.batch(batch_size, batch_fn=partial(_pad, size=batch_size))
-        return _Batches(data, workers)
+        # evaluation reads on into the next pass too: starting the workers takes seconds
+        return _Batches(data.repeat(), workers, None if train else len(data))
 
     return Stream(len(source), start)
 
@@ -69,7 +75,7 @@ class _Records:
             [f"{path}[0:{length}]" for path, length in files]
         )
         self._indices = np.arange(len(self._files)) if indices is None else indices
-        self._channels = prepared.image_shape[2]
+        self._channels = prepared.picture_shape[2]
         self._folder = prepared.folder
         self._name = prepared.name
 
@@ -92,16 +98,37 @@ class _Records:
         return f"{self._name}[{len(self)}]"
 
 
+class _Rows(grain.MapDataset):
+    """Of every full batch of the examples of `parent` only certain rows, one after another."""
+
+    def __init__(self, parent: grain.MapDataset, batch_size: int, rows: range) -> None:
+        super().__init__(parent)
+        self._batch_size, self._rows = batch_size, rows
+        self._batches = len(parent) // batch_size
+
+    def __len__(self) -> int:
+        return self._batches * len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        epoch, index = divmod(index, len(self))  # numbers beyond the length are later epochs
+        batch, row = divmod(index, len(self._rows))
+        position = batch * self._batch_size + self._rows[row]
+        return self._parent[epoch * len(self._parent) + position]
+
+
 class _Batches:
     """An iterator whose state is nothing but its position.
 
     A batch follows from the seed and its number alone, so a position can be resumed with another
     number of workers than it was saved with, unlike the state of Grain's own iterator.
+
+    Every `pass_length` batches (None: never) it stops; iterating again goes on with the next pass.
     """
 
-    def __init__(self, data: grain.MapDataset, workers: int) -> None:
+    def __init__(self, data: grain.MapDataset, workers: int, pass_length: int | None) -> None:
         self._data = data
         self._workers = workers
+        self._pass_length, self._stopped = pass_length, False
         self._go_to(0)
 
     def _go_to(self, position: int) -> None:
@@ -123,6 +150,11 @@ class _Batches:
         return self
 
     def __next__(self) -> Batch:
+        at_end = self._pass_length and self._position and self._position % self._pass_length == 0
+        if at_end and not self._stopped:
+            self._stopped = True
+            raise StopIteration
+        self._stopped = False
         # Copied, because memory shared with the workers must not outlive them.
         batch = {name: np.array(array) for name, array in next(self._iterator).items()}
         self._position += 1
@@ -141,8 +173,10 @@ class _Batches:
 
 
 def _train_example(
-    source: tuple[Image.Image, int], rng: np.random.Generator, *, size: int | None
+    source: tuple[Image.Image, int], rng: np.random.Generator, *, size: int | None, whole: bool
 ) -> Example:
+    if whole:
+        return _eval_example(source, size=size, whole=True)
     image, label = source
     if size is not None:
         image = _crop(image, random_box(image.width, image.height, rng), size)
@@ -151,10 +185,11 @@ def _train_example(
     return _example(image, label)
 
 
-def _eval_example(source: tuple[Image.Image, int], *, size: int | None) -> Example:
+def _eval_example(source: tuple[Image.Image, int], *, size: int | None, whole: bool) -> Example:
     image, label = source
     if size is not None:
-        image = _crop(image, centre_box(image.width, image.height), size)
+        resized = 1.0 if whole else EVAL_RESIZE
+        image = _crop(image, centre_box(image.width, image.height, resized), size)
     return _example(image, label)
 
 
@@ -184,9 +219,12 @@ def random_box(width: int, height: int, rng: np.random.Generator) -> Box:
     return (width - w) / 2, (height - h) / 2, (width + w) / 2, (height + h) / 2
 
 
-def centre_box(width: int, height: int) -> Box:
-    """The square in the centre that is left of a picture resized to 256 and cropped to 224."""
-    side = min(width, height) / EVAL_RESIZE
+def centre_box(width: int, height: int, resized: float = EVAL_RESIZE) -> Box:
+    """The square in the centre whose side is the shorter one of a picture over `resized`.
+
+    By default what is left of a picture resized to 256 and cropped to 224.
+    """
+    side = min(width, height) / resized
     return (width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2
 
 

@@ -1,6 +1,6 @@
 """Labelled images from TensorFlow Datasets: the target of every file in `conf/data/`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,9 @@ class TfdsImages:
         augment: changes to training images on the device.
         image_size: side to which pictures are cropped and resized while streaming; None takes them
             as they are.
+        crop_size: side of what the model sees of each image: a random crop in training, the
+            centre in evaluation (AlexNet: 224 of an `image_size` of 256); None is all of it.
+        resize: bring images that are too small for a model up to its least size, on the device.
         stream: whether to stream; None streams pictures that need resizing and data larger than
             `resident_limit_mb`.
         resident_limit_mb: decoded size in MiB of the largest data kept in memory.
@@ -68,6 +71,8 @@ class TfdsImages:
     std: list[float] | None = None
     augment: Augment = field(default_factory=Augment)
     image_size: int | None = None
+    crop_size: int | None = None
+    resize: bool = True
     stream: bool | None = None
     resident_limit_mb: int = 2048
     workers: int = 4
@@ -87,6 +92,7 @@ class TfdsImages:
             value = getattr(self, key)
             check(key, value == -1 or value >= 1, "1 or more, or -1 for all examples")
         check("image_size", size is None or size >= 1, "1 or more, or null")
+        check("crop_size", self.crop_size is None or self.crop_size >= 1, "1 or more, or null")
         check("workers", self.workers >= 0, "0 or more")
         check("stream", not (size and self.stream is False), "true or null with data.image_size")
         check("test_split", self.test_split != self.train_split, "apart from the training data")
@@ -107,6 +113,15 @@ class TfdsImages:
     @property
     def spec(self) -> Spec:
         """Shape and classes; reads the description of the data only where those are None."""
+        whole, side = self._image_spec(), self.crop_size
+        if side is None:
+            return whole
+        height, width, channels = whole.input_shape
+        if side > min(height, width):
+            raise UserError(f"data.crop_size={side} is more than the images have: {height}x{width}")
+        return replace(whole, input_shape=(side, side, channels), stored=whole.example)
+
+    def _image_spec(self) -> Spec:
         if self.input_shape is not None and self.num_classes is not None:
             return Spec(tuple(self.input_shape), self.num_classes, self.limit)
         prepared = self._prepared()
@@ -115,11 +130,11 @@ class TfdsImages:
     @property
     def pipeline(self) -> Pipeline:
         """What the training step applies to each batch."""
-        spec = self.spec
+        spec = self._image_spec()
         channels = spec.input_shape[-1]
         self._check_channels(channels)
         mean, std = self.mean or [0.5] * channels, self.std or [0.5] * channels
-        return Pipeline(tuple(mean), tuple(std), spec.num_classes, self.augment)
+        return Pipeline(tuple(mean), tuple(std), spec.num_classes, self.augment, self.crop_size)
 
     def load(self) -> Splits:
         """Finds and reads the data.
@@ -141,7 +156,12 @@ class TfdsImages:
 
             splits: dict[str, Any] = {
                 part: open_split(
-                    prepared, split, indices, image_size=self.image_size, workers=self.workers
+                    prepared,
+                    split,
+                    indices,
+                    image_size=self.image_size,
+                    whole=self.crop_size is not None,
+                    workers=self.workers,
                 )
                 for part, (split, indices) in parts.items()
             }
@@ -158,7 +178,7 @@ class TfdsImages:
         return on_disk.locate(self.name, self.version, self.dir, self.cache_dir)
 
     def _input_shape(self, prepared: Prepared) -> tuple[int, int, int]:
-        height, width, channels = prepared.image_shape
+        height, width, channels = prepared.picture_shape
         if self.image_size:
             return self.image_size, self.image_size, channels
         if height is None or width is None:
@@ -181,7 +201,7 @@ class TfdsImages:
                     f"data.{key} is {configured}, but the data prepared in {prepared.folder} have "
                     f"{value}: set data.{key}={str(value).replace(' ', '')}"
                 )
-        self._check_channels(prepared.image_shape[2])
+        self._check_channels(prepared.picture_shape[2])
 
     def _check_channels(self, channels: int) -> None:
         for key in ("mean", "std"):

@@ -30,21 +30,26 @@ LOG_FROM = 20.0
 CELLS = 12
 """Most classes whose confusions are written as numbers."""
 
+LARGE_IS_GOOD = ("accuracy", "solved", "elbo")
+"""Metrics whose largest value is the best; of others it is the smallest."""
+
 SHOWN = 16
 """Most examples in a grid of predictions."""
 
 Points = tuple[np.ndarray, np.ndarray]
 
 
-def learning_curves(history: Sequence[dict]) -> Figure:
-    """Loss, accuracy and learning rate over the steps of a run; the best validation is marked.
+def learning_curves(
+    history: Sequence[dict], metrics: Sequence[str] = ("loss", "accuracy")
+) -> Figure:
+    """Some metrics and the learning rate over the steps of a run; the best validation is marked.
 
     Args:
       history: the lines of `metrics.jsonl`, each a dict with `step` and any of `train/loss`,
-        `val/loss`, `test/loss`, the same for `accuracy`, and `learning_rate`. Panels without data
-        are left out.
+        `val/loss`, `test/loss`, the same for other metrics, and `learning_rate`.
+      metrics: a panel each; those without data are left out.
     """
-    panels = [m for m in ("loss", "accuracy") if any(_series(history, f"{s}/{m}") for s in COLOURS)]
+    panels = [m for m in metrics if any(_series(history, f"{s}/{m}") for s in COLOURS)]
     rates = _series(history, "learning_rate")
     count = max(len(panels) + bool(rates), 1)
     figure = _figure(4.4 * count, 3.3)
@@ -160,7 +165,7 @@ def _metric_panel(ax: Axes, history: Sequence[dict], metric: str) -> None:
             _training_curve(ax, points, colour)
         else:
             _evaluations(
-                ax, points, colour, split, best=np.argmin if metric == "loss" else np.argmax
+                ax, points, colour, split, best=np.argmax if metric in LARGE_IS_GOOD else np.argmin
             )
     ax.set_title(metric, **TITLE)
     values = np.concatenate(drawn)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from experiments.data.dataset import model_input
 from experiments.errors import UserError
 from experiments.types import Head
 
@@ -29,15 +30,20 @@ class Classification:
 
     `loss` is a function of `experiments.losses`; `head` is the output head that turns the model's
     raw outputs into what the loss is taken of (None: the one that goes with the loss). A batch has
-    `image` [batch, ...] and `label`, integers [batch] or a distribution [batch, num_classes].
+    `label`, integers [batch] or a distribution [batch, num_classes], what the model reads (`image`
+    [batch, ...], say), and of sequences that differ in length `lengths` [batch].
     """
 
     monitor = ("accuracy", "max")  # what decides which epoch was best
+    gallery = "experiments.insight.gallery.classification"  # what to see of a run
+    gallery_during = False  # whether there is anything to see after each epoch
 
     def __init__(self, *, loss: Any, head: Head | None, num_classes: int):
         function = getattr(loss, "func", loss)
         self.takes = getattr(function, "takes", "outputs")
         self.head = str(head or getattr(function, "head", "identity"))
+        if self.takes == "scores":
+            raise UserError(f"loss={function.__name__} is for adversarial models: model=gan, dcgan")
         if self.takes == "logits" and self.head not in ("identity", function.head):
             raise UserError(
                 f"loss={function.__name__} contains the {function.head}, so objective.head={head} "
@@ -47,13 +53,23 @@ class Classification:
         self.num_classes = num_classes
 
     def __call__(
-        self, model: nnx.Module, batch: dict, rngs: nnx.Rngs | None
+        self, model: nnx.Module, batch: dict, rngs: nnx.Rngs | None, epoch: Any
     ) -> tuple[Metrics, jax.Array]:
-        """Per-example values, each [batch], `loss` and `accuracy` (0 or 1), and the logits."""
-        logits = model(batch["image"], rngs=rngs).astype(jnp.float32)  # type: ignore[operator]
+        """Per-example values, each [batch], `loss` and `accuracy` (0 or 1), and the logits.
+
+        A model that gives a tuple has classifiers halfway: the loss is that of the first entry
+        plus `model.auxiliary_weight` times that of each other one.
+        """
+        lengths = {"lengths": batch["lengths"]} if "lengths" in batch else {}
+        outputs = model(model_input(batch)[1], rngs=rngs, **lengths)  # type: ignore[operator]
+        first, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
+        logits = full_precision(first)
         targets = self.targets(batch)
         hit = jnp.argmax(logits, axis=-1) == jnp.argmax(targets, axis=-1)
         loss = self.loss(self.loss_input(logits), targets)
+        for other in auxiliary:
+            extra = self.loss(self.loss_input(full_precision(other)), targets)
+            loss = loss + model.auxiliary_weight * extra  # type: ignore[attr-defined]
         return {"loss": loss, "accuracy": hit.astype(jnp.float32)}, logits
 
     def targets(self, batch: dict) -> jax.Array:
@@ -68,9 +84,28 @@ class Classification:
         heads = LOG_HEADS if self.takes == "log_probabilities" else HEADS
         return heads[self.head](logits)
 
+    def average(self, outputs: jax.Array) -> jax.Array:
+        """The outputs [batch, classes] that predict the mean of what [views, batch, classes] do."""
+        outputs = full_precision(outputs)
+
+        def log_mean(logarithms: jax.Array) -> jax.Array:
+            return jax.nn.logsumexp(logarithms, axis=0) - jnp.log(len(outputs))
+
+        if self.head == "softmax":
+            return log_mean(jax.nn.log_softmax(outputs))
+        if self.head == "sigmoid":
+            positive, negative = jax.nn.log_sigmoid(outputs), jax.nn.log_sigmoid(-outputs)
+            return log_mean(positive) - log_mean(negative)
+        return outputs.mean(0)
+
     def predictions(self, logits: jax.Array) -> jax.Array:
         """Class probabilities for a person to read: the head where it is one, else the softmax."""
         if self.head == "sigmoid":
             p = jax.nn.sigmoid(logits)
             return p / jnp.maximum(p.sum(axis=-1, keepdims=True), 1e-9)
         return jax.nn.softmax(logits)
+
+
+def full_precision(x: jax.Array) -> jax.Array:
+    """As float32 at least: losses are not computed in bfloat16."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

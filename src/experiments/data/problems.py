@@ -1,0 +1,200 @@
+"""Problems that are made up: long memory, and the continuation of a wave.
+
+Training examples are drawn on the device, new ones at every step; of validation and test each
+example is stored as a seed, so they are the same in every run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.data.dataset import Arrays, Spec, Splits
+from experiments.errors import UserError
+from experiments.types import NonNegative, NonNegativeInt, PositiveInt
+
+Example = dict[str, jax.Array]
+BLANK = 0  # what an input or target of `Copy` is while nothing is to be said
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What the training step applies to each batch: new examples, or those of the seeds."""
+
+    one: Callable[[jax.Array], Example]  # an example from a key
+
+    def __call__(self, batch: Mapping[str, Any], key: jax.Array, *, train: bool) -> Example:
+        """`seed` uint32 [B] to the examples, stacked; in training from `key` in their place."""
+        if train:
+            keys = jax.random.split(key, len(batch["seed"]))
+        else:
+            keys = jax.vmap(jax.random.key)(batch["seed"])
+        return jax.vmap(self.one)(keys)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """What the problems share.
+
+    Args:
+        examples: in an epoch of training; no two are alike.
+        held_out: examples for validation, and again for test.
+        limit: use only so many examples an epoch; None uses all.
+        batch_size, eval_batch_size: examples a step; -1 is all of them.
+    """
+
+    examples: PositiveInt
+    held_out: PositiveInt
+    limit: PositiveInt | None
+    batch_size: PositiveInt | Literal[-1]
+    eval_batch_size: PositiveInt | Literal[-1]
+
+    @property
+    def pipeline(self) -> Draw:
+        """Makes the examples, on the device."""
+        return Draw(self.one)
+
+    def load(self) -> Splits:
+        """The seeds of all examples."""
+        seeds = np.arange(self.examples + 2 * self.held_out, dtype=np.uint32)
+        test, validation, train = np.split(seeds, [self.held_out, 2 * self.held_out])
+        return Splits(
+            train=Arrays({"seed": train[: self.limit]}),
+            validation=Arrays({"seed": validation}),
+            test=Arrays({"seed": test}),
+            class_names=(),
+            fingerprint=repr(self),
+        )
+
+    def one(self, key: jax.Array) -> Example:
+        """An example."""
+        raise NotImplementedError
+
+    def _spec(self, input_shape: tuple[int, ...], outputs: int) -> Spec:
+        return Spec(input_shape, outputs, self.limit or self.examples, {"seed": ((), "uint32")})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adding(Problem):
+    """Which two numbers of a long sequence are marked, and what is their sum?
+
+    A step is a number in [0, 1] and a mark. One mark is in the first half, one in the second
+    (Hochreiter & Schmidhuber 1997, section 5.4, in the form of Le et al. 2015). Who always says 1
+    has a squared error of 1/6.
+
+    Args:
+        length: steps.
+    """
+
+    length: PositiveInt
+
+    def __post_init__(self) -> None:
+        if self.length < 2:
+            raise UserError(f"data.length={self.length}: two marks need 2 steps or more")
+
+    @property
+    def spec(self) -> Spec:
+        return self._spec((self.length, 2), 1)
+
+    def one(self, key: jax.Array) -> Example:
+        """`sequence` [length, 2] and `target` [1]."""
+        values, first, second = jax.random.split(key, 3)
+        half = self.length // 2
+        number = jax.random.uniform(values, (self.length,))
+        places = jnp.stack(
+            [
+                jax.random.randint(first, (), 0, half),
+                jax.random.randint(second, (), half, self.length),
+            ]
+        )
+        mark = jnp.zeros(self.length).at[places].set(1.0)
+        return {"sequence": jnp.stack([number, mark], -1), "target": number[places].sum()[None]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copy(Problem):
+    """Repeat a few symbols after a long time (Hochreiter & Schmidhuber 1997; Arjovsky et al. 2016).
+
+    Tokens are 0 for nothing, 1 to `symbols`, and one more that says "now". Only the repeated
+    symbols count; who guesses has a loss of log(symbols).
+
+    Args:
+        symbols: different ones.
+        length: how many are to be repeated.
+        delay: steps between the last symbol and "now".
+        target: "aligned" with the input, an output a step; "answer": the symbols alone, for a model
+            that writes.
+    """
+
+    symbols: PositiveInt
+    length: PositiveInt
+    delay: NonNegativeInt
+    target: Literal["aligned", "answer"]
+
+    @property
+    def spec(self) -> Spec:
+        steps = self.length + self.delay + 1 + (self.length if self.target == "aligned" else 0)
+        return self._spec((steps, self.symbols + 2), self.symbols + 2)
+
+    def one(self, key: jax.Array) -> Example:
+        """`tokens` [steps], `target` and `weight` [steps] or [length]."""
+        said = jax.random.randint(key, (self.length,), 1, self.symbols + 1)
+        wait = jnp.full(self.delay, BLANK)
+        now = jnp.array([self.symbols + 1])
+        asked = jnp.concatenate([said, wait, now])
+        if self.target == "answer":
+            return {"tokens": asked, "target": said, "weight": jnp.ones(self.length)}
+        silence = jnp.full(len(asked), BLANK)
+        return {
+            "tokens": jnp.concatenate([asked, jnp.full(self.length, BLANK)]),
+            "target": jnp.concatenate([silence, said]),
+            "weight": jnp.concatenate([jnp.zeros(len(asked)), jnp.ones(self.length)]),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sine(Problem):
+    """How does a noisy sine of unknown frequency, phase and amplitude go on?
+
+    The frequency is uniform between 0.02 and 0.1 a step, the amplitude between 0.5 and 1. The
+    target is free of noise.
+
+    Args:
+        length: steps that are read.
+        horizon: steps to be told.
+        noise: standard deviation of what is read.
+        given: "window": the wave so far; "parameters": amplitude, frequency in units of 0.1 and
+            phase in turns, for a model that makes a sequence of a vector.
+        target: "vector": the values at once; "sequence": one after the other, for a model that
+            writes.
+    """
+
+    length: PositiveInt
+    horizon: PositiveInt
+    noise: NonNegative
+    given: Literal["window", "parameters"]
+    target: Literal["vector", "sequence"]
+
+    @property
+    def spec(self) -> Spec:
+        inputs = (3,) if self.given == "parameters" else (self.length, 1)
+        return self._spec(inputs, self.horizon if self.target == "vector" else 1)
+
+    def one(self, key: jax.Array) -> Example:
+        """`sequence` [length, 1] or [3], and `target` [horizon] or [horizon, 1]."""
+        drawn, noise = jax.random.split(key)
+        low, high = np.array([0.5, 0.02, 0.0]), np.array([1.0, 0.1, 1.0])
+        amplitude, frequency, phase = jax.random.uniform(drawn, (3,), minval=low, maxval=high)
+        time = np.arange(self.length + self.horizon)
+        wave = amplitude * jnp.sin(2 * np.pi * (frequency * time + phase))
+        if self.given == "parameters":
+            read, wave = jnp.stack([amplitude, frequency * 10, phase]), wave[: self.horizon]
+        else:
+            noisy = wave + self.noise * jax.random.normal(noise, wave.shape)
+            read, wave = noisy[: self.length, None], wave[self.length :]
+        return {"sequence": read, "target": wave if self.target == "vector" else wave[:, None]}

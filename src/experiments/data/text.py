@@ -1,0 +1,212 @@
+"""Text as a sequence of characters, each of which is to be told from those before it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.data import prepared as on_disk
+from experiments.data.dataset import Arrays, Spec, Splits
+from experiments.data.records import read_texts
+from experiments.errors import UserError
+from experiments.types import Decay, PositiveInt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """Characters of a text, from TFDS or from a file of one's own.
+
+    Training reads windows of `length` characters. With `streams` the text is cut into so many long
+    pieces, and a batch holds the next window of each, in order, so that a model can carry its state
+    from batch to batch (truncated back-propagation through time). What is left over at the end of a
+    piece is not read. Validation and test are scored in windows of `eval_length` that start from
+    nothing; the last characters, too few for a window, are left out.
+
+    Args:
+        name: of the data set in TFDS; one long text in each of its splits train, validation, test.
+        path: a text file (UTF-8) in place of that, of which the end is held out.
+        version: None takes the newest prepared.
+        dir: folder of prepared data; None means $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+        num_classes: different characters; None counts them.
+        length, eval_length: characters of a window.
+        streams: windows of a batch that go on from the batch before, as many as `batch_size`; None
+            takes windows in random order.
+        held_out: share of a file for validation, and again for test.
+        limit: use only so many training windows; None uses all.
+        batch_size, eval_batch_size: windows a step; -1 is all of them.
+    """
+
+    name: str | None
+    path: str | None
+    version: str | None
+    dir: str | None
+    num_classes: PositiveInt | None
+    length: PositiveInt
+    eval_length: PositiveInt
+    streams: PositiveInt | None
+    held_out: Decay
+    limit: PositiveInt | None
+    batch_size: PositiveInt | Literal[-1]
+    eval_batch_size: PositiveInt | Literal[-1]
+
+    @property
+    def spec(self) -> Spec:
+        """Reads the text only where `num_classes` is None."""
+        size = self.num_classes or len(self._characters)
+        stored: dict[str, Any] = {"text": ((self.length + 1,), _dtype(size))}
+        if self.streams is not None:
+            stored["restart"] = ((), "bool")
+        return Spec((self.length, size), size, self.limit, stored)
+
+    @property
+    def pipeline(self) -> Windows:
+        """What the training step applies to each batch."""
+        return Windows()
+
+    def load(self) -> Splits:
+        """Reads the text.
+
+        Raises:
+            UserError: it is not there, not text, too short, or not what the config says.
+        """
+        characters = self._characters
+        if self.num_classes not in (None, len(characters)):
+            raise UserError(
+                f"data.num_classes is {self.num_classes}, but the text has {len(characters)} "
+                f"different characters: set data.num_classes={len(characters)}"
+            )
+        codes = {split: encode(text, characters) for split, text in self._texts.items()}
+        shortest = min(len(codes["validation"]), len(codes["test"]))
+        scored = min(self.eval_length, shortest - 1)
+        if scored < 1:
+            raise UserError("data.held_out leaves no text for validation and test: raise it")
+        return Splits(
+            train=self._training(codes["train"]),
+            validation=Arrays({"text": _windows(codes["validation"], scored)}),
+            test=Arrays({"text": _windows(codes["test"], scored)}),
+            class_names=tuple(characters),
+            fingerprint=hashlib.sha256("\0".join(self._texts.values()).encode()).hexdigest()[:16],
+        )
+
+    def _training(self, codes: np.ndarray) -> Arrays:
+        if len(codes) <= self.length:
+            raise UserError(
+                f"data.length={self.length}: the training text has {len(codes)} characters, "
+                f"too few for one window; use at most {len(codes) - 1}"
+            )
+        if self.streams is None:
+            return Arrays({"text": _windows(codes, self.length)[: self.limit]})
+        if self.streams != self.batch_size:
+            raise UserError(
+                f"data.streams={self.streams} and data.batch_size={self.batch_size}: in a batch is "
+                f"a window of each stream; make them equal, or say data.streams=null"
+            )
+        piece = (len(codes) - 1) // self.streams
+        steps = piece // self.length
+        if steps == 0:
+            raise UserError(
+                f"data.streams={self.streams}: pieces of {piece} characters are shorter than the "
+                f"window; lower data.streams (data.batch_size) or data.length={self.length}"
+            )
+        windows = np.stack(
+            [
+                _windows(codes[s * piece : (s + 1) * piece + 1], self.length)
+                for s in range(self.streams)
+            ]
+        )
+        if self.limit is not None:
+            steps = max(self.limit // self.streams, 1)
+            windows = windows[:, :steps]
+        text = windows.swapaxes(0, 1).reshape(-1, self.length + 1)
+        restart = np.arange(len(text)) < self.streams
+        return Arrays({"text": text, "restart": restart}, ordered=True)
+
+    @cached_property
+    def _texts(self) -> dict[str, str]:
+        if (self.name is None) == (self.path is None):
+            raise UserError("say either data.name (of a text in TFDS) or data.path (a file)")
+        return self._of_file(Path(self.path)) if self.path is not None else self._of_tfds()
+
+    @cached_property
+    def _characters(self) -> str:
+        """The characters of the whole text, sorted."""
+        return "".join(sorted(set().union(*self._texts.values())))
+
+    def _of_file(self, path: Path) -> dict[str, str]:
+        try:
+            text = path.expanduser().read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise UserError(f"data.path={path}: there is no such file") from None
+        except UnicodeDecodeError as error:
+            raise UserError(f"data.path={path}: not UTF-8 text ({error.reason})") from error
+        share = round(len(text) * self.held_out)
+        cuts = len(text) - 2 * share, len(text) - share
+        return {
+            "train": text[: max(cuts[0], 0)],
+            "validation": text[max(cuts[0], 0) : cuts[1]],
+            "test": text[cuts[1] :],
+        }
+
+    def _of_tfds(self) -> dict[str, str]:
+        found = on_disk.locate(str(self.name), self.version, self.dir, kind="text")
+        return {
+            split: "\n".join(text for text, _ in texts_of(found, split))
+            for split in ("train", "validation", "test")
+        }
+
+
+class Windows:
+    """From windows of text to what is read and what is to be told: the same, a character later."""
+
+    def __call__(self, batch: Mapping[str, Any], key: Any = None, *, train: bool) -> dict[str, Any]:
+        """`text` int [B, T + 1] to `tokens` and `target` int32 [B, T]; the rest is passed on."""
+        rest = {name: value for name, value in batch.items() if name != "text"}
+        text = batch["text"].astype(jnp.int32)
+        return {"tokens": text[:, :-1], "target": text[:, 1:], **rest}
+
+
+def texts_of(prepared: on_disk.Prepared, split: str) -> list[tuple[str, int]]:
+    """The texts of a split with their labels.
+
+    Raises:
+        UserError: there is no such split, or the files are damaged.
+    """
+    try:
+        return read_texts([str(path) for path in prepared.shards(split)])
+    except ValueError as error:
+        raise UserError(
+            f"data set {prepared.name!r} is damaged: {error}.\n"
+            f"Remove {prepared.folder} and prepare it again: make data DATA={prepared.name}"
+        ) from error
+
+
+def encode(text: str, characters: str) -> np.ndarray:
+    """The number of each character, of the smallest type that holds them.
+
+    Raises:
+        UserError: a character is not among `characters`.
+    """
+    numbers = {character: number for number, character in enumerate(characters)}
+    unknown = sorted(set(text) - set(numbers))
+    if unknown:
+        shown = ", ".join(repr(character) for character in unknown[:10])
+        raise UserError(f"the training text has no {shown}")
+    return np.fromiter((numbers[c] for c in text), _dtype(len(characters)), len(text))
+
+
+def _windows(codes: np.ndarray, length: int) -> np.ndarray:
+    """[N, length + 1]: windows one after the other, each with the first character of the next."""
+    count = (len(codes) - 1) // length
+    starts = np.arange(count)[:, None] * length
+    return codes[starts + np.arange(length + 1)]
+
+
+def _dtype(values: int) -> str:
+    return "uint8" if values <= 2**8 else "uint16" if values <= 2**16 else "int32"

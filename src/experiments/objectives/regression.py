@@ -1,0 +1,61 @@
+"""Regression: the target is a number, several of them, or a sequence of them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from experiments.data.dataset import model_input
+from experiments.errors import UserError
+from experiments.objectives.classification import Classification, Metrics, full_precision
+from experiments.objectives.sequence import outputs_of
+from experiments.types import Positive
+
+
+class Regression(Classification):
+    """The target is `target`, float [B, K], or [B, steps, K] of a sequence.
+
+    Metrics besides `loss`: `squared_error` and `absolute_error`, means over the numbers of an
+    example, the latter in the unit that the data give as `unit` [B] (1 where they do not); with a
+    `tolerance` also `solved`, the share of examples of which every number is off by less
+    (Hochreiter & Schmidhuber 1997, section 5.4).
+    """
+
+    monitor = ("loss", "min")
+    gallery = "experiments.insight.gallery.regression"
+
+    def __init__(self, *, loss: Any, tolerance: Positive | None, num_classes: int):
+        super().__init__(loss=loss, head=None, num_classes=num_classes)
+        if self.takes != "outputs":
+            raise UserError("the target is a number, no class: use loss=mse, mae or huber")
+        self.tolerance = tolerance
+
+    def __call__(
+        self, model: nnx.Module, batch: dict, rngs: nnx.Rngs | None, epoch: Any
+    ) -> tuple[Metrics, jax.Array]:
+        """Per-example values, each [batch], and the outputs, of the target's shape."""
+        target = batch["target"]
+        if target.ndim == 3:
+            outputs = outputs_of(model, batch, target.shape[1], rngs)
+        else:
+            lengths = {"lengths": batch["lengths"]} if "lengths" in batch else {}
+            outputs = model(model_input(batch)[1], rngs=rngs, **lengths)  # type: ignore[operator]
+        outputs = full_precision(outputs)
+        axes = tuple(range(1, target.ndim))
+        loss = self.loss(self.loss_input(outputs), target)
+        error = jnp.abs(outputs - target)
+        unit = batch.get("unit", jnp.ones(len(target)))
+        unit = unit.reshape(len(target), *[1] * (target.ndim - 1))
+        values = {
+            "loss": jnp.mean(loss.reshape(len(target), -1), axis=1),
+            "squared_error": jnp.mean(error**2, axis=axes),
+            "absolute_error": jnp.mean(error * unit, axis=axes),
+        }
+        if self.tolerance is not None:
+            values["solved"] = jnp.all(error < self.tolerance, axis=axes).astype(jnp.float32)
+        return values, outputs
+
+    def predictions(self, outputs: jax.Array) -> jax.Array:
+        """The numbers themselves."""
+        return outputs

@@ -1,0 +1,150 @@
+"""Variational inference: the evidence lower bound of a model with latent variables."""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from experiments.errors import UserError
+from experiments.likelihoods import LIKELIHOODS, MEANS
+from experiments.objectives.autoencoding import image_of, off
+from experiments.objectives.classification import Metrics, full_precision
+from experiments.types import NonNegative, NonNegativeInt
+
+
+class Variational:
+    """The negative evidence lower bound of images in 0..1, in nats (Kingma & Welling 2014).
+
+    Args:
+      beta: weight of the KL divergence (Higgins et al. 2017).
+      warmup_epochs: epochs over which that weight rises from 0 (Bowman et al. 2016).
+      free_bits: nats that a latent may hold free of charge, on the mean over the batch (Kingma et
+        al. 2016, arXiv:1606.04934, eq. 15).
+      binarise: pixels are taken as they are, cut at 0.5, or drawn anew every time with their
+        value as the probability (Salakhutdinov & Murray 2008).
+      importance_samples: k of the importance-weighted bound in evaluation (Burda et al. 2016);
+        0: do not compute it.
+    """
+
+    monitor = ("loss", "min")
+    gallery = "experiments.insight.gallery.variational"
+    gallery_during = True
+    pixels = (0.0, 1.0)
+
+    def __init__(
+        self,
+        *,
+        loss: Any,
+        beta: NonNegative,
+        warmup_epochs: NonNegative,
+        free_bits: NonNegative,
+        binarise: Literal["none", "threshold", "stochastic"],
+        importance_samples: NonNegativeInt,
+        num_classes: int,
+    ):
+        if loss is not None:
+            raise UserError(
+                "the loss of this model is its bound: leave out loss=, and choose a "
+                "model.likelihood=bernoulli, gaussian or logistic"
+            )
+        self.beta, self.warmup_epochs, self.free_bits = beta, warmup_epochs, free_bits
+        self.binarise, self.importance_samples = binarise, importance_samples
+        self.num_classes = num_classes
+
+    def __call__(
+        self, model: Any, batch: dict, rngs: nnx.Rngs, epoch: Any
+    ) -> tuple[Metrics, dict[str, jax.Array]]:
+        """Per-example values, and `target` and `reconstruction` [batch, H, W, C].
+
+        Values, in nats: `elbo` = −`reconstruction` − `kl`; `loss`, what is minimised: −`elbo` but
+        for beta, warm-up and free bits; in evaluation `iwae`, the bound of k samples.
+        """
+        target = self.binary(image_of(batch), rngs)
+        condition = self.condition(model, batch)
+        mean, log_variance = map(full_precision, model.encode(target, condition))
+        z = self.sampled(mean, log_variance, rngs.sample())
+        likelihood = self.log_likelihood(model, z, condition, target)
+        kl = 0.5 * (mean**2 + jnp.exp(log_variance) - log_variance - 1)  # [batch, latents]
+        total = jnp.sum(kl, axis=-1)
+        values = {
+            "loss": self.weight(epoch) * self.charged(kl) - likelihood,
+            "elbo": likelihood - total,
+            "reconstruction": -likelihood,
+            "kl": total,
+        }
+        if self.importance_samples and "dropout" not in rngs:
+            values["iwae"] = self.bound(model, mean, log_variance, condition, target, rngs.sample())
+        shown = MEANS[model.likelihood](full_precision(model.decode(mean, condition)))
+        return values, {"target": target, "reconstruction": jnp.clip(shown, 0, 1)}
+
+    def binary(self, images: jax.Array, rngs: nnx.Rngs) -> jax.Array:
+        """The images as `binarise` says."""
+        if self.binarise == "threshold":
+            return (images > 0.5).astype(images.dtype)
+        if self.binarise == "stochastic":
+            drawn = jax.random.uniform(rngs.sample(), images.shape) < images
+            return drawn.astype(images.dtype)
+        return images
+
+    def condition(self, model: Any, batch: dict) -> jax.Array | None:
+        """One-hot classes [batch, num_classes] if the model is told them."""
+        return class_of(batch, self.num_classes) if model.conditional else None
+
+    def weight(self, epoch: Any) -> Any:
+        """Of the KL divergence after so many epochs."""
+        if off(self.warmup_epochs):
+            return self.beta
+        return self.beta * jnp.minimum(epoch / self.warmup_epochs, 1)
+
+    def charged(self, kl: jax.Array) -> jax.Array:
+        """The KL divergence [batch] beyond what is free, of the parts [batch, latents]."""
+        if off(self.free_bits):
+            return jnp.sum(kl, axis=-1)
+        free = jnp.mean(kl, axis=0) <= self.free_bits
+        return jnp.sum(jnp.where(free, self.free_bits, kl), axis=-1)
+
+    def sampled(self, mean: jax.Array, log_variance: jax.Array, key: jax.Array) -> jax.Array:
+        """A sample of q(z|x) as a function of its moments."""
+        return mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape, mean.dtype)
+
+    def log_likelihood(
+        self, model: Any, z: jax.Array, condition: jax.Array | None, target: jax.Array
+    ) -> jax.Array:
+        """log p(x|z) [batch] in nats."""
+        outputs = full_precision(model.decode(z, condition))
+        scale = None if model.log_scale is None else full_precision(model.log_scale[...])
+        pixels = LIKELIHOODS[model.likelihood](outputs, scale, full_precision(target))
+        return jnp.sum(pixels.reshape(pixels.shape[0], -1), axis=-1)
+
+    def bound(
+        self,
+        model: Any,
+        mean: jax.Array,
+        log_variance: jax.Array,
+        condition: jax.Array | None,
+        target: jax.Array,
+        key: jax.Array,
+    ) -> jax.Array:
+        """log 1/k Σ p(x, zᵢ) / q(zᵢ|x) [batch] (Burda et al. 2016, eq. 8)."""
+
+        def log_weight(key: jax.Array) -> jax.Array:
+            z = self.sampled(mean, log_variance, key)
+            noise = (z - mean) * jnp.exp(-0.5 * log_variance)
+            log_ratio = 0.5 * jnp.sum(noise**2 + log_variance - z**2, axis=-1)  # log p(z)/q(z|x)
+            return self.log_likelihood(model, z, condition, target) + log_ratio
+
+        logs = jax.lax.map(log_weight, jax.random.split(key, self.importance_samples))
+        return jax.nn.logsumexp(logs, axis=0) - jnp.log(self.importance_samples)
+
+    def predictions(self, outputs: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """The images."""
+        return outputs
+
+
+def class_of(batch: dict, num_classes: int) -> jax.Array:
+    """One-hot (or mixed) classes [batch, num_classes]; raises `UserError` where there are none."""
+    if "label" not in batch:
+        raise UserError("model.conditional=true needs data with labels")
+    label = batch["label"]
+    return label if label.ndim == 2 else jax.nn.one_hot(label, num_classes)

@@ -1,0 +1,235 @@
+"""Sequences: made-up problems, text, tables and labelled texts."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from experiments.config import build
+from experiments.data import records
+from experiments.errors import UserError
+from support import composed
+
+KEY = jax.random.key(7)
+
+
+def data(name, *overrides):
+    return build(composed(f"data={name}", *overrides)["data"])
+
+
+def examples(data, split="test", count=8):
+    """The first examples of a split as the objective sees them."""
+    stored = {name: array[:count] for name, array in getattr(data.load(), split).arrays.items()}
+    return jax.tree.map(np.asarray, data.pipeline(stored, KEY, train=False))
+
+
+def write_texts(folder, name, **splits):
+    """Prepares a data set of (text, label) in the layout of TFDS; a label of None is left out."""
+    folder = folder / name / "1.0.0"
+    folder.mkdir(parents=True)
+    for split, texts in splits.items():
+        writer = ArrayRecordWriter(
+            str(folder / f"{name}-{split}.array_record-00000-of-00001"), "group_size:1"
+        )
+        for text, label in texts:
+            feature = {"text": {"bytes_list": {"value": [text.encode()]}}}
+            if label is not None:
+                feature["label"] = {"int64_list": {"value": [label]}}
+            entries = [{"key": key, "value": value} for key, value in feature.items()]
+            writer.write(records._example_type()(features={"feature": entries}).SerializeToString())
+        writer.close()
+    labelled = next(iter(splits.values()))[0][1] is not None
+    features = {"text": {"text": {}}}
+    if labelled:
+        features["label"] = {"classLabel": {"numClasses": "2"}}
+    (folder / "features.json").write_text(json.dumps({"featuresDict": {"features": features}}))
+    described = [{"name": s, "shardLengths": [str(len(texts))]} for s, texts in splits.items()]
+    info = {"name": name, "version": "1.0.0", "fileFormat": "array_record", "splits": described}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+
+
+def test_the_two_marked_numbers_add_up_to_the_target():
+    made = examples(data("adding", "data.length=10"), count=50)
+    value, mark = np.moveaxis(made["sequence"], -1, 0)
+    np.testing.assert_array_equal(mark[:, :5].sum(1), 1)
+    np.testing.assert_array_equal(mark[:, 5:].sum(1), 1)
+    np.testing.assert_allclose((value * mark).sum(1), made["target"][:, 0], rtol=1e-6)
+    assert value.min() >= 0
+    assert value.max() <= 1
+
+
+def test_what_is_to_be_copied_comes_after_the_delay():
+    made = examples(data("copy", "data.length=3", "data.delay=4", "data.symbols=5"))
+    tokens, target, weight = made["tokens"], made["target"], made["weight"]
+    assert tokens.shape == target.shape == weight.shape == (8, 3 + 4 + 1 + 3)
+    said = tokens[:, :3]
+    assert set(said.ravel()) <= {1, 2, 3, 4, 5}
+    np.testing.assert_array_equal(tokens[:, 7], 6)
+    np.testing.assert_array_equal(target[:, -3:], said)
+    assert not np.delete(tokens[:, 3:], 4, axis=1).any()
+    np.testing.assert_array_equal(weight, [[0] * 8 + [1] * 3] * 8)
+    answer = examples(data("copy", "data.length=3", "data.target=answer", "data.symbols=5"))
+    np.testing.assert_array_equal(answer["target"], answer["tokens"][:, :3])
+
+
+def test_a_sine_goes_on_as_it_began():
+    made = examples(data("sine", "data.noise=0.0", "data.target=sequence"))
+    wave = np.concatenate([made["sequence"], made["target"]], axis=1)[..., 0]
+    # of a sine x[t+1] + x[t-1] = 2 cos(ω) x[t]
+    ratio = (wave[:, 2:] + wave[:, :-2]).sum(1) / wave[:, 1:-1].sum(1)
+    np.testing.assert_allclose(
+        wave[:, 2:] + wave[:, :-2], ratio[:, None] * wave[:, 1:-1], atol=2e-4
+    )
+    given = examples(data("sine", "data.given=parameters"))
+    amplitude, _, phase = given["sequence"].T
+    assert ((amplitude >= 0.5) & (amplitude <= 1)).all()
+    first = amplitude * np.sin(2 * np.pi * phase)
+    np.testing.assert_allclose(given["target"][:, 0], first, atol=1e-5)
+
+
+def test_problems_are_new_in_training_and_the_same_in_evaluation():
+    adding = data("adding", "data.length=4", "data.examples=16", "data.held_out=8")
+    train = adding.load().train.arrays
+    first, again = (adding.pipeline(train, KEY, train=True)["target"] for _ in range(2))
+    other = adding.pipeline(train, jax.random.key(8), train=True)["target"]
+    np.testing.assert_array_equal(first, again)
+    assert (np.asarray(first) != np.asarray(other)).all()
+    validation, test = examples(adding, "validation"), examples(adding, "test")
+    np.testing.assert_array_equal(validation["target"], examples(adding, "validation")["target"])
+    assert (validation["target"] != test["target"]).all()
+
+
+@pytest.fixture
+def play(data_dir):
+    """A prepared text of 240, 30 and 30 characters."""
+    text = ("To be, or not to be, that is the question.\n" * 8)[:300]
+    splits = {"train": text[:240], "validation": text[240:270], "test": text[270:]}
+    write_texts(data_dir, "play", **{split: [(part, None)] for split, part in splits.items()})
+    return splits
+
+
+def test_streams_of_text_go_on_from_batch_to_batch(play):
+    sizes = ("data.batch_size=4", "data.length=10", "data.num_classes=null")
+    text = data("tiny_shakespeare", "data.name=play", *sizes, "data.eval_length=12")
+    splits = text.load()
+    characters = np.array(splits.class_names)
+    batches = splits.train.arrays["text"].reshape(-1, 4, 11)
+    assert splits.train.ordered
+    for stream in range(4):
+        windows = ["".join(characters[row]) for row in batches[:, stream]]
+        whole = "".join(window[:-1] for window in windows) + windows[-1][-1]
+        assert whole == play["train"][stream * 59 :][: len(whole)]
+        assert len(windows) == 5
+    np.testing.assert_array_equal(splits.train.arrays["restart"], np.arange(20) < 4)
+    validation = ["".join(characters[row]) for row in splits.validation.arrays["text"]]
+    assert validation == [play["validation"][:13], play["validation"][12:25]]
+    batch = text.pipeline(splits.train.arrays, train=True)
+    np.testing.assert_array_equal(batch["tokens"][:, 1:], batch["target"][:, :-1])
+    assert text.spec.input_shape == (10, len(characters))
+
+
+def test_windows_of_text_without_streams(play):
+    sizes = ("data.streams=null", "data.length=20", "data.num_classes=null", "data.limit=7")
+    train = data("tiny_shakespeare", "data.name=play", *sizes).load().train
+    assert not train.ordered
+    assert train.arrays["text"].shape == (7, 21)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.length=240"], "training text has 240 characters"),
+        (["data.length=60"], r"data.streams=4: pieces of 59 characters"),
+        (["data.streams=3"], "data.streams=3 and data.batch_size=4"),
+        (["data.num_classes=65"], "set data.num_classes=17"),
+        (["data.path=x.txt"], "either data.name .* or data.path"),
+        (["data.name=null", "data.path=x.txt"], "data.path=x.txt: there is no such file"),
+    ],
+)
+def test_bad_texts_end_in_one_line(play, overrides, message):
+    base = ["data.name=play", "data.batch_size=4", "data.num_classes=null"]
+    with pytest.raises(UserError, match=message):
+        data("tiny_shakespeare", *base, *overrides).load()
+
+
+def test_a_file_is_cut_into_training_validation_and_test(tmp_path):
+    path = tmp_path / "own.txt"
+    path.write_text("abcde" * 40, encoding="utf-8")
+    options = ("data.length=9", "data.batch_size=2", "data.held_out=0.1", "data.eval_length=6")
+    splits = data("text", f"data.path={path}", *options).load()
+    assert splits.class_names == tuple("abcde")
+    assert splits.train.arrays["text"].shape == (2 * (159 // 2 // 9), 10)
+    assert len(splits.validation) == len(splits.test) == 19 // 6
+
+
+@pytest.fixture
+def table(tmp_path):
+    """A hundred rows, of which the last 20 % are far from the others."""
+    rows = [f"{i},{i % 7},{1000 if i >= 80 else 10 + i % 5},word" for i in range(100)]
+    path = tmp_path / "table.csv"
+    path.write_text("\n".join(["time,wind,heat,note", *rows, ""]))
+    return path
+
+
+def test_a_table_is_scaled_by_its_training_rows_alone(table):
+    options = ("data.column=heat", "data.inputs=[wind,heat]", "data.length=3", "data.horizon=2")
+    config = data("csv", f"data.path={table}", *options, "data.held_out=0.2")
+    splits = config.load()
+    train = splits.train.arrays
+    values = np.array([[i % 7, 10 + i % 5] for i in range(60)])
+    scaled = (values - values.mean(0)) / values.std(0)
+    assert train["sequence"].shape == (60 - 5 + 1, 3, 2)
+    np.testing.assert_allclose(train["sequence"][4], scaled[4:7], rtol=1e-5)
+    np.testing.assert_allclose(train["target"][4], scaled[7:9, 1], rtol=1e-5)
+    np.testing.assert_allclose(train["unit"], values.std(0)[1], rtol=1e-6)
+    assert len(splits.validation) == len(splits.test) == 20 - 5 + 1
+    far = (1000 - values.mean(0)[1]) / values.std(0)[1]
+    np.testing.assert_allclose(splits.test.arrays["target"], far, rtol=1e-5)
+    assert splits.validation.arrays["target"].max() < 2
+    assert config.spec.input_shape == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.column=note"], "line 2: column 'note' has 'word', which is no number"),
+        (["data.column=hest"], "no column 'hest', only time, .*did you mean 'heat'"),
+        (["data.column=heat", "data.length=30"], "validation split .* has 20 rows, fewer than"),
+        (["data.path=none.csv"], "data.path=none.csv: there is no such file"),
+    ],
+)
+def test_bad_tables_end_in_one_line(table, overrides, message):
+    base = [f"data.path={table}", "data.held_out=0.2"]
+    with pytest.raises(UserError, match=message):
+        data("csv", *base, *overrides).load()
+
+
+def test_reviews_become_the_numbers_of_common_words(data_dir):
+    good, bad = ("A good, GOOD film", 1), ("a bad film!", 0)
+    write_texts(data_dir, "imdb_reviews", train=[good, bad] * 10, test=[("good awful film", 1)])
+    splits = data("imdb_reviews", "data.vocabulary=4", "data.length=3").load()
+    assert (len(splits.train), len(splits.validation)) == (18, 2)
+    test = {name: array[0] for name, array in splits.test.arrays.items()}
+    assert test["lengths"] == 3
+    assert test["label"] == 1
+    good_token, unknown, film = test["tokens"]
+    assert unknown == 0
+    assert len({good_token, unknown, film}) == 3
+    train = splits.train.arrays
+    short = train["label"] == 0
+    np.testing.assert_array_equal(train["lengths"][short], 3)
+    assert (train["tokens"][:, 0] == train["tokens"][0, 0]).all()  # "a" in each
+
+
+def test_the_rows_of_an_image_are_the_steps_of_a_sequence(write, pictures):
+    images = pictures(4, size=6, channels=3)
+    write("toy", train=images * 5, test=images)
+    size = ["data.input_shape=[6,6,3]", "data.num_classes=3", "data.mean=null", "data.std=null"]
+    rows = data("mnist_rows", "data.name=toy", *size)
+    assert rows.spec.input_shape == (6, 18)
+    made = examples(rows, count=4)
+    expected = np.stack(images).reshape(4, 6, 18) / 127.5 - 1
+    np.testing.assert_allclose(made["sequence"], expected, atol=1e-6)
+    assert set(made) == {"sequence", "label"}

@@ -1,0 +1,127 @@
+"""W&B as the engine of a search: its server draws the values, its agents run `run.py`.
+
+python sweep.py sweeps/lenet5_lr_wd.yaml engine=wandb [workers=8] [cluster=slurm] [any override]
+
+Each run has a folder of its own below that of the study. A run that was stopped by the cluster is
+marked as preempted; the server gives it to an agent again, and it goes on from its checkpoint.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.cli import EXIT_CODES, Exit
+from experiments.config import mismatch
+from experiments.errors import UserError
+from experiments.saved import CHECKPOINTS
+from experiments.search.configs import Configs
+from experiments.search.options import Options, study_folder
+from experiments.search.slurm import Task, read_cluster
+from experiments.search.sweepfile import SweepFile
+from experiments.tracking.wandb import WANTED_BACK
+from experiments.training.signals import SIGNALS
+from experiments.types import PositiveInt
+
+OPTIONS = ("engine", "study", "workers", "cluster")
+
+
+def begin(file: SweepFile, overrides: Sequence[str], options: Options, config_folder: Path) -> None:
+    """Registers a sweep and starts its agents; waits for them, or says where they are queued.
+
+    Raises:
+        UserError: an option is not for this engine, or the server does not take the sweep.
+        Exit: an agent was interrupted.
+    """
+    for key in options:
+        if key not in OPTIONS:
+            raise UserError(f"{key}={options[key]}: W&B decides that; say it in {file.path}")
+    count = options.get("workers", 1)
+    if complaint := mismatch(count, PositiveInt):
+        raise UserError(f"workers={count}: must be {complaint}")
+    cluster = read_cluster(config_folder, {"name": "local"} | options.get("cluster", {}))
+    folder = study_folder(options, file.path.stem)
+    folder.mkdir(parents=True, exist_ok=True)
+    sweep = register(file, overrides, folder, config_folder)
+    command = [sys.executable, "-m", __spec__.name, "agent", sweep]
+    print(f"sweep {sweep}, runs in {folder}", flush=True)
+    if cluster is not None:
+        job = cluster.submit([Task(command)] * count, folder, file.path.stem)
+        print(f"job {job}, an array of {count} agents; they print into {folder}/slurm")
+        print(f"cancel      scancel {job}")
+        return
+    agents = [subprocess.Popen(command, cwd=folder) for _ in range(count)]
+    try:
+        codes = [process.wait() for process in agents]
+    except KeyboardInterrupt:  # which the agents have had as well, and pass on to their runs
+        codes = [process.wait() for process in agents]
+    if any(codes):
+        raise Exit(EXIT_CODES["interrupted"])
+
+
+def register(file: SweepFile, overrides: Sequence[str], folder: Path, config_folder: Path) -> str:
+    """Makes the sweep on the server; its name there, entity/project/id."""
+    import wandb
+
+    logger = Configs(config_folder, overrides).plain()["logger"]
+    if not wandb.login(prompt=False, verify=False):
+        raise UserError("engine=wandb needs an account: wandb login")
+    trial = [sys.executable, "-m", __spec__.name, str(folder), *overrides]
+    program = str(config_folder.parent / "run.py")
+    content = file.content | {
+        "program": program,
+        "command": ["${env}", *trial, "${program}", "${args_no_hyphens}"],
+    }
+    entity = logger["entity"] or wandb.Api().default_entity
+    try:
+        name = wandb.sweep(content, entity=entity, project=logger["project"])
+    except wandb.Error as error:
+        raise UserError(f"W&B does not take {file.path}: {error}") from error
+    wandb.teardown()  # the agents have client processes of their own
+    return f"{entity}/{logger['project']}/{name}"
+
+
+def agent(sweep: str) -> int:
+    """Runs an agent of W&B's; says by its exit code whether it was asked to stop.
+
+    Before it passes the request on to its run it makes the file that tells the run's tracker that
+    the machine was wanted back, which is not the same as a run that the sweep has had enough of.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        wanted_back = Path(folder) / "wanted_back"
+        command = [str(Path(sys.executable).with_name("wandb")), "agent", "--forward-signals"]
+        environment = os.environ | {WANTED_BACK: str(wanted_back)}
+        # Ctrl-C in a terminal reaches whole groups, and to an agent a second signal means: kill
+        child = subprocess.Popen([*command, sweep], env=environment, start_new_session=True)
+
+        def told(_number: int, _frame: Any) -> None:
+            if not wanted_back.exists():
+                wanted_back.touch()
+                child.terminate()
+
+        for number in SIGNALS:
+            signal.signal(number, told)
+        code = child.wait()
+        return EXIT_CODES["interrupted"] if wanted_back.exists() else code
+
+
+def trial(folder: Path, arguments: Sequence[str]) -> None:
+    """Becomes the run that an agent asks for, or goes on with it where it was stopped before."""
+    program = next(a for a in arguments if a.endswith("run.py") and "=" not in a)
+    run = folder / os.environ["WANDB_RUN_ID"]
+    if any((run / CHECKPOINTS).glob("[0-9]*")):
+        command = [sys.executable, program, f"resume={run}"]
+    else:
+        given = [a for a in arguments if a != program]
+        command = [sys.executable, program, *given, f"hydra.run.dir={run}"]
+    os.execv(command[0], command)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "agent":
+        sys.exit(agent(sys.argv[2]))
+    trial(Path(sys.argv[1]), sys.argv[2:])

@@ -1,0 +1,49 @@
+"""The search's own keys on a command line, apart from overrides of the config."""
+
+import datetime
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from experiments.cli import SEARCH_KEYS
+from experiments.errors import UserError
+
+Options = dict[str, Any]
+
+
+def divide(arguments: Sequence[str]) -> tuple[Options, list[str]]:
+    """(the search's own keys, overrides of the config); `cluster.<key>` joins `cluster`."""
+    options: Options = {}
+    overrides = []
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if (
+            not equals
+            or key.partition(".")[0] not in SEARCH_KEYS
+            or ("." in key and key[:8] != "cluster.")
+        ):
+            overrides.append(argument)
+            continue
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"{argument}: {text!r} cannot be read") from error
+        if key == "cluster":
+            options.setdefault("cluster", {})["name"] = value
+        elif key.startswith("cluster."):
+            options.setdefault("cluster", {})[key.removeprefix("cluster.")] = value
+        else:
+            options[key] = value
+    return options, overrides
+
+
+def study_folder(options: Options, name: str) -> Path:
+    """Where a new study goes: where `study` says, or a new folder below `runs`."""
+    if "study" in options:
+        return Path(str(options["study"])).absolute()
+    now = datetime.datetime.now()
+    unique = uuid.uuid4().hex[:6]
+    return Path("runs", f"{now:%Y-%m-%d}", f"{now:%H-%M-%S}_{name}_{unique}").absolute()

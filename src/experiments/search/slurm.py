@@ -1,0 +1,261 @@
+"""Runs and workers as jobs of a Slurm cluster, through submitit.
+
+Slurm tells a job by SIGUSR2 that its time is nearly up or that another job needs its place. The
+program in it saves and ends, and the job goes back into the queue; when it starts again the program
+goes on from what it saved. A job that is cancelled or killed stays so. Slurm's accounting is never
+asked: what came out of a job stands in the folder of its run or study.
+"""
+
+import contextlib
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from experiments.cli import EXIT_CODES
+from experiments.config import build, check
+from experiments.errors import UserError, suggest
+from experiments.saved import CHECKPOINTS
+from experiments.types import NonNegativeInt, Positive, PositiveInt
+
+FOLDER = "slurm"  # scripts and output of the jobs, in the folder of their run or study
+NOTICE = signal.SIGUSR2  # what submitit has Slurm send
+FIRST_PORT, PORTS = 61440, 4096  # above those that systems hand out by themselves
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a job runs: `command`, or `again` where the folder `saved` holds a checkpoint.
+
+    A job whose file `cancelled` exists does not go back into the queue.
+    """
+
+    command: Sequence[str]
+    again: Sequence[str] = ()
+    saved: Path | None = None
+    cancelled: Path | None = None
+
+    def __call__(self) -> None:
+        """Runs it, in the job; raises `RuntimeError` if it fails."""
+        signals: list[int] = []
+        # until the program minds it itself, the signal must not end it; it inherits that
+        signal.signal(NOTICE, signal.SIG_IGN)
+        child = subprocess.Popen(self._command(), env=os.environ | process_of_job())
+
+        def told(number: int, _frame: Any) -> None:
+            signals.append(number)
+            if number == NOTICE:  # which not every program takes for a request to end
+                child.terminate()
+
+        for number in (NOTICE, signal.SIGTERM):
+            signal.signal(number, told)
+        code = child.wait()
+        # one that was told to end may say that all is well, as `wandb agent` does
+        told_to_end = signals or code == EXIT_CODES["interrupted"]
+        if code and not told_to_end:
+            raise RuntimeError(f"exit code {code}: {' '.join(self._command())}")
+        cancelled = self.cancelled is not None and self.cancelled.exists()
+        first = os.environ.get("SLURM_PROCID", "0") == "0"
+        if told_to_end and first and not cancelled:
+            requeue()
+
+    def _command(self) -> Sequence[str]:
+        saved = self.saved is not None and any(self.saved.glob("[0-9]*"))
+        return self.again if saved and self.again else self.command
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """What a job asks of the cluster.
+
+    Args:
+      partition, account, qos: null: the cluster's own choice.
+      time: minutes.
+      notice: seconds before its end at which a job is told to save.
+      gpus, cpus, memory: of each node; memory in GB.
+      setup: shell lines that come first.
+      options: any other option of sbatch by its name.
+    """
+
+    partition: str | None
+    account: str | None
+    qos: str | None
+    time: PositiveInt
+    notice: PositiveInt
+    gpus: NonNegativeInt | None
+    cpus: PositiveInt | None
+    memory: Positive | None
+    setup: list[str]
+    options: dict
+
+    def __post_init__(self) -> None:
+        if self.notice > 30 * self.time:
+            raise UserError(
+                f"cluster.notice={self.notice}: a job of {self.time} minutes would be told to save "
+                f"in its first half; say cluster.time=... or a shorter notice"
+            )
+
+    def submit(self, tasks: Sequence[Task], folder: Path, name: str, nodes: int = 1) -> str:
+        """Queues a job of `nodes` nodes a task, an array where there are several; its id.
+
+        Each node runs the task once. Scripts and output go into `folder`/slurm.
+
+        Raises:
+            UserError: there is no Slurm here, or it does not take the job.
+        """
+        import submitit
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+        if shutil.which("sbatch") is None or shutil.which("srun") is None:
+            raise UserError("there is no Slurm here (sbatch); log in to a machine of the cluster")
+        executor = submitit.SlurmExecutor(folder=folder.absolute() / FOLDER)
+        executor.update_parameters(**self._parameters(name, nodes))
+        try:  # submitit prints what sbatch says; here it becomes the error's message
+            with contextlib.redirect_stderr(io.StringIO()), executor.batch():
+                jobs = [executor.submit(task) for task in tasks]
+        except (FailedJobError, FailedSubmissionError) as error:
+            said = [line for line in str(error).splitlines() if line.startswith("sbatch:")]
+            raise UserError(f"Slurm does not take the job: {(said or [str(error)])[-1]}") from error
+        return jobs[0].job_id.partition("_")[0]
+
+    def _parameters(self, name: str, nodes: int) -> dict[str, Any]:
+        steps = ["--kill-on-bad-exit=1"]
+        if self.cpus is not None:  # which since Slurm 22.05 a step does not take over from its job
+            steps.append(f"--cpus-per-task={self.cpus}")
+        given = {
+            "partition": self.partition,
+            "account": self.account,
+            "qos": self.qos,
+            "gpus_per_node": self.gpus,
+            "cpus_per_task": self.cpus,
+            "mem": None if self.memory is None else f"{round(self.memory * 1024)}M",
+        }
+        return {key: value for key, value in given.items() if value is not None} | {
+            "job_name": name,
+            "time": self.time,
+            "nodes": nodes,
+            "ntasks_per_node": 1,
+            "signal_delay_s": self.notice,
+            "setup": list(self.setup),
+            "srun_args": steps,
+            "stderr_to_stdout": True,
+            "additional_parameters": {"requeue": True, **self.options},
+        }
+
+
+def read_cluster(config_folder: Path, block: Mapping[str, Any]) -> Slurm | None:
+    """The cluster that a study names: a file of `conf/cluster` and changes to it; None: here.
+
+    Raises:
+        UserError: there is no such file, or a key or value is wrong.
+    """
+    name = str(block["name"])
+    path = config_folder / "cluster" / f"{name}.yaml"
+    if not path.is_file():
+        names = sorted(p.stem for p in path.parent.glob("*.yaml"))
+        raise UserError(f"cluster={name}: must be one of {', '.join(names)}{suggest(name, names)}")
+    node = yaml.safe_load(path.read_text())
+    changes = {key: value for key, value in block.items() if key != "name"}
+    for key in changes:
+        if key not in node or key == "_target_":
+            hint = suggest(key, node) if node else "; did you mean cluster=slurm?"
+            raise UserError(f"cluster.{key}: cluster={name} has no such key{hint}")
+    check(node | changes, "cluster")
+    return build(node | changes) if node else None
+
+
+def submit_run(folder: Path, cluster: Slurm, nodes: int, arguments: Sequence[str]) -> str:
+    """Queues what this program does with these arguments, on `nodes` nodes; the job's id.
+
+    Until there is a checkpoint it starts anew each time; after that it resumes the run in `folder`.
+    """
+    folder = folder.absolute()
+    program = [sys.executable, str(Path(sys.argv[0]).absolute())]
+    own = [a for a in arguments if a.partition("=")[0].partition(".")[0] in ("cluster", "nodes")]
+    arguments = [a for a in arguments if a not in own]
+    if any(argument.startswith("resume=") for argument in arguments):
+        task = Task([*program, *arguments])
+    else:
+        command = [*program, *arguments, f"hydra.run.dir={folder}"]
+        task = Task(command, [*program, f"resume={folder}"], folder / CHECKPOINTS)
+    return cluster.submit([task], folder, folder.name, nodes)
+
+
+def announce(folder: Path, job: str) -> str:
+    """What to tell who queued a run."""
+    return (
+        f"job {job} runs in {folder}\n"
+        f"watch       tail -F {folder}/{FOLDER}/{job}_0_log.out\n"
+        f"cancel      scancel {job}"
+    )
+
+
+def jobs(folder: Path) -> list[str]:
+    """The ids of all jobs that were queued for a run or study."""
+    return sorted(path.name.partition("_")[0] for path in (folder / FOLDER).glob("*_submission.sh"))
+
+
+def queue(folder: Path) -> str:
+    """What of the jobs of a run or study is in the queue: `2 pending, 6 running`."""
+    wanted = set(jobs(folder))
+    try:
+        listed = _slurm("squeue", "--me", "--noheader", "--array", "--format=%F %T")
+    except UserError as error:  # where the folder can be read there need be no Slurm
+        return str(error)
+    lines = [line.split() for line in listed.splitlines()]
+    states = Counter(state.lower() for job, state in lines if job in wanted)
+    return ", ".join(f"{n} {state}" for state, n in sorted(states.items())) or "none in the queue"
+
+
+def cancel_jobs(folder: Path) -> None:
+    """Takes all jobs of a run or study from the queue; those that run are told to save and stop."""
+    if ids := jobs(folder):
+        _slurm("scancel", "--quiet", *ids)
+
+
+def requeue() -> None:
+    """Puts the job that this process is in back into the queue, if it still runs there.
+
+    One that was cancelled runs no longer.
+    """
+    job, array = os.environ["SLURM_JOB_ID"], os.environ.get("SLURM_ARRAY_JOB_ID")
+    if array is not None:
+        job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    if _slurm("squeue", "--noheader", f"--jobs={job}", "--format=%T").strip() == "RUNNING":
+        print(f"job {job} goes back into the queue", flush=True)
+        _slurm("scontrol", "requeue", job)
+
+
+def process_of_job() -> dict[str, str]:
+    """The environment by which the processes of a job of several nodes find each other."""
+    if int(os.environ.get("SLURM_NTASKS", "1")) == 1:
+        return {}
+    from experiments.training.distributed import COORDINATOR, COUNT, INDEX
+
+    port = FIRST_PORT + int(os.environ["SLURM_JOB_ID"]) % PORTS
+    return {
+        # the node that started the step is the job's first one
+        COORDINATOR: f"{os.environ['SLURM_LAUNCH_NODE_IPADDR']}:{port}",
+        COUNT: os.environ["SLURM_NTASKS"],
+        INDEX: os.environ["SLURM_PROCID"],
+    }
+
+
+def _slurm(*command: str) -> str:
+    """What a command of Slurm prints; raises `UserError` if it fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UserError(f"{command[0]}: {error}") from error
+    if done.returncode:
+        raise UserError(f"{command[0]}: {done.stderr.strip() or f'exit code {done.returncode}'}")
+    return done.stdout

@@ -1,0 +1,112 @@
+"""Running several trials as populations: those of one static configuration as one program."""
+
+import contextlib
+import logging
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.config import build
+from experiments.population.fit import fit_together, open_lane
+from experiments.population.lane import Member
+from experiments.search.execution import (
+    Outcome,
+    Reporter,
+    TrialStop,
+    in_one_line,
+    prepare,
+    run_folders,
+    run_trials,
+)
+from experiments.search.study import Study, Trial
+from experiments.tracking.choice import chosen
+from experiments.tracking.jsonl import JsonLines
+from experiments.tracking.tracker import Trackers
+from experiments.training.cache import use_compilation_cache
+from experiments.training.kept import Kept
+from experiments.training.lock import exclusive
+
+log = logging.getLogger(__name__)
+
+POPULATIONS = "populations"  # the folder of their checkpoints, in that of the study
+
+
+def run_together(
+    study: Study, trials: Sequence[Trial], stops: Sequence[TrialStop], kept: Kept
+) -> list[Outcome]:
+    """Runs all seeds of all trials side by side; returns what became of each trial.
+
+    A trial that cannot even start is its own outcome and no concern of the others.
+    """
+    broken: dict[int, Outcome] = {}
+    members: list[Member] = []
+    owners: list[int] = []
+    with contextlib.ExitStack() as locks:
+        for number, (trial, stop) in enumerate(zip(trials, stops, strict=True)):
+            try:
+                found = list(_members(study, trial, stop, kept, locks))
+            except Exception as error:
+                lost = isinstance(error.__cause__, BlockingIOError)  # its old worker is alive
+                if not lost:
+                    log.warning("trial %d failed", trial.number, exc_info=True)
+                reason = {"seconds": 0.0, "reason": in_one_line(error)}
+                broken[number] = Outcome("interrupted") if lost else Outcome("failed", None, reason)
+                continue
+            members += found
+            owners += [number] * len(found)
+        log.info("%d runs side by side", len(members))
+        options = build(study.configs.plain()["population"])
+        try:
+            summaries = fit_together(
+                members,
+                study.folder / POPULATIONS,
+                width=options.width,
+                most=options.most,
+                test=False,
+            )
+        except Exception as error:  # which trial is to blame shows when each runs alone
+            log.warning("one after another instead: %s", in_one_line(error), exc_info=True)
+            for member in members:
+                member.trackers.finish({}, "failed")
+            summaries = None
+    if summaries is None:
+        return list(run_trials(study, trials, stops, kept))
+    of = {
+        number: [s for owner, s in zip(owners, summaries, strict=True) if owner == number]
+        for number in range(len(trials))
+    }
+    return [broken.get(n) or _outcome(of[n], study.plan.metric) for n in range(len(trials))]
+
+
+def _members(
+    study: Study, trial: Trial, stop: TrialStop, kept: Kept, locks: contextlib.ExitStack
+) -> Iterator[Member]:
+    for index, folder in enumerate(run_folders(study, trial.folder)):
+        config = prepare(study, trial.number, trial.values, folder, index)
+        use_compilation_cache(config["trainer"]["compilation_cache"])
+        locks.enter_context(exclusive(folder))
+        watched = study.plan.early_terminate is not None and index == 0
+        reporters = [Reporter(trial, study.plan.metric, stop)] if watched else []
+        trackers = Trackers([JsonLines(), *reporters, *chosen(config["logger"])])
+        yield Member(open_lane(config, kept), Path(folder), trackers, stop)
+
+
+def _outcome(summaries: Sequence[dict[str, Any]], metric: str) -> Outcome:
+    """What a trial came to, from the summaries of its seeds."""
+    seconds = round(sum(summary["seconds"] for summary in summaries), 3)
+    for summary in summaries:
+        status = summary["status"]
+        if status == "interrupted":
+            return Outcome("interrupted")
+        if status == "diverged":
+            reason = f"diverged at step {summary['diverged_at']}"
+            return Outcome("diverged", None, {"seconds": seconds, "reason": reason})
+        if metric not in summary["best"]:
+            reason = f"no epoch was validated, so there is no {metric}"
+            return Outcome("failed", None, {"seconds": seconds, "reason": reason})
+    scores = [summary["best"][metric] for summary in summaries]
+    if (first := summaries[0])["status"] == "pruned":
+        reason = f"pruned after epoch {round(first['epoch'])}"
+        return Outcome("pruned", scores[0], {"seconds": seconds, "reason": reason})
+    return Outcome("finished", statistics.median(scores), {"seconds": seconds})

@@ -1,0 +1,54 @@
+"""Hydra's `-m` as a study: `python run.py -m optim.learning_rate=tag(log,interval(1e-5,1e-1))`.
+
+Hydra loads plugins only from a package of this name, at every start: this file imports nothing
+that is not needed for that.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+
+@dataclass
+class Settings:
+    """`options`: the search's own keys, such as n_trials, as `experiments.cli` hands them on."""
+
+    _target_: str = "hydra_plugins.experiments_sweeper.StudySweeper"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+ConfigStore.instance().store(
+    group="hydra/sweeper", name="experiments", node=Settings, provider="experiments"
+)
+
+
+class StudySweeper(Sweeper):
+    """Searches with the engine behind `sweep.py`; the study is in `hydra.sweep.dir`."""
+
+    def __init__(self, options: DictConfig):
+        self.options: Any = OmegaConf.to_container(options)
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Notes where configs are read and where the study goes."""
+        sources = hydra_context.config_loader.get_search_path().get_path()
+        main = next(source for source in sources if source.provider == "main")
+        self.config_folder = Path(main.path.removeprefix("file://"))
+        self.study = Path(self.options.pop("study", None) or config.hydra.sweep.dir)
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Makes the study, runs its trials and shows them; raises `Exit` if it is cut short."""
+        from experiments.cli import job
+
+        with job():
+            from experiments.search.launch import begin
+            from experiments.search.planning import plan_of_arguments
+
+            plan = plan_of_arguments(arguments, self.options, self.config_folder)
+            begin(plan, self.study.absolute(), self.config_folder, self.options)

@@ -1,0 +1,64 @@
+"""Hydra's grammar as a search space."""
+
+import pytest
+
+from experiments.errors import UserError
+from experiments.search.configs import Configs
+from experiments.search.grammar import split
+from experiments.search.planning import plan_of_arguments
+from experiments.search.space import read_space
+from support import ROOT, choices
+
+CONFIG = ROOT / "conf"
+
+
+@pytest.mark.parametrize(
+    ("argument", "node"),
+    [
+        ("optim=adam,sgd", {"values": ["adam", "sgd"]}),
+        ("seed=range(1,4)", {"values": [1, 2, 3]}),
+        ("model.dropout=choice(0.0,0.5)", {"values": [0.0, 0.5]}),
+        ("model.hidden=[8],[8,8]", {"values": [[8], [8, 8]]}),
+        ("optim.b1=interval(0.5,0.9)", {"distribution": "uniform", "min": 0.5, "max": 0.9}),
+        (
+            "optim.learning_rate=tag(log,interval(1e-5,1e-1))",
+            {"distribution": "log_uniform_values", "min": 1e-5, "max": 0.1},
+        ),
+        (
+            "data.batch_size=int(interval(1,64))",
+            {"distribution": "int_uniform", "min": 1, "max": 64},
+        ),
+        (
+            "data.batch_size=int(tag(log,interval(1,64)))",
+            {"distribution": "q_log_uniform_values", "min": 1, "max": 64, "q": 1},
+        ),
+        ("model=glob(vgg*)", {"values": [c for c in choices("model") if c.startswith("vgg")]}),
+    ],
+)
+def test_sweeps_of_hydra_are_parameters_of_w_and_b(argument, node):
+    parameters, plain = split(Configs(CONFIG).parse([argument, "trainer.epochs=3"]))
+    assert parameters == {argument.partition("=")[0]: node}
+    assert plain == ["trainer.epochs=3"]
+
+
+def test_a_log_range_that_touches_zero_is_refused():
+    with pytest.raises(UserError, match="must lie above 0"):
+        split(Configs(CONFIG).parse(["optim.learning_rate=tag(log,interval(0,1))"]))
+
+
+def test_finite_lists_without_a_budget_are_a_full_grid():
+    arguments = ["optim=adam,sgd", "optim.learning_rate=0.1,0.01,0.001"]
+    plan = plan_of_arguments(arguments, {}, CONFIG)
+    assert (plan.method, plan.n_trials) == ("grid", 6)
+    plan = plan_of_arguments(arguments, {"n_trials": 4}, CONFIG)
+    assert (plan.method, plan.n_trials) == ("random", 4)
+
+
+def test_a_parameter_exists_only_beside_the_choice_that_has_it():
+    parameters = {"optim": {"values": ["adam", "momentum"]}, "optim.b1": {"values": [0.8, 0.9]}}
+    space = read_space(parameters, Configs(CONFIG))
+    assert space.grid(None) == [
+        {"optim": "adam", "optim.b1": 0.8},
+        {"optim": "adam", "optim.b1": 0.9},
+        {"optim": "momentum"},
+    ]

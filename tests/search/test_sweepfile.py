@@ -1,0 +1,123 @@
+"""Sweep files are checked whole, and every complaint names its line."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from experiments.errors import UserError
+from experiments.search.planning import plan_of_file
+from experiments.search.sweepfile import read_sweep_file
+from support import ROOT
+
+CONFIG = ROOT / "conf"
+
+
+def lines_of(error: UserError, path: Path) -> list[tuple[int, str]]:
+    """(line number, complaint) of each line of an error about `path`."""
+    found = []
+    for line in str(error).splitlines():
+        assert line.startswith(f"{path}:")
+        number, _, text = line.removeprefix(f"{path}:").partition(": ")
+        found.append((int(number), text))
+    return found
+
+
+def test_every_mistake_is_named_with_its_line(tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text(
+        "program: run.py\n"
+        "methd: random\n"
+        "run_cap: 0\n"
+        "metric:\n"
+        "  name: test/accuracy\n"
+        "  gaol: maximize\n"
+        "parameters:\n"
+        "  optim.learning_rate:\n"
+        "    distribution: log_uniform_values\n"
+        "    min: 1e-5\n"
+        "    max: 1.0e-2\n"
+        "  optim.weight_decay: {distribution: log_uniform_values, min: 0.0, max: 1.0}\n"
+        "  optim.b1: 0.9\n"
+        "  optim.b1: {value: 0.9}\n"
+    )
+    with pytest.raises(UserError) as error:
+        read_sweep_file(path)
+    wanted = {
+        2: "did you mean 'method'",
+        3: "run_cap=0",
+        5: "the validation split decides",
+        6: "did you mean 'goal'",
+        10: "write 1.0e-5",
+        12: "must lie above 0",
+        14: "given twice",
+    }
+    found = dict(lines_of(error.value, path))
+    assert found.keys() == wanted.keys()
+    for line, words in wanted.items():
+        assert words in found[line]
+
+
+def test_paths_choices_and_values_are_held_against_the_config(tmp_path):
+    path = tmp_path / "bad.yaml"
+    head = "run_cap: 4\nparameters:\n"
+    path.write_text(
+        f"{head}  optim.learning_rte: {{min: 0.1, max: 0.2}}\n  model: {{values: [mpl]}}\n"
+    )
+    with pytest.raises(UserError) as error:
+        plan_of_file(read_sweep_file(path), [], {}, CONFIG)
+    assert dict(lines_of(error.value, path)).keys() == {3, 4}
+    assert "'optim.learning_rate'" in str(error.value)
+    assert "'mlp'" in str(error.value)
+    path.write_text(
+        f"{head}  optim.l2: {{values: [0.0, -1.0]}}\n  trainer.epochs: {{values: [1.5]}}\n"
+    )
+    with pytest.raises(UserError) as error:
+        plan_of_file(read_sweep_file(path), [], {}, CONFIG)
+    assert "optim.l2=-1.0" in str(error.value)
+    assert "trainer.epochs=1.5" in str(error.value)
+
+
+def test_a_budget_must_be_given_and_settings_be_known(tmp_path):
+    path = tmp_path / "sweep.yaml"
+    path.write_text("parameters:\n  optim.learning_rate: {min: 0.1, max: 0.2}\n")
+    file = read_sweep_file(path)
+    with pytest.raises(UserError, match="n_trials="):
+        plan_of_file(file, [], {}, CONFIG)
+    with pytest.raises(UserError, match="did you mean 'random'"):
+        plan_of_file(file, [], {"n_trials": 2, "method": "randm"}, CONFIG)
+    with pytest.raises(UserError, match="a grid over a range needs a budget"):
+        plan_of_file(file, [], {"method": "grid"}, CONFIG)
+    with pytest.raises(UserError, match="did you mean cluster=slurm"):
+        plan_of_file(file, [], {"n_trials": 2, "cluster": {"name": "local", "time": 3}}, CONFIG)
+
+
+def test_the_metric_decides_which_epoch_is_best(tmp_path):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(
+        "run_cap: 2\nmetric: {name: val/loss}\nparameters:\n  optim.b1: {values: [0.8, 0.9]}\n"
+    )
+    plan = plan_of_file(read_sweep_file(path), ["seed=3"], {}, CONFIG)
+    assert (plan.metric, plan.goal, plan.seed) == ("val/loss", "minimize", 3)
+    assert plan.overrides == ["seed=3", "trainer.monitor=loss", "trainer.monitor_mode=min"]
+
+
+def test_an_override_settles_a_parameter_of_the_file():
+    file = read_sweep_file(ROOT / "sweeps" / "lenet5_lr_wd.yaml")
+    plan = plan_of_file(file, ["model=mlp", "optim.weight_decay=0.1"], {}, CONFIG)
+    assert plan.parameters.keys() == {"optim", "optim.learning_rate"}
+    assert plan.overrides == ["model=mlp", "optim.weight_decay=0.1"]
+
+
+def test_an_override_may_be_of_what_the_file_chooses():
+    file = read_sweep_file(ROOT / "sweeps" / "lenet5_lr_wd.yaml")
+    assert plan_of_file(file, ["model.pooling=max"], {}, CONFIG).overrides == ["model.pooling=max"]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "sweeps").glob("*.yaml")), ids=lambda p: p.stem)
+def test_shipped_sweep_files_are_valid_and_run_as_w_and_b_runs_them(path):
+    plan = plan_of_file(read_sweep_file(path), [], {}, CONFIG)
+    assert plan.n_trials > 1
+    content = yaml.safe_load(path.read_text())
+    assert content["program"] == "run.py"
+    assert content["command"] == ["${env}", "python", "${program}", "${args_no_hyphens}"]

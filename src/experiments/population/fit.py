@@ -1,0 +1,82 @@
+"""Training runs as populations, whatever mixture they are."""
+
+import logging
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from experiments.population.lane import Member
+from experiments.population.train import Population
+from experiments.training import stored
+from experiments.training.kept import Kept
+from experiments.training.loop import finished_before
+from experiments.training.program import UNTRACEABLE, traceable
+from experiments.training.session import Session, open_session
+
+log = logging.getLogger(__name__)
+
+
+def open_lane(config: Mapping[str, Any], kept: Kept) -> Session:
+    """A session whose hyperparameters are those that can be traced; found out by trying."""
+    session = open_session(config, kept)
+    if kept.get(("traced", session.untried)) is None:
+        kept.put(("traced", session.untried), _traced(session))
+        session = open_session(config, kept)
+    return session
+
+
+def fit_together(
+    members: Sequence[Member],
+    folder: Path,
+    *,
+    width: int | None = None,
+    most: int | None = None,
+    test: bool = True,
+) -> list[dict[str, Any]]:
+    """Trains runs side by side where they can; returns their summaries in order.
+
+    Runs of one static configuration that are at the same step form a population, in chunks of at
+    most `most`. Each is written as if it had run alone. `folder` takes the checkpoints of
+    populations. Members with something saved in their folders go on from there.
+    """
+    summaries: dict[int, dict[str, Any]] = {}
+    groups: dict[tuple[str, int], list[int]] = {}
+    for index, member in enumerate(members):
+        total = member.session.experiment.total_steps
+        if done := finished_before(member.directory, total, test):
+            member.trackers.finish(done, done["status"])
+            summaries[index] = done
+            continue
+        key = (member.session.static, stored.saved_step(member.directory))
+        groups.setdefault(key, []).append(index)
+    for (_, step), indices in groups.items():
+        size = most or len(indices)
+        for start in range(0, len(indices), size):
+            chunk = indices[start : start + size]
+            chosen = [members[index] for index in chunk]
+            where = folder / uuid.uuid4().hex[:8]
+            population = Population(chosen, where, width, test=test, resume=step > 0)
+            summaries |= dict(zip(chunk, population.train(), strict=True))
+    return [summaries[index] for index in range(len(members))]
+
+
+def _traced(session: Session) -> tuple[str, ...]:
+    """The names of the hyperparameters that the program can take as inputs."""
+    experiment, hparams = session.experiment, session.hparams
+    arrays = session.feed().arrays
+    batch = {
+        name: jax.ShapeDtypeStruct((session.batch_size, *array.shape[1:]), array.dtype)
+        for name, array in arrays.items()
+    }
+    try:
+        state = experiment.abstract_state(hparams)
+        jax.eval_shape(experiment.train_step, state, batch, hparams, session.key)
+    except UNTRACEABLE:
+        names = tuple(traceable(experiment, hparams, arrays, session.batch_size))
+        for name in sorted(set(hparams) - set(names)):
+            log.debug("%s=%s sets trials apart: it cannot be traced", name, hparams[name])
+        return names
+    return tuple(hparams)

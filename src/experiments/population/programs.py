@@ -1,0 +1,200 @@
+"""The compiled programs of a population."""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from experiments.experiment import Experiment, State, Tree, compiler_options
+
+log = logging.getLogger(__name__)
+
+SHARE_OF_MEMORY = 0.7  # of what is free, the most that a program may take
+FILLS_CPU = 2e-3  # seconds of a lane's step from which nothing is gained side by side
+TRIAL_STEPS = 4  # steps of a timing
+
+
+class PopulationPrograms:
+    """Compiles an experiment's steps for stacks of lanes, spread over the devices of `mesh`.
+
+    The program runs `width` lanes at a time as one batched computation and, where there are more,
+    one such group after another. Small matrix products gain much from wide groups; large
+    convolutions, which fill the device alone, gain nothing and are kinder to its caches one by one.
+
+    Args:
+      mesh: with the axis `lanes`.
+      own_batches: whether each lane has its own order of the data.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        mesh: Mesh,
+        *,
+        batch_size: int,
+        max_steps: int,
+        own_batches: bool,
+    ):
+        self.experiment, self.mesh = experiment, mesh
+        self.batch_size, self.max_steps = batch_size, max_steps
+        self.own_batches = own_batches
+        self.replicated = NamedSharding(mesh, PartitionSpec())
+        self.stacked = NamedSharding(mesh, PartitionSpec("lanes"))
+
+    def init(self, hparams: Mapping[str, np.ndarray], keys: jax.Array) -> State:
+        """The stacked states at step 0, equal to those of solo runs."""
+        return jax.vmap(self.experiment.init)(dict(hparams), keys)
+
+    def compile_train(self, states: State, arrays: Mapping, hparams: Tree, keys: Any, width: int):
+        """`run(states, arrays, order, first, count, hparams, keys) -> (states, log)`, compiled.
+
+        Like `training.program.Programs.compile_train`, with an axis of lanes in front of `states`,
+        `hparams`, `keys`, the arrays of `log` and, with `own_batches`, `order`.
+        """
+        lanes = keys.shape[0]
+        local = lanes // self.mesh.size
+
+        def run(states, arrays, order, first, count, hparams, keys):
+            def lane(mine):
+                state, numbers, key, *own = mine
+                batches = own[0] if own else order
+                return self._steps(state, numbers, key, arrays, batches, first, count)
+
+            mine = (states, hparams, keys, *([order] if self.own_batches else []))
+            return (
+                jax.lax.map(lane, mine, batch_size=width) if width < local else jax.vmap(lane)(mine)
+            )
+
+        rows = next(iter(arrays.values())).shape[0]
+        order = jax.ShapeDtypeStruct((lanes, rows) if self.own_batches else (rows,), jnp.int32)
+        spread, whole = PartitionSpec("lanes"), PartitionSpec()
+        mapped = jax.shard_map(
+            run,
+            mesh=self.mesh,
+            in_specs=(
+                spread,
+                whole,
+                spread if self.own_batches else whole,
+                whole,
+                whole,
+                spread,
+                spread,
+            ),
+            out_specs=spread,
+            check_vma=False,
+        )
+        lowered = jax.jit(mapped, donate_argnums=0).lower(
+            self._shapes(states, self.stacked),
+            self._shapes(dict(arrays), self.replicated),
+            self._shapes(order, self.stacked if self.own_batches else self.replicated),
+            np.int32(1),
+            np.int32(1),
+            self._shapes(hparams, self.stacked),
+            self._shapes(keys, self.stacked),
+        )
+        return lowered.compile(compiler_options=compiler_options())
+
+    def compile_eval(self, weights: tuple[Tree, Tree], batch: Mapping, hparams: Tree, width: int):
+        """`evaluate(weights, batch, hparams) -> sums`, compiled, each sum [lanes]."""
+        lanes = jax.tree.leaves(weights)[0].shape[0]
+
+        def evaluate(weights, batch, hparams):
+            def lane(mine):
+                (params, model_state), own = mine
+                return self.experiment.eval_step(params, model_state, batch, own)[0]
+
+            mine = (weights, hparams)
+            local = lanes // self.mesh.size
+            return (
+                jax.lax.map(lane, mine, batch_size=width) if width < local else jax.vmap(lane)(mine)
+            )
+
+        spread, whole = PartitionSpec("lanes"), PartitionSpec()
+        mapped = jax.shard_map(
+            evaluate,
+            mesh=self.mesh,
+            in_specs=(spread, whole, spread),
+            out_specs=spread,
+            check_vma=False,
+        )
+        lowered = jax.jit(mapped).lower(
+            self._shapes(weights, self.stacked),
+            self._shapes(dict(batch), self.replicated),
+            self._shapes(hparams, self.stacked),
+        )
+        return lowered.compile(compiler_options=compiler_options())
+
+    def _steps(self, state, hparams, key, arrays, order, first, count):
+        """`count` steps of one lane."""
+        step = self.experiment.train_step
+
+        def batch_at(i):
+            index = jax.lax.dynamic_slice_in_dim(
+                order, (first + i) * self.batch_size, self.batch_size
+            )
+            return {name: array[index] for name, array in arrays.items()}
+
+        def body(i, carry):
+            state, log = carry
+            state, metrics = step(state, batch_at(i), hparams, key)
+            return state, {name: log[name].at[i].set(metrics[name]) for name in log}
+
+        _, shapes = jax.eval_shape(step, state, jax.eval_shape(batch_at, 0), hparams, key)
+        log = {name: jnp.zeros((self.max_steps, *m.shape), m.dtype) for name, m in shapes.items()}
+        state, log = jax.lax.fori_loop(0, count, body, (state, log))
+        return state, log | {"diverged_at": state.diverged_at}
+
+    def _shapes(self, tree: Tree, sharding: NamedSharding) -> Tree:
+        def shape(leaf):
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+        return jax.tree.map(shape, tree)
+
+
+def fastest(programs: Mapping[int, Any], time_one: Callable[[Any], float]) -> int:
+    """Of several widths, in rising order, the one whose program fits and runs fastest."""
+    times: dict[int, float] = {}
+    for width, program in programs.items():
+        needed = program.memory_analysis().temp_size_in_bytes
+        if times and needed > SHARE_OF_MEMORY * free_memory():
+            log.info("%d lanes side by side would need too much memory", width)
+            continue
+        times[width] = time_one(program)
+        log.info(
+            "%d lanes side by side: %.3g s for %d steps of all", width, times[width], TRIAL_STEPS
+        )
+    return min(times, key=lambda width: times[width])
+
+
+def fills_device(seconds: float, lanes: int) -> bool:
+    """Whether lanes one by one, timed so, keep a CPU too busy to gain from a wider batch.
+
+    That spares compiling wider programs. LeNet-5 takes 14 ms a lane and step one by one and 30 in
+    a batch of 16; an MLP of 32 units 0.07 and 0.04 (two busy cores).
+    """
+    each = seconds / (TRIAL_STEPS * lanes)
+    if busy := jax.default_backend() == "cpu" and each > FILLS_CPU:
+        log.info("one lane after another: a step of one takes %.3g s", each)
+    return busy
+
+
+def free_memory() -> int:
+    """Bytes that are free on the first device; of a CPU, in the machine."""
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" in statistics:
+        return statistics["bytes_limit"] - statistics["bytes_in_use"]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def timed(call: Callable[[], Any]) -> float:
+    """The seconds of a second call; the first one warms up."""
+    jax.block_until_ready(call())
+    start = time.perf_counter()
+    jax.block_until_ready(call())
+    return time.perf_counter() - start

@@ -1,0 +1,413 @@
+"""Training a population: the loop of `training.run`, over all lanes at once."""
+
+import itertools
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from experiments.data.dataset import Stream
+from experiments.experiment import Tree
+from experiments.population.lane import Lane, Member
+from experiments.population.programs import (
+    TRIAL_STEPS,
+    PopulationPrograms,
+    fastest,
+    fills_device,
+    timed,
+)
+from experiments.population.records import Records
+from experiments.training import stored
+from experiments.training.checkpoints import Checkpoints
+from experiments.training.decisions import Pace
+from experiments.training.evaluation import Evaluator
+from experiments.training.feed import ResidentFeed, StreamedFeed
+from experiments.training.program import epoch_order
+from experiments.training.recorder import Line
+from experiments.variables import count_parameters
+
+log = logging.getLogger(__name__)
+
+NEVER = 2**31 - 1
+TESTED = ("finished", "stopped_early")
+
+
+class Population:
+    """Members of one static configuration, at the same step, under way together.
+
+    The device holds a stack of rows; the first `len(self.lanes)` of them are lanes that still
+    train, the rest repeat the last one. Lanes that end leave at the end of an epoch; when half of
+    the rows are unused the stack shrinks to half, so that few sizes are ever compiled.
+
+    Args:
+      members: they share one `session.static` and are at one step.
+      folder: where the checkpoint of all goes.
+      width: lanes computed side by side; None finds the fastest.
+      resume: whether the members go on from what was saved.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        folder: Path,
+        width: int | None,
+        *,
+        test: bool,
+        resume: bool,
+    ):
+        self.session, self.folder, self.test = members[0].session, folder, test
+        self.experiment, self.trainer = self.session.experiment, self.session.trainer
+        self.shapes = self.experiment.abstract_state(self.session.hparams)
+        parameters = count_parameters(self.shapes.params)
+        self.lanes = [Lane(member, parameters) for member in members]
+        self.everyone = list(self.lanes)
+        self.mesh = Mesh(np.asarray(jax.local_devices()), ("lanes",))
+        shuffles = {member.session.shuffle_seed for member in members}
+        self.own_batches = len(shuffles) > 1
+        self.programs = PopulationPrograms(
+            self.experiment,
+            self.mesh,
+            batch_size=self.session.batch_size,
+            max_steps=self.trainer.max_steps_per_dispatch,
+            own_batches=self.own_batches,
+        )
+        self.feed = self._feed()
+        self.records = Records(self.trainer.log_every, self.experiment.steps_per_epoch)
+        self.pace = Pace(self.trainer.max_steps_per_dispatch)
+        self.width = width
+        self.checkpoints: Checkpoints | None = None  # of the stack as it is
+        self.stacks = 0  # how many there were before
+        self.interrupted = False
+        self._begin(resume)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the stack."""
+        return self.keys.shape[0]
+
+    def train(self) -> list[dict[str, Any]]:
+        """All epochs that are left; returns the summaries in the order of the members."""
+        steps_per_epoch = self.experiment.steps_per_epoch
+        for lane in self.lanes:
+            lane.start(self.records.step)
+        self.saved = time.perf_counter()
+        while self.lanes and (epoch := self.records.step // steps_per_epoch) < self.trainer.epochs:
+            lines = self._epoch(epoch)
+            if self.interrupted:
+                break
+            self._validate(lines)
+            if epoch + 1 < self.trainer.epochs:
+                self._leave([lane.verdict() for lane in self.lanes])
+        if self.trainer.checkpoints and self.lanes:
+            self._save()
+        left = "interrupted" if self.interrupted else "finished"
+        self._leave([lane.verdict() or left for lane in self.lanes], own=False)
+        if self.checkpoints is not None:
+            self.checkpoints.close()
+        return [lane.summary for lane in self.everyone]
+
+    # ------------------------------------------------------------------ the stack of lanes
+
+    def _begin(self, resume: bool) -> None:
+        """Puts the lanes on the device, as they were saved or at step 0."""
+        self._restack()
+        if not resume:
+            self.states = self._spread(self.programs.init(self.hparams, self.keys))
+            self.best = jax.tree.map(jnp.copy, self.experiment.weights(self.states))
+        else:
+            folders = [lane.directory for lane in self.lanes]
+            best = self.experiment.weights(self.shapes)
+            saved = stored.load(folders, self.shapes, best)
+            for lane, (_, _, progress) in zip(self.lanes, saved, strict=True):
+                lane.restore(progress)
+            self.records.restore([progress["recorder"] for _, _, progress in saved])
+            padded = [*saved, *[saved[-1]] * (self.rows - len(saved))]
+            trees = [(state, weights) for state, weights, _ in padded]
+            stack = jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
+            self.states, self.best = self._spread(stack)
+        self._compile()
+
+    def _restack(self, rows: int | None = None) -> None:
+        """Numbers and keys of the rows; as many as asked for, or as there are lanes."""
+        devices = self.mesh.size
+        rows = rows or -(-len(self.lanes) // devices) * devices
+        padded = [*self.lanes, *[self.lanes[-1]] * (rows - len(self.lanes))]
+        names = self.session.hparams
+        self.hparams = {
+            name: np.array([lane.session.hparams[name] for lane in padded]) for name in names
+        }
+        self.hparams = self._spread(self.hparams)
+        seeds = np.array([lane.session.config["seed"] for lane in padded])
+        self.keys = self._spread(jax.vmap(jax.random.key)(seeds))
+        shuffles = np.array([lane.session.shuffle_seed for lane in padded])
+        self.shuffle_keys = jax.vmap(jax.random.key)(shuffles)
+
+    def _spread(self, tree: Tree) -> Tree:
+        return jax.device_put(tree, self.programs.stacked)
+
+    def _compile(self) -> None:
+        """The programs for as many rows as there are; those of another sitting where kept."""
+        kept, static = self.session.kept, self.session.static
+        key = ("population", static, self.rows, self.own_batches, self.width)
+        made = kept.get(key)
+        if made is None:
+            log.info("compiling for %d lanes", self.rows)
+            made = self._choose_width()
+            kept.put(key, made)
+        self.width, self.run, self.evaluate = made
+
+    def _choose_width(self) -> tuple[int, Any, Any]:
+        local = self.rows // self.mesh.size
+        candidates = sorted({1, min(8, local), local}) if local > 16 else sorted({1, local})
+        if self.width is not None:
+            candidates = [min(self.width, local)]
+        states, weights = self.states, self.experiment.weights(self.states)
+
+        def compile_one(width: int) -> Any:
+            arrays = self.feed.arrays
+            return self.programs.compile_train(states, arrays, self.hparams, self.keys, width)
+
+        def time_one(program: Any) -> float:
+            window = next(iter(self.feed.windows(0, 0)))
+            order, count = self._order(0, window), min(TRIAL_STEPS, window.steps)
+
+            def call() -> Any:
+                copy = jax.tree.map(jnp.copy, states)  # the program takes its states
+                return program(copy, window.arrays, order, 0, count, self.hparams, self.keys)
+
+            return timed(call)
+
+        narrowest = candidates[0]
+        found = {narrowest: compile_one(narrowest)}
+        if len(candidates) > 1 and not fills_device(time_one(found[narrowest]), local):
+            with ThreadPoolExecutor() as pool:
+                found |= zip(candidates[1:], pool.map(compile_one, candidates[1:]), strict=True)
+        width = narrowest if len(found) == 1 else fastest(found, time_one)
+        batch = self._evaluator("validation").shapes()
+        evaluate = self.programs.compile_eval(weights, batch, self.hparams, width)
+        return width, found[width], evaluate
+
+    def _feed(self) -> ResidentFeed | StreamedFeed:
+        split, sharding = self.session.splits.train, self.programs.replicated
+        if isinstance(split, Stream):
+            steps, seed = self.experiment.steps_per_epoch, self.session.shuffle_seed
+            return StreamedFeed(split, self.session.batch_size, steps, seed, sharding)
+        if self.mesh.size == 1:
+            return self.session.feed()  # type: ignore[return-value]
+        arrays = jax.device_put(split.arrays, sharding)
+        key = jax.random.key(self.session.shuffle_seed)
+        return ResidentFeed(arrays, self.session.batch_size, key, sharding, split.ordered)
+
+    def _order(self, epoch: int, window: Any) -> jax.Array:
+        if not self.own_batches:
+            return window.order
+        examples = len(self.session.splits.train)
+        return self._spread(
+            jnp.stack([epoch_order(key, epoch, examples) for key in self.shuffle_keys])
+        )
+
+    def _evaluator(self, split: str) -> Evaluator:
+        session = self.session
+        return session.kept.once(
+            ("evaluator of lanes", split, session.static),
+            lambda: Evaluator(
+                getattr(session.splits, split),
+                session.eval_batch_size,
+                self.programs.replicated,
+                self.trainer.eval_batches,
+                session.config["seed"],
+            ),
+        )
+
+    # ------------------------------------------------------------------ epochs
+
+    def _epoch(self, epoch: int) -> list[Line]:
+        """Trains the rest of an epoch; returns its last line of each lane, which is not logged."""
+        end = (epoch + 1) * self.experiment.steps_per_epoch
+        last: list[Line] = [{} for _ in self.lanes]
+        self.clock = time.perf_counter()
+        while self.records.step < end and not self.interrupted:
+            waiting = None
+            for dispatch in itertools.chain(self._dispatches(epoch, end), [None]):
+                self._collect(waiting, end, last)
+                waiting = dispatch
+            if self._save_due():
+                self._save()
+                self.clock = time.perf_counter()
+        return last
+
+    def _dispatches(self, epoch: int, end: int) -> Iterator[tuple[dict[str, jax.Array], int]]:
+        left = end - self.records.step
+        for window in self.feed.windows(epoch, self.experiment.steps_per_epoch - left):
+            first, order = window.first, self._order(epoch, window)
+            while left and first < window.steps:
+                if all(lane.stop.name is not None for lane in self.lanes):
+                    self.interrupted = any(lane.stop.status == "interrupted" for lane in self.lanes)
+                    if self.interrupted:
+                        return
+                count = min(self.pace.steps, window.steps - first, left)
+                self.states, metrics = self.run(
+                    self.states,
+                    window.arrays,
+                    order,
+                    np.int32(first),
+                    np.int32(count),
+                    self.hparams,
+                    self.keys,
+                )
+                for array in metrics.values():
+                    array.copy_to_host_async()
+                yield metrics, count
+                first += count
+                left -= count
+                if self._save_due():
+                    return
+            if not left:
+                return
+
+    def _collect(self, dispatch: tuple[dict, int] | None, end: int, last: list[Line]) -> None:
+        """Logs the lines that a dispatch completes; those of the epoch's end go into `last`."""
+        if dispatch is None:
+            return
+        metrics, count = dispatch
+        host = jax.device_get(metrics)
+        seconds = time.perf_counter() - self.clock
+        self.clock = time.perf_counter()
+        self.pace.took(seconds, count)
+        rate = count * self.session.batch_size / max(seconds, 1e-9)
+        diverged = host.pop("diverged_at")
+        stops = diverged >= 0 if self.trainer.on_nan == "stop" else np.zeros(len(diverged), bool)
+        ends = np.where(stops, diverged + 1, NEVER)[: len(self.lanes)]
+        host = {name: values[: len(self.lanes)] for name, values in host.items()}
+        for lane in self.lanes:
+            lane.training_seconds += seconds
+        for step, only in self.records.add(host, count, ends):
+            lines = self.records.lines()
+            for row, lane in enumerate(self.lanes):
+                if lane.diverged_at is not None or only not in (None, row):
+                    continue
+                line = lines[row] | {"examples_per_second": rate}
+                if only is not None:
+                    log.warning("%s: not finite at step %d", lane.directory.name, step)
+                    lane.diverged_at = step
+                if only is None and step == end:
+                    last[row] = line
+                else:
+                    lane.log(step, line)
+
+    def _validate(self, lines: list[Line]) -> None:
+        """Validates all lanes and logs the ends of their epochs; keeps the best weights."""
+        weights = self.experiment.weights(self.states)
+        values = self._evaluate("validation", weights, "val")
+        better = np.zeros(self.rows, bool)
+        epochs = self.records.end_epoch()
+        for row, lane in enumerate(self.lanes):
+            if lane.diverged_at is not None:
+                continue
+            lane.log(self.records.step, lines[row] | epochs[row] | values[row])
+            better[row] = lane.watch.better(lane.last_line)
+        self.best = _select(self._spread(better), weights, self.best)
+
+    def _evaluate(self, split: str, weights: tuple[Tree, Tree], prefix: str) -> list[Line]:
+        """The mean of every metric over a split, lane by lane."""
+        totals: Any = None
+        for batch in self._evaluator(split).batches():
+            sums = self.evaluate(weights, batch, self.hparams)
+            totals = sums if totals is None else jax.tree.map(jnp.add, totals, sums)
+        host = {n: v.astype(np.float64) for n, v in jax.device_get(totals).items()}
+        count = host.pop("count")
+        names = [f"{prefix}/{name}" for name in host]
+        table = zip(*((values / count).tolist() for values in host.values()), strict=True)
+        return [dict(zip(names, row, strict=True)) for row in table]
+
+    # ------------------------------------------------------------------ leaving and saving
+
+    def _leave(self, verdicts: Sequence[str | None], own: bool = True) -> None:
+        """Ends the lanes that have a verdict; `own`: saves each in its own folder first."""
+        if not any(verdicts):
+            return
+        tested: list[Line] = [{} for _ in verdicts]
+        if self.test and any(verdict in TESTED for verdict in verdicts):
+            tested = self._evaluate("test", self.best, "test")
+        if own and self.trainer.checkpoints:
+            self._save_apart([i for i, v in enumerate(verdicts) if v not in (None, "diverged")])
+        for lane, verdict, line in zip(self.lanes, verdicts, tested, strict=False):
+            if verdict is not None:
+                passed = line if self.test and verdict in TESTED else {}
+                lane.finish(self.records.step, verdict, passed)
+        self._keep([row for row, verdict in enumerate(verdicts) if verdict is None])
+
+    def _keep(self, rows: list[int]) -> None:
+        """Goes on with the lanes in these rows, in a stack of half the size if that will do."""
+        before = len(self.lanes)
+        self.lanes = [self.lanes[row] for row in rows]
+        if not rows:
+            return
+        self.records.keep(np.array(rows))
+        size = self.rows
+        while size // 2 >= len(rows) and (size // 2) % self.mesh.size == 0:
+            size //= 2
+        if len(rows) == before and size == self.rows:
+            return
+        if self.checkpoints is not None:  # the next one has other rows
+            self.checkpoints.close()
+            self.checkpoints, self.stacks = None, self.stacks + 1
+        index = np.array([*rows, *[rows[-1]] * (size - len(rows))])
+        resized = size != self.rows
+        self.states, self.best = self._spread(
+            jax.tree.map(lambda leaf: leaf[index], (self.states, self.best))
+        )
+        self._restack(size)
+        if resized:
+            self._compile()
+
+    def _save_due(self) -> bool:
+        every = self.trainer.checkpoint_every
+        if not self.trainer.checkpoints or every is None:
+            return False
+        return time.perf_counter() - self.saved > every
+
+    def _save(self) -> None:
+        """Saves all lanes that still train in one checkpoint."""
+        lanes = [lane.progress(self.records.progress(r)) for r, lane in enumerate(self.lanes)]
+        copy = jax.tree.map(jnp.copy, (self.states, self.best))
+        first = self.checkpoints is None
+        if self.checkpoints is None:
+            self.checkpoints = Checkpoints(self.folder / f"{self.stacks}")
+        self.checkpoints.save(self.records.step, copy[0], copy[1], {"lanes": lanes})
+        if first:  # whole, before anything points to it
+            self.checkpoints.wait()
+            for row, lane in enumerate(self.lanes):
+                stored.point(lane.directory, self.checkpoints.path.parent, row, self.rows)
+        self.saved = time.perf_counter()
+
+    def _save_apart(self, rows: list[int]) -> None:
+        """Saves these lanes each in its own folder."""
+        host = jax.device_get((self.states, self.best))
+        saving = []
+        for row in rows:
+            lane = self.lanes[row]
+            mine = jax.tree.map(lambda leaf, row=row: jnp.asarray(leaf[row]), host)
+            checkpoints = Checkpoints(lane.directory)
+            progress = lane.progress(self.records.progress(row))
+            checkpoints.save(self.records.step, mine[0], mine[1], progress)
+            saving.append(checkpoints)
+        for checkpoints in saving:
+            checkpoints.close()
+
+
+@jax.jit
+def _select(better: jax.Array, new: Tree, old: Tree) -> Tree:
+    """Of each lane the new weights where they are better."""
+
+    def choose(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.where(better.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+
+    return jax.tree.map(choose, new, old)

@@ -137,4 +137,4 @@ def test_count(value, text):
 
 @pytest.mark.parametrize(("seconds", "text"), [(42, "42s"), (187, "3:07"), (3729, "1:02:09")])
 def test_duration(seconds, text):
-    assert terminal._duration(seconds) == text
+    assert terminal.duration(seconds) == text

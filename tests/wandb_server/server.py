@@ -37,6 +37,8 @@ class Run:
     summary: dict[str, Any] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
     exit_code: int | None = None
+    sweep: str | None = None
+    preempting: bool = False
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -67,7 +69,11 @@ class Server(ThreadingHTTPServer):
         self.lock = threading.RLock()
         self.runs: dict[str, Run] = {}
         self.artifacts: dict[str, Artifact] = {}
+        self.sweeps: dict[str, Any] = {}  # see `wandb_server.sweeps`
+        self.agents: dict[str, Any] = {}
+        self.views: dict[str, dict[str, Any]] = {}  # see `wandb_server.views`
         self.unknown: list[str] = []
+        self.broken = False  # answer everything with 500
 
     @property
     def environment(self) -> dict[str, str]:
@@ -97,7 +103,9 @@ Operation = Callable[[Server, dict[str, Any]], dict[str, Any]]
 OPERATIONS: dict[str, Operation] = {}
 
 
-def _operation(*names: str) -> Callable[[Operation], Operation]:
+def operation(*names: str) -> Callable[[Operation], Operation]:
+    """Registers the answer to the operations of these names."""
+
     def register(function: Operation) -> Operation:
         OPERATIONS.update(dict.fromkeys(names, function))
         return function
@@ -105,28 +113,29 @@ def _operation(*names: str) -> Callable[[Operation], Operation]:
     return register
 
 
-@_operation("Viewer")
+@operation("Viewer", "GetViewer", "GetDefaultEntity", "DefaultEntity")
 def _viewer(server: Server, v: dict) -> dict:
-    return {"viewer": {"id": "1", "entity": ENTITY, "username": ENTITY, "flags": "{}"}}
+    viewer = {"id": "1", "entity": ENTITY, "username": ENTITY, "name": ENTITY, "flags": "{}"}
+    return {"viewer": viewer | {"teams": {"edges": []}, "defaultEntity": {"name": ENTITY}}}
 
 
-@_operation("ServerFeaturesQuery")
+@operation("ServerFeaturesQuery")
 def _features(server: Server, v: dict) -> dict:
     return {"serverInfo": {"features": [], "cliVersionInfo": "{}"}}
 
 
-@_operation("OrganizationCoreWeaveOrganizationID")
+@operation("OrganizationCoreWeaveOrganizationID")
 def _organization(server: Server, v: dict) -> dict:
     return {"entity": {"organization": None}}
 
 
-@_operation("RunResumeStatus")
+@operation("RunResumeStatus")
 def _resume(server: Server, v: dict) -> dict:
     run = server.runs.get(v["name"])
-    return {"model": {**_project(v["project"], v.get("entity")), "bucket": run and _bucket(run)}}
+    return {"model": {**project_of(v["project"], v.get("entity")), "bucket": run and _bucket(run)}}
 
 
-@_operation("UpsertBucket")
+@operation("UpsertBucket")
 def _upsert(server: Server, v: dict) -> dict:
     if v.get("name"):
         key = v.get("entity"), v["project"], v["name"]
@@ -134,7 +143,7 @@ def _upsert(server: Server, v: dict) -> dict:
         key = tuple(base64.b64decode(v["id"]).decode().split(":"))
     inserted = key[2] not in server.runs
     run = server.run(*key)
-    fields = {"displayName": "name", "groupName": "group", "jobType": "job_type"}
+    fields = {"displayName": "name", "groupName": "group", "jobType": "job_type", "sweep": "sweep"}
     for sent, attribute in {**fields, "notes": "notes", "tags": "tags"}.items():
         if v.get(sent):
             setattr(run, attribute, v[sent])
@@ -143,24 +152,24 @@ def _upsert(server: Server, v: dict) -> dict:
     return {"upsertBucket": {"bucket": _bucket(run), "inserted": inserted}}
 
 
-@_operation("CreateRunFiles")
+@operation("CreateRunFiles")
 def _run_files(server: Server, v: dict) -> dict:
     prefix = f"{server.url}/run/{v['entity'] or ENTITY}/{v['project']}/{v['run']}"
     files = [{"name": name, "uploadUrl": f"{prefix}/{name}"} for name in v["files"]]
     return {"createRunFiles": {"runID": v["run"], "uploadHeaders": [], "files": files}}
 
 
-@_operation("RunStoppedStatus")
+@operation("RunStoppedStatus")
 def _stopped(server: Server, v: dict) -> dict:
     return {"project": {"run": {"stopped": False}}}
 
 
-@_operation("ArtifactType")
+@operation("ArtifactType")
 def _artifact_type(server: Server, v: dict) -> dict:
     return {"project": {"artifact": None}}
 
 
-@_operation("CreateArtifact")
+@operation("CreateArtifact")
 def _create_artifact(server: Server, v: dict) -> dict:
     given = v["input"]
     made = Artifact(
@@ -174,7 +183,7 @@ def _create_artifact(server: Server, v: dict) -> dict:
     return {"createArtifact": {"artifact": answer}}
 
 
-@_operation("CreateArtifactManifest", "UpdateArtifactManifest")
+@operation("CreateArtifactManifest", "UpdateArtifactManifest")
 def _manifest(server: Server, v: dict) -> dict:
     made = v.get("artifactManifestID") or f"manifest-{v['artifactID']}"
     file = {"id": made, "uploadUrl": f"{server.url}/artifact/{made}", "uploadHeaders": []}
@@ -182,7 +191,7 @@ def _manifest(server: Server, v: dict) -> dict:
     return {"createArtifactManifest": answer, "updateArtifactManifest": answer}
 
 
-@_operation("CreateArtifactFiles")
+@operation("CreateArtifactFiles")
 def _artifact_files(server: Server, v: dict) -> dict:
     edges = []
     for file in v["input"]["artifactFiles"]:
@@ -195,16 +204,18 @@ def _artifact_files(server: Server, v: dict) -> dict:
     return {"createArtifactFiles": {"files": {"edges": edges}}}
 
 
-@_operation("CommitArtifact")
+@operation("CommitArtifact")
 def _commit(server: Server, v: dict) -> dict:
     artifact = server.artifacts[v["artifactID"]]
     artifact.state = "COMMITTED"
     return {"commitArtifact": {"artifact": {"id": artifact.id, "digest": ""}}}
 
 
-def _project(name: str, entity: str | None) -> dict:
+def project_of(name: str, entity: str | None) -> dict:
+    """A project as the client wants it described."""
     owner = entity or ENTITY
-    return {"id": name, "name": name, "entity": {"id": owner, "name": owner}}
+    described = {"id": name, "internalId": name, "name": name, "entityName": owner}
+    return described | {"entity": {"id": owner, "name": owner}}
 
 
 def _bucket(run: Run) -> dict:
@@ -213,7 +224,7 @@ def _bucket(run: Run) -> dict:
         "id": base64.b64encode(f"{run.entity}:{run.project}:{run.id}".encode()).decode(),
         "name": run.id,
         "displayName": run.name or run.id,
-        "project": _project(run.project, run.entity),
+        "project": project_of(run.project, run.entity),
         "config": json.dumps({key: {"value": value} for key, value in run.config.items()}),
         # a run counts as started, and can be resumed, once its telemetry `t` is there
         "wandbConfig": json.dumps({"t": 1} if "_wandb" in run.config else {}),
@@ -224,7 +235,7 @@ def _bucket(run: Run) -> dict:
         "eventsTail": "[]",
         "logLineCount": 0,
         "tags": run.tags,
-        "sweepName": None,
+        "sweepName": run.sweep,
     }
 
 
@@ -272,6 +283,7 @@ class _Handler(BaseHTTPRequestHandler):
                 run.history[offset : offset + len(lines)] = map(json.loads, lines)
             elif name == "wandb-summary.json" and lines:
                 run.summary = json.loads(lines[-1])
+        run.preempting = run.preempting or bool(request.get("preempting"))
         if request.get("complete"):
             run.exit_code = request.get("exitcode")
 
@@ -281,6 +293,7 @@ class _Handler(BaseHTTPRequestHandler):
         return unpack.get(self.headers.get("Content-Encoding", ""), bytes)(body)
 
     def _answer(self, value: dict[str, Any], code: int = 200) -> None:
+        code = 500 if self.server.broken else code
         data = json.dumps(value).encode()
         self.send_response(code)
         self.send_header("Content-Type", "application/json")

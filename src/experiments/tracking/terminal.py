@@ -82,7 +82,7 @@ class Terminal(Tracker):
         lines = {
             "best": _best(summary),
             "test": test.removeprefix("test "),
-            "time": _duration(time.monotonic() - self._began),
+            "time": duration(time.monotonic() - self._began),
             "speed": f"{_count(speed)} examples/s" if isinstance(speed, (int, float)) else "",
             "parameters": f"{self._run.parameters:,}",
             "run folder": str(self._run.directory),
@@ -103,7 +103,7 @@ class Terminal(Tracker):
         first, began = self._first or (step, now)
         if step == first or step >= run.total_steps:
             return ""
-        return f"{_duration((run.total_steps - step) * (now - began) / (step - first))} left"
+        return f"{duration((run.total_steps - step) * (now - began) / (step - first))} left"
 
     def _print(self, text: str) -> None:
         # Not through Rich: it would fold at 80 columns what a pipe should get whole.
@@ -193,7 +193,7 @@ def _count(value: float) -> str:
     return f"{value:.3g}G"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """`42s`, `3:07` or `1:02:09`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -58,6 +58,9 @@ class Tracker:
     def figure(self, step: int, name: str, figure: Figure) -> None:
         """Record a picture under a metric-like name, such as `test/confusion_matrix`."""
 
+    def animation(self, step: int, name: str, path: Path) -> None:
+        """Record a moving picture, a GIF file."""
+
     def model(self, path: Path) -> None:
         """Offer the finished model, as its checkpoint folder."""
 
@@ -90,6 +93,9 @@ class Trackers(Tracker):
 
     def figure(self, step: int, name: str, figure: Figure) -> None:
         self._each(lambda t: t.figure(step, name, figure))
+
+    def animation(self, step: int, name: str, path: Path) -> None:
+        self._each(lambda t: t.animation(step, name, path))
 
     def model(self, path: Path) -> None:
         self._each(lambda t: t.model(path))

@@ -10,12 +10,13 @@ import io
 import json
 import logging
 import os
-import re
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from experiments.tracking import description
 from experiments.tracking.jsonl import METRICS, read_history, write_json
 from experiments.tracking.tracker import SUCCESS, RunInfo, Tracker
 
@@ -30,7 +31,8 @@ STATE = "wandb_run.json"
 START_TIMEOUT = 6.0
 """Seconds that a server may take to accept a run before the run goes on offline."""
 
-SECRET = re.compile(r"(api_?key|(access|auth)_?token|password|secret)$", re.IGNORECASE)
+WANTED_BACK = "EXPERIMENTS_WANTED_BACK"
+"""In the environment of an agent's run: a file that is there once the machine is wanted back."""
 
 Mode = Literal["online", "offline", "disabled"]
 
@@ -85,6 +87,9 @@ class Wandb(Tracker):
         write_json(run.directory / STATE, {"id": self._run.id, "location": self.location})
         self._run.define_metric("epoch", hidden=True)
         self._run.define_metric("val/*", step_metric="epoch", step_sync=False)
+        lock = Path(sys.argv[0]).resolve().with_name("requirements.lock")
+        if lock.is_file():
+            self._run.save(lock, base_path=lock.parent, policy="now")
         self._last_step = _LastStep(run.directory / "wandb" / "last_step")
         if run.start_step:
             self._continue(run)
@@ -105,6 +110,13 @@ class Wandb(Tracker):
             figure.savefig(png, format="png")
             self._run.log({name: wandb.Image(Image.open(png))}, step=step)
 
+    def animation(self, step: int, name: str, path: Path) -> None:
+        if self._run is not None and step >= self._next_step:
+            import wandb
+
+            moving = wandb.Video(str(path), format="gif")
+            self._run.log({f"{name}_over_time": moving}, step=step)
+
     def model(self, path: Path) -> None:
         """Upload the checkpoint folder as an artifact of type `model`, with `log_model`."""
         if self._run is not None and self.log_model:
@@ -121,7 +133,10 @@ class Wandb(Tracker):
         run, self._run = self._run, None
         try:
             values = {k: v for k, v in summary.items() if k != "wandb"}
-            run.summary.update({**flatten(values), "status": status})
+            run.summary.update({**description.flatten(values), "status": status})
+            wanted_back = os.environ.get(WANTED_BACK)
+            if status == "interrupted" and wanted_back and Path(wanted_back).exists():
+                run.mark_preempting()  # so that the server gives it to an agent again
             run.finish(exit_code=0 if status in SUCCESS else 1)
         except TimeoutError:
             log.warning(
@@ -143,7 +158,7 @@ class Wandb(Tracker):
             silent=True,
             symlink=False,
             x_transaction_log_flush_interval=1.0,  # a killed run loses 1 s offline, not 15 s
-            save_code=False,
+            save_code=True,  # the commit, what differs from it, and run.py
             init_timeout=START_TIMEOUT,
             finish_timeout=self.finish_timeout,
             finish_timeout_raises=True,
@@ -153,10 +168,10 @@ class Wandb(Tracker):
             "entity": self.entity,
             "name": self.name or run.name,
             "group": self.group,
-            "job_type": self.job_type,
-            "tags": self.tags,
-            "notes": self.notes,
-            "config": {**flatten(run.config), **_sizes(run)},
+            "job_type": self.job_type or "train",
+            "tags": self.tags or description.tags(run.config),
+            "notes": self.notes or description.note(run.directory),
+            "config": description.values(run),
             "dir": run.directory,
             "id": run_id,
             "resume": "allow" if run_id and mode == "online" else None,
@@ -202,27 +217,6 @@ class _LastStep:
 
     def close(self) -> None:
         os.close(self._fd)
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as flat dotted keys, `optim.learning_rate`, without anything secret.
-
-    W&B filters and plots top-level keys, and a sweep names its parameters this way.
-    """
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if SECRET.search(str(key)):
-            continue
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def _sizes(run: RunInfo) -> dict[str, int]:
-    names = ("parameters", "total_steps", "steps_per_epoch", "batch_size")
-    return {f"run.{name}": getattr(run, name) for name in names}
 
 
 def _usable(mode: str | None) -> Mode:

@@ -1,0 +1,35 @@
+"""The record of a run as a table: `metrics.csv`, for a spreadsheet or `pandas.read_csv`."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+
+from experiments.tracking.jsonl import METRICS, read_history
+from experiments.tracking.tracker import RunInfo, Tracker
+
+
+class Csv(Tracker):
+    """Writes `metrics.csv` when the run ends: a row a line of `metrics.jsonl`, a column a metric.
+
+    Which columns there are is known only then. What an event does not say is left empty.
+    """
+
+    def __init__(self) -> None:
+        self._directory: Path | None = None
+
+    def start(self, run: RunInfo) -> None:
+        self._directory = run.directory
+
+    def finish(self, summary: Mapping[str, object], status: str) -> None:
+        if self._directory is None:
+            return
+        events = read_history(self._directory / METRICS)
+        columns = list(dict.fromkeys(key for event in events for key in event))
+        new = self._directory / "metrics.csv.tmp"
+        with new.open("w", newline="", encoding="utf-8") as file:
+            table = csv.DictWriter(file, columns)
+            table.writeheader()
+            table.writerows(events)
+        new.replace(self._directory / "metrics.csv")

@@ -1,0 +1,49 @@
+"""How a run is described where it is reviewed beside others: flat values, tags and a note."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from experiments.tracking.tracker import RunInfo
+
+SECRET = re.compile(r"(api_?key|(access|auth)_?token|password|secret)$", re.IGNORECASE)
+
+
+def values(run: RunInfo) -> dict[str, Any]:
+    """The config as flat dotted keys and, below `run.`, the sizes of the run."""
+    names = ("parameters", "total_steps", "steps_per_epoch", "batch_size")
+    return flatten(run.config) | {f"run.{name}": getattr(run, name) for name in names}
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as flat dotted keys, `optim.learning_rate`, without anything secret.
+
+    W&B filters and plots top-level keys, and a sweep names its parameters this way.
+    """
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if SECRET.search(str(key)):
+            continue
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def tags(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """What kind of run it is: objective, model and data, such as Classification, LeNet5, mnist."""
+    classes = [config.get(group, {}).get("_target_") for group in ("objective", "model")]
+    names = [target.rpartition(".")[2] for target in classes if target]
+    return (*names, *filter(None, [config.get("data", {}).get("name")]))
+
+
+def note(directory: Path) -> str | None:
+    """What the command line of the run in `directory` changed, without anything secret."""
+    path = directory / ".hydra" / "overrides.yaml"
+    overrides = yaml.safe_load(path.read_text()) if path.is_file() else None
+    said = [o for o in overrides or [] if not SECRET.search(str(o).partition("=")[0])]
+    return " ".join(said) or None

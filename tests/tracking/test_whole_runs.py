@@ -1,0 +1,142 @@
+"""W&B and whole runs of `run.py`: what arrives, and what of a run depends on it (nothing)."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments.tracking.jsonl import METRICS, read_history
+from experiments.tracking.wandb import Wandb
+from experiments.training.evaluation import Evaluator
+from support import ROOT
+from wandb_server import reader
+
+TIMES = {"examples_per_second"}
+OPTIONS = ["model.hidden=[16]", "trainer.epochs=3", "trainer.figures=false", "trainer.log_every=8"]
+
+
+def timeless(folder: Path) -> list[dict]:
+    events = read_history(folder / METRICS)
+    return [{k: v for k, v in event.items() if k not in TIMES} for event in events]
+
+
+def record(folder: Path) -> list[dict]:
+    """`metrics.jsonl` as W&B has it: what is logged at one step is one event."""
+    events: dict[float, dict] = {}
+    for event in read_history(folder / METRICS):
+        events.setdefault(event["step"], {}).update(event)
+    return list(events.values())
+
+
+def children_of(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text().split()]
+
+
+def test_a_run_arrives_with_all_that_says_how_it_came_about(run_cli, monkeypatch, server, tmp_path):
+    monkeypatch.setenv("CLOUD_PASSWORD", "correct horse battery staple")
+    folder = tmp_path / "arriving"
+    code, error = run_cli("model=lenet5", *OPTIONS[1:], folder=folder)
+    assert code == 0, error
+    (run,) = server.runs.values()
+    assert run.name == "arriving"
+    assert run.job_type == "train"
+    assert run.tags == ["Classification", "LeNet5", "digits"]
+    assert run.notes.startswith("trainer.epochs=3") or "model=lenet5" in run.notes
+    assert run.config["optim.learning_rate"] == 0.001
+    assert run.metrics == record(folder)
+    summary = json.loads((folder / "summary.json").read_text())
+    for name in ("val/loss", "val/accuracy", "epoch"):
+        assert run.summary[f"best.{name}"] == summary["best"][name]
+    assert run.summary["test/accuracy"] == summary["test/accuracy"]
+    defined = {m.get("1") or m["2"]: m for m in run.config["_wandb"]["m"]}
+    assert defined["val/*"]["5"] == 1  # drawn over the first one, the epoch
+    assert next(iter(defined)) == "epoch"
+    everything = json.dumps([run.config, run.summary, run.notes]).encode()
+    everything += b"".join(run.files.values())
+    everything += b"".join(path.read_bytes() for path in reader.find(folder))
+    assert b"correct horse" not in everything
+    assert {"requirements.txt", "wandb-metadata.json"} <= set(run.files)
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs the repository")
+def test_the_commit_and_the_lock_file_are_recorded(server, tmp_path, data_home):
+    command = ["run.py", "debug=fast", "logger=wandb", *data_home, "model.hidden=[8]"]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    where = f"hydra.run.dir={tmp_path / 'run'}"
+    subprocess.run([sys.executable, *command, where], cwd=ROOT, env=environment, check=True)
+    (run,) = server.runs.values()
+    head = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=ROOT, text=True).strip()
+    assert json.loads(run.files["wandb-metadata.json"])["git"]["commit"] == head
+    assert run.files["requirements.lock"] == (ROOT / "requirements.lock").read_bytes()
+    assert run.files["code/run.py"] == (ROOT / "run.py").read_bytes()
+
+
+def test_a_resumed_run_goes_on_in_the_same_history(run_cli, monkeypatch, server, tmp_path):
+    folder, evaluate, left = tmp_path / "cut", Evaluator.__call__, [None]
+
+    def stopped(self, *args):
+        if left:
+            left.pop()
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluator, "__call__", stopped)
+        assert run_cli(*OPTIONS, folder=folder)[0] == 75
+    (run,) = server.runs.values()
+    assert run.exit_code == 1
+    assert run.summary["status"] == "interrupted"
+    assert run_cli(f"resume={folder}", folder=folder)[0] == 0
+    assert list(server.runs.values()) == [run]
+    assert run.metrics == record(folder)
+    assert (run.exit_code, run.summary["status"]) == (0, "finished")
+
+
+def test_a_client_that_dies_does_not_touch_the_run(run_cli, monkeypatch, client, tmp_path):
+    assert run_cli(*OPTIONS, "logger=none", folder=tmp_path / "alone")[0] == 0
+    log, killed = Wandb.log, []
+
+    def logging(self, step, scalars):
+        if step == 20:
+            killed.extend(children_of(os.getpid()))
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+        log(self, step, scalars)
+
+    monkeypatch.setattr(Wandb, "log", logging)
+    code, error = run_cli(*OPTIONS, "logger.mode=offline", folder=tmp_path / "bereft")
+    assert code == 0, error
+    assert killed
+    assert "Wandb is dropped from this run" in error
+    assert timeless(tmp_path / "bereft") == timeless(tmp_path / "alone")
+
+
+@pytest.mark.parametrize("when", ["from the start", "half-way"])
+def test_a_server_that_answers_500_costs_at_most_10_seconds(
+    run_cli, monkeypatch, server, tmp_path, when
+):
+    server.broken = when == "from the start"
+    log = Wandb.log
+
+    def logging(self, step, scalars):
+        server.broken = server.broken or step >= 20
+        log(self, step, scalars)
+
+    monkeypatch.setattr(Wandb, "log", logging)
+    run_cli(*OPTIONS, "logger=none", folder=tmp_path / "alone")  # compiles
+    began = time.monotonic()
+    run_cli(*OPTIONS, "logger=none", folder=tmp_path / "alone")
+    alone = time.monotonic() - began
+    code, error = run_cli(*OPTIONS, folder=tmp_path / "run")
+    assert code == 0, error
+    assert time.monotonic() - began - 2 * alone < 10
+    assert "wandb sync" in error or "offline" in error
+    assert timeless(tmp_path / "run") == timeless(tmp_path / "alone")
+    local = map(reader.read, reader.find(tmp_path / "run"))
+    assert record(tmp_path / "run") in [run.metrics for run in local]

@@ -1,0 +1,81 @@
+"""What a benchmark gives: one record a comparison, the same for all of them."""
+
+import os
+import platform
+import re
+import statistics
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "lightning", "wandb", "hydra-core")
+
+Pair = tuple[float, float]
+Record = dict[str, Any]
+
+
+class LeftOutError(Exception):
+    """A benchmark that cannot run here, and why."""
+
+
+def record(name: str, peer: str, pairs: Sequence[Pair], compared: Pair | tuple, **more) -> Record:
+    """A result as JSON.
+
+    `pairs` are (ours, peer) in seconds, each pair measured one right after the other; `ratio` is
+    peer over ours, the median of the pairs. `compared` names both commands or functions.
+    """
+    ours, theirs = (statistics.median(side) for side in zip(*pairs, strict=True))
+    return {
+        "name": name,
+        "peer": peer,
+        "ours_seconds": ours,
+        "peer_seconds": theirs,
+        "ratio": statistics.median(peer / ours for ours, peer in pairs),
+        "pairs": [[float(f"{seconds:.4g}") for seconds in pair] for pair in pairs],
+        "compared": list(compared),
+        **more,
+    }
+
+
+def alternate(ours: Callable[[], float], peer: Callable[[], float], pairs: int) -> list[Pair]:
+    """What both return, by turns; who goes first changes from pair to pair."""
+    measured = []
+    for index in range(pairs):
+        if index % 2:
+            theirs = peer()
+            measured.append((ours(), theirs))
+        else:
+            measured.append((ours(), peer()))
+    return measured
+
+
+def surroundings() -> Record:
+    """The machine, how busy it is, and the versions of what is compared."""
+    found = {name: _version(name) for name in PACKAGES}
+    return {
+        "machine": machine(),
+        "load_average": round(os.getloadavg()[0], 1),
+        "versions": {"python": platform.python_version(), **{k: v for k, v in found.items() if v}},
+    }
+
+
+def machine() -> str:
+    """The processor and the cores that this process may use."""
+    path = Path("/proc/cpuinfo")
+    text = path.read_text() if path.exists() else ""
+    model = re.search(r"model name\s*:\s*(.+)", text)
+    name = model.group(1) if model else platform.processor() or platform.machine()
+    return f"{' '.join(name.split())}, {cores()} cores"
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,80 @@
+"""A training step in steady state against the same step in PyTorch.
+
+`cpu_ratio` compares the seconds that all threads computed. On a machine that others use too it is
+the one to go by, with a single core (`taskset -c 0 python -m benchmarks`): there no thread waits
+for another one that the machine has taken from it.
+"""
+
+import statistics
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from benchmarks.results import LeftOutError, Record, alternate, record
+from benchmarks.turns import Worker
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained, on images of this shape, and how many steps one turn has."""
+
+    config: tuple[str, ...]
+    batch_size: int
+    image: tuple[int, int, int]
+    steps: int
+
+
+CASES = {
+    "lenet5": Case(("model=lenet5", "data=mnist"), 128, (28, 28, 1), 60),
+    "vgg16": Case(("model=vgg16", "data=cifar10"), 32, (32, 32, 3), 2),
+    "resnet20": Case(("model=resnet20", "data=cifar10"), 64, (32, 32, 3), 3),
+    "lstm": Case(("model=lstm", "data=mnist"), 128, (28, 28, 1), 30),
+    "autoencoder": Case(
+        ("model=autoencoder", "model.hidden=[512,256]", "data=mnist"), 128, (28, 28, 1), 100
+    ),
+    "vae": Case(("model=vae", "data=mnist"), 128, (28, 28, 1), 100),
+    "dcgan": Case(("model=dcgan", "data=mnist"), 128, (28, 28, 1), 10),
+}
+BATCHES = 32  # of images in memory, over which both go round
+QUICK_BATCH = 2
+
+
+def batch_size(case: Case, quick: bool) -> int:
+    """The examples of a step."""
+    return QUICK_BATCH if quick else case.batch_size
+
+
+def measure(name: str, pairs: int, quick: bool, compiled: bool) -> list[Record]:
+    """The step of a case against PyTorch's eager one, and also its `compiled` one.
+
+    Raises:
+        LeftOutError: PyTorch is not installed.
+        RuntimeError: the two models do not have as many parameters.
+    """
+    if find_spec("torch") is None:
+        raise LeftOutError("PyTorch is not installed: pip install -e '.[bench]'")
+    steps = 1 if quick else CASES[name].steps
+    size = ["--quick"] if quick else []
+    peers = {"PyTorch, eager": []} | ({"PyTorch, torch.compile": ["--compile"]} if compiled else {})
+    results = []
+    with Worker("benchmarks.our_step", name, *size) as ours:
+        for label, arguments in peers.items():
+            with Worker("benchmarks.peers.torch_step", name, *size, *arguments) as peer:
+                if ours.facts["parameters"] != peer.facts["parameters"]:
+                    raise RuntimeError(f"{name}: {ours.facts} and {peer.facts} are not alike")
+                measured = alternate(
+                    lambda: ours.seconds_a_step(steps),
+                    lambda peer=peer: peer.seconds_a_step(steps),
+                    pairs,
+                )
+                cpu = [statistics.median(w.cpu[-pairs:]) for w in (ours, peer)]
+                facts = {
+                    "cpu_seconds": cpu,
+                    "cpu_ratio": cpu[1] / cpu[0],
+                    "steps_a_turn": steps,
+                    "batch_size": batch_size(CASES[name], quick),
+                }
+                commands = (ours.command, peer.command)
+                results.append(
+                    record(f"{name}_step", label, measured, commands, **facts, **ours.facts)
+                )
+    return results

@@ -1,0 +1,114 @@
+"""A training of a run against the bare jitted step: time and memory of all that a run adds.
+
+    python -m benchmarks.tracked time NAME PAIRS STEPS [--quick]    pairs of seconds a step
+    python -m benchmarks.tracked memory NAME STEPS ours|bare [--quick]    most memory held, in MiB
+
+Ours is `fit` as `run.py` calls it, with metrics.jsonl, W&B offline, the terminal, validation of an
+image and a checkpoint an epoch; what is timed is its second epoch. The bare step is
+`jax.jit(train_step)` in a Python loop on batches that are on the device already, read back at the
+end.
+"""
+
+import json
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import jax
+
+from benchmarks.our_step import session_of
+from benchmarks.results import alternate
+from benchmarks.steps import BATCHES, CASES, batch_size
+from experiments.tracking.choice import chosen
+from experiments.tracking.jsonl import JsonLines
+from experiments.tracking.terminal import Terminal
+from experiments.tracking.tracker import Tracker, Trackers
+from experiments.training.loop import fit
+from experiments.training.session import Session
+from experiments.training.signals import StopRequest
+
+
+class Clock(Tracker):
+    """When each epoch ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def log(self, step: int, scalars: Mapping[str, float]) -> None:
+        if "train/epoch_loss" in scalars:
+            self.ends.append(time.perf_counter())
+
+
+def tracked(session: Session, steps: int) -> float:
+    """Seconds a step of the second epoch of a run."""
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder, StopRequest() as stop:
+        logger = chosen(session.config["logger"])
+        trackers = Trackers([JsonLines(), Terminal(), *logger, clock])
+        fit(session, Path(folder), trackers, stop, test=False)
+    return (clock.ends[1] - clock.ends[0]) / steps
+
+
+def bare(session: Session, steps: int) -> Callable[[], float]:
+    """Measures seconds a step of the bare step."""
+    experiment, hparams, key = session.experiment, session.hparams, session.key
+    step = jax.jit(experiment.train_step, donate_argnums=0)
+    size, arrays = session.batch_size, session.splits.train.arrays
+    batches = [
+        jax.device_put({name: a[i * size : (i + 1) * size] for name, a in arrays.items()})
+        for i in range(min(BATCHES, steps))
+    ]
+    state = jax.device_put(experiment.init(hparams, key))
+
+    def run(count: int) -> float:
+        nonlocal state
+        start = time.perf_counter()
+        for index in range(count):
+            state, metrics = step(state, batches[index % len(batches)], hparams, key)
+        jax.block_until_ready(metrics)
+        return (time.perf_counter() - start) / count
+
+    run(1)  # compiles
+    return lambda: run(steps)
+
+
+def session_for(name: str, steps: int, quick: bool) -> Session:
+    """The session of a case with epochs of so many steps."""
+    size = batch_size(CASES[name], quick)
+    own = [
+        f"data.limit={steps * size}",
+        "trainer.epochs=2",
+        "trainer.keep_every=1",
+        "trainer.figures=false",
+        "trainer.eval_batches=1",
+        "data.eval_batch_size=1",
+        "logger.mode=offline",
+    ]
+    return session_of(name, size, *own)
+
+
+def main() -> None:
+    what, name, quick = sys.argv[1], sys.argv[2], "--quick" in sys.argv
+    if what == "time":
+        pairs, steps = int(sys.argv[3]), int(sys.argv[4])
+        session = session_for(name, steps, quick)
+        run = bare(session, steps)
+        tracked(session, steps)  # compiles
+        print(json.dumps(alternate(lambda: tracked(session, steps), run, pairs)))
+        return
+    steps, side = int(sys.argv[3]), sys.argv[4]
+    session = session_for(name, steps, quick)
+    if side == "ours":
+        tracked(session, steps)
+    else:
+        bare(session, steps)()
+    data = sum(array.nbytes for array in session.splits.train.arrays.values())
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux counts in KiB
+    print(json.dumps([most, data / 2**20]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""The benchmark suite runs and says what it should; how fast anything is, no test judges."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks.__main__ import add
+from benchmarks.results import alternate, record
+from support import ROOT
+
+FIELDS = {"name", "peer", "ours_seconds", "peer_seconds", "ratio", "machine", "versions"}
+
+
+def suite(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "benchmarks", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_the_ratio_is_the_median_of_peer_over_ours_pair_by_pair():
+    result = record("a", "b", [(1.0, 2.0), (10.0, 30.0), (2.0, 8.0)], ("ours", "theirs"))
+    assert result["ratio"] == 3.0
+    assert (result["ours_seconds"], result["peer_seconds"]) == (2.0, 8.0)
+
+
+def test_each_side_goes_first_in_half_of_the_pairs():
+    order = []
+
+    def side(name, seconds):
+        return lambda: order.append(name) or seconds
+
+    assert alternate(side("ours", 1.0), side("peer", 2.0), 4) == [(1.0, 2.0)] * 4
+    assert order == ["ours", "peer", "peer", "ours", "ours", "peer", "peer", "ours"]
+
+
+def test_a_new_result_takes_the_place_of_the_old_one(tmp_path):
+    path = tmp_path / "new" / "results.json"
+    add(path, [{"name": "a", "peer": "x", "ratio": 1}, {"name": "a", "peer": "y", "ratio": 2}])
+    add(path, [{"name": "a", "peer": "x", "ratio": 3}])
+    ratios = {(r["name"], r["peer"]): r["ratio"] for r in json.loads(path.read_text())}
+    assert ratios == {("a", "x"): 3, ("a", "y"): 2}
+
+
+def test_quick_mode_writes_complete_results(tmp_path):
+    ended = suite("--quick", "--only", "help", "--json", str(tmp_path / "results.json"))
+    assert ended.returncode == 0, ended.stderr
+    (result,) = json.loads((tmp_path / "results.json").read_text())
+    assert result.keys() >= FIELDS
+    assert result["ratio"] == result["peer_seconds"] / result["ours_seconds"]
+
+
+def test_an_unknown_name_is_told_with_the_known_ones():
+    ended = suite("--only", "lenet5_stop")
+    assert ended.returncode == 2
+    assert "lenet5_stop" in ended.stderr
+    assert "lenet5_step" in ended.stderr
+
+
+def test_a_missing_peer_is_left_out_and_said(tmp_path, monkeypatch, capsys):
+    from benchmarks import __main__, steps
+
+    monkeypatch.setattr(steps, "find_spec", lambda name: None)
+    path = tmp_path / "results.json"
+    arguments = ["benchmarks", "--quick", "--only", "lenet5_step", "--json", str(path)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    __main__.main()
+    assert "lenet5_step            left out: PyTorch is not installed" in capsys.readouterr().out
+    assert not path.exists()
+
+
+@pytest.mark.slow
+def test_quick_mode_runs_everything(tmp_path):
+    path = tmp_path / "results.json"
+    ended = suite("--quick", "--json", str(path))
+    assert ended.returncode == 0, ended.stderr
+    results = json.loads(path.read_text())
+    assert {r["name"] for r in results} >= {"help", "first_step_cold", "memory_lenet5"}
+    assert all(r.keys() >= FIELDS and r["ratio"] > 0 for r in results)

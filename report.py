@@ -1,4 +1,11 @@
-"""What runs came to: `python report.py runs` compares the runs below a folder."""
+"""What runs came to.
+
+python report.py <folder of runs>           a table of the runs below it
+python report.py <study folder>             report.html and figures/ in it, and a table
+python report.py <study> <study> [...]      studies at the same budget side by side: comparison.png
+python report.py <one of these, or a W&B project> wandb=workspace
+                                            saved views and a report in W&B, or their JSON
+"""
 
 import sys
 from pathlib import Path
@@ -6,15 +13,35 @@ from pathlib import Path
 from experiments.cli import command_line
 from experiments.errors import UserError
 
+CONFIG = Path(__file__).resolve().parent / "conf"
+
 
 def main() -> None:
-    """Prints a table of the runs below the folder named on the command line."""
-    from experiments.insight.comparison import print_comparison
+    """Reports on the folders named on the command line."""
+    arguments = sys.argv[1:]
+    if "wandb=workspace" in arguments:
+        from experiments.insight.workspace import publish
 
-    if len(sys.argv) != 2:
-        raise UserError("usage: python report.py <folder of runs>")
-    print_comparison(Path(sys.argv[1]))
+        arguments.remove("wandb=workspace")
+        if len(arguments) != 1:
+            raise UserError("wandb=workspace takes one study, folder of runs or project")
+        publish(arguments[0], CONFIG)
+        return
+    folders = [Path(argument) for argument in arguments]
+    if not folders:
+        raise UserError(f"usage\n{__doc__}".rstrip())
+    if len(folders) == 1 and not (folders[0] / "study.yaml").is_file():
+        from experiments.insight.comparison import print_comparison
+
+        print_comparison(folders[0])
+        return
+    from experiments.search import report
+
+    if len(folders) == 1:
+        report.write_report(folders[0], CONFIG)
+    else:
+        report.write_comparison(folders, CONFIG)
 
 
 if __name__ == "__main__":
-    sys.exit(command_line(main))
+    sys.exit(command_line(main, hydra=False))

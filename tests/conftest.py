@@ -39,11 +39,19 @@ def run_cli(monkeypatch, capsys, tmp_path, data_home):
     import run as entry
     from experiments.cli import command_line
 
-    def call(*arguments: str, folder: Path | None = None) -> tuple[int, str]:
+    def call(*arguments: str, folder: Path | None = None, folders: bool = True) -> tuple[int, str]:
+        """`folders`: the data have folders of their own to keep apart."""
         GlobalHydra.instance().clear()
         own = [] if any(a.startswith("data.dir=") for a in arguments) else data_home[:1]
         where = f"hydra.run.dir={folder or tmp_path / 'run'}"
-        argv = ["run.py", *own, data_home[1], where, 'trainer.compilation_cache=""', *arguments]
+        own += data_home[1:]
+        argv = [
+            "run.py",
+            *(own if folders else []),
+            where,
+            'trainer.compilation_cache=""',
+            *arguments,
+        ]
         monkeypatch.setattr("sys.argv", [str(ROOT / argv[0]), *argv[1:]])
         monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
         code = command_line(entry.main)

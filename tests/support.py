@@ -26,6 +26,12 @@ def choices(group: str) -> list[str]:
     return sorted(name for name in names if not name.startswith("_"))
 
 
+def supervised_losses() -> list[str]:
+    """The shipped losses of outputs and targets, without those of adversarial networks."""
+    paths = {name: ROOT / "conf/loss" / f"{name}.yaml" for name in choices("loss")}
+    return [name for name, path in paths.items() if "experiments.losses" in path.read_text()]
+
+
 def shared_data() -> Path | None:
     """A folder with prepared MNIST and CIFAR-10, or None."""
     for folder in (os.environ.get("TFDS_DATA_DIR"), ROOT.parent / "shared/tensorflow_datasets"):

@@ -8,6 +8,7 @@
 
 import contextlib
 import errno
+import logging
 import os
 import re
 import sys
@@ -24,6 +25,12 @@ from experiments.errors import UserError, suggest
 from experiments.saved import run_folder
 
 EXIT_CODES = {"finished": 0, "stopped_early": 0, "diverged": 1, "failed": 1, "interrupted": 75}
+
+SEARCH_KEYS = (
+    *("n_trials", "method", "rounds", "seeds", "storage", "heartbeat", "attempts", "lanes"),
+    *("study", "workers", "cluster", "name", "engine"),
+)
+"""Keys of a command line that are the search's own, in `sweep.py` and after `run.py -m`."""
 
 OmegaConf.register_new_resolver("unique", lambda: uuid.uuid4().hex[:6], use_cache=True)
 
@@ -44,8 +51,8 @@ def job() -> Iterator[None]:
         raise Exit(1) from error
 
 
-def command_line(main: Callable[[], Any]) -> int:
-    """Calls a Hydra main function; returns the exit code.
+def command_line(main: Callable[[], Any], *, hydra: bool = True) -> int:
+    """Calls a main function, by default one of Hydra's; returns the exit code.
 
     Errors that a user can put right are printed as one or two plain lines, with the nearest valid
     names; `HYDRA_FULL_ERROR=1` shows the traceback of any error.
@@ -54,8 +61,11 @@ def command_line(main: Callable[[], Any]) -> int:
     # Hydra would print its own account of an error and exit with 1; told to raise, it leaves the
     # account to this function
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    logging.raiseExceptions = False  # a log file on a full disk is no reason for tracebacks
+    sys.unraisablehook = _report_unraisable
     try:
-        sys.argv[1:] = for_hydra(sys.argv[1:])
+        if hydra:
+            sys.argv[1:] = for_hydra(sys.argv[1:])
         main()
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
@@ -75,9 +85,36 @@ def command_line(main: Callable[[], Any]) -> int:
     return 0
 
 
+def _report_unraisable(unraisable: Any) -> None:
+    """As Python would, but for what TensorStore says once Orbax has given up a failed save."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
+
+
 def for_hydra(arguments: list[str]) -> list[str]:
-    """The arguments in Hydra's terms: a resumed run stays in its folder, `nan` is a name."""
+    """The arguments in Hydra's terms: a resumed run stays in its folder, `nan` is a name.
+
+    With `-m` the search's own keys, such as n_trials, go to the sweeper. Several seeds are
+    replicates: a study of one trial a seed, side by side.
+
+    Of several processes that train together only the first one writes.
+    """
     arguments = ["debug='nan'" if a == "debug=nan" else a for a in arguments]
+    if any(re.match(r"seed=(range\(|.*,)", a) for a in arguments):
+        together = [] if any(a.startswith("lanes=") for a in arguments) else ["lanes=auto"]
+        arguments = ["-m", *(a for a in arguments if a not in ("-m", "--multirun")), *together]
+    if flags := [a for a in arguments if a in ("-m", "--multirun")]:
+        arguments = [a for a in arguments if a not in flags]  # argparse wants them in one place
+        arguments = [re.sub("^cluster=", "cluster.name=", a) for a in arguments]
+        own = re.compile(rf"({'|'.join(SEARCH_KEYS)})(\.\w+)?=")
+        options = [f"+hydra.sweeper.options.{a}" if own.match(a) else a for a in arguments]
+        return [flags[0], *options]
+    if os.environ.get("JAX_PROCESS_ID", "0") != "0":
+        arguments += ["hydra.output_subdir=null", "hydra/job_logging=disabled"]
+    if any(a.startswith(("resume=", "checkpoint=")) for a in arguments):
+        # keys of that run's config, which the defaults that Hydra composes need not have
+        arguments = [re.sub(r"^(\w+\.[\w.]+=)", r"++\1", a) for a in arguments]
+        arguments = [a.removeprefix("++") if a.startswith("++hydra.") else a for a in arguments]
     folder = next((a.partition("=")[2] for a in arguments if a.startswith("resume=")), "null")
     if folder in ("null", ""):
         return arguments
@@ -145,7 +182,8 @@ def _bad_override(message: str) -> str:
     near = suggest(last, siblings) if parent else ""
     if near and parent:
         near = re.sub(r"'([^']+)'", rf"'{parent}.\1'", near)
-    near = near or suggest(key, keys)
+    searches = "-m" in sys.argv or os.path.basename(sys.argv[0]) == "sweep.py"
+    near = near or suggest(key, [*keys, *(SEARCH_KEYS if searches else ())])
     return f"{key}: there is no such key{near}"
 
 

@@ -12,13 +12,13 @@ import importlib
 import inspect
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from experiments.errors import UserError, suggest
-from experiments.types import Range
+from experiments.types import Range, Static
 
-SPECIAL = ("_target_", "_partial_")
+SPECIAL = ("_target_", "_partial_", "pretrained")  # no arguments; the last is for the weights
 
 
 def locate(target: str) -> Any:
@@ -76,6 +76,17 @@ def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, node
 
 
+def static(node: Any, path: str = "") -> Iterator[str]:
+    """The dotted path of every argument whose annotation says that it is `Static`."""
+    if isinstance(node, Mapping):
+        hints = _hints(locate(node["_target_"])) if "_target_" in node else {}
+        for key, value in node.items():
+            where = f"{path}.{key}" if path else str(key)
+            if any(isinstance(mark, Static) for mark in typing.get_args(hints.get(key))):
+                yield where
+            yield from static(value, where)
+
+
 def place(node: Any, values: Mapping[str, Any], path: str = "") -> Any:
     """A copy of the config in which `values` (dotted path to number, traced or not) stand in."""
     if isinstance(node, Mapping):
@@ -99,7 +110,10 @@ def check(node: Any, path: str = "") -> None:
             if not isinstance(node["_target_"], str):
                 raise UserError(f"{path}._target_ must be a dotted name, not {node['_target_']!r}")
             arguments = {key: value for key, value in node.items() if key not in SPECIAL}
-            check_arguments(locate(node["_target_"]), arguments, path)
+            target = locate(node["_target_"])
+            check_arguments(target, arguments, path)
+            if hasattr(target, "check_config"):  # what annotations cannot say
+                target.check_config(arguments, path)
         for key, value in node.items():
             check(value, f"{path}.{key}" if path else str(key))
     elif isinstance(node, list | tuple):
@@ -153,12 +167,19 @@ def mismatch(value: Any, hint: Any) -> str | None:
     if origin in (list, tuple) or hint in (list, tuple):
         if not isinstance(value, list | tuple):
             return "a list"
-        kind = arguments[0] if arguments else Any
-        inner = next((c for c in (mismatch(v, kind) for v in value) if c is not None), None)
+        inner = _first_mismatch(value, arguments[0] if arguments else Any)
         return None if inner is None else f"a list in which each is {inner}"
     if (isinstance(origin, type) and issubclass(origin, Mapping)) or hint is dict:
-        return None if isinstance(value, Mapping) else "a group of keys"
+        if not isinstance(value, Mapping):
+            return "a group of keys"
+        inner = _first_mismatch(value.values(), arguments[1] if arguments else Any)
+        return None if inner is None else f"a group of keys in which each is {inner}"
     return _scalar_mismatch(value, hint)
+
+
+def _first_mismatch(values: Iterable[Any], hint: Any) -> str | None:
+    complaints = (mismatch(value, hint) for value in values)
+    return next((complaint for complaint in complaints if complaint is not None), None)
 
 
 def _scalar_mismatch(value: Any, hint: Any) -> str | None:
@@ -186,7 +207,8 @@ def _parameters(target: Callable) -> Mapping[str, inspect.Parameter]:
             parameters = dict(inspect.signature(target.__init__).parameters)
             parameters.pop("self", None)
             return parameters
-        return inspect.signature(target).parameters
+        parameters = dict(inspect.signature(target).parameters)
+        return {n: p for n, p in parameters.items() if p.kind is not p.POSITIONAL_ONLY}
     except ValueError:  # a builtin without a signature takes what it is given
         return {"kwargs": inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)}
 

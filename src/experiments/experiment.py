@@ -7,7 +7,6 @@ scalars in place, so that one compiled program serves every value, and `jax.vmap
 """
 
 import dataclasses
-import functools
 import math
 import zlib
 from collections.abc import Mapping
@@ -19,14 +18,20 @@ import numpy as np
 import optax
 from flax import nnx
 
-from experiments.config import build, leaves, locate, place
-from experiments.data.augment import Pipeline, resize
-from experiments.data.dataset import Spec
+from experiments.config import build, leaves, locate, place, static
+from experiments.data.augment import resize
+from experiments.data.crops import Averaged
+from experiments.data.dataset import Spec, model_input
+from experiments.errors import UserError
+from experiments.optim import Parted
+from experiments.transfer import check_frozen, fitted, freeze_statistics, split
+from experiments.variables import merged, variables
 
 Tree = Any
 Hparams = Mapping[str, Any]
 
-TRACED_GROUPS = ("model", "objective", "loss", "optim", "schedule", "init")
+TRACED_GROUPS = ("model", "objective", "loss", "optim", "discriminator_optim", "schedule", "init")
+PARTS = {"discriminator": "discriminator_optim"}  # parts of a model with an optimizer of their own
 
 
 class State(NamedTuple):
@@ -61,7 +66,11 @@ def hyperparameters(config: Mapping[str, Any]) -> dict[str, float]:
     A float that is exactly 0 switches a feature off and stays in the program as that.
     """
     found = {}
-    for path, value in leaves({group: config.get(group) for group in TRACED_GROUPS}):
+    groups = {group: config.get(group) for group in TRACED_GROUPS}
+    constants = set(static(groups))
+    for path, value in leaves(groups):
+        if path in constants:
+            continue
         if isinstance(value, float) and value != 0 and math.isfinite(value):
             found[path] = value
     augment = (config.get("data") or {}).get("augment")
@@ -84,7 +93,7 @@ class Experiment:
         self,
         config: Mapping[str, Any],
         spec: Spec,
-        pipeline: Pipeline,
+        pipeline: Any,
         steps_per_epoch: int,
         total_steps: int,
     ):
@@ -96,6 +105,18 @@ class Experiment:
         )
         self.skip_bad_updates = config["trainer"]["on_nan"] == "skip"
         self.input_shape = self._model_input_shape()
+        pixels = getattr(locate(config["objective"]["_target_"]), "pixels", None)
+        if pixels is not None and len(spec.input_shape) == 3:
+            low, high = pixels  # the objective wants images between these
+            channels = spec.input_shape[-1]
+            mean, std = (-low / (high - low),) * channels, (1 / (high - low),) * channels
+            self.pipeline = dataclasses.replace(pipeline, mean=mean, std=std)
+        self.tta = (config.get("eval") or {}).get("tta")
+        freeze = config.get("freeze") or []
+        self.frozen = [freeze] if isinstance(freeze, str) else freeze
+        options = compiler_options()
+        self._sample = jax.jit(self._sampled, static_argnums=(2, 3), compiler_options=options)
+        self._complete = jax.jit(self._completed)
 
     # ------------------------------------------------------------------ objects, inside a trace
 
@@ -114,13 +135,19 @@ class Experiment:
         config = place(dict(self.config), hparams)
         return build(
             config["objective"],
-            loss=build(config["loss"]),
+            loss=build(config.get("loss")),  # some objectives are their own
             num_classes=self.spec.num_classes,
         )
 
     def optimizer(self, hparams: Hparams) -> Any:
-        """How it is optimised."""
-        return build(place(self.config["optim"], hparams, "optim"))
+        """How it is optimised: by one optimizer, or one for each of several parts."""
+        rest = build(place(self.config["optim"], hparams, "optim"))
+        own = {
+            part: build(place(self.config[group], hparams, group))
+            for part, group in PARTS.items()
+            if self.config.get(group)
+        }
+        return Parted(own, rest) if own else rest
 
     def learning_rate_factor(self, hparams: Hparams, step: Any) -> jax.Array:
         """The schedule's factor at a step."""
@@ -129,22 +156,20 @@ class Experiment:
 
     # ------------------------------------------------------------------ pure functions
 
-    def init(self, hparams: Hparams, key: jax.Array) -> State:
-        """The state at step 0.
+    def init(
+        self, hparams: Hparams, key: jax.Array, found: Mapping[str, Any] | None = None
+    ) -> State:
+        """The state at step 0; `found` arrays take the place of new ones of their name and shape.
 
         Meant to run outside of jit: each distinct weight shape compiles once, which takes a
         fraction of the time that one program of all layers takes.
         """
         keys = nnx.Rngs(params=stream(key, "init"))
 
-        @functools.partial(jax.jit, static_argnums=(2, 3), compiler_options=compiler_options())
-        def sample(key, hparams, shape, dtype):
-            return build(place(self.config["init"], hparams, "init"))(key, shape, dtype)
-
         def kernel_init(_key, shape, dtype):
-            return sample(keys.params(), hparams, tuple(shape), dtype)
+            return self._sample(keys.params(), hparams, tuple(shape), dtype)
 
-        return self._initial(hparams, kernel_init)
+        return self._initial(hparams, kernel_init, found)
 
     def train_step(
         self, state: State, batch: Mapping[str, jax.Array], hparams: Hparams, key: jax.Array
@@ -157,20 +182,25 @@ class Experiment:
         optimizer = self.optimizer(hparams)
         objective = self.objective(hparams)
         batch = self.prepare(batch, hparams, stream(key, "augment", state.step), train=True)
-        dropout = stream(key, "dropout", state.step)
+        streams = {name: stream(key, name, state.step) for name in ("dropout", "sample")}
+        epoch = state.step / self.steps_per_epoch
 
-        def loss_of(params):
+        trained, frozen = split(state.params, self.frozen)
+
+        def loss_of(trained):
+            params = merged(trained, frozen)
             model = self._with(hparams, params, state.model_state, train=True)
-            values, _ = objective(model, batch, nnx.Rngs(dropout=dropout))
+            values, _ = objective(model, batch, nnx.Rngs(**streams), epoch)
             means = {name: jnp.mean(value) for name, value in values.items()}
             return means["loss"], (means, variables(model)[1])
 
-        (loss, (metrics, model_state)), grads = jax.value_and_grad(loss_of, has_aux=True)(
-            state.params
-        )
+        (loss, (metrics, model_state)), grads = jax.value_and_grad(loss_of, has_aux=True)(trained)
         factor = self.learning_rate_factor(hparams, state.step)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, factor)
-        params = optax.apply_updates(state.params, updates)
+        updates, opt_state = optimizer.update(grads, state.opt_state, trained, factor)
+        for part, every in getattr(objective, "update_every", {}).items():
+            due = (state.step + 1) % every == 0
+            updates, opt_state = optimizer.only_if(due, part, updates, opt_state, state.opt_state)
+        params = merged(optax.apply_updates(trained, updates), frozen)
         ema = state.ema
         if ema is not None:
             ema = optimizer.average(ema, (params, model_state), state.step)
@@ -203,7 +233,10 @@ class Experiment:
         inputs = self.prepare(inputs, hparams, jax.random.key(0), train=False)
         model = self._with(hparams, params, model_state, train=False)
         objective = self.objective(hparams)
-        values, outputs = objective(model, inputs, None)
+        if self.tta is not None:
+            model = Averaged(model, objective)
+        rngs = nnx.Rngs(sample=stream(jax.random.key(0), "sample"))
+        values, outputs = objective(model, inputs, rngs, jnp.inf)
         # a padded example counts for nothing, even where the model makes a NaN of it
         sums = {k: jnp.sum(jnp.where(mask > 0, v * mask, 0)) for k, v in values.items()}
         return sums | {"count": jnp.sum(mask)}, objective.predictions(outputs)
@@ -211,14 +244,24 @@ class Experiment:
     def prepare(
         self, batch: Mapping[str, jax.Array], hparams: Hparams, key: jax.Array, *, train: bool
     ) -> dict[str, jax.Array]:
-        """Normalised, augmented (in training) and, for a small image, resized inputs."""
-        augment = build(place(self.config["data"]["augment"], hparams, "data.augment"))
-        pipeline = dataclasses.replace(self.pipeline, augment=augment)
-        batch = pipeline(batch, key, train=train)
-        image = batch["image"]
-        if image.shape[1:] != self.input_shape:
-            image = resize(image, self.input_shape[:2])
-        return batch | {"image": image.astype(self.precision)}
+        """What the objective sees: images are normalised, cropped, augmented and resized."""
+        pipeline = self.pipeline
+        if (augment := self.config["data"].get("augment")) is not None:
+            augment = build(place(augment, hparams, "data.augment"))
+            pipeline = dataclasses.replace(pipeline, augment=augment)
+        if self.tta is not None and not train:
+            pipeline = dataclasses.replace(pipeline, tta=self.tta)
+        prepared = pipeline(batch, key, train=train)
+        name, inputs = model_input(prepared)
+        if name == "image" and inputs.shape[-3:] != self.input_shape:
+            inputs = resize(inputs, self.input_shape[:2])
+        if jnp.issubdtype(inputs.dtype, jnp.floating):
+            inputs = inputs.astype(self.precision)
+        return prepared | {name: inputs}
+
+    def trained_model(self, hparams: Hparams, params: Tree, model_state: Tree) -> nnx.Module:
+        """The model with these weights as it is evaluated; inside a trace."""
+        return self._with(hparams, params, model_state, train=False)
 
     def weights(self, state: State) -> tuple[Tree, Tree]:
         """(params, model_state) to evaluate with: the averages where there are any."""
@@ -236,49 +279,65 @@ class Experiment:
         cast = jax.tree.map(
             lambda a: a.astype(self.precision) if a.dtype == jnp.float32 else a, params
         )
-        nnx.update(model, nnx.State(_merge(cast, model_state)))
+        nnx.update(model, nnx.State(merged(cast, model_state)))
         model.train() if train else model.eval()
+        freeze_statistics(model, self.frozen)
         return model
 
-    def _initial(self, hparams: Hparams, kernel_init: Any) -> State:
-        params, model_state = variables(self.model(hparams, kernel_init))
-        averaged = self.config["optim"]["ema_decay"] is not None
-
-        @jax.jit
-        def rest(weights, hparams):
-            opt_state = self.optimizer(hparams).init(weights[0])
-            return opt_state, jax.tree.map(jnp.copy, weights) if averaged else None
-
-        opt_state, ema = rest((params, model_state), hparams)
+    def _initial(
+        self, hparams: Hparams, kernel_init: Any, found: Mapping[str, Any] | None = None
+    ) -> State:
+        weights = variables(self.model(hparams, kernel_init))
+        params, model_state = (fitted(found or {}, tree) for tree in weights)
+        check_frozen(params, self.frozen)
+        opt_state, ema = self._complete((params, model_state), hparams)
         return State(params, model_state, opt_state, ema, np.int32(0), np.int32(-1))
+
+    def _sampled(self, key: jax.Array, hparams: Hparams, shape: tuple, dtype: Any) -> jax.Array:
+        return build(place(self.config["init"], hparams, "init"))(key, shape, dtype)
+
+    def _completed(self, weights: tuple[Tree, Tree], hparams: Hparams) -> tuple[Tree, Tree]:
+        """The optimizer state and the averages that go with initial weights."""
+        averaged = self.config["optim"]["ema_decay"] is not None
+        opt_state = self.optimizer(hparams).init(split(weights[0], self.frozen)[0])
+        return opt_state, jax.tree.map(jnp.copy, weights) if averaged else None
 
     def _model_input_shape(self) -> tuple[int, ...]:
         """The data's shape, with small images brought up to the model's `minimum_size`."""
         minimum = getattr(locate(self.config["model"]["_target_"]), "minimum_size", 0)
         shape = tuple(self.spec.input_shape)
+        if minimum and len(shape) != 3:
+            name = self.config["model"]["_target_"].rsplit(".", 1)[-1]
+            raise UserError(f"{name} reads images, and these data are sequences: use model=lstm")
         smallest = min(shape[:2])
         if len(shape) != 3 or smallest >= minimum:
             return shape
         scale = minimum / smallest
-        return (*(math.ceil(n * scale) for n in shape[:2]), shape[2])
+        larger = (*(math.ceil(n * scale) for n in shape[:2]), shape[2])
+        if self.config["data"].get("resize", True):
+            return larger
+        self._check_takes(shape, larger)
+        return shape
 
+    def _check_takes(self, shape: tuple[int, ...], larger: tuple[int, ...]) -> None:
+        """Raises `UserError` where the model comes to nothing on images of `shape`."""
 
-def variables(model: nnx.Module) -> tuple[Tree, Tree]:
-    """(parameters, everything else that is a variable) of a model as plain nested dicts."""
-    params = nnx.state(model, nnx.Param)
-    rest = nnx.state(model, nnx.All(nnx.Variable, nnx.Not(nnx.Param)))
-    return nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
+        def outputs():
+            model = build(
+                self.config["model"],
+                input_shape=shape,
+                num_classes=self.spec.num_classes,
+                kernel_init=jax.nn.initializers.zeros,
+                rngs=nnx.Rngs(params=jax.random.key(0)),
+            )
+            model.eval()
+            return model(jnp.zeros((1, *shape)))
 
-
-def count_parameters(params: Tree) -> int:
-    """The number of trainable scalars."""
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
-
-
-def _merge(a: Tree, b: Tree) -> Tree:
-    """Two nested dicts with disjoint leaves as one."""
-    merged = dict(a)
-    for key, value in b.items():
-        both = key in merged and isinstance(value, dict)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
+        try:
+            jax.eval_shape(outputs)
+        except ValueError as error:
+            name = self.config["model"]["_target_"].rsplit(".", 1)[-1]
+            small, large = ("x".join(map(str, size[:2])) for size in (shape, larger))
+            raise UserError(
+                f"{name} takes no images of {small}: {error}; data.resize=true makes them {large}"
+            ) from error

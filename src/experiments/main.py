@@ -1,25 +1,19 @@
 """A run from its composed config to its exit code."""
 
+import importlib
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.cli import EXIT_CODES, Exit
 from experiments.config import build, check, mismatch
 from experiments.errors import UserError
 from experiments.saved import saved_config
-from experiments.tracking.jsonl import JsonLines, write_json
-from experiments.tracking.terminal import Terminal, number
-from experiments.tracking.tracker import Trackers
-from experiments.training import loop
+from experiments.tracking.choice import nodes
 from experiments.training.cache import use_compilation_cache
-from experiments.training.evaluate import evaluate
-from experiments.training.lock import exclusive
-from experiments.training.session import open_session
-from experiments.training.signals import StopRequest
-from experiments.types import Mode, Seed
+from experiments.training.distributed import join
+from experiments.types import Mode, PositiveInt, Seed
 
 
 def run(config: DictConfig) -> None:
@@ -27,46 +21,45 @@ def run(config: DictConfig) -> None:
     mode = config.mode
     if complaint := mismatch(mode, Mode):
         raise UserError(f"mode={mode}: must be {complaint}")
+    join()
     directory = Path(HydraConfig.get().runtime.output_dir)
+    cluster, nodes = cluster_of(config)
     source = config.resume or config.checkpoint
+    module = importlib.import_module(f"experiments.modes.{mode}")
+    if config.checkpoint is not None and not module.NEEDS_RUN:
+        raise UserError(
+            "checkpoint= goes with mode=evaluate, predict or export; to train on: resume="
+        )
     if source is not None:
         overrides = list(HydraConfig.get().overrides.task)
+        sample = config.sample
         config = saved_config(Path(source), overrides)
-    elif mode != "train":
+        config.sample = sample
+    elif module.NEEDS_RUN:
         raise UserError(f"mode={mode} needs checkpoint=<run folder>")
     plain = as_plain(config, directory)
     check_config(plain)
+    if cluster is not None:
+        from experiments.search.slurm import announce, submit_run
+
+        arguments = HydraConfig.get().overrides.task
+        print(announce(directory, submit_run(directory, cluster, nodes, arguments)))
+        return
     use_compilation_cache(plain["trainer"]["compilation_cache"])
-    if mode == "evaluate":
-        evaluation(plain, Path(source), directory)
-    else:
-        training(plain, directory, resume=source is not None)
+    module.main(plain, directory, None if source is None else Path(source))
 
 
-def training(config: dict[str, Any], directory: Path, *, resume: bool) -> None:
-    """Trains, and ends with the exit code of the run's status."""
-    trackers = Trackers([JsonLines(), Terminal(), build(config["logger"])])
-    with StopRequest() as stop, exclusive(directory):
-        trackers.status("reading data")
-        summary: dict[str, Any] = {}
-        try:
-            summary = loop.fit(open_session(config), directory, trackers, stop, resume=resume)
-        finally:
-            if not summary:
-                trackers.finish({}, "failed")
-    if code := EXIT_CODES[summary["status"]]:
-        raise Exit(code)
-
-
-def evaluation(config: dict[str, Any], source: Path, directory: Path) -> None:
-    """Evaluates the best weights of a run on its validation and test splits."""
-    terminal = Terminal()
-    terminal.status("reading data")
-    summary = evaluate(open_session(config), source)
-    write_json(directory / "summary.json", summary)
-    for split in ("val", "test"):
-        values = {k: v for k, v in summary.items() if k.startswith(f"{split}/")}
-        print("   ".join(f"{name} {number(value)}" for name, value in values.items()))
+def cluster_of(config: DictConfig) -> tuple[Any, int]:
+    """(the cluster that a command is for, or None for this machine; on how many nodes)."""
+    node, nodes = OmegaConf.to_container(config.cluster, resolve=True), config.nodes
+    if complaint := mismatch(nodes, PositiveInt):
+        raise UserError(f"nodes={nodes}: must be {complaint}")
+    if nodes > 1 and not node:
+        raise UserError(f"nodes={nodes}: cluster=local is this machine alone; say cluster=slurm")
+    if nodes > 1 and config.mode != "train":
+        raise UserError(f"nodes={nodes}: mode={config.mode} works on one node")
+    check({"cluster": node})
+    return (build(node) if node else None), nodes
 
 
 def as_plain(config: DictConfig, directory: Path) -> dict[str, Any]:
@@ -83,5 +76,14 @@ def check_config(config: dict[str, Any]) -> None:
     """Holds every value of a config against what it is for, before anything is read or compiled."""
     if complaint := mismatch(config["seed"], Seed):
         raise UserError(f"seed={config['seed']}: must be {complaint}")
-    check({group: node for group, node in config.items() if isinstance(node, dict)})
-    build(config["optim"])  # checks the arguments of its rule
+    for key, value, hint in (
+        ("model.pretrained", config["model"]["pretrained"], str | None),
+        ("freeze", config["freeze"], str | list[str] | None),
+    ):
+        if complaint := mismatch(value, hint):
+            raise UserError(f"{key}={value}: must be {complaint}")
+    groups = {group: node for group, node in config.items() if isinstance(node, dict)}
+    loggers = nodes(groups.pop("logger"))
+    check(groups | loggers)
+    for group in ("optim", "discriminator_optim"):
+        build(config.get(group))  # checks the arguments of its rule

@@ -6,6 +6,7 @@ The learning rate is applied outside of the rule, so every rule takes every sche
 learning rate. The penalties enter as gradients; reported losses are the data term alone.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import optax
 
 from experiments.config import check_arguments, locate
+from experiments.transfer import check_patterns, matches, name_of, named
 from experiments.types import Decay, NonNegative, Positive, PositiveInt
 
 Tree = Any
@@ -22,21 +24,31 @@ Tree = Any
 
 @dataclass(frozen=True)
 class Optimizer:
-    """`transform` gives the descent direction; the step is −learning_rate · direction."""
+    """`transform` gives the descent direction; the step is −learning_rate · direction.
+
+    Weights that one of the patterns of `learning_rates` stands for have that learning rate, the
+    first if there are several.
+    """
 
     transform: optax.GradientTransformation
     learning_rate: Any  # number, possibly traced
+    learning_rates: Mapping[str, Any]  # the same by pattern of names; see experiments.transfer
     ema_decay: Any  # number, possibly traced, or None
 
     def init(self, params: Tree) -> Tree:
-        """The optimizer state for `params`."""
+        """The optimizer state for `params`; raises `UserError` for a pattern of nothing."""
+        check_patterns(self.learning_rates, named(params), "optim.learning_rates")
         return self.transform.init(params)
 
     def update(self, grads: Tree, state: Tree, params: Tree, factor: Any) -> tuple[Tree, Tree]:
         """(what to add to `params`, the new state); `factor` comes from the schedule."""
         directions, state = self.transform.update(grads, state, params)
-        rate = self.learning_rate * factor
-        return jax.tree.map(lambda d: -rate * d, directions), state
+
+        def step(path: tuple, direction: jax.Array) -> jax.Array:
+            own = (r for p, r in self.learning_rates.items() if matches(name_of(path), p))
+            return -next(own, self.learning_rate) * factor * direction
+
+        return jax.tree_util.tree_map_with_path(step, directions), state
 
     def average(self, ema: Tree, values: Tree, step: Any) -> Tree:
         """The exponential moving average; the decay warms up as (1 + t) / (10 + t)."""
@@ -44,10 +56,55 @@ class Optimizer:
         return jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, ema, values)
 
 
+@dataclass(frozen=True)
+class Parted:
+    """An optimizer of their own for some parts of a model; `rest` takes every other part.
+
+    A part is a top-level entry of the parameters. The optimizer state is a dict by part.
+    """
+
+    own: Mapping[str, Optimizer]
+    rest: Optimizer
+
+    @property
+    def learning_rate(self) -> Any:
+        """That of `rest`."""
+        return self.rest.learning_rate
+
+    def init(self, params: Tree) -> Tree:
+        """The optimizer state of each part of `params`."""
+        return {part: self._of(part).init(values) for part, values in params.items()}
+
+    def update(self, grads: Tree, state: Tree, params: Tree, factor: Any) -> tuple[Tree, Tree]:
+        """(what to add to `params`, the new state); `factor` comes from the schedule."""
+        steps = {
+            part: self._of(part).update(grads[part], state[part], params[part], factor)
+            for part in params
+        }
+        updates = {part: step[0] for part, step in steps.items()}
+        return updates, {part: step[1] for part, step in steps.items()}
+
+    def only_if(
+        self, due: jax.Array, part: str, updates: Tree, state: Tree, before: Tree
+    ) -> tuple[Tree, Tree]:
+        """(updates, state) in which `part` stays as it was unless `due`."""
+        still = jax.tree.map(lambda u: jnp.where(due, u, 0), updates[part])
+        kept = jax.tree.map(lambda a, b: jnp.where(due, a, b), state[part], before[part])
+        return updates | {part: still}, state | {part: kept}
+
+    def average(self, ema: Tree, values: Tree, step: Any) -> Tree:
+        """The exponential moving average that `rest` asks for."""
+        return self.rest.average(ema, values, step)
+
+    def _of(self, part: str) -> Optimizer:
+        return self.own.get(part, self.rest)
+
+
 def optimizer(
     rule: str,
     *,
     learning_rate: NonNegative,
+    learning_rates: dict[str, NonNegative] | None,
     weight_decay: NonNegative,
     l1: NonNegative,
     l2: NonNegative,
@@ -65,6 +122,7 @@ def optimizer(
       rule: dotted name of an optax transformation that maps gradients to a descent direction;
         `arguments` are its own.
       learning_rate: size of a step before the schedule's factor.
+      learning_rates: the same for some weights, by pattern of their names (`output: 0.01`).
       weight_decay: decoupled decay λ: w ← w − learning rate · λ w (Loshchilov & Hutter 2019).
       l1, l2: penalties l1 · Σ|w| and l2 · ½Σw², added to the gradient.
       regularize_all: also decay and penalise biases and normalisation parameters.
@@ -91,7 +149,7 @@ def optimizer(
     transform = optax.chain(*chain)
     if accumulate > 1:
         transform = optax.MultiSteps(transform, accumulate).gradient_transformation()
-    return Optimizer(transform, learning_rate, ema_decay)
+    return Optimizer(transform, learning_rate, learning_rates or {}, ema_decay)
 
 
 def regularized(params: Tree) -> Tree:

@@ -30,10 +30,16 @@ class Range:
         return " and ".join(parts) or "a number"
 
 
+@dataclass(frozen=True)
+class Static:
+    """Marks a number that decides shapes, so that it can be no input of a compiled program."""
+
+
 Positive = Annotated[float, Range(minimum=0, open_minimum=True, maximum=1e30)]
 NonNegative = Annotated[float, Range(minimum=0, maximum=1e30)]
 Fraction = Annotated[float, Range(minimum=0, maximum=1)]
 Decay = Annotated[float, Range(minimum=0, maximum=1, open_maximum=True)]  # [0, 1)
+Compression = Annotated[float, Range(minimum=0, maximum=1, open_minimum=True), Static()]  # (0, 1]
 PositiveInt = Annotated[int, Range(minimum=1, maximum=2**31 - 1)]
 NonNegativeInt = Annotated[int, Range(minimum=0, maximum=2**31 - 1)]
 
@@ -41,5 +47,7 @@ Activation = Literal[
     "identity", "step", "sigmoid", "tanh", "relu", "leaky_relu", "elu", "gelu", "swish"
 ]
 Head = Literal["identity", "sigmoid", "softmax"]
-Mode = Literal["train", "evaluate"]
+Mode = Literal[
+    "train", "evaluate", "predict", "export", "summary", "figures", "sample", "lr_range", "pretrain"
+]
 Seed = Annotated[int, Range(minimum=0, maximum=2**31 - 1)]

@@ -25,6 +25,8 @@ CLASSIFIER = [
 ]
 STREAMED = ["data.stream=true", "data.workers=0", "model.hidden=[16]", "model.dropout=0.3"]
 
+GAN = ["model=gan", "model.hidden=[16]", "model.latents=8"]  # two optimizers
+
 
 def start(*arguments: str) -> subprocess.Popen:
     command = [sys.executable, "run.py", *arguments]
@@ -87,8 +89,9 @@ def size(folder: Path) -> int:
         (CLASSIFIER, 3, 60),
         pytest.param(CLASSIFIER, 30, 400, marks=pytest.mark.slow),
         pytest.param(STREAMED, 10, 150, marks=pytest.mark.slow),
+        pytest.param(GAN, 5, 1000, marks=pytest.mark.slow),
     ],
-    ids=["few", "classifier", "streamed"],
+    ids=["few", "classifier", "streamed", "gan"],
 )
 def test_killed_runs_end_with_the_weights_of_an_uninterrupted_one(
     tmp_path, data_home, kind, kills, epochs

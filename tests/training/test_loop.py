@@ -195,6 +195,22 @@ def test_a_stream_is_read_on_from_epoch_to_epoch(train, monkeypatch):
     assert moves == []  # starting the reading processes again takes seconds
 
 
+def test_a_streamed_split_is_evaluated_every_epoch_by_the_same_readers(train, monkeypatch):
+    from experiments.data.stream import _Batches
+
+    opened = []
+    go_to = _Batches._go_to
+    monkeypatch.setattr(_Batches, "_go_to", lambda self, at: (opened.append(at), go_to(self, at)))
+    options = ["data.stream=true", "data.workers=0", "data.eval_batch_size=100"]
+    _, few = train(*options, "trainer.epochs=2", folder="few")
+    started = len(opened)
+    _, more = train(*options, "trainer.epochs=5", folder="more")
+    assert len(opened) == 2 * started  # not more for more epochs
+    seen = [event["val/accuracy"] for event in more if "val/accuracy" in event]
+    assert len(seen) == 5
+    assert timeless(few)[0] == timeless(more)[0]
+
+
 def test_debug_overfit_brings_the_loss_near_zero(train):
     summary, _ = train("debug=overfit", "trainer.checkpoints=false", "optim.learning_rate=0.01")
     assert summary["status"] == "stopped_early"

@@ -6,7 +6,9 @@ name and renames it when it is whole, so nothing half-written is ever visible.
 """
 
 import contextlib
+import copy
 import logging
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,22 +17,33 @@ import jax
 
 from experiments.errors import UserError
 from experiments.experiment import State, Tree
+from experiments.saved import CHECKPOINTS
 
 log = logging.getLogger(__name__)
 
-FOLDER = "checkpoints"
 ITEMS = ("state", "best", "progress")
+FULL = ("No space left on device", "Disk quota exceeded")
+OVERHEAD = 64 * 1024  # bytes of a checkpoint besides its arrays: 60 kB for an MLP under Adam
 
 
 class Checkpoints:
-    """The checkpoints of the run in `directory`: the newest `keep` of them."""
+    """The checkpoints of the run in `directory`: the newest two, and those of certain steps.
 
-    def __init__(self, directory: Path, keep: int = 2):
+    Those whose step is a multiple of `keep_every` (None: of nothing) are kept for good.
+    """
+
+    def __init__(self, directory: Path, keep_every: int | None = None):
         import orbax.checkpoint as ocp  # takes seconds to import, and only runs that save need it
 
-        self.path = directory / FOLDER
+        self.path = directory / CHECKPOINTS
         self._args = ocp.args
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        policies = ocp.checkpoint_managers
+        kept = [policies.LatestN(2)]
+        if keep_every is not None:
+            kept.append(policies.EveryNSteps(keep_every))
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(kept), cleanup_tmp_directories=True
+        )
         self._manager = ocp.CheckpointManager(
             self.path.absolute(), options=options, item_names=ITEMS
         )
@@ -44,13 +57,19 @@ class Checkpoints:
         args = self._args
         if step in self._manager.all_steps():
             return
+        self._check_room(sum(leaf.nbytes for leaf in jax.tree.leaves((state, best))) + OVERHEAD)
         items = args.Composite(
             state=args.StandardSave(state),
             best=args.StandardSave(best),
-            progress=args.JsonSave(progress),
+            progress=args.JsonSave(copy.deepcopy(progress)),  # the run goes on changing its own
         )
         with self._told():
             self._manager.save(step, args=items)
+
+    def wait(self) -> None:
+        """Waits until everything is on disk; raises like `save`."""
+        with self._told():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits until everything is on disk and lets go of the folder; raises like `save`."""
@@ -64,21 +83,32 @@ class Checkpoints:
             if later > step:
                 self._manager.delete(later)
 
+    def _check_room(self, size: int) -> None:
+        free = shutil.disk_usage(self.path).free
+        if size > free:
+            reason = f"No space left on device (it takes {size:,} bytes, {free:,} are free)"
+            raise self._unsaved(reason)
+
+    def _unsaved(self, reason: str) -> UserError:
+        return UserError(
+            f"cannot save a checkpoint in {self.path}: {reason}. "
+            f"The ones before are kept: make room, then resume the run"
+        )
+
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            reason = str(error).strip().splitlines()[-1][:200]
-            if "No space left" in str(error):
-                reason = "no space left on device"
-            raise UserError(
-                f"cannot save a checkpoint in {self.path}: {reason}. "
-                f"The ones before are kept: make room, then resume the run"
-            ) from error
+            for unfinished in self.path.glob("*.orbax-checkpoint-tmp"):  # room for the summary
+                shutil.rmtree(unfinished, ignore_errors=True)
+            last_line = str(error).strip().splitlines()[-1][:200]
+            raise self._unsaved(next((r for r in FULL if r in str(error)), last_line)) from error
 
-    def restore(self, state: State, best: tuple[Tree, Tree]) -> tuple[State, Any, dict]:
-        """(state, best weights, progress) of the newest checkpoint that can be read.
+    def restore(
+        self, state: State, best: tuple[Tree, Tree], step: int | None = None
+    ) -> tuple[State, Any, dict]:
+        """(state, best weights, progress) of a step, or of the newest checkpoint that can be read.
 
         `state` and `best` give shapes and shardings. A damaged checkpoint is passed over with a
         warning for the one before.
@@ -86,7 +116,7 @@ class Checkpoints:
         Raises:
             UserError: there is none, or none can be read.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
+        steps = sorted(self._manager.all_steps(), reverse=True) if step is None else [step]
         if not steps:
             raise UserError(f"there is no checkpoint in {self.path}")
         args = self._args

@@ -1,5 +1,6 @@
 """Evaluation of weights on a whole split, and what of it is worth looking at."""
 
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from jax.sharding import NamedSharding
 
 from experiments.data.dataset import Arrays, Batch, Stream
 from experiments.experiment import Hparams, Tree
+from experiments.training.distributed import fetch, put
 from experiments.training.feed import evaluation_batches
 
 SHOWN = 16  # examples kept for the figure of sample predictions
@@ -17,18 +19,19 @@ SHOWN = 16  # examples kept for the figure of sample predictions
 
 @dataclass
 class Predictions:
-    """Of every example in order its label and predicted class, and the first few in full."""
+    """Of a classifier the label and predicted class of every example; the first few in full."""
 
-    labels: np.ndarray  # [N]
-    predicted: np.ndarray  # [N]
-    images: np.ndarray  # [SHOWN, H, W, C], as stored
-    probabilities: np.ndarray  # [SHOWN, num_classes]
+    labels: np.ndarray  # [N], or [0] where the outputs are not one score a class
+    predicted: np.ndarray  # [N] or [0]
+    first: Batch  # SHOWN rows as stored
+    outputs: Any  # SHOWN rows of the objective's predictions
 
 
 class Evaluator:
     """Runs the compiled evaluation program over one split.
 
-    A split in memory is put on the device once and stays there.
+    A split in memory is put on the device once and stays there, and so do the few batches of a
+    limited evaluation. The processes that read a stream stay too.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class Evaluator:
         self.split, self.batch_size, self.sharding = split, batch_size, sharding
         self.limit, self.seed = limit, seed
         self._kept: list[dict[str, jax.Array]] | None = None
+        self._source: Iterable[Batch] | None = None
 
     def __call__(
         self, program: Callable, weights: tuple[Tree, Tree], hparams: Hparams
@@ -58,17 +62,20 @@ class Evaluator:
     ) -> tuple[dict[str, float], Predictions]:
         """The mean of every metric, and the predictions."""
         totals: dict[str, Any] = {}
-        labels, predicted = [], []
-        first: tuple[np.ndarray, np.ndarray] | None = None
+        labels, predicted = [np.zeros(0, int)], [np.zeros(0, int)]
+        first: tuple[Batch, Any] | None = None
         for batch in self.batches():
             sums, outputs = program(weights, batch, hparams)
             totals = sums if not totals else jax.tree.map(jax.numpy.add, totals, sums)
-            real = np.asarray(batch["mask"]) > 0
-            outputs = np.asarray(outputs)
-            labels.append(np.asarray(batch["label"])[real])
-            predicted.append(outputs[real].argmax(axis=-1))
+            rows = fetch(batch["mask"]) > 0
             if first is None:
-                first = np.asarray(batch["image"])[real][:SHOWN], outputs[real][:SHOWN]
+                few = np.flatnonzero(rows)[:SHOWN]
+                inputs = {name: array for name, array in batch.items() if name != "mask"}
+                first = jax.tree.map(lambda a, few=few: fetch(a)[few], (inputs, outputs))
+            scores = isinstance(outputs, jax.Array) and outputs.ndim == 2
+            if scores and "label" in batch:
+                labels.append(fetch(batch["label"])[rows])
+                predicted.append(fetch(outputs)[rows].argmax(axis=-1))
         assert first is not None
         every = np.concatenate(labels), np.concatenate(predicted)
         return means(totals), Predictions(*every, *first)
@@ -82,21 +89,16 @@ class Evaluator:
         """The split's batches on the device, padded to one shape, each with a `mask`."""
         if self._kept is not None:
             return self._kept
-        if isinstance(self.split, Stream):
+        if isinstance(self.split, Stream) and self.limit is None:
             return self._read()
         self._kept = list(self._read())
         return self._kept
 
     def _read(self) -> Iterable[dict[str, jax.Array]]:
-        for index, batch in enumerate(evaluation_batches(self.split, self.batch_size, self.seed)):
-            if index == self.limit:
-                return
-            yield put(batch, self.sharding)
-
-
-def put(batch: Batch, sharding: NamedSharding) -> dict[str, jax.Array]:
-    """A batch on the device."""
-    return {name: jax.device_put(array, sharding) for name, array in batch.items()}
+        if self._source is None:
+            self._source = evaluation_batches(self.split, self.batch_size, self.seed)
+        for batch in itertools.islice(self._source, self.limit):
+            yield {name: put(array, self.sharding) for name, array in batch.items()}
 
 
 def means(sums: dict[str, Any]) -> dict[str, float]:

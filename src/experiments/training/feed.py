@@ -11,10 +11,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments.data.dataset import Arrays, Batch, Stream
 from experiments.errors import UserError
+from experiments.training.distributed import own_rows, put, put_rows
 from experiments.training.program import epoch_order
 
 
@@ -22,7 +23,7 @@ from experiments.training.program import epoch_order
 class Window:
     """`steps` batches: the i-th is rows order[i·batch : (i+1)·batch] of `arrays`.
 
-    Those before `first` have been trained on.
+    Those before `first` have been trained on. A streamed window is one batch, in its order.
     """
 
     arrays: Mapping[str, jax.Array]
@@ -44,13 +45,20 @@ def resolve_batch_size(requested: int, examples: int) -> int:
 
 
 class ResidentFeed:
-    """A split that is kept on the device and shuffled there, epoch by epoch."""
+    """A split that is kept on the device and shuffled there, epoch by epoch, unless `ordered`."""
 
-    def __init__(self, split: Arrays, batch_size: int, key: jax.Array, sharding: NamedSharding):
-        self.examples = len(split)
+    def __init__(
+        self,
+        arrays: Mapping[str, jax.Array],
+        batch_size: int,
+        key: jax.Array,
+        sharding: NamedSharding,
+        ordered: bool,
+    ):
+        self.arrays = arrays
+        self.examples = len(next(iter(arrays.values())))
         self.steps_per_epoch = self.examples // batch_size
-        self.arrays = {k: jax.device_put(v, sharding) for k, v in split.arrays.items()}
-        self.key, self.sharding = key, sharding
+        self.key, self.sharding, self.ordered = key, sharding, ordered
         self.order(0)  # compiles
 
     def windows(self, epoch: int, done: int) -> Iterator[Window]:
@@ -58,12 +66,17 @@ class ResidentFeed:
         yield Window(self.arrays, self.order(epoch), self.steps_per_epoch, done)
 
     def order(self, epoch: int) -> jax.Array:
-        """The shuffled row numbers of an epoch."""
-        return jax.device_put(epoch_order(self.key, epoch, self.examples), self.sharding)
+        """The row numbers of an epoch."""
+        if self.ordered:
+            return jax.device_put(np.arange(self.examples, dtype=np.int32), self.sharding)
+        return put(epoch_order(self.key, epoch, self.examples), self.sharding)
 
 
 class StreamedFeed:
-    """A split that is read batch by batch; a batch is read while the one before computes."""
+    """A split that is read batch by batch; a batch is read while the one before computes.
+
+    Of several processes each reads its rows of a batch. `sharding` splits a batch over the devices.
+    """
 
     def __init__(
         self,
@@ -73,9 +86,10 @@ class StreamedFeed:
         seed: int,
         sharding: NamedSharding,
     ):
-        self.batches = split.iterate(batch_size, seed, True)
+        self.batches = split.iterate(batch_size, seed, True, own_rows(batch_size))
         self.sharding = sharding
-        self.order = jax.device_put(np.arange(batch_size, dtype=np.int32), sharding)
+        everywhere = NamedSharding(sharding.mesh, PartitionSpec())
+        self.order = put(np.arange(batch_size, dtype=np.int32), everywhere)
         self.position = 0  # of the next window
         self._ahead: Window | None = self._next()
         self.arrays = self._ahead.arrays
@@ -93,15 +107,18 @@ class StreamedFeed:
             yield window
 
     def _next(self) -> Window:
-        arrays = {k: jax.device_put(v, self.sharding) for k, v in next(self.batches).items()}
+        arrays = {k: put_rows(v, self.sharding) for k, v in next(self.batches).items()}
         return Window(arrays, self.order, 1)
 
 
 def evaluation_batches(split: Arrays | Stream, batch_size: int, seed: int) -> Iterator[Batch]:
     """A split in order, in batches of one shape; `mask` is 0 on the padding of the last one."""
     if isinstance(split, Stream):
-        yield from split.iterate(batch_size, seed, False)
-        return
+        return split.iterate(batch_size, seed, False)
+    return _padded_batches(split, batch_size)
+
+
+def _padded_batches(split: Arrays, batch_size: int) -> Iterator[Batch]:
     for start in range(0, len(split), batch_size):
         batch: dict[str, Any] = {
             name: np.asarray(array[start : start + batch_size])

@@ -10,7 +10,8 @@ from typing import Any
 from experiments.tracking.jsonl import SUMMARY
 from experiments.tracking.tracker import RunInfo, Trackers
 from experiments.training.compiled import compile_programs
-from experiments.training.report import draw_figures
+from experiments.training.distributed import is_first
+from experiments.training.pretrained import pretrained_weights
 from experiments.training.run import Run
 from experiments.training.session import Session
 from experiments.training.signals import StopRequest
@@ -25,18 +26,21 @@ def fit(
     stop: StopRequest,
     *,
     resume: bool = False,
+    test: bool = True,
 ) -> dict[str, Any]:
     """Trains, validates every epoch, tests the best weights once; returns the summary.
 
-    With `resume` it goes on from the newest checkpoint in `directory`.
+    With `resume` it goes on from the newest checkpoint in `directory`; without `test` it leaves the
+    test split alone.
     """
     experiment, trainer = session.experiment, session.trainer
-    if resume and (summary := finished_before(directory, experiment.total_steps)):
+    if resume and (summary := finished_before(directory, experiment.total_steps, test)):
         log.info("this run has finished; trainer.epochs= above %d goes on", trainer.epochs)
         trackers.finish(summary, summary["status"])
         return summary
-    trackers.status("compiling")
     shapes = experiment.abstract_state(session.hparams)
+    found = None if resume else pretrained_weights(session, shapes)
+    trackers.status("compiling")
     with ThreadPoolExecutor() as pool:
         compiling = pool.submit(compile_programs, session, shapes, pool)
         run = Run(session, trackers, stop, shapes, directory)
@@ -45,7 +49,7 @@ def fit(
         if resume:
             run.restore()
         else:
-            initial = pool.submit(experiment.init, session.hparams, session.key)
+            initial = pool.submit(experiment.init, session.hparams, session.key, found)
         # while XLA works and the weights are drawn
         trackers.start(
             RunInfo(
@@ -63,16 +67,20 @@ def fit(
             run.begin(initial.result())
         run.compiled = compiling.result()
         status = run.train()
+        if status == "interrupted":
+            status = stop.status
     if trainer.checkpoints and status != "diverged":
         run.save()
     summary = run.summary(status)
-    if status in ("finished", "stopped_early"):
+    if test and status in ("finished", "stopped_early"):
         trackers.status("testing")
-        test, predictions = run.test()
-        summary |= test
-        trackers.log(run.step, {"epoch": run.epochs_done, **test})
-        if trainer.figures:
-            draw_figures(session, directory, trackers, run.step, predictions)
+        tested, predictions = run.test()
+        summary |= tested
+        trackers.log(run.step, {"epoch": run.epochs_done, **tested})
+        if trainer.figures and is_first():
+            measured = run.album.end(run.step, run.best_weights, predictions)
+            summary |= measured
+            trackers.log(run.step, measured)
     if run.checkpoints is not None:
         run.checkpoints.close()
         trackers.model(run.checkpoints.path)
@@ -80,9 +88,10 @@ def fit(
     return summary
 
 
-def finished_before(directory: Path, total_steps: int) -> dict[str, Any] | None:
+def finished_before(directory: Path, total_steps: int, test: bool) -> dict[str, Any] | None:
     """The summary of the run in `directory` if there is nothing left to do."""
     path = directory / SUMMARY
     summary = json.loads(path.read_text()) if path.exists() else {}
     done = summary.get("status") == "finished" and summary["step"] >= total_steps
+    done = done and (not test or any(name.startswith("test/") for name in summary))
     return summary if done else None

@@ -8,6 +8,7 @@ import numpy as np
 
 from experiments.experiment import State
 from experiments.training.compiled import Compiled
+from experiments.training.distributed import fetch
 from experiments.training.session import Session
 
 
@@ -22,7 +23,7 @@ def blame(session: Session, compiled: Compiled, state: State, step: int) -> str 
     window = next(iter(compiled.feed.windows(epoch, done)))
     rows = slice(window.first * session.batch_size, (window.first + 1) * session.batch_size)
     index = np.asarray(window.order)[rows]
-    batch = {name: np.asarray(array)[index] for name, array in window.arrays.items()}
+    batch = {name: fetch(array)[index] for name, array in window.arrays.items()}
     state = jax.device_get(state)._replace(step=np.int32(step), diverged_at=np.int32(-1))
     for option in ("jax_debug_nans", "jax_debug_infs"):
         found = _play(experiment.train_step, option, state, batch, compiled.hparams, session.key)

@@ -41,17 +41,29 @@ class Programs:
         self.replicated = NamedSharding(mesh, PartitionSpec())
         self.split = NamedSharding(mesh, PartitionSpec("data"))
 
-    def compile_train(self, state: State, arrays: Mapping, hparams: Hparams, key: Any):
+    def compile_train(
+        self,
+        state: State,
+        arrays: Mapping,
+        hparams: Hparams,
+        key: Any,
+        *,
+        one_batch: bool = False,
+    ):
         """The compiled `run(state, arrays, order, first, count, hparams, key) -> (state, log)`.
 
         Shapes are enough: of `state`, and of the `arrays` that batches are drawn from. `log` holds
         arrays [max_steps] of each metric, of which the first `count` are this dispatch's, and the
-        scalar `diverged_at` of the state. The state is donated.
+        scalar `diverged_at` of the state. The state is donated. The arrays are on every device;
+        with `one_batch` they are a batch, split over the devices, and `order` is not looked at.
         """
         rows = next(iter(arrays.values())).shape[0]
         order = jax.ShapeDtypeStruct((rows,), jnp.int32)
-        state, arrays, order = self._shapes((state, arrays, order), self.replicated)
-        run = jax.jit(self._run, donate_argnums=0)
+        state, order = self._shapes((state, order), self.replicated)
+        arrays = self._shapes(dict(arrays), self.split if one_batch else self.replicated)
+        run = jax.jit(
+            functools.partial(self._run, one_batch), donate_argnums=0, out_shardings=self.replicated
+        )
         lowered = run.lower(state, arrays, order, np.int32(1), np.int32(1), hparams, key)
         return lowered.compile(compiler_options=compiler_options())
 
@@ -64,7 +76,8 @@ class Programs:
 
         weights = self._shapes(weights, self.replicated)
         batch = self._shapes(dict(batch), self.split)
-        lowered = jax.jit(evaluate).lower(weights, batch, hparams)
+        shardings = (self.replicated, None)
+        lowered = jax.jit(evaluate, out_shardings=shardings).lower(weights, batch, hparams)
         return lowered.compile(compiler_options=compiler_options())
 
     def _shapes(self, tree: Tree, sharding: NamedSharding) -> Tree:
@@ -73,10 +86,12 @@ class Programs:
 
         return jax.tree.map(shape, tree)
 
-    def _run(self, state, arrays, order, first, count, hparams, key):
+    def _run(self, one_batch, state, arrays, order, first, count, hparams, key):
         step = jax.jit(self.experiment.train_step)  # traced once for its shapes and for the loop
 
         def batch_at(i):
+            if one_batch:
+                return dict(arrays)
             start = (first + i) * self.batch_size
             index = jax.lax.dynamic_slice_in_dim(order, start, self.batch_size)
             batch = {name: array[index] for name, array in arrays.items()}

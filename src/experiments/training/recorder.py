@@ -8,7 +8,8 @@ import numpy as np
 
 Line = dict[str, float]
 
-MEANS = ("loss", "accuracy")  # averaged over a line's steps; everything else is the last value
+LAST = ("learning_rate", "grad_norm", "param_norm", "update_norm")
+"""Of these a line says the last step's; everything else is averaged over the line's steps."""
 
 
 class Recorder:
@@ -58,7 +59,7 @@ class Recorder:
             for name, values in log.items():
                 value = float(values[i])
                 self.line.setdefault(name, []).append(value)
-                if name in MEANS:
+                if name not in LAST:
                     self.totals[name] = self.totals.get(name, 0.0) + value
             boundary = self.step % self.log_every == 0 or self.step % self.steps_per_epoch == 0
             if self.step == 1 or boundary or (flush and i == count - 1):
@@ -74,7 +75,7 @@ class Recorder:
     def _line(self) -> Line:
         line = {"epoch": self.step / self.steps_per_epoch}
         for name, values in self.line.items():
-            if name in MEANS:
+            if name not in LAST:
                 line[f"train/{name}"] = sum(values) / len(values)
             else:
                 line[name] = float(str(np.float32(values[-1])))  # 0.001, not 0.0010000000475

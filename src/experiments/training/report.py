@@ -1,35 +1,75 @@
-"""The figures at the end of a run, in its folder and in the trackers."""
+"""The figures of a run, in its folder and in the trackers."""
 
+import importlib
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-from experiments.tracking.jsonl import METRICS, read_history
-from experiments.tracking.tracker import Trackers
+from experiments.experiment import Tree
+from experiments.insight.animation import animate
+from experiments.tracking.tracker import Tracker
 from experiments.training.evaluation import Predictions
 from experiments.training.session import Session
 
+DURING = 25  # most epochs of a run after which figures are drawn
 
-def draw_figures(
-    session: Session, directory: Path, trackers: Trackers, step: int, predictions: Predictions
-) -> None:
-    """Learning curves, confusion matrix and sample predictions as PNG and to the trackers."""
-    import numpy as np
 
-    from experiments.insight import figures  # matplotlib takes a while to import
+class Album:
+    """Draws a run's figures, those of an epoch while the next one trains."""
 
-    classes = session.data.spec.num_classes
-    names = session.splits.class_names or tuple(str(i) for i in range(classes))
-    counts = np.zeros((classes, classes), int)
-    np.add.at(counts, (predictions.labels, predictions.predicted), 1)
-    shown = len(predictions.probabilities)
-    drawn = {
-        "learning_curves": figures.learning_curves(read_history(directory / METRICS)),
-        "confusion_matrix": figures.confusion_matrix(counts, names),
-        "sample_predictions": figures.sample_predictions(
-            predictions.images / 255, predictions.labels[:shown], predictions.probabilities, names
-        ),
-    }
-    folder = directory / "figures"
-    folder.mkdir(exist_ok=True)
-    for name, figure in drawn.items():
-        figure.savefig(folder / f"{name}.png", dpi=120)
-        trackers.figure(step, name, figure)
+    def __init__(self, session: Session, directory: Path, trackers: Tracker):
+        self.session, self.directory, self.trackers = session, directory, trackers
+        self.every = max(session.trainer.epochs // DURING, 1)
+        self.objective = session.experiment.objective(session.hparams)
+        self._gallery: Any = None
+        self._drawing: tuple[int, Future] | None = None
+        self._thread = ThreadPoolExecutor(1)
+
+    @property
+    def gallery(self) -> Any:
+        """What the objective has to show; importing it takes a while."""
+        if self._gallery is None:
+            module = importlib.import_module(self.objective.gallery)
+            self._gallery = module.Gallery(self.session, self.directory)
+        return self._gallery
+
+    def wants(self, epoch: int) -> bool:
+        """Whether there is anything to draw after an epoch; the first is 1."""
+        return epoch % self.every == 0 and self.objective.gallery_during
+
+    def after_epoch(self, step: int, weights: tuple[Tree, Tree]) -> None:
+        """Starts drawing; `weights` must stay as they are."""
+        self.finish_drawing(step)
+        self._drawing = step, self._thread.submit(self._during, weights)
+
+    def finish_drawing(self, now: int) -> None:
+        """Hands over what is being drawn, under the step `now`: steps of trackers never fall."""
+        if self._drawing is not None:
+            step, drawing = self._drawing
+            self._drawing = None
+            figures, measured = drawing.result()
+            self._keep(now, figures, f"_{step:08d}")
+            if measured:
+                self.trackers.log(now, {f"val/{name}": v for name, v in measured.items()})
+
+    def end(
+        self, step: int, weights: tuple[Tree, Tree], predictions: Predictions
+    ) -> dict[str, float]:
+        """Draws what is to be seen of the best weights; returns `test/*` of the gallery."""
+        self.finish_drawing(step)
+        self._keep(step, self.gallery.final(weights, predictions), "")
+        for name in self.gallery.animated:
+            if (path := animate(self.directory / "figures", name)) is not None:
+                self.trackers.animation(step, name, path)
+        measured = self.gallery.measure(weights, "test")
+        return {f"test/{name}": value for name, value in measured.items()}
+
+    def _during(self, weights: tuple[Tree, Tree]) -> tuple[dict[str, Any], dict[str, float]]:
+        return self.gallery.during(weights), self.gallery.measure(weights, "validation")
+
+    def _keep(self, step: int, figures: dict[str, Any], suffix: str) -> None:
+        folder = self.directory / "figures"
+        folder.mkdir(exist_ok=True)
+        for name, figure in figures.items():
+            figure.savefig(folder / f"{name}{suffix}.png", dpi=120)
+            self.trackers.figure(step, name, figure)

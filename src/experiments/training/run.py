@@ -11,21 +11,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.experiment import State, Tree, count_parameters
+from experiments.experiment import State, Tree
 from experiments.tracking.tracker import Trackers
+from experiments.training import stored
 from experiments.training.checkpoints import Checkpoints, shaped
 from experiments.training.compiled import Compiled
+from experiments.training.decisions import Decisions
+from experiments.training.distributed import is_first, put
 from experiments.training.evaluation import Predictions
 from experiments.training.nan import blame
 from experiments.training.profile import Profile
 from experiments.training.recorder import Line, Recorder
+from experiments.training.report import Album
 from experiments.training.session import Session
 from experiments.training.signals import StopRequest
 from experiments.training.watch import Watch
+from experiments.variables import count_parameters
 
 log = logging.getLogger(__name__)
-
-DISPATCH_SECONDS = 0.25  # how long one dispatch should keep the device busy
 
 
 class Run:
@@ -44,19 +47,22 @@ class Run:
         directory: Path,
     ):
         trainer, experiment = session.trainer, session.experiment
-        self.session, self.trackers, self.stop, self.shapes = session, trackers, stop, shapes
+        self.session, self.trackers, self.shapes = session, trackers, shapes
         self.directory = directory
         self.parameters = count_parameters(shapes.params)
         self.checkpoints: Checkpoints | None = None
         self.validation = session.evaluator("validation")
-        self.copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
         metric, mode = experiment.objective(session.hparams).monitor
         if trainer.monitor not in (None, metric):
             metric, mode = trainer.monitor, "max" if "accuracy" in trainer.monitor else "min"
         self.watch = Watch(metric, trainer.monitor_mode or mode, trainer.patience)
         self.recorder = Recorder(trainer.log_every, experiment.steps_per_epoch, session.batch_size)
-        self.pace = Pace(trainer.max_steps_per_dispatch)
-        self.profile = Profile(directory, trainer.profile_steps)
+        save_every = trainer.checkpoint_every if trainer.checkpoints else None
+        self.decisions = Decisions(
+            stop, trainer.max_time, save_every, trainer.max_steps_per_dispatch
+        )
+        self.album = Album(session, directory, trackers)
+        self.profile = Profile(directory, trainer.profile_steps if is_first() else 0)
         self.last_line: Line = {}
         self.diverged_at: int | None = None
         self.training_seconds = 0.0
@@ -75,28 +81,36 @@ class Run:
     def train(self) -> str:
         """All epochs that are left; returns the status that the run ends with."""
         trainer = self.session.trainer
-        self.started = self.saved = time.perf_counter()
-        self.deadline = self.started + (trainer.max_time or float("inf"))
+        self.started = time.perf_counter()
+        self.decisions.start()
         steps_per_epoch = self.recorder.steps_per_epoch
         while (epoch := self.step // steps_per_epoch) < trainer.epochs:
+            self.decisions.look()
             if reason := self._enough():
                 log.info("stopping early: %s", reason)
                 return "stopped_early"
-            if self.stop.name is not None:
-                log.warning("stopped by %s after step %d", self.stop.name, self.step)
+            if self.decisions.signal is not None:
+                log.warning("stopped by %s after step %d", self.decisions.signal, self.step)
                 return "interrupted"
             before = self.step
             line = self._epoch(epoch)
             if self.diverged_at is not None:
                 self._report_divergence(self.diverged_at)
                 return "diverged"
-            cut_short = self.stop.name is not None and self.step % steps_per_epoch
+            cut_short = self.decisions.signal is not None and self.step % steps_per_epoch
             if self.step == before or cut_short:
                 continue  # to the reason above
             self.last_line = line | self.recorder.end_epoch() | self._validate()
             self.trackers.log(self.step, self.last_line)
             if self.watch.better(self.last_line):
-                self.best_weights = self.copy(self.session.experiment.weights(self.state))
+                self.best_weights = copied(self.session.experiment.weights(self.state))
+            if trainer.figures and is_first() and self.album.wants(epoch + 1):
+                self.album.after_epoch(
+                    self.step, copied(self.session.experiment.weights(self.state))
+                )
+            if trainer.checkpoints and self._kept_for_good():
+                self.save()
+        self.album.finish_drawing(self.step)
         return "finished"
 
     def test(self) -> tuple[Line, Predictions]:
@@ -127,25 +141,35 @@ class Run:
     def save(self) -> None:
         """Saves a checkpoint in the background."""
         if self.checkpoints is None:
-            self.checkpoints = Checkpoints(self.directory)
+            self.checkpoints = self._open_checkpoints()
         # the copy is the saver's own: the next step is free to overwrite the state
-        self.checkpoints.save(self.step, self.copy(self.state), self.best_weights, self.progress)
-        self.saved = time.perf_counter()
+        self.checkpoints.save(self.step, copied(self.state), self.best_weights, self.progress)
+        self.decisions.saved()
 
     def begin(self, state: State) -> None:
         """Starts from an initial state."""
-        self.state = jax.device_put(state, self.session.replicated)
-        self.best_weights = self.copy(self.session.experiment.weights(self.state))
+        self.state = jax.tree.map(lambda leaf: put(leaf, self.session.replicated), state)
+        self.best_weights = copied(self.session.experiment.weights(self.state))
 
     def restore(self) -> None:
         """Goes back to the newest checkpoint."""
-        self.checkpoints = Checkpoints(self.directory)
         sharding = self.session.replicated
         best = self.session.experiment.weights(self.shapes)
+        if stored.is_lane(self.directory):
+            state, weights, self.progress = stored.load([self.directory], self.shapes, best)[0]
+            self.state, self.best_weights = jax.tree.map(
+                lambda leaf: put(leaf, sharding), (state, weights)
+            )
+            return
+        self.checkpoints = self._open_checkpoints()
         self.state, self.best_weights, self.progress = self.checkpoints.restore(
             shaped(self.shapes, sharding), shaped(best, sharding)
         )
         self.checkpoints.discard_after(self.step)
+
+    def _open_checkpoints(self) -> Checkpoints:
+        every = self.session.trainer.keep_every
+        return Checkpoints(self.directory, every and every * self.recorder.steps_per_epoch)
 
     @property
     def progress(self) -> dict[str, Any]:
@@ -181,7 +205,7 @@ class Run:
         trainer = self.session.trainer
         if self.watch.exhausted:
             return f"val/{self.watch.metric} has not improved for {trainer.patience} epochs"
-        if time.perf_counter() > self.deadline:
+        if self.decisions.late:
             return f"trainer.max_time={trainer.max_time:g} seconds have passed"
         loss = self.last_line.get("train/epoch_loss", float("inf"))
         if trainer.target_loss is not None and loss <= trainer.target_loss:
@@ -205,7 +229,7 @@ class Run:
                     self.trackers.log(step, line)
                     self.last_line = line
                 waiting = dispatch
-            if self._save_due():
+            if self.decisions.save_due:
                 self.save()
                 self.recorder.start_clock()
         return {"epoch": self.epochs_done}
@@ -218,7 +242,7 @@ class Run:
             while left and first < window.steps:
                 if self._stopping():
                     return
-                count = min(self.pace.steps, window.steps - first, left)
+                count = min(self.decisions.steps, window.steps - first, left)
                 self.profile.before(self.step)
                 self.state, metrics = self.compiled.train(
                     self.state,
@@ -234,20 +258,19 @@ class Run:
                 yield metrics, count
                 first += count
                 left -= count
-                if self._save_due():  # after a dispatch, so that there is always progress
+                self.decisions.look()
+                if self.decisions.save_due:  # after a dispatch, so that there is always progress
                     return
             if not left:
                 return
 
     def _stopping(self) -> bool:
-        late = time.perf_counter() > self.deadline
-        return self.stop.name is not None or self.diverged_at is not None or late
+        decisions = self.decisions
+        return decisions.signal is not None or decisions.late or self.diverged_at is not None
 
-    def _save_due(self) -> bool:
-        every = self.session.trainer.checkpoint_every
-        if not self.session.trainer.checkpoints or every is None:
-            return False
-        return time.perf_counter() - self.saved > every
+    def _kept_for_good(self) -> bool:
+        every = self.session.trainer.keep_every
+        return every is not None and self.step % (every * self.recorder.steps_per_epoch) == 0
 
     def _collect(self, dispatch: tuple[dict[str, jax.Array], int] | None) -> list[tuple[int, Line]]:
         """The log lines that a dispatch, once it is done, completes."""
@@ -262,7 +285,7 @@ class Run:
             count = self.diverged_at - self.step
         seconds = self.recorder.lap(count)
         self.training_seconds += seconds
-        self.pace.took(seconds, count)
+        self.decisions.pace.took(seconds, count)
         lines = list(self.recorder.add(host, count, flush=diverged))
         self.profile.after(self.step)
         return lines
@@ -273,12 +296,7 @@ class Run:
         return {f"val/{name}": value for name, value in values.items()}
 
 
-class Pace:
-    """How many steps to hand to the device at once, from how long steps take."""
-
-    def __init__(self, most: int):
-        self.most, self.steps = most, 1
-
-    def took(self, seconds: float, count: int) -> None:
-        """Learns from a finished dispatch."""
-        self.steps = int(np.clip(DISPATCH_SECONDS * count / max(seconds, 1e-9), 1, self.most))
+@jax.jit  # one function for all runs of a process, so that it is compiled once for a shape
+def copied(tree: Tree) -> Tree:
+    """The same values in arrays of their own."""
+    return jax.tree.map(jnp.copy, tree)

@@ -1,5 +1,6 @@
 """What every mode of a run needs before its first step: data, devices, the pure core."""
 
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,8 +14,10 @@ from experiments.config import build
 from experiments.data.dataset import Splits, Stream
 from experiments.errors import UserError
 from experiments.experiment import Experiment, hyperparameters
+from experiments.training.distributed import put
 from experiments.training.evaluation import Evaluator
 from experiments.training.feed import ResidentFeed, StreamedFeed, resolve_batch_size
+from experiments.training.kept import Kept, static_key
 from experiments.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -34,6 +37,19 @@ class Session:
     key: jax.Array
     batch_size: int
     eval_batch_size: int
+    kept: Kept
+    untried: str  # the static configuration if every hyperparameter can be traced
+
+    @property
+    def static(self) -> str:
+        """What runs that can share a program have in common."""
+        return static_key(self.config, self.hparams)
+
+    @property
+    def shuffle_seed(self) -> int:
+        """What the order of the training data follows from."""
+        own = self.trainer.shuffle_seed
+        return self.config["seed"] if own is None else own
 
     @property
     def replicated(self) -> NamedSharding:
@@ -48,27 +64,45 @@ class Session:
     def feed(self) -> ResidentFeed | StreamedFeed:
         """The training data."""
         if isinstance(self.splits.train, Stream):
-            seed = self.config["seed"]
+            seed = self.shuffle_seed
             steps = self.experiment.steps_per_epoch
-            return StreamedFeed(self.splits.train, self.batch_size, steps, seed, self.replicated)
-        return ResidentFeed(self.splits.train, self.batch_size, self.key, self.replicated)
+            sharding = self.split_over_devices
+            return StreamedFeed(self.splits.train, self.batch_size, steps, seed, sharding)
+        split, sharding = self.splits.train, self.replicated
+        arrays = self.kept.once(
+            ("resident", self._data_key),
+            lambda: {name: put(array, sharding) for name, array in split.arrays.items()},
+        )
+        key = jax.random.key(self.shuffle_seed)
+        return ResidentFeed(arrays, self.batch_size, key, sharding, split.ordered)
 
     def evaluator(self, split: str) -> Evaluator:
         """The evaluation of the split `validation` or `test`."""
-        return Evaluator(
-            getattr(self.splits, split),
-            self.eval_batch_size,
-            self.split_over_devices,
-            self.trainer.eval_batches,
-            self.config["seed"],
+        return self.kept.once(
+            ("evaluator", split, self.trainer.eval_batches, self._data_key),
+            lambda: Evaluator(
+                getattr(self.splits, split),
+                self.eval_batch_size,
+                self.split_over_devices,
+                self.trainer.eval_batches,
+                self.config["seed"],
+            ),
         )
 
+    @property
+    def _data_key(self) -> str:
+        return json.dumps([{**self.config["data"], "augment": None}, self.trainer.devices])
 
-def open_session(config: Mapping[str, Any]) -> Session:
-    """Reads the data and sets up the experiment that a config describes."""
+
+def open_session(config: Mapping[str, Any], kept: Kept | None = None) -> Session:
+    """Reads the data and sets up the experiment that a config describes.
+
+    What runs of the same process can share is taken from `kept`, or put there.
+    """
+    kept = kept or Kept()
     trainer: Trainer = build(config["trainer"])
     data = build(config["data"])
-    splits = data.load()
+    splits = kept.once(json.dumps({**config["data"], "augment": None}), data.load)
     batch_size = resolve_batch_size(data.batch_size, len(splits.train))
     mesh = device_mesh(trainer.devices, batch_size)
     # one shape for validation and test: one compilation, and a whole number of rows a device
@@ -79,7 +113,14 @@ def open_session(config: Mapping[str, Any]) -> Session:
     if trainer.steps_per_epoch is not None:
         steps_per_epoch = min(steps_per_epoch, trainer.steps_per_epoch)
     total_steps = steps_per_epoch * trainer.epochs
-    experiment = Experiment(config, data.spec, data.pipeline, steps_per_epoch, total_steps)
+    candidates = hyperparameters(config)
+    untried = static_key(config, candidates)
+    names = kept.get(("traced", untried)) or tuple(candidates)
+    hparams = {name: np.float32(candidates[name]) for name in names}
+    experiment = kept.once(
+        ("experiment", static_key(config, names)),
+        lambda: Experiment(config, data.spec, data.pipeline, steps_per_epoch, total_steps),
+    )
     if experiment.input_shape != tuple(data.spec.input_shape):
         model = config["model"]["_target_"].rsplit(".", 1)[-1]
         small, large = (
@@ -87,7 +128,6 @@ def open_session(config: Mapping[str, Any]) -> Session:
             for shape in (data.spec.input_shape, experiment.input_shape)
         )
         log.info("%s needs larger images: %s is resized to %s on the device", model, small, large)
-    hparams = {name: np.float32(value) for name, value in hyperparameters(config).items()}
     key = jax.random.key(config["seed"])
     return Session(
         config,
@@ -100,20 +140,25 @@ def open_session(config: Mapping[str, Any]) -> Session:
         key,
         batch_size,
         eval_batch_size,
+        kept,
+        untried,
     )
 
 
 def device_mesh(requested: int | None, batch_size: int) -> Mesh:
-    """The local devices that share each batch, as a mesh with the axis `data`."""
-    devices = jax.local_devices()
+    """The devices that share each batch, as many a process, as a mesh with the axis `data`."""
+    devices, processes = jax.local_devices(), jax.process_count()
     if requested is not None and requested > len(devices):
         raise UserError(f"trainer.devices={requested}: this machine has {len(devices)}")
-    if requested is not None and batch_size % requested:
+    least = (requested or 1) * processes
+    if batch_size % least:
+        what = f"{processes} nodes cannot share" if requested is None else ""
         raise UserError(
-            f"trainer.devices={requested} does not divide the batch of {batch_size}; "
-            f"use a data.batch_size that is a multiple of it"
+            f"{what or f'trainer.devices={requested} does not divide'} the batch of {batch_size}; "
+            f"use a data.batch_size that is a multiple of {least}"
         )
-    count = requested or max(n for n in range(1, len(devices) + 1) if batch_size % n == 0)
+    share = batch_size // processes
+    count = requested or max(n for n in range(1, len(devices) + 1) if share % n == 0)
     if count < len(devices) and requested is None:
         log.warning(
             "using %d of %d devices: a batch of %d does not divide evenly over more",
@@ -121,4 +166,9 @@ def device_mesh(requested: int | None, batch_size: int) -> Mesh:
             len(devices),
             batch_size,
         )
-    return Mesh(np.asarray(devices[:count]), ("data",))
+    chosen = [
+        device
+        for process in range(processes)
+        for device in [d for d in jax.devices() if d.process_index == process][:count]
+    ]
+    return Mesh(np.asarray(chosen), ("data",))

@@ -13,8 +13,10 @@ SIGNALS = tuple(
 class StopRequest:
     """While entered, a signal sets `name` and the run stops at the next step.
 
-    A second Ctrl-C raises `KeyboardInterrupt` at once.
+    A second Ctrl-C raises `KeyboardInterrupt` at once. `status` is what the run then ends with.
     """
+
+    status = "interrupted"
 
     def __init__(self) -> None:
         self.name: str | None = None

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from experiments.types import NonNegative, NonNegativeInt, Positive, PositiveInt
+from experiments.types import NonNegative, NonNegativeInt, Positive, PositiveInt, Seed
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,7 @@ class Trainer:
       log_every: steps whose mean makes one line of metrics.
       precision: of activations and of the gradient computation; parameters and losses stay fp32.
       devices: data-parallel local devices (null: as many as divide the batch evenly).
+      shuffle_seed: of the order of the training data (null: the run's seed).
       monitor: validation metric that says which epoch is best (null: the objective's own).
       monitor_mode: whether it should be small or large (null: the objective's own).
       patience: epochs without a better value after which the run stops early (null: never).
@@ -26,6 +27,8 @@ class Trainer:
       max_steps_per_dispatch: most steps handed to the device at once.
       checkpoints: save what is needed to resume, evaluate and reuse the run.
       checkpoint_every: seconds between checkpoints (null: only at the end).
+      keep_every: epochs between checkpoints that are kept for good (null: the newest two and the
+        best weights are all that is kept).
       profile_steps: steps recorded by the JAX profiler into the run folder (0: none).
       debug_nans: when a run diverges, find the operation that made the first NaN.
       compilation_cache: folder of compiled programs (null: the user's cache folder, "": none).
@@ -38,6 +41,7 @@ class Trainer:
     log_every: PositiveInt
     precision: Literal["fp32", "bf16"]
     devices: PositiveInt | None
+    shuffle_seed: Seed | None
     monitor: str | None
     monitor_mode: Literal["min", "max"] | None
     patience: PositiveInt | None
@@ -47,6 +51,7 @@ class Trainer:
     max_steps_per_dispatch: PositiveInt
     checkpoints: bool
     checkpoint_every: NonNegative | None
+    keep_every: PositiveInt | None
     profile_steps: NonNegativeInt
     debug_nans: bool
     compilation_cache: str | None

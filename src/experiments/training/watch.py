@@ -10,7 +10,7 @@ class Watch:
     """Follows the monitored validation metric from epoch to epoch."""
 
     metric: str  # such as "accuracy"
-    mode: str  # "min" or "max"
+    mode: str  # "min", "max" or, where no metric tells, "last"
     patience: int | None
     best: dict = field(default_factory=dict)  # the line of the best epoch
     stale: int = 0  # epochs since then
@@ -25,7 +25,9 @@ class Watch:
         value = line[name]
         previous = self.best.get(name)
         improved = value == value and (  # NaN is never better
-            previous is None or (value < previous if self.mode == "min" else value > previous)
+            previous is None
+            or self.mode == "last"
+            or (value < previous if self.mode == "min" else value > previous)
         )
         self.stale = 0 if improved else self.stale + 1
         if improved:

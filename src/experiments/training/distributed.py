@@ -1,0 +1,92 @@
+"""Several processes that train one model together, usually one a machine.
+
+Every process runs the same program on the same config and computes its rows of each batch. The
+first one alone writes and talks to trackers. A process learns of the others from its environment:
+
+    JAX_COORDINATOR_ADDRESS   host:port at which the first process can be reached by all
+    JAX_NUM_PROCESSES         how many there are
+    JAX_PROCESS_ID            which of them this is, from 0
+
+What they decide by the clock or by a signal they must decide together (`agree`), because each of
+them takes part in every computation. With one process all functions here are plain and local.
+"""
+
+import os
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Sharding
+
+from experiments.errors import UserError
+
+COORDINATOR, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+
+
+def join() -> None:
+    """Meets the other processes, if the environment names any; comes before any use of a device.
+
+    Raises:
+        UserError: the environment contradicts itself, or they did not meet within five minutes.
+    """
+    given = {name: os.environ[name] for name in (COORDINATOR, COUNT, INDEX) if name in os.environ}
+    if COUNT not in given:
+        return
+    count, index = given[COUNT], given.get(INDEX, "")
+    numbers = count.isdigit() and index.isdigit() and int(index) < int(count)
+    if COORDINATOR not in given or not numbers:
+        said = " ".join(f"{name}={value}" for name, value in given.items())
+        raise UserError(f"{said}: need {COORDINATOR}=host:port, {COUNT} and {INDEX} from 0")
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
+    try:
+        jax.distributed.initialize(
+            given[COORDINATOR],
+            int(count),
+            int(index),
+            cluster_detection_method="deactivate",
+        )
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"process {index} of {count} did not meet the others at {given[COORDINATOR]}: {reason}"
+        ) from error
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes."""
+    return jax.process_index() == 0
+
+
+def put(array: np.ndarray | jax.Array, sharding: Sharding) -> jax.Array:
+    """A value that every process has in full, on the devices; each takes what is its own."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(array, sharding)
+    whole = np.asarray(array)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+
+def put_rows(rows: np.ndarray, sharding: Sharding) -> jax.Array:
+    """A batch of which every process has its own rows, in the order of processes."""
+    return jax.make_array_from_process_local_data(sharding, rows)
+
+
+def own_rows(batch_size: int) -> range:
+    """The rows of a batch that this process computes."""
+    share = batch_size // jax.process_count()
+    return range(jax.process_index() * share, (jax.process_index() + 1) * share)
+
+
+def fetch(array: jax.Array) -> np.ndarray:
+    """The whole of an array, in every process."""
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    return multihost_utils.process_allgather(array, tiled=True)
+
+
+def agree(values: Sequence[float]) -> np.ndarray:
+    """What each process says: float [processes, values], the same in all of them.
+
+    Waits until all have come to this point and their devices are done with what was handed to them.
+    """
+    return multihost_utils.process_allgather(np.asarray(values, np.float32))

@@ -1,0 +1,133 @@
+"""Processes that train together compute what one would, and stop and go on together."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.config import build
+from experiments.errors import UserError
+from experiments.training.distributed import COORDINATOR, COUNT, INDEX, join
+from experiments.training.session import device_mesh
+from slurm_cluster.cluster import free_ports
+from support import ROOT, composed
+
+RUN = ["logger=none", "trainer.figures=false", "model.hidden=[16]", "model.dropout=0.2"]
+NUMBERS = ("train/loss", "grad_norm", "val/loss", "val/accuracy", "test/loss")
+
+
+def start(count: int, *arguments: str) -> list[subprocess.Popen]:
+    """`run.py` in `count` processes that train one model together."""
+    (port,) = free_ports(1)
+    processes = []
+    for index in range(count):
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+        if count > 1:
+            environment |= {COORDINATOR: f"127.0.0.1:{port}", COUNT: str(count), INDEX: str(index)}
+        command = [sys.executable, "run.py", *arguments]
+        pipe = subprocess.PIPE
+        processes.append(
+            subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True
+            )
+        )
+    return processes
+
+
+def end(processes: list[subprocess.Popen], code: int = 0) -> list[tuple[str, str]]:
+    """Waits for all of them; what each printed and complained about."""
+    try:
+        said = [process.communicate(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [code] * len(processes), said
+    return said
+
+
+def numbers(folder: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: line[key] for key in ("step", *NUMBERS) if key in line} for line in lines]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [["data.augment.crop_padding=1"], ["data.stream=true", "data.workers=0"]],
+    ids=["resident", "streamed"],
+)
+def test_two_processes_compute_what_one_does(run_cli, tmp_path, data_home, data):
+    options = [*data_home, *RUN, *data, "trainer.epochs=2", "trainer.log_every=5"]
+    options.append("trainer.checkpoints=false")
+    together = start(2, *options, f"hydra.run.dir={tmp_path / 'two'}")
+    assert run_cli(*options, folder=tmp_path / "one")[0] == 0
+    first, second = end(together)
+    one, two = numbers(tmp_path / "one"), numbers(tmp_path / "two")
+    assert len(one) == len(two) > 8
+    for mine, other in zip(one, two, strict=True):
+        assert other == pytest.approx(mine, rel=1e-5)
+    assert "epoch" in first[0]
+    assert "epoch" not in second[0] + second[1]  # one of them speaks
+
+
+def test_a_signal_to_one_process_stops_both_and_one_alone_goes_on(tmp_path, data_home):
+    folder = tmp_path / "run"
+    options = [*data_home, *RUN, "trainer.log_every=20"]
+    endless = ["trainer.epochs=100000", "trainer.checkpoint_every=0.5"]
+    processes = start(2, *options, *endless, f"hydra.run.dir={folder}")
+    deadline = time.monotonic() + 90
+    while not list((folder / "checkpoints").glob("[0-9]*")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    processes[1].send_signal(signal.SIGTERM)
+    end(processes, code=75)
+    stopped = json.loads((folder / "summary.json").read_text())
+    assert stopped["status"] == "interrupted"
+    epochs = stopped["step"] // 20 + 2
+    resume = [sys.executable, "run.py", f"resume={folder}", f"trainer.epochs={epochs}"]
+    done = subprocess.run(resume, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    resumed = json.loads((folder / "summary.json").read_text())
+    assert (resumed["status"], resumed["step"]) == ("finished", epochs * 20)
+    steps = [line["step"] for line in numbers(folder)]
+    assert steps == sorted(steps)
+
+
+def test_the_parts_of_streamed_batches_are_the_batches(data_home):
+    data = build(composed(*data_home, "data.stream=true", "data.workers=0")["data"])
+    train = data.load().train
+    size = 600  # two batches an epoch: the third one is of the next
+    whole = train.iterate(size, 0, True)
+    halves = [train.iterate(size, 0, True, range(i, i + size // 2)) for i in (0, size // 2)]
+    for _ in range(3):
+        batch, parts = next(whole), [next(half) for half in halves]
+        for name, array in batch.items():
+            np.testing.assert_array_equal(np.concatenate([p[name] for p in parts]), array)
+
+
+def test_what_processes_cannot_share_is_named(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    with pytest.raises(UserError, match=r"3 nodes cannot share the batch of 64; .* multiple of 3"):
+        device_mesh(None, 64)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{COUNT: "2"}, {COUNT: "2", INDEX: "2", COORDINATOR: "a:1"}, {COUNT: "two", INDEX: "0"}],
+)
+def test_an_environment_that_says_half_is_named(monkeypatch, given):
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=f"{COUNT}={given[COUNT]}"):
+        join()
+
+
+def test_nodes_without_a_cluster_are_named(run_cli):
+    code, error = run_cli("nodes=2")
+    assert code == 2
+    assert "say cluster=slurm" in error

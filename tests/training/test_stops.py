@@ -1,0 +1,160 @@
+"""A run that is asked to stop at an awkward moment goes on later as if nothing had happened."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from experiments.training import loop
+from experiments.training.checkpoints import Checkpoints
+from experiments.training.evaluation import Evaluator
+from support import ROOT
+
+TIMES = {"examples_per_second", "seconds"}
+OPTIONS = [
+    *("model.hidden=[16]", "model.dropout=0.2", "logger=none", "trainer.figures=false"),
+    *("trainer.epochs=3", "trainer.log_every=8", "trainer.max_steps_per_dispatch=4"),
+]
+
+
+def lines_of(folder: Path) -> list[dict]:
+    events = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [{k: v for k, v in event.items() if k not in TIMES} for event in events]
+
+
+def status_of(folder: Path) -> str:
+    return json.loads((folder / "summary.json").read_text())["status"]
+
+
+def weights_of(folder: Path) -> list[np.ndarray]:
+    """Everything in the newest checkpoint's state."""
+    newest = max((folder / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    state = ocp.StandardCheckpointer().restore((newest / "state").absolute())
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+
+
+def assert_same(folder: Path, other: Path) -> None:
+    assert lines_of(folder) == lines_of(other)
+    for mine, its in zip(weights_of(folder), weights_of(other), strict=True):
+        np.testing.assert_array_equal(mine, its)
+
+
+@pytest.fixture
+def whole(run_cli, tmp_path):
+    """The folder of a run that was left alone."""
+    assert run_cli(*OPTIONS, folder=tmp_path / "whole")[0] == 0
+    return tmp_path / "whole"
+
+
+@contextmanager
+def signals_within(monkeypatch, owner, name, *numbers):
+    """The first time that `owner.name` is called, this process gets these signals before it."""
+    original, left = getattr(owner, name), [list(numbers)]
+
+    def interrupted(*args, **kwargs):
+        for number in left.pop() if left else ():
+            os.kill(os.getpid(), number)
+        return original(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, interrupted)
+        yield
+    assert not left, f"{name} was never called"
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "options"),
+    [
+        (loop, "compile_programs", []),
+        (Evaluator, "__call__", []),
+        (Checkpoints, "save", ["trainer.checkpoint_every=0"]),
+    ],
+    ids=["compiling", "evaluating", "saving"],
+)
+def test_stopped_while(run_cli, monkeypatch, tmp_path, whole, owner, name, options):
+    folder = tmp_path / "cut"
+    with signals_within(monkeypatch, owner, name, signal.SIGTERM):
+        code, error = run_cli(*OPTIONS, *options, folder=folder)
+    assert code == 75, error
+    assert "stopped by SIGTERM" in error
+    assert status_of(folder) == "interrupted"
+    assert run_cli(f"resume={folder}", folder=folder)[0] == 0
+    assert_same(folder, whole)
+
+
+def test_stopped_while_testing_there_is_nothing_left_to_resume(run_cli, monkeypatch, tmp_path):
+    with signals_within(monkeypatch, Evaluator, "predict", signal.SIGUSR1):
+        code, _ = run_cli(*OPTIONS, folder=tmp_path / "late")
+    assert code == 0
+    assert status_of(tmp_path / "late") == "finished"
+
+
+def test_a_second_ctrl_c_ends_at_once_and_loses_nothing(run_cli, monkeypatch, tmp_path, whole):
+    folder = tmp_path / "cut"
+    options = [*OPTIONS, "trainer.checkpoint_every=0"]
+    with signals_within(monkeypatch, Evaluator, "__call__", signal.SIGINT, signal.SIGINT):
+        code, error = run_cli(*options, folder=folder)
+    assert code == 130
+    assert "Traceback" not in error
+    assert status_of(folder) == "interrupted"
+    assert run_cli(f"resume={folder}", folder=folder)[0] == 0
+    assert_same(folder, whole)
+
+
+def test_resumed_on_fewer_and_fewer_devices(tmp_path, data_home, whole):
+    def run(*arguments: str, devices: int) -> None:
+        environment = dict(os.environ, JAX_PLATFORMS="cpu")
+        environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+        command = [sys.executable, "run.py", *arguments]
+        subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=120)
+
+    folder = tmp_path / "moved"
+    run(*data_home, *OPTIONS, f"hydra.run.dir={folder}", "trainer.epochs=1", devices=8)
+    for epochs, devices in ((2, 2), (3, 1)):
+        run(f"resume={folder}", f"trainer.epochs={epochs}", devices=devices)
+    for mine, other in zip(weights_of(folder), weights_of(whole), strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-3, atol=1e-5)
+    assert [line["step"] for line in lines_of(folder)] == [line["step"] for line in lines_of(whole)]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 4 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("foreseen", [True, False])
+def test_a_full_disk_costs_no_checkpoint(
+    run_cli, monkeypatch, tmp_path, small_disk, whole, foreseen
+):
+    if not foreseen:
+        monkeypatch.setattr(Checkpoints, "_check_room", lambda *_: None)
+    folder, filler = small_disk / "run", small_disk / "filler"
+    assert run_cli(*OPTIONS, "trainer.epochs=2", folder=folder)[0] == 0
+    free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_bsize
+    filler.write_bytes(b"\0" * (free - 20_000))  # enough for the log, not for a checkpoint
+    again = [f"resume={folder}", "trainer.epochs=3"]
+    code, error = run_cli(*again, folder=folder)
+    assert code == 2
+    assert "cannot save a checkpoint" in error
+    assert "No space left on device" in error
+    assert "Traceback" not in error
+    code, error = run_cli("mode=evaluate", f"checkpoint={folder}", folder=tmp_path / "evaluated")
+    assert code == 0, error
+    filler.unlink()
+    assert run_cli(*again, folder=folder)[0] == 0
+    assert_same(folder, whole)

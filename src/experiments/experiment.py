@@ -236,7 +236,7 @@ class Experiment:
         if self.tta is not None:
             model = Averaged(model, objective)
         rngs = nnx.Rngs(sample=stream(jax.random.key(0), "sample"))
-        values, outputs = objective(model, inputs, rngs, jnp.inf)
+        values, outputs = objective(model, inputs | {"mask": mask}, rngs, jnp.inf)
         # a padded example counts for nothing, even where the model makes a NaN of it
         sums = {k: jnp.sum(jnp.where(mask > 0, v * mask, 0)) for k, v in values.items()}
         return sums | {"count": jnp.sum(mask)}, objective.predictions(outputs)

@@ -12,6 +12,7 @@ from experiments.experiment import Experiment
 from experiments.likelihoods import logistic
 from experiments.models.layers import Dense
 from experiments.models.spectral import Spectral
+from experiments.objectives.adversarial import energy_distance
 from experiments.objectives.autoencoding import bernoulli_kl
 from support import composed
 
@@ -150,6 +151,22 @@ def test_warm_up_and_free_bits_change_the_loss_and_not_the_reported_bound():
     assert warm.weight(jnp.inf) == plain.weight(0.0) == 1.0
     np.testing.assert_allclose(plain.charged(kl), [2.1, 1.3], rtol=1e-6)
     np.testing.assert_allclose(free.charged(kl), [2.5, 1.5], rtol=1e-6)  # 0.2 < 0.5 on average
+
+
+def test_energy_distance_is_zero_for_one_distribution_and_sees_collapse():
+    def distance(x, y, counted):
+        return float(energy_distance(jnp.asarray(x), jnp.asarray(y), jnp.asarray(counted))[0])
+
+    x, y = (np.random.default_rng(seed).normal(size=(400, 3)) for seed in (0, 1))
+    counted = np.ones(400)
+    assert abs(distance(x, y, counted)) < 0.05
+    # points of a normal distribution in 3 dimensions are √(8/π) from the middle and 4/√π apart
+    to_middle, apart = np.sqrt(8 / np.pi), 4 / np.sqrt(np.pi)
+    assert distance(x, 0 * y, counted) == pytest.approx(2 * to_middle - apart, abs=0.05)
+    half = np.arange(400) < 200
+    padded = np.where(half[:, None], x, 100.0)
+    alone = distance(x, y, half.astype(float))
+    assert distance(padded, y, half.astype(float)) == pytest.approx(alone, abs=1e-5)
 
 
 def test_adversarial_losses_by_hand():

@@ -49,7 +49,9 @@ class Adversarial:
         """Per-example values, and generated images [batch, H, W, C].
 
         Values: `discriminator_loss`, `generator_loss` and their sum `loss`; `real_accuracy` and
-        `fake_accuracy`, whether the discriminator took the example for what it is.
+        `fake_accuracy`, whether the discriminator took the example for what it is;
+        `energy_distance` between the pixels of the batch and of as many generated images, which is
+        0 if both have one distribution and shows a collapse at once.
         """
         real = image_of(batch)
         condition = class_of(batch, self.num_classes) if model.conditional else None
@@ -65,6 +67,7 @@ class Adversarial:
         as_seen = self.score(opponent, fake, condition)
         _, generator_loss = self.loss(jax.lax.stop_gradient(on_real), as_seen, **self.settings)
 
+        counted = batch.get("mask", jnp.ones(real.shape[0]))  # padding is no part of the data
         middle = self.loss.middle  # type: ignore[attr-defined]
         if middle is None:
             middle = 0.5 * (jnp.mean(on_real) + jnp.mean(on_fake))
@@ -74,6 +77,7 @@ class Adversarial:
             "generator_loss": generator_loss,
             "real_accuracy": (on_real > middle).astype(jnp.float32),
             "fake_accuracy": (on_fake < middle).astype(jnp.float32),
+            "energy_distance": energy_distance(*map(jax.lax.stop_gradient, (real, fake)), counted),
         }
         return values, fake
 
@@ -109,6 +113,26 @@ class Adversarial:
     def predictions(self, fake: jax.Array) -> jax.Array:
         """The generated images, in 0..1."""
         return (fake + 1) / 2
+
+
+def energy_distance(x: jax.Array, y: jax.Array, weight: jax.Array) -> jax.Array:
+    """2 E|x − y| − E|x − x'| − E|y − y'| (Székely & Rizzo 2013), unbiased, the same at each of [n].
+
+    Args:
+      x, y: two samples [n, ...].
+      weight: of each row [n], 1 or 0 for one that does not count.
+    """
+    x, y = (full_precision(a).reshape(a.shape[0], -1) for a in (x, y))
+    pairs = weight[:, None] * weight[None, :]
+    others = pairs * (1 - jnp.eye(len(weight)))
+
+    def mean_distance(a: jax.Array, b: jax.Array, counted: jax.Array) -> jax.Array:
+        squares = jnp.sum(a * a, -1)[:, None] + jnp.sum(b * b, -1) - 2 * a @ b.T
+        return jnp.sum(jnp.sqrt(jnp.maximum(squares, 0)) * counted) / jnp.maximum(counted.sum(), 1)
+
+    between = mean_distance(x, y, pairs)
+    within = mean_distance(x, x, others) + mean_distance(y, y, others)
+    return jnp.broadcast_to(2 * between - within, weight.shape)
 
 
 def constant_copy(model: nnx.Module) -> nnx.Module:

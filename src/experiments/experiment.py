@@ -23,6 +23,7 @@ from experiments.data.augment import resize
 from experiments.data.crops import Averaged
 from experiments.data.dataset import Spec, model_input
 from experiments.errors import UserError
+from experiments.norms import norm
 from experiments.optim import Parted
 from experiments.transfer import check_frozen, fitted, freeze_statistics, split
 from experiments.variables import merged, variables
@@ -204,12 +205,12 @@ class Experiment:
         ema = state.ema
         if ema is not None:
             ema = optimizer.average(ema, (params, model_state), state.step)
-        grad_norm = optax.tree.norm(grads)
+        grad_norm = norm(grads)
         metrics |= {
             "learning_rate": jnp.asarray(optimizer.learning_rate * factor, jnp.float32),
             "grad_norm": grad_norm,
-            "param_norm": optax.tree.norm(params),
-            "update_norm": optax.tree.norm(updates),
+            "param_norm": norm(params),
+            "update_norm": norm(updates),
         }
 
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)

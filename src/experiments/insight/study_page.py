@@ -9,28 +9,14 @@ from typing import Any
 
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
-from plotly.io import to_html
-from plotly.offline import get_plotlyjs
 
+from experiments.insight import page
 from experiments.insight.study_data import Axis, StudyData
 from experiments.tracking.terminal import number
 
-INK, FAINT, GRID = "#24292f", "#6e7781", "#e6e8eb"
 SHOWN = 20  # trials in the table
 SCALE = "Viridis"  # the best trial is the darkest
 TICKS = 5  # labels of a range in the parallel coordinates
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #24292f; max-width: 1100px;
-       margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin: 2rem 0 0.3rem; }
-p { margin: 0.3rem 0; } .faint { color: #6e7781; }
-pre { background: #f6f8fa; padding: 0.7rem; overflow-x: auto; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 13px; }
-th, td { padding: 0.25rem 0.7rem; border-bottom: 1px solid #e6e8eb; text-align: right;
-         white-space: nowrap; }
-th { font-weight: 600; }
-"""
 
 
 def study_page(data: StudyData) -> str:
@@ -44,13 +30,8 @@ def study_page(data: StudyData) -> str:
     if data.importance:
         charts.append(("Importance", importance(data)))
     charts.append(("History", history(data)))
-    body = "".join(f"<h2>{html.escape(title)}</h2>{_div(chart)}" for title, chart in charts)
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f"<title>{html.escape(data.name)}</title><style>{STYLE}</style>"
-        f"<script>{get_plotlyjs()}</script></head><body>{_head(data)}{_table(data)}{body}"
-        f"</body></html>"
-    )
+    body = "".join(f"<h2>{html.escape(title)}</h2>{page.chart(figure)}" for title, figure in charts)
+    return page.document(data.name, _head(data) + _table(data) + body)
 
 
 def parallel_coordinates(data: StudyData) -> go.Figure:
@@ -61,7 +42,7 @@ def parallel_coordinates(data: StudyData) -> go.Figure:
     ranks = list(range(1, len(ranked) + 1))
     line = {"color": ranks, "colorscale": SCALE}
     figure = go.Figure(go.Parcoords(dimensions=dimensions, line=line, labelfont={"size": 13}))
-    return _laid_out(figure, 420, margin={"l": 90, "r": 90, "t": 70, "b": 30})
+    return page.laid_out(figure, 420, margin={"l": 90, "r": 90, "t": 70, "b": 30})
 
 
 def learning_curves(data: StudyData) -> go.Figure:
@@ -78,7 +59,9 @@ def learning_curves(data: StudyData) -> go.Figure:
             hovertext=_overrides(row.values),
             hoverinfo="name+x+y+text",
         )
-    return _laid_out(figure, 420, xaxis_title="epoch", yaxis_title=data.metric, showlegend=False)
+    return page.laid_out(
+        figure, 420, xaxis_title="epoch", yaxis_title=data.metric, showlegend=False
+    )
 
 
 def slice_of(data: StudyData, axis: Axis) -> go.Figure:
@@ -100,7 +83,7 @@ def slice_of(data: StudyData, axis: Axis) -> go.Figure:
     if axis.choices is not None:
         order = [str(choice) for choice in axis.choices]
         figure.update_xaxes(type="category", categoryorder="array", categoryarray=order)
-    return _laid_out(figure, 340, yaxis_title=data.metric)
+    return page.laid_out(figure, 340, yaxis_title=data.metric)
 
 
 def importance(data: StudyData) -> go.Figure:
@@ -109,7 +92,9 @@ def importance(data: StudyData) -> go.Figure:
     shares = [data.importance[name] for name in names]
     figure = go.Figure(go.Bar(x=shares, y=names, orientation="h", marker={"color": "#4878a8"}))
     figure.update_xaxes(range=[0, 1], title="share (PED-ANOVA)")
-    return _laid_out(figure, 120 + 34 * len(names), margin={"l": 200, "r": 30, "t": 20, "b": 50})
+    return page.laid_out(
+        figure, 120 + 34 * len(names), margin={"l": 200, "r": 30, "t": 20, "b": 50}
+    )
 
 
 def history(data: StudyData) -> go.Figure:
@@ -122,14 +107,14 @@ def history(data: StudyData) -> go.Figure:
         y=[row.value for row in valued],
         mode="markers",
         name="trial",
-        marker={"color": FAINT},
+        marker={"color": page.FAINT},
         text=[_overrides(row.values) for row in valued],
     )
     best = data.best_so_far()[1]
     figure.add_scatter(
-        x=numbers, y=best, mode="lines", name="best so far", line={"color": INK, "shape": "hv"}
+        x=numbers, y=best, mode="lines", name="best so far", line={"color": page.INK, "shape": "hv"}
     )
-    return _laid_out(figure, 340, xaxis_title="trial", yaxis_title=data.metric)
+    return page.laid_out(figure, 340, xaxis_title="trial", yaxis_title=data.metric)
 
 
 def _head(data: StudyData) -> str:
@@ -152,16 +137,13 @@ def _head(data: StudyData) -> str:
 
 def _table(data: StudyData) -> str:
     names = ["trial", data.metric, *(axis.name for axis in data.varied), "seconds"]
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
     lines = []
     for row in data.ranked[:SHOWN]:
-        values = [_cell(row.values.get(axis.name, "")) for axis in data.varied]
+        values = [page.cell(row.values.get(axis.name, "")) for axis in data.varied]
         seconds = "" if row.seconds is None else f"{row.seconds:.1f}"
-        cells = [str(row.number), number(row.value or 0.0), *values, seconds]
-        lines.append("".join(f"<td>{html.escape(cell)}</td>" for cell in cells))
-    body = "".join(f"<tr>{line}</tr>" for line in lines)
+        lines.append([str(row.number), number(row.value or 0.0), *values, seconds])
     title = f"Best {min(SHOWN, len(data.ranked))} trials" if lines else "No trial has a value yet"
-    return f'<h2>{title}</h2><div class="wide"><table><tr>{head}</tr>{body}</table></div>'
+    return f"<h2>{title}</h2>{page.table(names, lines)}"
 
 
 def _dimension(axis: Axis, data: StudyData) -> dict[str, Any]:
@@ -199,24 +181,3 @@ def _shade(rank: int, count: int) -> str:
 
 def _overrides(values: dict[str, Any]) -> str:
     return "<br>".join(html.escape(f"{name}={value}") for name, value in values.items())
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _laid_out(figure: go.Figure, height: int, **layout: Any) -> go.Figure:
-    figure.update_layout(
-        height=height,
-        template="simple_white",
-        font={"color": INK, "size": 13},
-        margin=layout.pop("margin", {"l": 70, "r": 30, "t": 20, "b": 55}),
-        **layout,
-    )
-    figure.update_xaxes(gridcolor=GRID, showgrid=True)
-    figure.update_yaxes(gridcolor=GRID, showgrid=True)
-    return figure
-
-
-def _div(figure: go.Figure) -> str:
-    return to_html(figure, full_html=False, include_plotlyjs=False, config={"displaylogo": False})

@@ -29,14 +29,7 @@ class Lane:
         self.session, self.directory = member.session, member.directory
         self.trackers, self.stop = member.trackers, member.stop
         self.parameters = parameters
-        trainer, objective = (
-            self.session.trainer,
-            self.session.experiment.objective(self.session.hparams),
-        )
-        metric, mode = objective.monitor
-        if trainer.monitor not in (None, metric):
-            metric, mode = trainer.monitor, "max" if "accuracy" in trainer.monitor else "min"
-        self.watch = Watch(metric, trainer.monitor_mode or mode, trainer.patience)
+        self.watch = Watch.of(self.session)
         self.last_line: Line = {}
         self.status: str | None = None  # how it ended
         self.diverged_at: int | None = None
@@ -85,7 +78,7 @@ class Lane:
         self.summary = {
             "step": step,
             **self.last_line,
-            "best": self.watch.best,
+            **self.watch.told,
             **ended,
             "status": status,
             "seconds": round(self.seconds, 3),

@@ -52,10 +52,7 @@ class Run:
         self.parameters = count_parameters(shapes.params)
         self.checkpoints: Checkpoints | None = None
         self.validation = session.evaluator("validation")
-        metric, mode = experiment.objective(session.hparams).monitor
-        if trainer.monitor not in (None, metric):
-            metric, mode = trainer.monitor, "max" if "accuracy" in trainer.monitor else "min"
-        self.watch = Watch(metric, trainer.monitor_mode or mode, trainer.patience)
+        self.watch = Watch.of(session)
         self.recorder = Recorder(trainer.log_every, experiment.steps_per_epoch, session.batch_size)
         save_every = trainer.checkpoint_every if trainer.checkpoints else None
         self.decisions = Decisions(
@@ -123,7 +120,7 @@ class Run:
     def summary(self, status: str) -> dict[str, Any]:
         """What `summary.json` says, but for the test."""
         seen = self.step * self.session.batch_size
-        summary: dict[str, Any] = {"step": self.step, **self.last_line, "best": self.watch.best}
+        summary: dict[str, Any] = {"step": self.step, **self.last_line, **self.watch.told}
         if self.diverged_at is not None:
             summary["diverged_at"] = self.diverged_at
         return summary | {

@@ -1,6 +1,7 @@
 """Which epoch was best, and whether it is time to stop."""
 
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 from experiments.errors import UserError, suggest
 
@@ -14,6 +15,20 @@ class Watch:
     patience: int | None
     best: dict = field(default_factory=dict)  # the line of the best epoch
     stale: int = 0  # epochs since then
+
+    @classmethod
+    def of(cls, session: Any) -> Self:
+        """What the config of a session asks for, or its objective."""
+        trainer = session.trainer
+        metric, mode = session.experiment.objective(session.hparams).monitor
+        if trainer.monitor not in (None, metric):
+            metric, mode = trainer.monitor, "max" if "accuracy" in trainer.monitor else "min"
+        return cls(metric, trainer.monitor_mode or mode, trainer.patience)
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What a summary says: the line of the best epoch, and what made it the best."""
+        return {"best": self.best, "monitor": f"val/{self.metric}", "monitor_mode": self.mode}
 
     def better(self, line: dict) -> bool:
         """Takes an epoch's line; True if no earlier epoch was as good."""

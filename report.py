@@ -1,6 +1,6 @@
 """What runs came to.
 
-python report.py <folder of runs>           a table of the runs below it
+python report.py <folder of runs>           report.html in it, and a table of the runs below it
 python report.py <study folder>             report.html and figures/ in it, and a table
 python report.py <study> <study> [...]      studies at the same budget side by side: comparison.png
 python report.py <one of these, or a W&B project> wandb=workspace
@@ -31,9 +31,9 @@ def main() -> None:
     if not folders:
         raise UserError(f"usage\n{__doc__}".rstrip())
     if len(folders) == 1 and not (folders[0] / "study.yaml").is_file():
-        from experiments.insight.comparison import print_comparison
+        from experiments.insight.comparison import compare_runs
 
-        print_comparison(folders[0])
+        compare_runs(folders[0])
         return
     from experiments.search import report
 

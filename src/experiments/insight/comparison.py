@@ -1,48 +1,45 @@
-"""Runs side by side, from what they wrote."""
+"""Runs side by side: a table in the terminal and a page."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from experiments.errors import UserError
+from experiments.insight.runs_data import RunData, families, read_runs, replicates
 from experiments.tracking.terminal import number
 
+PAGE = "report.html"
 
-def print_comparison(folder: Path) -> None:
-    """A table of the finished runs below `folder`, best validation first.
+
+def compare_runs(folder: Path) -> None:
+    """Prints the finished runs below `folder`, best first, and writes `report.html` into it.
 
     Raises:
         UserError: there is no run below `folder`.
     """
-    runs = sorted(find_runs(folder), key=lambda run: _accuracy(run[1]), reverse=True)
-    if not runs:
-        raise UserError(f"there is no finished run (summary.json) below {folder}")
+    from experiments.insight.runs_page import runs_page
+
+    runs = read_runs(folder)
+    console = Console()
+    for family in families(runs):
+        console.print(_table(family))
+        for group in replicates(family):
+            mean, deviation, low, high = map(number, group.spread())
+            told = f"{mean} ± {deviation}, {low} to {high}"
+            console.print(f"{len(group.runs)} seeds like {group.runs[0].name}: {told}")
+        console.print()
+    (folder / PAGE).write_text(runs_page(str(folder), runs), encoding="utf-8")
+    print(f"page        {folder / PAGE}")
+
+
+def _table(runs: list[RunData]) -> Table:
     table = Table(box=None, header_style="bold")
-    for name in ("run", "status", "best val", "test", "epochs", "seconds", "examples/s"):
+    for name in ("run", "status", runs[0].metric, "test", "epochs", "seconds", "examples/s"):
         table.add_column(name, justify="left" if name in ("run", "status") else "right")
     table.columns[0].overflow = "fold"  # a run must stay readable as a path
-    for path, summary in runs:
-        shown = (
-            _accuracy(summary),
-            summary.get("test/accuracy"),
-            summary.get("epoch"),
-            summary.get("seconds"),
-            summary.get("examples_per_second"),
-        )
+    for run in runs:
+        rest = (run.summary.get(k) for k in ("epoch", "seconds", "examples_per_second"))
+        shown = (run.value, run.tested, *rest)
         cells = [number(value) if isinstance(value, int | float) else "" for value in shown]
-        table.add_row(str(path.relative_to(folder)), str(summary.get("status")), *cells)
-    Console().print(table)
-
-
-def find_runs(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """(run folder, summary) of every run below `folder` that has ended."""
-    paths = sorted(folder.rglob("summary.json"))
-    return [(path.parent, json.loads(path.read_text())) for path in paths]
-
-
-def _accuracy(summary: dict[str, Any]) -> float:
-    best = summary.get("best") or {}
-    return best.get("val/accuracy", float("-inf"))
+        table.add_row(run.name, str(run.summary.get("status")), *cells)
+    return table

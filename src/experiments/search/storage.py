@@ -62,5 +62,7 @@ def open_storage(folder: Path, storage: str) -> BaseStorage:
     try:
         return RDBStorage(storage)
     except Exception as error:
+        if isinstance(error.__cause__, ModuleNotFoundError):  # the driver of the database
+            error = error.__cause__
         first = str(error).strip().splitlines()[0]
         raise UserError(f"storage={storage}: cannot be opened: {first}") from error

@@ -15,6 +15,7 @@ from experiments.search import command
 from experiments.search.slurm import Task, cancel_jobs, jobs, read_cluster
 from slurm_cluster.cluster import Cluster, UnavailableError
 from support import ROOT
+from wandb_server.server import serve
 
 SWEEP = {
     "program": "run.py",
@@ -134,6 +135,27 @@ def test_a_preempted_job_goes_on_from_its_checkpoint(cluster, submit):
     steps = [line["step"] for line in lines if "test/loss" not in line]
     assert steps[-1] > reached["step"]
     assert steps == sorted(set(steps))  # nothing was trained twice
+
+
+@pytest.mark.slow
+def test_agents_of_wandb_run_as_an_array(cluster, sweep, tmp_path, data_home, monkeypatch):
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    file, folder = tmp_path / "sweep.yaml", tmp_path / "study"
+    file.write_text(yaml.safe_dump(SWEEP | {"run_cap": 4}))
+    own = ["engine=wandb", "cluster=slurm", "workers=2", f"study={folder}", "logger.mode=online"]
+    with serve() as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        said = sweep(str(file), *own, *TINY[1:], "trainer.epochs=2", *data_home)
+        assert "an array of 2 agents" in said
+        until(lambda: queue_is_empty(cluster), folder, seconds=240)
+        (made,) = server.sweeps.values()
+        assert sorted(server.runs) == sorted(made.runs), output(folder)
+        assert len(server.runs) == 4
+        for run in server.runs.values():
+            assert (run.sweep, run.exit_code) == (made.id, 0), output(folder)
+            assert run.summary["status"] == "finished"
 
 
 def test_a_cancelled_study_leaves_the_queue_and_can_be_resumed(cluster, submit, sweep):

@@ -34,6 +34,7 @@ def benchmarks(compiled: bool) -> dict[str, Benchmark]:
         "first_step": processes.first_step,
         "overhead": overhead.overhead,
         "memory": overhead.memory,
+        "tracking": processes.tracking,
         "lightning_epoch": processes.lightning_epoch,
         **{f"startup_{model}": functools.partial(start, model) for model in startup.MODELS},
         **{f"population_{name}": functools.partial(sweep, name) for name in population.CASES},

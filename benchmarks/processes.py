@@ -1,5 +1,6 @@
 """Whole processes: from the command to the help, the first step, or the end of an epoch."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-from benchmarks.results import LeftOutError, Record, alternate, record
+from benchmarks.results import LeftOutError, Pair, Record, alternate, record
 from benchmarks.turns import ROOT
 
 NOISE = "data._target_=benchmarks.random_images.RandomImages"
@@ -74,6 +75,42 @@ def lightning_epoch(pairs: int, quick: bool) -> list[Record]:
     compared = (f"python {' '.join(ours)}", "python -m benchmarks.peers.lightning_mnist")
     facts = {"ours_seconds_with_an_empty_cache": first}
     return [record("lightning_epoch", "PyTorch Lightning", measured, compared, **facts)]
+
+
+def tracking(pairs: int, quick: bool) -> list[Record]:
+    """LeNet-5 on MNIST with W&B offline against the same without W&B.
+
+    Once for training and validation, which the run measures itself, and once for whole processes.
+
+    Raises:
+        LeftOutError: MNIST is not prepared.
+    """
+    data = [NOISE, "data.limit=256"] if quick else []
+    command = [*RUN, "data=mnist", f"trainer.epochs={1 if quick else 5}", *data]
+    taken: dict[str, list[Pair]] = {"training": [], "process": []}
+    with tempfile.TemporaryDirectory() as folder:
+        number = iter(range(10**6))
+
+        def run(mode: str) -> tuple[float, float]:
+            where = Path(folder, str(next(number)))
+            own = [f"hydra.run.dir={where}", f"trainer.compilation_cache={folder}/xla"]
+            seconds = _seconds([*command, f"logger.mode={mode}", *own])
+            return json.loads((where / "summary.json").read_text())["seconds"], seconds
+
+        try:
+            run("offline")  # fills the cache
+        except RuntimeError as error:
+            raise LeftOutError("MNIST is not prepared") from error
+        for index in range(pairs):
+            modes = ("offline", "disabled") if index % 2 else ("disabled", "offline")
+            found = {mode: run(mode) for mode in modes}
+            for position, measured in enumerate(taken.values()):
+                measured.append((found["offline"][position], found["disabled"][position]))
+    compared = tuple(f"python {' '.join(command)} logger.mode={m}" for m in ("offline", "disabled"))
+    return [
+        record(f"tracking_{what}", "no tracking", measured, compared)
+        for what, measured in taken.items()
+    ]
 
 
 def _seconds(arguments: list[str]) -> float:

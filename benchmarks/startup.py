@@ -3,7 +3,7 @@
     python -m benchmarks.startup                        # the table, about ten minutes
     python -m benchmarks.startup resnet50 resnet152 --json startup.json
 
-Each network starts twice on the digits, resized to 32x32, in batches of 32: with no compiled
+Each network starts twice on the digits, resized to 32x32, in batches of 8: with no compiled
 program at hand, and again with those that the first start left. Seconds are of the clock and, as
 other work on the machine changes those, of all processor cores together.
 """
@@ -20,7 +20,7 @@ from pathlib import Path
 from benchmarks.turns import ROOT
 
 MODELS = ["resnet50", "resnet152", "vgg16", "googlenet", "densenet121"]
-COMMAND = ["run.py", "data=digits", "data.batch_size=32", "debug=fast", "trainer.steps_per_epoch=2"]
+COMMAND = ["run.py", "data=digits", "data.batch_size=8", "debug=fast", "trainer.steps_per_epoch=1"]
 
 
 def main() -> None:

@@ -111,6 +111,15 @@ def test_offline_run_resumes_without_repeats(client, run_info):
     assert first.metrics + second.metrics == recorded(run)
 
 
+def test_a_run_stopped_before_its_first_step_goes_on_as_the_same_run(client, run_info):
+    train(run_info(), last=0, status="interrupted", mode="offline")
+    run = run_info(start_step=0)
+    train(run, first=1, mode="offline")
+    first, second = map(reader.read, reader.find(run.directory))
+    assert first.id == second.id
+    assert first.metrics + second.metrics == recorded(run)
+
+
 def test_online_run_arrives(server, run_info, caplog):
     run = run_info()
     checkpoint = run.directory / "checkpoint"

@@ -37,7 +37,7 @@ class Lane:
         self.training_seconds = self.seconds_before = 0.0
         self.started = time.perf_counter()
 
-    def start(self, step: int) -> None:
+    def start(self, step: int | None) -> None:
         """Tells the trackers."""
         experiment = self.session.experiment
         self.trackers.start(

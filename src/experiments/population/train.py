@@ -85,6 +85,7 @@ class Population:
         self.checkpoints: Checkpoints | None = None  # of the stack as it is
         self.stacks = 0  # how many there were before
         self.interrupted = False
+        self.resumed = resume
         self._begin(resume)
 
     @property
@@ -96,7 +97,7 @@ class Population:
         """All epochs that are left; returns the summaries in the order of the members."""
         steps_per_epoch = self.experiment.steps_per_epoch
         for lane in self.lanes:
-            lane.start(self.records.step)
+            lane.start(self.records.step if self.resumed else None)
         self.saved = time.perf_counter()
         while self.lanes and (epoch := self.records.step // steps_per_epoch) < self.trainer.epochs:
             lines = self._epoch(epoch)

@@ -42,7 +42,7 @@ class TensorBoard(Tracker):
         self._writer = SummaryWriter(folder, purge_step=replaced, flush_secs=self._flush_seconds)
         config = json.dumps(run.config, indent=4, default=str)
         text = "\n".join(f"    {line}" for line in config.splitlines())  # Markdown for code
-        self._writer.add_text("config", text, run.start_step)
+        self._writer.add_text("config", text, run.start_step or 0)
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
         for name, value in scalars.items():

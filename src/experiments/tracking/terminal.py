@@ -51,7 +51,7 @@ class Terminal(Tracker):
         self._print(f"{run.name}: {run.total_steps} steps{start}, {run.parameters:,} parameters")
         if self._console.is_terminal:
             self._bar = self._bar or _Bar(self._console)
-            self._bar.update(self._bar.task, total=run.total_steps, completed=run.start_step)
+            self._bar.update(self._bar.task, total=run.total_steps, completed=run.start_step or 0)
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
         run = self._run

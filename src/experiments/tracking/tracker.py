@@ -34,8 +34,8 @@ class RunInfo:
     steps_per_epoch: int
     batch_size: int
     parameters: int
-    start_step: int = 0
-    """The step of the checkpoint that the run goes on from; 0 for a new run."""
+    start_step: int | None = None
+    """The step of the checkpoint that the run goes on from; None for a new run."""
 
 
 class Tracker:

@@ -82,7 +82,7 @@ class Wandb(Tracker):
         if mode == "disabled":
             return
         self._directory = run.directory
-        previous = _read_json(run.directory / STATE) if run.start_step else {}
+        previous = _read_json(run.directory / STATE) if run.start_step is not None else {}
         self._run = self._open(run, _usable(mode), previous.get("id"))
         write_json(run.directory / STATE, {"id": self._run.id, "location": self.location})
         self._run.define_metric("epoch", hidden=True)
@@ -91,8 +91,8 @@ class Wandb(Tracker):
         if lock.is_file():
             self._run.save(lock, base_path=lock.parent, policy="now")
         self._last_step = _LastStep(run.directory / "wandb" / "last_step")
-        if run.start_step:
-            self._continue(run)
+        if run.start_step is not None:
+            self._continue(run, run.start_step)
         log.info("W&B: %s", self.location)
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -188,7 +188,7 @@ class Wandb(Tracker):
         _live += 1
         return opened
 
-    def _continue(self, run: RunInfo) -> None:
+    def _continue(self, run: RunInfo, start_step: int) -> None:
         """Go on in the history of a resumed run, with no step twice.
 
         A resumed run repeats the steps after its checkpoint bit for bit. Those that W&B has already
@@ -198,7 +198,7 @@ class Wandb(Tracker):
         offline = self._run.offline
         self._next_step = self._last_step.read() + 1 if offline else self._run.starting_step
         for event in read_history(run.directory / METRICS):
-            if self._next_step <= event["step"] <= run.start_step:
+            if self._next_step <= event["step"] <= start_step:
                 self.log(int(event.pop("step")), event)
 
 

@@ -60,7 +60,7 @@ def fit(
                 steps_per_epoch=experiment.steps_per_epoch,
                 batch_size=session.batch_size,
                 parameters=run.parameters,
-                start_step=run.step,
+                start_step=run.step if resume else None,
             )
         )
         if not resume:

@@ -116,9 +116,7 @@ class Experiment:
         freeze = config.get("freeze") or []
         self.frozen = [freeze] if isinstance(freeze, str) else freeze
         options = compiler_options()
-        if (
-            options is not None
-        ):  # the same numbers from the older emitters, compiled in 0.6 the time
+        if options is not None:  # the older emitters draw the same numbers and compile sooner
             options["xla_cpu_use_fusion_emitters"] = False
         self._sample = jax.jit(self._sampled, static_argnums=(2, 3), compiler_options=options)
         self._complete = jax.jit(self._completed)

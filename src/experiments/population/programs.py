@@ -12,11 +12,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.experiment import Experiment, State, Tree, compiler_options
+from experiments.insight.flops import operations
 
 log = logging.getLogger(__name__)
 
 SHARE_OF_MEMORY = 0.7  # of what is free, the most that a program may take
 FILLS_CPU = 2e-3  # seconds of a lane's step from which nothing is gained side by side
+TINY = 2e7  # operations of a lane's step below which a CPU always gains from more side by side
 TRIAL_STEPS = 4  # steps of a timing
 
 
@@ -129,6 +131,21 @@ class PopulationPrograms:
             self._shapes(hparams, self.stacked),
         )
         return lowered.compile(compiler_options=compiler_options())
+
+    def is_tiny(self, states: State, arrays: Mapping, hparams: Tree, keys: Any) -> bool:
+        """Whether a lane's step is so small that its overhead on a CPU is all that counts.
+
+        Then the widest program is the fastest, and no other need be compiled to compare with.
+        """
+        if jax.default_backend() != "cpu":
+            return False
+        one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), (states, hparams))
+        batch = {
+            name: jax.ShapeDtypeStruct((self.batch_size, *a.shape[1:]), a.dtype)
+            for name, a in arrays.items()
+        }
+        step = jax.make_jaxpr(self.experiment.train_step)(one[0], batch, one[1], keys[0])
+        return sum(each.flops for each in operations(step.jaxpr)) < TINY
 
     def _steps(self, state, hparams, key, arrays, order, first, count):
         """`count` steps of one lane."""

@@ -169,6 +169,9 @@ class Population:
         candidates = sorted({1, min(8, local), local}) if local > 16 else sorted({1, local})
         if self.width is not None:
             candidates = [min(self.width, local)]
+        elif self.programs.is_tiny(self.states, self.feed.arrays, self.hparams, self.keys):
+            candidates = [local]
+            log.info("all %d lanes side by side: a step of one is tiny", local)
         states, weights = self.states, self.experiment.weights(self.states)
 
         def compile_one(width: int) -> Any:

@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from benchmarks import overhead, population, processes, startup, steps
 from benchmarks.results import LeftOutError, Record, machine, record, surroundings
@@ -43,7 +44,10 @@ def benchmarks(compiled: bool) -> dict[str, Benchmark]:
 
 def sweep(name: str, pairs: int, quick: bool) -> list[Record]:
     """A sweep by other means; once, whatever the pairs are, since it takes minutes."""
-    few = {"trials": 2, "alone": 1, "torch": 1} if quick else {}
+    few: dict[str, Any] = {}
+    if quick:
+        config = ["model=lenet5", "data=mnist", processes.NOISE, "data.limit=256"]
+        few = {"config": [*config, "trainer.epochs=1"], "trials": 2, "alone": 1, "torch": 1}
     measured = population.measure(name, sys.executable, **few)
     return [result | {"name": f"population_{name}"} for result in measured]
 

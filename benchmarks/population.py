@@ -12,13 +12,13 @@ compilation cache is empty at the start of every measurement of ours, and shared
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -64,7 +64,7 @@ def main() -> None:
         arguments.json.write_text(json.dumps(results, indent=2))
 
 
-def measure(name: str, torch: str, **changes: int) -> list[dict]:
+def measure(name: str, python: str, **changes: Any) -> list[dict]:
     """One case, with `changes` to it, against its peers, one after another."""
     case = CASES[name] | changes
     trials = case["trials"]
@@ -73,12 +73,13 @@ def measure(name: str, torch: str, **changes: int) -> list[dict]:
         "(i) a process a trial": (alone(case["config"], case["alone"]), case["alone"]),
         "(ii) one process, programs kept": (sweep(case["config"], trials, 1), trials),
     }
-    probe = subprocess.run([torch, "-c", "import torch, optuna"], capture_output=True)
+    probe = subprocess.run([python, "-c", "import torch, optuna"], capture_output=True)
     if probe.returncode == 0:
-        seconds = by_torch(name, case["config"], case["torch"], case["epochs"], torch)
+        seconds = by_torch(name, case["config"], case["torch"], case["epochs"], python)
         peers["(iii) Optuna and PyTorch, one process"] = seconds, case["torch"]
     else:
         print("(iii) is left out: no Torch and Optuna; pip install -e '.[bench]'", file=sys.stderr)
+    command = " ".join(["python run.py -m", *case["config"], f"'{SEARCH}'", "lanes=auto"])
     return [
         {
             "name": name,
@@ -89,8 +90,7 @@ def measure(name: str, torch: str, **changes: int) -> list[dict]:
             "peer_seconds": seconds * trials / timed,
             "ratio": seconds * trials / timed / ours,
             "trials_per_hour": 3600 * trials / ours,
-            "machine": platform.node(),
-            "command": " ".join(["python run.py -m", *case["config"], f"'{SEARCH}'", "lanes=auto"]),
+            "compared": [command, peer],
         }
         for peer, (seconds, timed) in peers.items()
     ]

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.experiment import Experiment, State, Tree, compiler_options
 from experiments.insight.flops import operations
+from experiments.training.program import many_steps
 
 log = logging.getLogger(__name__)
 
@@ -157,15 +158,7 @@ class PopulationPrograms:
             )
             return {name: array[index] for name, array in arrays.items()}
 
-        def body(i, carry):
-            state, log = carry
-            state, metrics = step(state, batch_at(i), hparams, key)
-            return state, {name: log[name].at[i].set(metrics[name]) for name in log}
-
-        _, shapes = jax.eval_shape(step, state, jax.eval_shape(batch_at, 0), hparams, key)
-        log = {name: jnp.zeros((self.max_steps, *m.shape), m.dtype) for name, m in shapes.items()}
-        state, log = jax.lax.fori_loop(0, count, body, (state, log))
-        return state, log | {"diverged_at": state.diverged_at}
+        return many_steps(step, batch_at, state, hparams, key, count, self.max_steps)
 
     def _shapes(self, tree: Tree, sharding: NamedSharding) -> Tree:
         def shape(leaf):

@@ -1,7 +1,7 @@
 """The compiled programs of a run: many training steps a dispatch, and one evaluation batch."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -97,15 +97,32 @@ class Programs:
             batch = {name: array[index] for name, array in arrays.items()}
             return jax.lax.with_sharding_constraint(batch, self.split)
 
-        def body(i, carry):
-            state, log = carry
-            state, metrics = step(state, batch_at(i), hparams, key)
-            return state, {name: log[name].at[i].set(metrics[name]) for name in log}
+        return many_steps(step, batch_at, state, hparams, key, count, self.max_steps)
 
-        _, shapes = jax.eval_shape(step, state, jax.eval_shape(batch_at, 0), hparams, key)
-        log = {name: jnp.zeros((self.max_steps, *m.shape), m.dtype) for name, m in shapes.items()}
-        state, log = jax.lax.fori_loop(0, count, body, (state, log))
-        return state, log | {"diverged_at": state.diverged_at}
+
+def many_steps(
+    step: Callable,
+    batch_at: Callable,
+    state: State,
+    hparams: Hparams,
+    key: Any,
+    count: Any,
+    most: int,
+) -> tuple[State, dict[str, jax.Array]]:
+    """The state after `count` steps, each on `batch_at(i)`, and a log; inside a trace.
+
+    The log holds [most] of each metric, of which the first `count` count, and `diverged_at`.
+    """
+
+    def body(i, carry):
+        state, log = carry
+        state, metrics = step(state, batch_at(i), hparams, key)
+        return state, {name: log[name].at[i].set(metrics[name]) for name in log}
+
+    _, shapes = jax.eval_shape(step, state, jax.eval_shape(batch_at, 0), hparams, key)
+    log = {name: jnp.zeros((most, *m.shape), m.dtype) for name, m in shapes.items()}
+    state, log = jax.lax.fori_loop(0, count, body, (state, log))
+    return state, log | {"diverged_at": state.diverged_at}
 
 
 def epoch_order(key: jax.Array, epoch: int, examples: int) -> jax.Array:

@@ -119,7 +119,8 @@ def many_steps(
         state, metrics = step(state, batch_at(i), hparams, key)
         return state, {name: log[name].at[i].set(metrics[name]) for name in log}
 
-    _, shapes = jax.eval_shape(step, state, jax.eval_shape(batch_at, 0), hparams, key)
+    # with the batch made inside: its sharding is part of what the step is traced for
+    _, shapes = jax.eval_shape(lambda: step(state, batch_at(0), hparams, key))
     log = {name: jnp.zeros((most, *m.shape), m.dtype) for name, m in shapes.items()}
     state, log = jax.lax.fori_loop(0, count, body, (state, log))
     return state, log | {"diverged_at": state.diverged_at}

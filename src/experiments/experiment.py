@@ -9,7 +9,7 @@ scalars in place, so that one compiled program serves every value, and `jax.vmap
 import dataclasses
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -199,30 +199,34 @@ class Experiment:
 
         (loss, (metrics, model_state)), grads = jax.value_and_grad(loss_of, has_aux=True)(trained)
         factor = self.learning_rate_factor(hparams, state.step)
-        updates, opt_state = optimizer.update(grads, state.opt_state, trained, factor)
-        for part, every in getattr(objective, "update_every", {}).items():
-            due = (state.step + 1) % every == 0
-            updates, opt_state = optimizer.only_if(due, part, updates, opt_state, state.opt_state)
-        params = merged(optax.apply_updates(trained, updates), frozen)
-        ema = state.ema
-        if ema is not None:
-            ema = optimizer.average(ema, (params, model_state), state.step)
         grad_norm = norm(grads)
-        metrics |= {
-            "learning_rate": jnp.asarray(optimizer.learning_rate * factor, jnp.float32),
-            "grad_norm": grad_norm,
-            "param_norm": norm(params),
-            "update_norm": norm(updates),
-        }
-
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         first = (state.diverged_at < 0) & ~finite
         diverged_at = jnp.where(first, state.step, state.diverged_at)
         accept = finite if self.skip_bad_updates else finite & (state.diverged_at < 0)
-        new = State(params, model_state, opt_state, ema, state.step, diverged_at)
-        old = state._replace(diverged_at=diverged_at)
-        kept = jax.tree.map(lambda a, b: jnp.where(accept, a, b), new, old)
-        return kept._replace(step=state.step + 1), metrics
+
+        def updated(old: tuple) -> tuple:
+            trained, before, ema, _, _ = old
+            updates, opt_state = optimizer.update(grads, before, trained, factor)
+            for part, every in getattr(objective, "update_every", {}).items():
+                due = (state.step + 1) % every == 0
+                updates, opt_state = optimizer.only_if(due, part, updates, opt_state, before)
+            params = optax.apply_updates(trained, updates)
+            if ema is not None:
+                ema = optimizer.average(ema, (merged(params, frozen), model_state), state.step)
+            return params, opt_state, ema, model_state, norm(updates)
+
+        old = (trained, state.opt_state, state.ema, state.model_state, jnp.zeros(()))
+        params, opt_state, ema, new_model_state, update_norm = _only_if(accept, updated, old)
+        params = merged(params, frozen)
+        metrics |= {
+            "learning_rate": jnp.asarray(optimizer.learning_rate * factor, jnp.float32),
+            "grad_norm": grad_norm,
+            "param_norm": norm(params),
+            "update_norm": update_norm,
+        }
+        step = state.step + 1
+        return State(params, new_model_state, opt_state, ema, step, diverged_at), metrics
 
     def eval_step(
         self, params: Tree, model_state: Tree, batch: Mapping[str, jax.Array], hparams: Hparams
@@ -344,3 +348,15 @@ class Experiment:
             raise UserError(
                 f"{name} takes no images of {small}: {error}; data.resize=true makes them {large}"
             ) from error
+
+
+def _only_if(accept: jax.Array, update: Callable[[Tree], Tree], old: Tree) -> Tree:
+    """`update(old)` if `accept`, else `old`.
+
+    XLA's CPU backend makes loops of their own of choices between arrays, two or three a parameter:
+    without them a step of VGG-16 takes 0.82 of the time and DenseNet-121 compiles in 0.85 of it.
+    A GPU would wait for the host to read the condition.
+    """
+    if jax.default_backend() == "cpu":
+        return jax.lax.cond(accept, update, lambda old: old, old)
+    return jax.tree.map(lambda a, b: jnp.where(accept, a, b), update(old), old)

@@ -239,6 +239,13 @@ CASES = {
         {},
         96,
     ),
+    "resnet_repeated": (
+        TorchResNet,
+        "resnet18",
+        {"block": "basic", "stages": [2, 8], "widths": [4, 6]},
+        {},
+        96,
+    ),
     "resnet_bottleneck": (
         TorchResNet,
         "resnet50",

@@ -7,13 +7,14 @@ layer reads a flattened map, PyTorch counts its inputs channel by channel, here 
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from experiments.errors import UserError
+from experiments.models.repeated import MANY
 
 LEAVES = {"bias": "bias", "running_mean": "mean", "running_var": "var"}  # and weight, by its rank
 
@@ -57,6 +58,8 @@ def read_published(path: Path, model: Mapping[str, Any]) -> dict[str, np.ndarray
             found[f"{here}.scale"] = array
         else:
             found[f"{here}.kernel"] = _kernel(array, flattened.get(here))
+    if kind == "ResNet":
+        _stack_repeated(found, model["stages"])
     return found
 
 
@@ -110,6 +113,17 @@ def _resnet(model: Mapping[str, Any]) -> Rules:
         rf"{block}downsample\.0": lambda s, b: f"stages.{s - 1}.{b}.projection",
         rf"{block}downsample\.1": lambda s, b: f"stages.{s - 1}.{b}.projection_norm",
     }
+
+
+def _stack_repeated(found: dict[str, np.ndarray], stages: Sequence[int]) -> None:
+    """Puts the blocks that a long stage repeats together, as `Repeated` holds them."""
+    for stage, depth in enumerate(stages):
+        first = f"stages.{stage}.1."
+        if depth > MANY:
+            for tail in [name.removeprefix(first) for name in found if name.startswith(first)]:
+                blocks = [f"stages.{stage}.{position}.{tail}" for position in range(1, depth)]
+                if all(name in found for name in blocks):
+                    found[f"{first}block.{tail}"] = np.stack([found.pop(n) for n in blocks])
 
 
 def _densenet(model: Mapping[str, Any]) -> Rules:

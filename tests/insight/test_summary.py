@@ -45,11 +45,17 @@ def test_vgg16_has_the_published_multiply_adds():
     assert summary.total("flops") / 2 == pytest.approx(15.47e9, rel=1e-3)  # as torchvision states
 
 
-def test_repeated_blocks_are_shown_one_by_one():
-    layers = summarize(composed("model=resnet20", "data=cifar10")).layers
+@pytest.mark.parametrize("depth", [20, 44])  # of 44 a stage repeats six equal blocks in a loop
+def test_repeated_blocks_are_shown_one_by_one(depth):
+    layers = summarize(composed(f"model=resnet{depth}", "data=cifar10")).layers
     weighted = [layer for layer in layers if layer.flops]
-    assert len(weighted) == 20
-    assert [layer.output_shape[0] for layer in weighted[:-1]] == [32] * 7 + [16] * 6 + [8] * 6
+    stage = (depth - 2) // 3
+    sizes = [32] * (1 + stage) + [16] * stage + [8] * stage
+    assert [layer.output_shape[0] for layer in weighted[:-1]] == sizes
+    assert len(weighted) == depth
+    products = {layer.flops for layer in weighted[2 : stage + 1]}
+    assert products == {2 * 32 * 32 * 9 * 16 * 16}
+    assert len({layer.name for layer in layers}) == len(layers)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from flax import nnx
 from experiments.config import build
 from experiments.errors import UserError
 from experiments.experiment import Experiment
+from experiments.models.repeated import Repeated
 from experiments.models.resnet import Block
 from experiments.objectives.classification import Classification
 from support import composed
@@ -26,6 +27,7 @@ NARROW = {  # every family, small enough for finite differences
         "auxiliary_hidden=8",
     ],
     "resnet50": ["stages=[1,1]", "widths=[1,2]"],
+    "resnet44": ["stages=[7]", "widths=[2]"],
     "resnet20": ["stages=[1,1]", "widths=[2,3]", "pre_activation=true"],
     "densenet_bc_100_12": ["blocks=[1,2]", "growth_rate=1", "initial=2"],
 }
@@ -82,6 +84,27 @@ def test_gradients_equal_finite_differences(name):
         difference = float(moved(step) - moved(-step)) / (2 * step)
         assert float(along) == pytest.approx(difference, rel=1e-5)
         assert float(abs(along)) > 1e-3
+
+
+def test_repeated_blocks_compute_what_they_do_one_after_another():
+    init, rngs = jax.nn.initializers.he_normal(), nnx.Rngs(params=0)
+    arguments = {"shortcut": "identity", "zero_gamma": False, "pre_activation": False}
+    make = functools.partial(Block, 4, 4, kind="basic", stride=1, rngs=rngs, **arguments)
+    repeated = Repeated(make, 3, kernel_init=init, rngs=rngs)
+    graph, weights = nnx.split(repeated.block)
+    blocks = [
+        nnx.merge(graph, jax.tree.map(lambda a, i=i: jnp.asarray(a)[i], weights)) for i in range(3)
+    ]
+    x = jax.random.normal(jax.random.key(1), (2, 6, 6, 4))
+    y = x
+    for block in blocks:
+        y = block(y)
+    np.testing.assert_allclose(repeated(x), y, rtol=1e-5, atol=1e-5)
+    for i, block in enumerate(blocks):  # the statistics that evaluation uses have moved alike
+        np.testing.assert_allclose(
+            repeated.block.norms[1].var[...][i], block.norms[1].var[...], rtol=1e-5
+        )
+    assert not np.allclose(blocks[0].convs[0].kernel[...], blocks[1].convs[0].kernel[...])
 
 
 def test_a_residual_block_with_zero_gamma_starts_as_the_identity():

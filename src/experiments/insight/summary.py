@@ -4,7 +4,9 @@ Everything is read off traces of the evaluation and the training step: nothing i
 compiled or read from disk, and every kind of model and objective works alike.
 """
 
+import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from flax import nnx
 from experiments.config import build
 from experiments.experiment import Experiment, Hparams, Tree
 from experiments.insight.flops import LAYER, Operation, operations
+from experiments.models.repeated import Repeated
 from experiments.ops.convolution import stock_convolutions
 
 REST = "rest"  # what is in no layer: preprocessing, losses, the optimizer
@@ -89,25 +92,29 @@ def summarize(config: Mapping[str, Any]) -> Summary:
         layers.setdefault(name, Layer(name)).training_flops += operation.flops
     for name, shapes in _own_parameters(state.params):
         layer = layers.setdefault(name, Layer(name))
+        if _around(name, experiment.repeated):
+            shapes = [shape[1:] for shape in shapes]  # of one block
         layer.parameters, layer.arithmetic = sum(map(math.prod, shapes)), arithmetic(shapes)
     for name, output in experiment.outputs.items():
         if name in layers:
             layers[name].gives(output)
     worth = [x for x in layers.values() if x.name in shown or x.parameters or x.training_flops]
-    return Summary(tuple(worth), size, _bytes(state))
+    return Summary(tuple(_one_by_one(worth, experiment.repeated)), size, _bytes(state))
 
 
 class Marked(Experiment):
     """An experiment in whose traces each operation says which layer it is in.
 
     `modules` holds the names of all modules that can be called, and whether others are inside of
-    them; `outputs` what they gave when they were first called.
+    them; `outputs` what they gave when they were first called; `repeated` how many blocks one of
+    them stands for.
     """
 
     def __init__(self, *arguments: Any):
         super().__init__(*arguments)
         self.modules: dict[str, bool] = {}
         self.outputs: dict[str, Any] = {}
+        self.repeated: dict[str, int] = {}
 
     def model(self, hparams: Hparams, kernel_init: Any) -> nnx.Module:
         """The model, each of its modules in a name scope of its own."""
@@ -116,6 +123,8 @@ class Marked(Experiment):
             if path and callable(module):
                 name = ".".join(map(str, path))
                 self.modules.setdefault(name, False)
+                if isinstance(module, Repeated):
+                    self.repeated[f"{name}.block"] = module.depth
                 for end in range(1, len(path)):
                     self.modules[".".join(map(str, path[:end]))] = True
                 module.__class__ = self._marked(type(module), name)
@@ -129,6 +138,28 @@ class Marked(Experiment):
             return output
 
         return type(kind.__name__, (kind,), {"__call__": call})
+
+
+def _around(name: str, repeated: Mapping[str, int]) -> str | None:
+    """The repeated block that a layer is in."""
+    return next((block for block in repeated if name.startswith(f"{block}.")), None)
+
+
+def _one_by_one(layers: Sequence[Layer], repeated: Mapping[str, int]) -> Iterator[Layer]:
+    """The layers, those of a repeated block as often as it is there, each with its share."""
+    for block, group in itertools.groupby(layers, lambda layer: _around(layer.name, repeated)):
+        inside = list(group)
+        if block is None:
+            yield from inside
+            continue
+        depth = repeated[block]
+        for position, layer in itertools.product(range(depth), inside):
+            yield dataclasses.replace(
+                layer,
+                name=layer.name.replace(block, f"{block}[{position}]", 1),
+                flops=layer.flops // depth,
+                training_flops=layer.training_flops // depth,
+            )
 
 
 def arithmetic(shapes: Sequence[tuple[int, ...]]) -> str:

@@ -13,9 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from experiments.initializers import Initializer
 from experiments.ops import convolution
+
+KEPT = "kept"  # name of what a backward pass that computes things again has kept: see repeated.py
 
 
 class Dense(nnx.Module):
@@ -80,6 +83,7 @@ class Conv(nnx.Module):
             dilation=self.dilation,
             groups=self.groups,
         )
+        y = checkpoint_name(y, KEPT)
         return y if self.bias is None else y + self.bias[...]
 
 
@@ -104,8 +108,9 @@ class BatchNorm(nnx.Module):
         else:
             axes = tuple(range(x.ndim - 1))
             x32 = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-            mean = jnp.mean(x32, axes)
-            var = jnp.maximum(jnp.mean(x32**2, axes) - mean**2, 0.0)
+            mean = checkpoint_name(jnp.mean(x32, axes), KEPT)
+            square = checkpoint_name(jnp.mean(x32**2, axes), KEPT)
+            var = jnp.maximum(square - mean**2, 0.0)
             count = math.prod(x.shape[:-1])
             unbiased = var * (count / max(count - 1, 1))
             for average, now in ((self.mean, mean), (self.var, unbiased)):

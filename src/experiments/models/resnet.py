@@ -1,5 +1,6 @@
 """Residual networks (He et al. 2016) and the plain networks that they were compared with."""
 
+import functools
 from typing import Any, Literal
 
 import jax
@@ -10,6 +11,7 @@ from flax import nnx
 from experiments.errors import UserError
 from experiments.initializers import Initializer
 from experiments.models.layers import BatchNorm, Conv, Dense, is_small
+from experiments.models.repeated import MANY, Repeated
 from experiments.ops.pooling import global_avg_pool, max_pool
 from experiments.types import PositiveInt
 
@@ -92,6 +94,7 @@ class ResNet(nnx.Module):
     [batch, H, W, C] to logits [batch, num_classes]. The first layer is a 7x7 convolution at
     stride 2 and 3x3 max pooling (section 4.1); images below 96 pixels get a 3x3 convolution as in
     the networks for CIFAR-10 (section 4.2), whose three stages the configs `resnet20` and on have.
+    A stage of more than six blocks is its first block and all others as one `Repeated`.
     """
 
     minimum_size = 32
@@ -127,22 +130,24 @@ class ResNet(nnx.Module):
         self.norm = None if pre_activation else BatchNorm(channels)
         self.stages: nnx.List = nnx.List()
         for index, (depth, features) in enumerate(zip(stages, widths, strict=True)):
-            stage: nnx.List = nnx.List()
-            for position in range(depth):
-                first = position == 0 and index > 0
-                stage.append(
-                    Block(
-                        channels,
-                        features,
-                        kind=block,
-                        stride=2 if first else 1,
-                        shortcut=shortcut,
-                        zero_gamma=zero_gamma,
-                        pre_activation=pre_activation,
-                        **arguments,
-                    )
-                )
-                channels = features * EXPANSION[block]
+            make = functools.partial(
+                Block,
+                features=features,
+                kind=block,
+                shortcut=shortcut,
+                zero_gamma=zero_gamma,
+                pre_activation=pre_activation,
+                rngs=rngs,
+            )
+            stage: nnx.List = nnx.List(
+                [make(channels, stride=2 if index else 1, kernel_init=kernel_init)]
+            )
+            channels = features * EXPANSION[block]
+            make = functools.partial(make, channels, stride=1)
+            if depth > MANY:
+                stage.append(Repeated(make, depth - 1, **arguments))
+            else:
+                stage.extend(make(kernel_init=kernel_init) for _ in range(depth - 1))
             self.stages.append(stage)
         self.last_norm = BatchNorm(channels) if pre_activation else None
         self.output = Dense(channels, num_classes, **arguments)

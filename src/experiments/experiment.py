@@ -7,6 +7,7 @@ scalars in place, so that one compiled program serves every value, and `jax.vmap
 """
 
 import dataclasses
+import functools
 import math
 import zlib
 from collections.abc import Callable, Mapping
@@ -119,7 +120,7 @@ class Experiment:
         if options is not None:  # the older emitters draw the same numbers and compile sooner
             options["xla_cpu_use_fusion_emitters"] = False
         self._sample = jax.jit(self._sampled, static_argnums=(2, 3), compiler_options=options)
-        self._complete = jax.jit(self._completed)
+        self._complete = jax.jit(self._completed, compiler_options=options)
 
     # ------------------------------------------------------------------ objects, inside a trace
 
@@ -160,19 +161,28 @@ class Experiment:
     # ------------------------------------------------------------------ pure functions
 
     def init(
-        self, hparams: Hparams, key: jax.Array, found: Mapping[str, Any] | None = None
+        self,
+        hparams: Hparams,
+        key: jax.Array,
+        found: Mapping[str, Any] | None = None,
+        call: Callable[..., Any] | None = None,
     ) -> State:
         """The state at step 0; `found` arrays take the place of new ones of their name and shape.
 
         Meant to run outside of jit: each distinct weight shape compiles once, which takes a
-        fraction of the time that one program of all layers takes.
+        fraction of the time that one program of all layers takes. Where `call` is given,
+        `call(key, function, *arguments, static=...)` calls these jitted functions.
         """
         keys = nnx.Rngs(params=stream(key, "init"))
 
-        def kernel_init(_key, shape, dtype):
-            return self._sample(keys.params(), hparams, tuple(shape), dtype)
+        call = call or _called
 
-        return self._initial(hparams, kernel_init, found)
+        def kernel_init(_key, shape, dtype):
+            of = (tuple(shape), jnp.dtype(dtype))
+            return call(f"sample {of}", self._sample, keys.params(), hparams, static=of)
+
+        complete = functools.partial(call, "complete", self._complete)
+        return self._initial(hparams, kernel_init, complete, found)
 
     def train_step(
         self, state: State, batch: Mapping[str, jax.Array], hparams: Hparams, key: jax.Array
@@ -276,7 +286,8 @@ class Experiment:
 
     def abstract_state(self, hparams: Hparams) -> State:
         """Shapes and dtypes of the state; nothing is allocated or compiled."""
-        return jax.eval_shape(lambda h: self._initial(h, jax.nn.initializers.zeros), hparams)
+        zeros = jax.nn.initializers.zeros
+        return jax.eval_shape(lambda h: self._initial(h, zeros, self._completed), hparams)
 
     # ------------------------------------------------------------------ inner workings
 
@@ -292,12 +303,16 @@ class Experiment:
         return model
 
     def _initial(
-        self, hparams: Hparams, kernel_init: Any, found: Mapping[str, Any] | None = None
+        self,
+        hparams: Hparams,
+        kernel_init: Any,
+        complete: Any,
+        found: Mapping[str, Any] | None = None,
     ) -> State:
         weights = variables(self.model(hparams, kernel_init))
         params, model_state = (fitted(found or {}, tree) for tree in weights)
         check_frozen(params, self.frozen)
-        opt_state, ema = self._complete((params, model_state), hparams)
+        opt_state, ema = complete((params, model_state), hparams)
         return State(params, model_state, opt_state, ema, np.int32(0), np.int32(-1))
 
     def _sampled(self, key: jax.Array, hparams: Hparams, shape: tuple, dtype: Any) -> jax.Array:
@@ -360,3 +375,7 @@ def _only_if(accept: jax.Array, update: Callable[[Tree], Tree], old: Tree) -> Tr
     if jax.default_backend() == "cpu":
         return jax.lax.cond(accept, update, lambda old: old, old)
     return jax.tree.map(lambda a, b: jnp.where(accept, a, b), update(old), old)
+
+
+def _called(_key: str, function: Callable, *arguments: Any, static: tuple = ()) -> Any:
+    return function(*arguments, *static)

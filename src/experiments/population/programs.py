@@ -61,7 +61,6 @@ class PopulationPrograms:
         `hparams`, `keys`, the arrays of `log` and, with `own_batches`, `order`.
         """
         lanes = keys.shape[0]
-        local = lanes // self.mesh.size
 
         def run(states, arrays, order, first, count, hparams, keys):
             def lane(mine):
@@ -70,9 +69,7 @@ class PopulationPrograms:
                 return self._steps(state, numbers, key, arrays, batches, first, count)
 
             mine = (states, hparams, keys, *([order] if self.own_batches else []))
-            return (
-                jax.lax.map(lane, mine, batch_size=width) if width < local else jax.vmap(lane)(mine)
-            )
+            return each_lane(lane, mine, width)
 
         rows = next(iter(arrays.values())).shape[0]
         order = jax.ShapeDtypeStruct((lanes, rows) if self.own_batches else (rows,), jnp.int32)
@@ -105,18 +102,13 @@ class PopulationPrograms:
 
     def compile_eval(self, weights: tuple[Tree, Tree], batch: Mapping, hparams: Tree, width: int):
         """`evaluate(weights, batch, hparams) -> sums`, compiled, each sum [lanes]."""
-        lanes = jax.tree.leaves(weights)[0].shape[0]
 
         def evaluate(weights, batch, hparams):
             def lane(mine):
                 (params, model_state), own = mine
                 return self.experiment.eval_step(params, model_state, batch, own)[0]
 
-            mine = (weights, hparams)
-            local = lanes // self.mesh.size
-            return (
-                jax.lax.map(lane, mine, batch_size=width) if width < local else jax.vmap(lane)(mine)
-            )
+            return each_lane(lane, (weights, hparams), width)
 
         spread, whole = PartitionSpec("lanes"), PartitionSpec()
         mapped = jax.shard_map(
@@ -165,6 +157,19 @@ class PopulationPrograms:
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
         return jax.tree.map(shape, tree)
+
+
+def each_lane(lane: Callable[[Tree], Tree], lanes: Tree, width: int) -> Tree:
+    """`lane` of every entry along the first axis of `lanes`, `width` of them side by side.
+
+    A width of 1 is the program of a run by itself: a batch of one would take each of its products
+    for a batched one, and compute both sides of its conditions.
+    """
+    if width == 1:
+        return jax.lax.map(lane, lanes)
+    if width < jax.tree.leaves(lanes)[0].shape[0]:
+        return jax.lax.map(lane, lanes, batch_size=width)
+    return jax.vmap(lane)(lanes)
 
 
 def fastest(programs: Mapping[int, Any], time_one: Callable[[Any], float]) -> int:

@@ -1,16 +1,18 @@
 """Compiling everything that a run needs, at once."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 
+import jax
 import numpy as np
 
 from experiments.experiment import State
 from experiments.training.feed import ResidentFeed, StreamedFeed
 from experiments.training.kept import static_key
 from experiments.training.program import UNTRACEABLE, Programs, traceable
+from experiments.training.ready import ReadyCalls, ReadyPrograms, compiling
 from experiments.training.session import Session
 
 log = logging.getLogger(__name__)
@@ -40,7 +42,19 @@ class Compiled:
         return self.evaluating.result()
 
 
-def compile_programs(session: Session, state: State, pool: Executor) -> Compiled:
+def initial_state(
+    session: Session, found: Mapping | None, ready: ReadyPrograms, pool: Executor
+) -> State:
+    """The state at step 0, in which `found` weights take the place of new ones."""
+    calls = ReadyCalls(ready, "init")
+    state = session.experiment.init(session.hparams, session.key, found, calls)
+    pool.submit(calls.keep)
+    return state
+
+
+def compile_programs(
+    session: Session, state: State, ready: ReadyPrograms, pool: Executor
+) -> Compiled:
     """Compiles the training program for a state of these shapes, and leaves evaluation to `pool`.
 
     Every hyperparameter is a traced input unless the program turns out to need its value.
@@ -48,7 +62,7 @@ def compile_programs(session: Session, state: State, pool: Executor) -> Compiled
     feed = session.feed()
     made = session.kept.get(("programs", session.static))
     if made is None:
-        made = _compile(session, state, feed, pool)
+        made = _compile(session, state, feed, ready, pool)
         session.kept.put(("traced", session.untried), made.traced)
         static = static_key(session.config, made.traced)
         session.kept.put(("programs", static), made)
@@ -58,15 +72,46 @@ def compile_programs(session: Session, state: State, pool: Executor) -> Compiled
 
 
 def _compile(
-    session: Session, state: State, feed: ResidentFeed | StreamedFeed, pool: Executor
+    session: Session,
+    state: State,
+    feed: ResidentFeed | StreamedFeed,
+    ready: ReadyPrograms,
+    pool: Executor,
 ) -> Executables:
-    experiment, key, hparams = session.experiment, session.key, session.hparams
+    """Programs that an earlier run has left, or new ones, which are left to later runs."""
+    batch = session.evaluator("validation").shapes()
     programs = Programs(
-        experiment,
+        session.experiment,
         session.mesh,
         batch_size=session.batch_size,
         max_steps=session.trainer.max_steps_per_dispatch,
     )
+    kept, traced = ready.get("train")
+    if not kept:
+        with compiling() as anew:
+            kept["train"], traced = _compile_train(session, programs, state, feed)
+        if anew():
+            pool.submit(ready.put, "train", kept, traced)
+    hparams = {name: session.hparams[name] for name in traced}
+
+    def evaluation() -> Callable:
+        kept, _ = ready.get("evaluate")
+        if not kept:
+            weights = session.experiment.weights(state)
+            with compiling() as anew:
+                kept["evaluate"] = programs.compile_eval(weights, batch, hparams)
+            if anew():
+                pool.submit(ready.put, "evaluate", kept)
+        return kept["evaluate"]
+
+    return Executables(kept["train"], pool.submit(evaluation), traced)
+
+
+def _compile_train(
+    session: Session, programs: Programs, state: State, feed: ResidentFeed | StreamedFeed
+) -> tuple[jax.stages.Compiled, tuple[str, ...]]:
+    """The training program, and the names of its traced hyperparameters."""
+    experiment, key, hparams = session.experiment, session.key, session.hparams
     one_batch = isinstance(feed, StreamedFeed)
     try:
         train = programs.compile_train(state, feed.arrays, hparams, key, one_batch=one_batch)
@@ -75,7 +120,19 @@ def _compile(
         for name in sorted(set(session.hparams) - set(hparams)):
             log.debug("%s is a constant of the program: it cannot be traced", name)
         train = programs.compile_train(state, feed.arrays, hparams, key, one_batch=one_batch)
-    batch = session.evaluator("validation").shapes()
-    weights = experiment.weights(state)
-    evaluating = pool.submit(programs.compile_eval, weights, batch, hparams)
-    return Executables(train, evaluating, tuple(hparams))
+    return train, tuple(hparams)
+
+
+def ready_programs(session: Session) -> ReadyPrograms:
+    """The programs that earlier runs have left for this configuration and data of these shapes."""
+    experiment, feed = session.experiment, session.feed()
+    shapes = [
+        {name: (array.shape, str(array.dtype)) for name, array in arrays.items()}
+        for arrays in (feed.arrays, session.evaluator("validation").shapes())
+    ]
+    made_from = (
+        *(session.untried, type(feed).__name__, shapes, session.batch_size),
+        *(experiment.spec, experiment.pipeline),  # which can hold statistics of the data
+        *(experiment.steps_per_epoch, experiment.total_steps),
+    )
+    return ReadyPrograms(session.config, made_from, list(session.mesh.devices.flat))

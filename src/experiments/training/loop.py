@@ -9,7 +9,7 @@ from typing import Any
 
 from experiments.tracking.jsonl import SUMMARY
 from experiments.tracking.tracker import RunInfo, Trackers
-from experiments.training.compiled import compile_programs
+from experiments.training.compiled import compile_programs, initial_state, ready_programs
 from experiments.training.distributed import is_first
 from experiments.training.pretrained import pretrained_weights
 from experiments.training.run import Run
@@ -41,15 +41,16 @@ def fit(
     shapes = experiment.abstract_state(session.hparams)
     found = None if resume else pretrained_weights(session, shapes)
     trackers.status("compiling")
+    ready = ready_programs(session)
     with ThreadPoolExecutor() as pool:
-        compiling = pool.submit(compile_programs, session, shapes, pool)
+        compiling = pool.submit(compile_programs, session, shapes, ready, pool)
         run = Run(session, trackers, stop, shapes, directory)
         if trainer.checkpoints:
             pool.submit(importlib.import_module, "orbax.checkpoint")
         if resume:
             run.restore()
         else:
-            initial = pool.submit(experiment.init, session.hparams, session.key, found)
+            initial = pool.submit(initial_state, session, found, ready, pool)
         # while XLA works and the weights are drawn
         trackers.start(
             RunInfo(

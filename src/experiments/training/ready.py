@@ -1,0 +1,199 @@
+"""Programs that an earlier run has compiled, found without tracing them again.
+
+JAX's own cache knows a program by its text, which a run has to trace and lower first: most of what
+a deep network takes to start. Here a program is known by everything that its text follows from: the
+config, the shapes of the data, all code of this package, versions, settings and devices.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+import logging
+import os
+import pickle
+import platform
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.monitoring
+
+import experiments
+from experiments.config import leaves
+
+log = logging.getLogger(__name__)
+
+FOLDER = "ready"  # in that of JAX's compilation cache
+DEPENDENCIES = ("jax", "jaxlib", "flax", "optax", "numpy")
+OURS = ("experiments.", "optax.", "jax.")  # code that the key covers
+UNUSED_DAYS = 30  # after which a program is deleted
+
+
+class ReadyPrograms:
+    """The programs of one configuration, with a few facts of each, in the compilation cache.
+
+    Args:
+      config: the config; where it names code outside of this package nothing is kept.
+      made_from: what else the programs follow from, besides code and settings; can be pickled.
+      devices: those that they run on.
+    """
+
+    def __init__(self, config: Mapping[str, Any], made_from: Any, devices: Sequence[jax.Device]):
+        base = jax.config.values["jax_compilation_cache_dir"]
+        known = all(name.startswith(OURS) for name in code(config))
+        self.folder = Path(base, FOLDER) if base and known and jax.process_count() == 1 else None
+        self.devices = devices
+        self.digest = hashlib.sha256(surroundings().encode())
+        self.digest.update(pickle.dumps((made_from, [device.id for device in devices])))
+
+    def get(self, name: str) -> tuple[dict[str, jax.stages.Compiled], Any]:
+        """The programs that were put under this name, by keys of their own, and their facts.
+
+        Nothing and None where there are none.
+        """
+        from jax.experimental.serialize_executable import deserialize_and_load
+
+        try:
+            stored, facts = self._read(name)
+            programs = {
+                key: deserialize_and_load(
+                    executable, inputs, outputs, execution_devices=self.devices
+                )
+                for key, (executable, inputs, outputs) in stored.items()
+            }
+        except Exception as error:
+            log.warning("%s cannot be used, it is compiled again: %s", self._path(name), error)
+            return {}, None
+        return programs, facts
+
+    def put(
+        self, name: str, programs: Mapping[str, jax.stages.Compiled], facts: Any = None
+    ) -> None:
+        """Adds programs for later runs; they must have been compiled by this process.
+
+        What XLA has read from a cache it does not write whole again.
+        """
+        if self.folder is None or not programs:
+            return
+        from jax.experimental.serialize_executable import serialize
+
+        path = self._path(name)
+        partial = path.with_suffix(f".{os.getpid()}")
+        try:
+            content = self._read(name)[0] | {key: serialize(p) for key, p in programs.items()}
+            self.folder.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(zlib.compress(pickle.dumps((content, facts)), 1))
+            partial.replace(path)
+            forget_unused(self.folder)
+        except Exception as error:  # programs that cannot be kept are compiled next time
+            log.debug("%s is not kept: %s", name, error)
+
+    def _read(self, name: str) -> tuple[dict[str, tuple], Any]:
+        if self.folder is None or not (path := self._path(name)).exists():
+            return {}, None
+        os.utime(path)
+        return pickle.loads(zlib.decompress(path.read_bytes()))
+
+    def _path(self, name: str) -> Path:
+        assert self.folder is not None
+        digest = self.digest.copy()
+        digest.update(name.encode())
+        return self.folder / f"{name}-{digest.hexdigest()[:40]}"
+
+
+class ReadyCalls:
+    """Calls of jitted functions by programs of a `name`; missing ones are compiled and added."""
+
+    def __init__(self, ready: ReadyPrograms, name: str):
+        self.ready, self.name = ready, name
+        self.programs, _ = ready.get(name)
+        self.new: dict[str, jax.stages.Compiled] = {}
+
+    def __call__(self, key: str, function: Any, *arguments: Any, static: tuple = ()) -> Any:
+        """`function(*arguments, *static)`; the key must tell programs of this name apart."""
+        if key not in self.programs:
+            with compiling() as anew:
+                self.programs[key] = function.lower(*arguments, *static).compile()
+            if anew():
+                self.new[key] = self.programs[key]
+        return self.programs[key](*arguments)
+
+    def keep(self) -> None:
+        """Leaves what was compiled to later runs."""
+        self.ready.put(self.name, self.new)
+
+
+@contextlib.contextmanager
+def compiling() -> Iterator[Callable[[], bool]]:
+    """Yields what says whether this thread, since then, has compiled and found nothing in a cache.
+
+    Of JAX's caches the one on disk tells of a hit, the one in memory does not even ask it.
+    """
+    asked, hits = _events.asked, _events.hits
+    yield lambda: _events.asked > asked and _events.hits == hits
+
+
+class _Events(threading.local):
+    asked = hits = 0
+
+
+_events = _Events()
+
+
+def _count(event: str, **_: Any) -> None:
+    if event == "/jax/compilation_cache/compile_requests_use_cache":
+        _events.asked += 1
+    elif event == "/jax/compilation_cache/cache_hits":
+        _events.hits += 1
+
+
+jax.monitoring.register_event_listener(_count)
+
+
+def code(config: Mapping[str, Any]) -> Iterator[str]:
+    """The dotted names of code in a config."""
+    for path, value in leaves(config):
+        if path.rpartition(".")[2] in ("_target_", "rule") and isinstance(value, str):
+            yield value
+
+
+@functools.cache
+def surroundings() -> str:
+    """What a program follows from besides its configuration, as one text."""
+    sources = hashlib.sha256()
+    root = Path(experiments.__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        sources.update(path.read_bytes())
+    settings = {k: str(v) for k, v in jax.config.values.items() if "cache" not in k}
+    devices = jax.devices()
+    parts = [
+        sources.hexdigest(),
+        [platform.python_version(), *map(version, DEPENDENCIES)],
+        settings,
+        os.environ.get("XLA_FLAGS"),
+        [(device.id, device.device_kind) for device in devices],
+        devices[0].client.platform_version,
+        processor(),
+    ]
+    return json.dumps(parts, sort_keys=True)
+
+
+def processor() -> list[str]:
+    """What code for this processor may use: its instructions, and how many cores."""
+    lines = Path("/proc/cpuinfo")
+    flags = [line for line in lines.read_text().splitlines() if line.startswith(("flags", "Feat"))]
+    return [platform.machine(), str(os.cpu_count()), *flags[:1]]
+
+
+def forget_unused(folder: Path) -> None:
+    """Deletes programs that no run has used for a month."""
+    oldest = time.time() - UNUSED_DAYS * 24 * 3600
+    for path in folder.iterdir():
+        if path.stat().st_mtime < oldest:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,79 @@
+"""Programs that an earlier run has compiled: a later one trains with them untraced, bit for bit."""
+
+import logging
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.experiment import Experiment
+from experiments.tracking.jsonl import JsonLines, read_history
+from experiments.tracking.tracker import Trackers
+from experiments.training.cache import use_compilation_cache
+from experiments.training.loop import fit
+from experiments.training.ready import FOLDER, ReadyPrograms
+from experiments.training.session import open_session
+from experiments.training.signals import StopRequest
+from support import composed
+
+SMALL = ["model.hidden=[12]", "trainer.epochs=2", "trainer.figures=false"]
+TIMES = ("examples_per_second", "seconds", "training_seconds")
+
+
+@pytest.fixture
+def cache(tmp_path):
+    before = jax.config.values["jax_compilation_cache_dir"]
+    use_compilation_cache(str(tmp_path / "xla"))
+    yield tmp_path / "xla"
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.fixture
+def train(cache, tmp_path, data_home):
+    def call(folder, *overrides):
+        (tmp_path / folder).mkdir()
+        session = open_session(
+            composed(*data_home, *SMALL, "trainer.checkpoints=false", *overrides)
+        )
+        fit(session, tmp_path / folder, Trackers([JsonLines()]), StopRequest())
+        lines = read_history(tmp_path / folder / "metrics.jsonl")
+        return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+
+    return call
+
+
+def test_a_later_run_traces_nothing_and_gives_the_same_numbers(train, monkeypatch):
+    first = train("first", "seed=3")
+
+    def never(*_, **__):
+        raise AssertionError("traced again")
+
+    monkeypatch.setattr(Experiment, "train_step", never)
+    monkeypatch.setattr(Experiment, "eval_step", never)
+    monkeypatch.setattr(Experiment, "_sampled", never)
+    assert train("again", "seed=3") == first
+    # a hyperparameter is an input of the programs
+    other = train("other", "seed=3", "optim.learning_rate=0.01")
+    assert other[0]["learning_rate"] == pytest.approx(0.01)
+    with pytest.raises(AssertionError, match="traced again"):
+        train("wider", "model.hidden=[13]")
+
+
+def test_a_damaged_program_is_compiled_again(train, cache, caplog):
+    first = train("first")
+    for path in (cache / FOLDER).iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    with caplog.at_level(logging.WARNING):
+        assert train("again") == first
+    assert "cannot be used, it is compiled again" in caplog.text
+
+
+def test_programs_follow_from_statistics_of_the_data_and_from_known_code(cache):
+    def names(config, made_from):
+        ready = ReadyPrograms(config, made_from, jax.devices())
+        return ready.folder and ready._path("train").name
+
+    ours = {"model": {"_target_": "experiments.models.mlp.MLP"}}
+    assert names(ours, np.ones(3)) == names(ours, np.ones(3))
+    assert names(ours, np.ones(3)) != names(ours, np.zeros(3))
+    assert names({"model": {"_target_": "somebody.elses.Model"}}, np.ones(3)) is None

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from experiments.config import build
+from experiments.tracking.behind import Behind
 from experiments.tracking.tracker import Tracker
 
 
@@ -21,4 +22,5 @@ def nodes(logger: Mapping[str, Any]) -> dict[str, Any]:
 
 def chosen(logger: Mapping[str, Any]) -> list[Tracker]:
     """The trackers that a config asks for."""
-    return [build(node) for node in nodes(logger).values()]
+    trackers = [build(node) for node in nodes(logger).values()]
+    return [Behind(tracker) if tracker.slow_to_start else tracker for tracker in trackers]

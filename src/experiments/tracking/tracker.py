@@ -41,6 +41,14 @@ class RunInfo:
 class Tracker:
     """The protocol: follows one run. Subclasses inherit what they have no use for."""
 
+    slow_to_start = False
+    """Whether a run should go on while it starts."""
+
+    @property
+    def kind(self) -> str:
+        """What to call it in a message."""
+        return type(self).__name__
+
     @property
     def location(self) -> str | None:
         """Where else than in the run folder the run can be seen: an address or a command."""
@@ -117,9 +125,8 @@ class Trackers(Tracker):
                 failed = failed or error
             except Exception as error:
                 self.trackers.remove(tracker)
-                name = type(tracker).__name__
                 log.warning(
-                    "%s is dropped from this run: %s: %s", name, type(error).__name__, error
+                    "%s is dropped from this run: %s: %s", tracker.kind, type(error).__name__, error
                 )
                 log.debug("traceback", exc_info=True)
                 if not last:

@@ -42,6 +42,8 @@ _live = 0  # runs of this process, which share one client process
 class Wandb(Tracker):
     """One W&B run; `conf/logger/wandb.yaml` describes the arguments."""
 
+    slow_to_start = True
+
     def __init__(
         self,
         project: str,

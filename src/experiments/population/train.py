@@ -188,15 +188,20 @@ class Population:
 
             return timed(call)
 
+        def compile_evaluation(width: int) -> Any:
+            batch = self._evaluator("validation").shapes()
+            return self.programs.compile_eval(weights, batch, self.hparams, width)
+
         narrowest = candidates[0]
-        found = {narrowest: compile_one(narrowest)}
-        if len(candidates) > 1 and not fills_device(time_one(found[narrowest]), local):
-            with ThreadPoolExecutor() as pool:
+        with ThreadPoolExecutor() as pool:
+            if len(candidates) == 1:
+                evaluating = pool.submit(compile_evaluation, narrowest)
+                return narrowest, compile_one(narrowest), evaluating.result()
+            found = {narrowest: compile_one(narrowest)}
+            if not fills_device(time_one(found[narrowest]), local):
                 found |= zip(candidates[1:], pool.map(compile_one, candidates[1:]), strict=True)
         width = narrowest if len(found) == 1 else fastest(found, time_one)
-        batch = self._evaluator("validation").shapes()
-        evaluate = self.programs.compile_eval(weights, batch, self.hparams, width)
-        return width, found[width], evaluate
+        return width, found[width], compile_evaluation(width)
 
     def _feed(self) -> ResidentFeed | StreamedFeed:
         split, sharding = self.session.splits.train, self.programs.replicated

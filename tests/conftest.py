@@ -26,6 +26,15 @@ def compilation_cache(tmp_path_factory):
     use_compilation_cache(str(tmp_path_factory.mktemp("xla")))
 
 
+@pytest.fixture
+def own_cache(tmp_path):
+    """A folder of compiled programs that no other test has left any in."""
+    before = jax.config.values["jax_compilation_cache_dir"]
+    use_compilation_cache(str(tmp_path / "xla"))
+    yield tmp_path / "xla"
+    use_compilation_cache(before)
+
+
 @pytest.fixture(scope="session")
 def data_home(tmp_path_factory) -> list[str]:
     """Overrides that keep prepared and decoded data in a folder of the test session."""

@@ -119,7 +119,7 @@ def test_a_signal_saves_the_trial_and_another_worker_goes_on(make_study, monkeyp
     assert study.claims.deaths("0") == 0
 
 
-def test_a_static_configuration_is_compiled_once(make_study):
+def test_a_static_configuration_is_compiled_once(make_study, own_cache):
     parameters = {
         "optim.learning_rate": {"distribution": "log_uniform_values", "min": 1e-3, "max": 0.1},
         "optim.b1": {"min": 0.5, "max": 0.95},

@@ -9,7 +9,6 @@ import pytest
 from experiments.experiment import Experiment
 from experiments.tracking.jsonl import JsonLines, read_history
 from experiments.tracking.tracker import Trackers
-from experiments.training.cache import use_compilation_cache
 from experiments.training.loop import fit
 from experiments.training.ready import FOLDER, ReadyPrograms
 from experiments.training.session import open_session
@@ -21,15 +20,7 @@ TIMES = ("examples_per_second", "seconds", "training_seconds")
 
 
 @pytest.fixture
-def cache(tmp_path):
-    before = jax.config.values["jax_compilation_cache_dir"]
-    use_compilation_cache(str(tmp_path / "xla"))
-    yield tmp_path / "xla"
-    jax.config.update("jax_compilation_cache_dir", before)
-
-
-@pytest.fixture
-def train(cache, tmp_path, data_home):
+def train(own_cache, tmp_path, data_home):
     def call(folder, *overrides):
         (tmp_path / folder).mkdir()
         session = open_session(
@@ -59,16 +50,16 @@ def test_a_later_run_traces_nothing_and_gives_the_same_numbers(train, monkeypatc
         train("wider", "model.hidden=[13]")
 
 
-def test_a_damaged_program_is_compiled_again(train, cache, caplog):
+def test_a_damaged_program_is_compiled_again(train, own_cache, caplog):
     first = train("first")
-    for path in (cache / FOLDER).iterdir():
+    for path in (own_cache / FOLDER).iterdir():
         path.write_bytes(path.read_bytes()[:100])
     with caplog.at_level(logging.WARNING):
         assert train("again") == first
     assert "cannot be used, it is compiled again" in caplog.text
 
 
-def test_programs_follow_from_statistics_of_the_data_and_from_known_code(cache):
+def test_programs_follow_from_statistics_of_the_data_and_from_known_code(own_cache):
     def names(config, made_from):
         ready = ReadyPrograms(config, made_from, jax.devices())
         return ready.folder and ready._path("train").name

@@ -81,7 +81,8 @@ def fit(
         if trainer.figures and is_first():
             measured = run.album.end(run.step, run.best_weights, predictions)
             summary |= measured
-            trackers.log(run.step, measured)
+            if measured:
+                trackers.log(run.step, measured)
     if run.checkpoints is not None:
         run.checkpoints.close()
         trackers.model(run.checkpoints.path)

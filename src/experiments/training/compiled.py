@@ -101,7 +101,7 @@ def _compile(
             with compiling() as anew:
                 kept["evaluate"] = programs.compile_eval(weights, batch, hparams)
             if anew():
-                pool.submit(ready.put, "evaluate", kept)
+                ready.put("evaluate", kept)  # here: the pool may be closing, as a run can end first
         return kept["evaluate"]
 
     return Executables(kept["train"], pool.submit(evaluation), traced)

@@ -126,7 +126,8 @@ def test_a_static_configuration_is_compiled_once(make_study, own_cache):
         "seed": {"min": 1, "max": 9},
         "model.hidden": {"values": [[8], [4]]},
     }
-    study = make_study(parameters=parameters, n_trials=8)
+    own = [f"trainer.compilation_cache={own_cache}"]
+    study = make_study(parameters=parameters, n_trials=8, overrides=own)
     events: list[tuple[str, int]] = []  # (what was compiled, trials that had ended by then)
 
     def note(event: str, _seconds: float, **what) -> None:

@@ -49,8 +49,10 @@ class ReadyPrograms:
         known = all(name.startswith(OURS) for name in code(config))
         self.folder = Path(base, FOLDER) if base and known and jax.process_count() == 1 else None
         self.devices = devices
-        self.digest = hashlib.sha256(surroundings().encode())
-        self.digest.update(pickle.dumps((made_from, [device.id for device in devices])))
+        self.digest = hashlib.sha256()
+        if self.folder is not None:
+            self.digest.update(surroundings().encode())
+            self.digest.update(pickle.dumps((made_from, [device.id for device in devices])))
 
     def get(self, name: str) -> tuple[dict[str, jax.stages.Compiled], Any]:
         """The programs that were put under this name, by keys of their own, and their facts.
@@ -186,9 +188,10 @@ def surroundings() -> str:
 
 def processor() -> list[str]:
     """What code for this processor may use: its instructions, and how many cores."""
-    lines = Path("/proc/cpuinfo")
-    flags = [line for line in lines.read_text().splitlines() if line.startswith(("flags", "Feat"))]
-    return [platform.machine(), str(os.cpu_count()), *flags[:1]]
+    described = Path("/proc/cpuinfo")  # of Linux
+    lines = described.read_text().splitlines() if described.exists() else [platform.processor()]
+    flags = [line for line in lines if line.startswith(("flags", "Feat"))]
+    return [platform.machine(), str(os.cpu_count()), *(flags or lines)[:1]]
 
 
 def forget_unused(folder: Path) -> None:

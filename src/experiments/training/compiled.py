@@ -86,21 +86,21 @@ def _compile(
         batch_size=session.batch_size,
         max_steps=session.trainer.max_steps_per_dispatch,
     )
-    kept, traced = ready.get("train")
+    kept, traced = ready.get("train"), tuple(session.hparams)
     if not kept:
         with compiling() as anew:
             kept["train"], traced = _compile_train(session, programs, state, feed)
-        if anew():
-            pool.submit(ready.put, "train", kept, traced)
+        if anew() and len(traced) == len(session.hparams):  # else it holds values as constants
+            pool.submit(ready.put, "train", kept)
     hparams = {name: session.hparams[name] for name in traced}
 
     def evaluation() -> Callable:
-        kept, _ = ready.get("evaluate")
+        kept = ready.get("evaluate")
         if not kept:
             weights = session.experiment.weights(state)
             with compiling() as anew:
                 kept["evaluate"] = programs.compile_eval(weights, batch, hparams)
-            if anew():
+            if anew() and len(traced) == len(session.hparams):
                 ready.put("evaluate", kept)  # here: the pool may be closing, as a run can end first
         return kept["evaluate"]
 
@@ -131,7 +131,7 @@ def ready_programs(session: Session) -> ReadyPrograms:
         for arrays in (feed.arrays, session.evaluator("validation").shapes())
     ]
     made_from = (
-        *(session.untried, type(feed).__name__, shapes, session.batch_size),
+        *(session.static, type(feed).__name__, shapes, session.batch_size),
         *(experiment.spec, experiment.pipeline),  # which can hold statistics of the data
         *(experiment.steps_per_epoch, experiment.total_steps),
     )

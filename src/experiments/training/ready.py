@@ -36,7 +36,7 @@ UNUSED_DAYS = 30  # after which a program is deleted
 
 
 class ReadyPrograms:
-    """The programs of one configuration, with a few facts of each, in the compilation cache.
+    """The programs of one configuration, in the compilation cache.
 
     Args:
       config: the config; where it names code outside of this package nothing is kept.
@@ -54,29 +54,22 @@ class ReadyPrograms:
             self.digest.update(surroundings().encode())
             self.digest.update(pickle.dumps((made_from, [device.id for device in devices])))
 
-    def get(self, name: str) -> tuple[dict[str, jax.stages.Compiled], Any]:
-        """The programs that were put under this name, by keys of their own, and their facts.
-
-        Nothing and None where there are none.
-        """
+    def get(self, name: str) -> dict[str, jax.stages.Compiled]:
+        """The programs that were put under this name, by keys of their own."""
         from jax.experimental.serialize_executable import deserialize_and_load
 
         try:
-            stored, facts = self._read(name)
-            programs = {
+            return {
                 key: deserialize_and_load(
                     executable, inputs, outputs, execution_devices=self.devices
                 )
-                for key, (executable, inputs, outputs) in stored.items()
+                for key, (executable, inputs, outputs) in self._read(name).items()
             }
         except Exception as error:
             log.warning("%s cannot be used, it is compiled again: %s", self._path(name), error)
-            return {}, None
-        return programs, facts
+            return {}
 
-    def put(
-        self, name: str, programs: Mapping[str, jax.stages.Compiled], facts: Any = None
-    ) -> None:
+    def put(self, name: str, programs: Mapping[str, jax.stages.Compiled]) -> None:
         """Adds programs for later runs; they must have been compiled by this process.
 
         What XLA has read from a cache it does not write whole again.
@@ -88,17 +81,17 @@ class ReadyPrograms:
         path = self._path(name)
         partial = path.with_suffix(f".{os.getpid()}")
         try:
-            content = self._read(name)[0] | {key: serialize(p) for key, p in programs.items()}
+            content = self._read(name) | {key: serialize(p) for key, p in programs.items()}
             self.folder.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(zlib.compress(pickle.dumps((content, facts)), 1))
+            partial.write_bytes(zlib.compress(pickle.dumps(content), 1))
             partial.replace(path)
             forget_unused(self.folder)
         except Exception as error:  # programs that cannot be kept are compiled next time
             log.debug("%s is not kept: %s", name, error)
 
-    def _read(self, name: str) -> tuple[dict[str, tuple], Any]:
+    def _read(self, name: str) -> dict[str, tuple]:
         if self.folder is None or not (path := self._path(name)).exists():
-            return {}, None
+            return {}
         os.utime(path)
         return pickle.loads(zlib.decompress(path.read_bytes()))
 
@@ -114,7 +107,7 @@ class ReadyCalls:
 
     def __init__(self, ready: ReadyPrograms, name: str):
         self.ready, self.name = ready, name
-        self.programs, _ = ready.get(name)
+        self.programs = ready.get(name)
         self.new: dict[str, jax.stages.Compiled] = {}
 
     def __call__(self, key: str, function: Any, *arguments: Any, static: tuple = ()) -> Any:

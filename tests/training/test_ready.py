@@ -68,3 +68,16 @@ def test_programs_follow_from_statistics_of_the_data_and_from_known_code(own_cac
     assert names(ours, np.ones(3)) == names(ours, np.ones(3))
     assert names(ours, np.ones(3)) != names(ours, np.zeros(3))
     assert names({"model": {"_target_": "somebody.elses.Model"}}, np.ones(3)) is None
+
+
+def test_programs_with_a_hyperparameter_as_a_constant_are_not_kept(train, own_cache, monkeypatch):
+    step = Experiment.train_step
+
+    def picky(self, state, batch, hparams, key):
+        float(hparams.get("optim.learning_rate", 0))  # needs its value
+        return step(self, state, batch, hparams, key)
+
+    monkeypatch.setattr(Experiment, "train_step", picky)
+    slow, quick = train("slow", "optim.learning_rate=1e-5"), train("quick")
+    assert slow[1]["train/loss"] > quick[1]["train/loss"]
+    assert not list((own_cache / FOLDER).glob("train-*"))

@@ -86,8 +86,10 @@ class ReadyPrograms:
             partial.write_bytes(zlib.compress(pickle.dumps(content), 1))
             partial.replace(path)
             forget_unused(self.folder)
-        except Exception as error:  # programs that cannot be kept are compiled next time
-            log.debug("%s is not kept: %s", name, error)
+        except OSError as error:
+            log.warning("compiled programs cannot be kept for later runs: %s", error)
+        except Exception:  # not every backend can write its programs; they are compiled next time
+            log.debug("%s is not kept", name, exc_info=True)
 
     def _read(self, name: str) -> dict[str, tuple]:
         if self.folder is None or not (path := self._path(name)).exists():
@@ -180,11 +182,12 @@ def surroundings() -> str:
 
 
 def processor() -> list[str]:
-    """What code for this processor may use: its instructions, and how many cores."""
+    """What code for this processor may use: its instructions, and how many of its cores."""
     described = Path("/proc/cpuinfo")  # of Linux
     lines = described.read_text().splitlines() if described.exists() else [platform.processor()]
     flags = [line for line in lines if line.startswith(("flags", "Feat"))]
-    return [platform.machine(), str(os.cpu_count()), *(flags or lines)[:1]]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return [platform.machine(), str(cores), *(flags or lines)[:1]]
 
 
 def forget_unused(folder: Path) -> None:

@@ -201,6 +201,7 @@ def _scalar_mismatch(value: Any, hint: Any) -> str | None:
     return None if fits[hint] else names[hint]
 
 
+@functools.cache
 def _parameters(target: Callable) -> Mapping[str, inspect.Parameter]:
     try:
         if inspect.isclass(target):  # its metaclass (flax's, say) may hide the signature
@@ -213,6 +214,7 @@ def _parameters(target: Callable) -> Mapping[str, inspect.Parameter]:
         return {"kwargs": inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)}
 
 
+@functools.cache
 def _hints(target: Callable) -> dict[str, Any]:
     function = target.__init__ if inspect.isclass(target) else target  # type: ignore[misc]
     try:

@@ -7,13 +7,15 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.config import build, check, mismatch
+from experiments.config import build, check, leaves, mismatch
 from experiments.errors import UserError
 from experiments.saved import saved_config
 from experiments.tracking.choice import nodes
 from experiments.training.cache import use_compilation_cache
 from experiments.training.distributed import join
 from experiments.types import Mode, PositiveInt, Seed
+
+MISSING = "???"  # OmegaConf's word for a value that is still to be given
 
 
 def run(config: DictConfig) -> None:
@@ -64,9 +66,6 @@ def cluster_of(config: DictConfig) -> tuple[Any, int]:
 
 def as_plain(config: DictConfig, directory: Path) -> dict[str, Any]:
     """The config as plain dicts, lists and scalars; an unnamed run is called after its folder."""
-    missing = sorted(OmegaConf.missing_keys(config))
-    if missing:
-        raise UserError(f"{missing[0]} has no value; say {missing[0]}=...")
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     return {str(k): v for k, v in plain.items()} | {"name": plain["name"] or directory.name}
@@ -74,6 +73,9 @@ def as_plain(config: DictConfig, directory: Path) -> dict[str, Any]:
 
 def check_config(config: dict[str, Any]) -> None:
     """Holds every value of a config against what it is for, before anything is read or compiled."""
+    missing = sorted(path for path, value in leaves(config) if value == MISSING)
+    if missing:
+        raise UserError(f"{missing[0]} has no value; say {missing[0]}=...")
     if complaint := mismatch(config["seed"], Seed):
         raise UserError(f"seed={config['seed']}: must be {complaint}")
     for key, value, hint in (

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
 
 from experiments.errors import UserError
-from experiments.main import as_plain, check_config
-from experiments.search.configs import assignments
+from experiments.main import check_config
+from experiments.search.configs import assignments, resolved
 from experiments.search.study import Study, Trial
 from experiments.tracking.choice import chosen
 from experiments.tracking.jsonl import SUMMARY, JsonLines
@@ -143,19 +142,19 @@ def prepare(
 ) -> dict[str, Any]:
     """Makes the folder of a run like that of `run.py`; returns the checked config."""
     config = study.configs.compose(values)
-    config.seed += index
-    together = study.plan.lanes != 1 and config.population.shared_batches
-    if together and config.trainer.shuffle_seed is None:
-        config.trainer.shuffle_seed = study.plan.seed
-    config.name = f"{study.plan.name}-{number}" + (f"-{index}" if study.plan.seeds > 1 else "")
-    if "group" in config.logger and config.logger.group is None:
-        config.logger.group = study.plan.name
-    plain = as_plain(config, folder)
+    config["seed"] += index
+    together = study.plan.lanes != 1 and config["population"]["shared_batches"]
+    if together and config["trainer"]["shuffle_seed"] is None:
+        config["trainer"]["shuffle_seed"] = study.plan.seed
+    config["name"] = f"{study.plan.name}-{number}" + (f"-{index}" if study.plan.seeds > 1 else "")
+    if "group" in config["logger"] and config["logger"]["group"] is None:
+        config["logger"]["group"] = study.plan.name
+    plain = resolved(config)
     check_config(plain)
     hydra = folder / ".hydra"
     hydra.mkdir(parents=True, exist_ok=True)
     overrides = [*study.plan.overrides, *assignments(values)]
-    for name, content in (("config", OmegaConf.to_container(config)), ("overrides", overrides)):
+    for name, content in (("config", config), ("overrides", overrides)):
         text = yaml.dump(content, Dumper=yaml.CSafeDumper, sort_keys=False)
         (hydra / f"{name}.yaml").write_text(text)
     return plain

@@ -45,10 +45,12 @@ class StudySweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> None:
         """Makes the study, runs its trials and shows them; raises `Exit` if it is cut short."""
         from experiments.cli import job
+        from experiments.search.local import standing_by
 
-        with job():
+        options, config_folder = self.options, self.config_folder
+        with job(), standing_by(options, config_folder) as crew:
             from experiments.search.launch import begin
             from experiments.search.planning import plan_of_arguments
 
-            plan = plan_of_arguments(arguments, self.options, self.config_folder)
-            begin(plan, self.study.absolute(), self.config_folder, self.options)
+            plan = plan_of_arguments(arguments, options, config_folder)
+            begin(plan, self.study.absolute(), config_folder, options, crew)

@@ -1,5 +1,6 @@
 """`run.py -m` and `sweep.py` as a user types them, with real worker processes."""
 
+import contextlib
 import csv
 import os
 import signal
@@ -96,15 +97,12 @@ def wait_for(there, seconds: float = 120) -> None:
 
 
 def workers_of(folder: Path) -> list[str]:
-    """The processes whose command line names a study."""
+    """The processes that print into a study's folder."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (process / "cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if f"worker={folder}".encode() in words:
-            found.append(process.name)
+        with contextlib.suppress(OSError):
+            if (process / "fd" / "1").readlink().is_relative_to(folder):
+                found.append(process.name)
     return found
 
 

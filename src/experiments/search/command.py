@@ -5,11 +5,12 @@ python sweep.py sweeps/lenet5_lr_wd.yaml [workers=2] [cluster=slurm] [any config
 python sweep.py status=<study folder>    what came out so far, live in a terminal
 python sweep.py resume=<study folder>    go on; [n_trials=...] longer, [workers=...] faster
 python sweep.py cancel=<study folder>    ask its workers to save their trials and stop
-python sweep.py worker=<study folder>    one worker, as launchers start it
+python sweep.py worker=<study folder>    one worker, as clusters start it
 """
 
 import dataclasses
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,15 +18,12 @@ from typing import Literal
 
 from experiments.config import mismatch
 from experiments.errors import UserError, suggest
-from experiments.search.launch import begin, launch
+from experiments.search.local import LOGS, standing_by
 from experiments.search.options import Options, divide, study_folder
 from experiments.search.plan import read_plan
-from experiments.search.planning import plan_of_file
-from experiments.search.slurm import cancel_jobs, jobs, queue, read_cluster
-from experiments.search.study import CANCEL, Study
-from experiments.search.sweepfile import read_sweep_file
-from experiments.search.watch import follow
 from experiments.types import PositiveInt
+
+# All else is imported where it is used: workers start before that.
 
 
 def sweep(arguments: Sequence[str], config_folder: Path) -> None:
@@ -42,20 +40,39 @@ def sweep(arguments: Sequence[str], config_folder: Path) -> None:
         engine = options.get("engine", "own")
         if complaint := mismatch(engine, Literal["own", "wandb"]):
             raise UserError(f"engine={engine}: must be {complaint}")
-        if engine == "wandb":
-            from experiments.search import agents
-
-            agents.begin(read_sweep_file(Path(first)), overrides, options, config_folder)
-            return
-        plan = plan_of_file(read_sweep_file(Path(first)), overrides, options, config_folder)
-        begin(plan, study_folder(options, plan.name), config_folder, options)
+        (begin if engine == "own" else begin_agents)(Path(first), overrides, options, config_folder)
     else:
         hint = suggest(action, ACTIONS) if "=" in first else ""
         raise UserError(f"{first or 'nothing given'}: name a sweep file{hint}\n{__doc__}".strip())
 
 
+def begin(file: Path, overrides: Sequence[str], options: Options, config_folder: Path) -> None:
+    """Makes the study that a sweep file describes and has it worked on."""
+    with standing_by(options, config_folder) as crew:
+        from experiments.search import launch
+        from experiments.search.planning import plan_of_file
+        from experiments.search.sweepfile import read_sweep_file
+
+        plan = plan_of_file(read_sweep_file(file), overrides, options, config_folder)
+        launch.begin(plan, study_folder(options, plan.name), config_folder, options, crew)
+
+
+def begin_agents(
+    file: Path, overrides: Sequence[str], options: Options, config_folder: Path
+) -> None:
+    """Makes the sweep on W&B's server and starts agents."""
+    from experiments.search import agents
+    from experiments.search.sweepfile import read_sweep_file
+
+    agents.begin(read_sweep_file(file), overrides, options, config_folder)
+
+
 def status(folder: Path, config_folder: Path, _: Options) -> None:
     """Shows the study, and what of it is in the queue of a cluster."""
+    from experiments.search.slurm import jobs, queue
+    from experiments.search.study import Study
+    from experiments.search.watch import follow
+
     if ids := jobs(folder):
         print(f"Slurm jobs {', '.join(ids)}: {queue(folder)}", flush=True)
     follow(Study(folder, config_folder))
@@ -74,17 +91,25 @@ def resume(folder: Path, config_folder: Path, options: Options) -> None:
         raise UserError(f"n_trials={budget}: must be a whole number of at least {plan.n_trials}")
     changes = options.get("cluster", {})
     cluster = changes if "name" in changes else plan.cluster | changes
-    read_cluster(config_folder, cluster)
-    plan = dataclasses.replace(plan, n_trials=budget, cluster=cluster)
-    plan.save(folder)
-    (folder / CANCEL).unlink(missing_ok=True)
-    study = Study(folder, config_folder)
-    study.lay_down()
-    launch(study, options)
+    with standing_by(options, config_folder, cluster["name"]) as crew:
+        from experiments.search.launch import launch
+        from experiments.search.slurm import read_cluster
+        from experiments.search.study import CANCEL, Study
+
+        read_cluster(config_folder, cluster)
+        plan = dataclasses.replace(plan, n_trials=budget, cluster=cluster)
+        plan.save(folder)
+        (folder / CANCEL).unlink(missing_ok=True)
+        study = Study(folder, config_folder)
+        study.lay_down()
+        launch(study, options, crew)
 
 
 def cancel(folder: Path, config_folder: Path, _: Options) -> None:
     """Asks all workers to save their trials and stop."""
+    from experiments.search.slurm import cancel_jobs
+    from experiments.search.study import CANCEL
+
     read_plan(folder)
     (folder / CANCEL).touch()
     cancel_jobs(folder)
@@ -92,13 +117,22 @@ def cancel(folder: Path, config_folder: Path, _: Options) -> None:
 
 
 def worker(folder: Path, config_folder: Path, options: Options) -> None:
-    """Runs one worker."""
+    """Runs one worker; one of this machine's launcher, `-`, waits for the folder of its study."""
+    from experiments.search.worker import work  # imports JAX
+
+    name = options.get("name")
+    if folder == Path("-"):
+        line = sys.stdin.readline()
+        if not line:  # there is to be no study
+            return
+        folder = Path(line.rstrip("\n"))
+        with (folder / LOGS / f"{name}.log").open("w") as log:
+            for stream in (sys.stdout, sys.stderr):
+                os.dup2(log.fileno(), stream.fileno())
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO, stream=sys.stdout)
     for talkative in ("absl", "jax"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
-    from experiments.search.worker import work  # imports JAX
-
-    work(folder, config_folder, options.get("name"))
+    work(folder, config_folder, name)
 
 
 ACTIONS = {"status": status, "resume": resume, "cancel": cancel, "worker": worker}

@@ -5,40 +5,42 @@ import sys
 from pathlib import Path
 
 from experiments.cli import EXIT_CODES, Exit
-from experiments.config import mismatch
 from experiments.errors import UserError
 from experiments.search import local
-from experiments.search.options import Options
+from experiments.search.local import Crew
+from experiments.search.options import Options, worker_count
 from experiments.search.plan import Plan
 from experiments.search.slurm import Task, read_cluster
 from experiments.search.study import CANCEL, Study, create_study
 from experiments.search.watch import ending, watching
-from experiments.types import PositiveInt
 
 MOST_LANES = 128  # that `lanes=auto` has a worker take at once
 
 
-def begin(plan: Plan, folder: Path, config_folder: Path, options: Options) -> None:
-    """Makes a study and starts its workers; see `launch`."""
-    count = _workers(options)
+def begin(
+    plan: Plan, folder: Path, config_folder: Path, options: Options, crew: Crew | None
+) -> None:
+    """Makes a study and has it worked on; see `launch`."""
+    count = worker_count(options)
     if plan.lanes == "auto":
         share = -(-plan.n_trials // count)
         plan = dataclasses.replace(plan, lanes=min(share, MOST_LANES))
     study = create_study(plan, folder, config_folder)
     print(f"{plan.name}: {plan.n_trials} trials, {plan.method} search, in {folder}", flush=True)
-    launch(study, options)
+    launch(study, options, crew)
 
 
-def launch(study: Study, options: Options) -> None:
-    """Starts workers; on this machine, waits for the study, on a cluster says how to watch it.
+def launch(study: Study, options: Options, crew: Crew | None) -> None:
+    """Sets the crew to work and waits; without one starts workers on the study's cluster.
 
     Raises:
         Exit: the study is not complete, or no trial of it came to a value.
     """
-    count = _workers(options)
-    sweep = study.configs.folder.parent / "sweep.py"
-    cluster = read_cluster(study.configs.folder, study.plan.cluster)
-    if cluster is not None:
+    if crew is None:
+        count = worker_count(options)
+        sweep = study.configs.folder.parent / "sweep.py"
+        cluster = read_cluster(study.configs.folder, study.plan.cluster)
+        assert cluster is not None
         command = [sys.executable, str(sweep), f"worker={study.folder}"]
         tasks = [Task(command, cancelled=study.folder / CANCEL)] * count
         job = cluster.submit(tasks, study.folder, study.plan.name)
@@ -47,7 +49,7 @@ def launch(study: Study, options: Options) -> None:
         print(f"cancel      python sweep.py cancel={study.folder}")
         return
     with watching(study) as look:
-        asked = local.run_workers(study, count, sweep, look)
+        asked = crew.work(study, look)
     print(ending(study))
     if study.complete:
         if study.best() is None:
@@ -58,11 +60,6 @@ def launch(study: Study, options: Options) -> None:
     if asked or cancelled:
         raise Exit(EXIT_CODES["interrupted"])
     words = local.last_words(study)
-    raise UserError(f"the workers ended before the study did: {words} (see {study.folder}/workers)")
-
-
-def _workers(options: Options) -> int:
-    count = options.get("workers", 1)
-    if complaint := mismatch(count, PositiveInt):
-        raise UserError(f"workers={count}: must be {complaint}")
-    return count
+    raise UserError(
+        f"the workers ended before the study did: {words} (see {study.folder}/{local.LOGS})"
+    )

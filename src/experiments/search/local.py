@@ -1,4 +1,7 @@
-"""Workers as processes of this machine, which share its cores and GPUs."""
+"""Workers as processes of this machine, which share its cores and GPUs.
+
+This module imports nothing that takes long: workers start before their study is planned.
+"""
 
 import contextlib
 import os
@@ -8,12 +11,19 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
-from experiments.search.study import Study
+from experiments.search.options import Options, worker_count
 
+if TYPE_CHECKING:
+    from experiments.search.study import Study
+
+LOGS = "workers"  # the folder of what they print, in that of a study
+POLL, LOOK = 0.05, 0.5  # seconds between looks at the processes, and at the study
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -25,57 +35,87 @@ class Process:
     slot: int
     popen: subprocess.Popen
 
+    def begin(self, folder: Path) -> None:
+        """Tells it which study it is to work on; from then on it prints into its log."""
+        assert self.popen.stdin is not None
+        (folder / LOGS).mkdir(exist_ok=True)
+        with contextlib.suppress(BrokenPipeError):  # it has ended, which is seen to later
+            self.popen.stdin.write(f"{folder}\n".encode())
+            self.popen.stdin.close()
 
-def run_workers(study: Study, count: int, sweep: Path, look: Callable[[], None]) -> bool:
-    """Runs `count` workers until the study is complete or they stop; returns whether it was asked.
 
-    `look` is called about twice a second. A worker that was killed loses its trials to the others
-    at once and is replaced. On Ctrl-C, SIGTERM or SIGHUP the workers save their trials and end; on
-    the second Ctrl-C they are killed.
+class Crew:
+    """`count` workers, which start at once and import what they need while a study is planned.
+
+    They end with the `with` block at the latest.
 
     Args:
       sweep: the path of `sweep.py`.
     """
-    running: list[Process] = []
-    with stopping(running) as asked:
-        try:
-            for slot in range(count):
-                running.append(start(study, slot, count, sweep))
-            while running:
-                time.sleep(0.5)
-                look()
-                for process in [p for p in running if p.popen.poll() is not None]:
-                    running.remove(process)
+
+    def __init__(self, count: int, sweep: Path):
+        self.count, self.sweep = count, sweep
+        self.running = [self._start(slot) for slot in range(count)]
+
+    def __enter__(self) -> "Crew":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.running:
+            process.popen.kill()
+            process.popen.wait()
+
+    def work(self, study: "Study", look: Callable[[], None]) -> bool:
+        """Works until the study is complete or the workers stop; returns whether it was asked.
+
+        `look` is called about twice a second. A worker that was killed loses its trials to the
+        others at once and is replaced. On Ctrl-C, SIGTERM or SIGHUP the workers save their trials
+        and end; on the second Ctrl-C they are killed.
+        """
+        with stopping(self.running) as asked:
+            for process in self.running:
+                process.begin(study.folder)
+            looked = time.monotonic()
+            while self.running:
+                time.sleep(POLL)
+                if time.monotonic() - looked > LOOK:
+                    look()
+                    looked = time.monotonic()
+                for process in [p for p in self.running if p.popen.poll() is not None]:
+                    self.running.remove(process)
                     if process.popen.returncode >= 0:  # it has put its trials in order itself
                         continue
                     worked = study.claims.bury(process.name)
                     if worked and not asked() and not study.complete:
-                        running.append(start(study, process.slot, count, sweep))
-        finally:
-            for process in running:
-                process.popen.kill()
-                process.popen.wait()
-    return asked()
+                        self.running.append(self._start(process.slot))
+                        self.running[-1].begin(study.folder)
+        return asked()
 
-
-def start(study: Study, slot: int, count: int, sweep: Path) -> Process:
-    """Starts a worker on its share of the cores and GPUs; it prints into `workers/<name>.log`."""
-    name = f"local-{slot}-{uuid.uuid4().hex[:6]}"
-    folder = study.folder / "workers"
-    folder.mkdir(exist_ok=True)
-    command = [sys.executable, str(sweep), f"worker={study.folder}", f"name={name}"]
-    with (folder / f"{name}.log").open("w") as log:
+    def _start(self, slot: int) -> Process:
+        """Starts a worker on its share of the cores and GPUs."""
+        name = f"local-{slot}-{uuid.uuid4().hex[:6]}"
         popen = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=os.environ | gpu_share(slot, count),
+            [sys.executable, str(self.sweep), "worker=-", f"name={name}"],
+            stdin=subprocess.PIPE,
+            env=os.environ | gpu_share(slot, self.count),
             start_new_session=True,  # Ctrl-C in the terminal is for the launcher alone
         )
-    with contextlib.suppress(ProcessLookupError):
-        os.sched_setaffinity(popen.pid, core_share(slot, count))
-    return Process(name, slot, popen)
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setaffinity(popen.pid, core_share(slot, self.count))
+        return Process(name, slot, popen)
+
+
+def standing_by(
+    options: Options, config_folder: Path, cluster: str = "local"
+) -> AbstractContextManager[Crew | None]:
+    """The workers of this machine; None where they are to run on a cluster.
+
+    Args:
+      cluster: where they run unless the options say otherwise.
+    """
+    if options.get("cluster", {}).get("name", cluster) != "local":
+        return contextlib.nullcontext()
+    return Crew(worker_count(options), config_folder.parent / "sweep.py")
 
 
 def core_share(slot: int, count: int) -> set[int]:
@@ -127,8 +167,8 @@ def stopping(running: list[Process]) -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def last_words(study: Study) -> str | None:
+def last_words(study: "Study") -> str | None:
     """The last line of a worker that ended with an error."""
-    logs = sorted((study.folder / "workers").glob("*.log"), key=lambda path: path.stat().st_mtime)
+    logs = sorted((study.folder / LOGS).glob("*.log"), key=lambda path: path.stat().st_mtime)
     lines = logs[-1].read_text().strip().splitlines() if logs else []
     return lines[-1] if lines else None

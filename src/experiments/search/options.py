@@ -9,7 +9,9 @@ from typing import Any
 import yaml
 
 from experiments.cli import SEARCH_KEYS
+from experiments.config import mismatch
 from experiments.errors import UserError
+from experiments.types import PositiveInt
 
 Options = dict[str, Any]
 
@@ -47,3 +49,11 @@ def study_folder(options: Options, name: str) -> Path:
     now = datetime.datetime.now()
     unique = uuid.uuid4().hex[:6]
     return Path("runs", f"{now:%Y-%m-%d}", f"{now:%H-%M-%S}_{name}_{unique}").absolute()
+
+
+def worker_count(options: Options) -> int:
+    """How many workers are to run."""
+    count = options.get("workers", 1)
+    if complaint := mismatch(count, PositiveInt):
+        raise UserError(f"workers={count}: must be {complaint}")
+    return count

@@ -29,9 +29,12 @@ class Executables:
 
 @dataclass(frozen=True)
 class Compiled:
-    """The programs of a run, the training data that they read, and their traced inputs."""
+    """The programs of a run, the training data that they read, and their traced inputs.
 
-    train: Callable
+    A run with nothing left to train has no program for it.
+    """
+
+    train: Callable | None
     feed: ResidentFeed | StreamedFeed
     hparams: dict[str, np.float32]
     evaluating: Future[Callable]
@@ -71,6 +74,20 @@ def compile_programs(
     return Compiled(made.train, feed, hparams, made.evaluating)
 
 
+def compile_evaluation(session: Session, state: State, ready: ReadyPrograms) -> Compiled:
+    """What a run needs that has nothing left to train."""
+    made = session.kept.get(("programs", session.static))
+    hparams: dict = session.hparams
+    evaluating: Future[Callable] = made.evaluating if made else Future()
+    if made is None:
+        try:
+            evaluating.set_result(_evaluation(session, state, ready, hparams))
+        except UNTRACEABLE:
+            hparams = {}
+            evaluating.set_result(_evaluation(session, state, ready, hparams))
+    return Compiled(None, session.feed(), hparams, evaluating)
+
+
 def _compile(
     session: Session,
     state: State,
@@ -79,39 +96,46 @@ def _compile(
     pool: Executor,
 ) -> Executables:
     """Programs that an earlier run has left, or new ones, which are left to later runs."""
-    batch = session.evaluator("validation").shapes()
-    programs = Programs(
+    kept, traced = ready.get("train"), tuple(session.hparams)
+    if not kept:
+        with compiling() as anew:
+            kept["train"], traced = _compile_train(session, state, feed)
+        if anew() and len(traced) == len(session.hparams):  # else it holds values as constants
+            pool.submit(ready.put, "train", kept)
+    hparams = {name: session.hparams[name] for name in traced}
+    evaluating = pool.submit(_evaluation, session, state, ready, hparams)
+    return Executables(kept["train"], evaluating, traced)
+
+
+def _evaluation(
+    session: Session, state: State, ready: ReadyPrograms, hparams: dict[str, np.float32]
+) -> Callable:
+    """The evaluation program that an earlier run has left, or a new one."""
+    kept = ready.get("evaluate")
+    if not kept:
+        weights, batch = session.experiment.weights(state), session.evaluator("validation").shapes()
+        with compiling() as anew:
+            kept["evaluate"] = _programs(session).compile_eval(weights, batch, hparams)
+        if anew() and len(hparams) == len(session.hparams):
+            ready.put("evaluate", kept)  # here: the pool may be closing, as a run can end first
+    return kept["evaluate"]
+
+
+def _programs(session: Session) -> Programs:
+    return Programs(
         session.experiment,
         session.mesh,
         batch_size=session.batch_size,
         max_steps=session.trainer.max_steps_per_dispatch,
     )
-    kept, traced = ready.get("train"), tuple(session.hparams)
-    if not kept:
-        with compiling() as anew:
-            kept["train"], traced = _compile_train(session, programs, state, feed)
-        if anew() and len(traced) == len(session.hparams):  # else it holds values as constants
-            pool.submit(ready.put, "train", kept)
-    hparams = {name: session.hparams[name] for name in traced}
-
-    def evaluation() -> Callable:
-        kept = ready.get("evaluate")
-        if not kept:
-            weights = session.experiment.weights(state)
-            with compiling() as anew:
-                kept["evaluate"] = programs.compile_eval(weights, batch, hparams)
-            if anew() and len(traced) == len(session.hparams):
-                ready.put("evaluate", kept)  # here: the pool may be closing, as a run can end first
-        return kept["evaluate"]
-
-    return Executables(kept["train"], pool.submit(evaluation), traced)
 
 
 def _compile_train(
-    session: Session, programs: Programs, state: State, feed: ResidentFeed | StreamedFeed
+    session: Session, state: State, feed: ResidentFeed | StreamedFeed
 ) -> tuple[jax.stages.Compiled, tuple[str, ...]]:
     """The training program, and the names of its traced hyperparameters."""
     experiment, key, hparams = session.experiment, session.key, session.hparams
+    programs = _programs(session)
     one_batch = isinstance(feed, StreamedFeed)
     try:
         train = programs.compile_train(state, feed.arrays, hparams, key, one_batch=one_batch)

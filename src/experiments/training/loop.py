@@ -9,12 +9,18 @@ from typing import Any
 
 from experiments.tracking.jsonl import SUMMARY
 from experiments.tracking.tracker import RunInfo, Trackers
-from experiments.training.compiled import compile_programs, initial_state, ready_programs
+from experiments.training.compiled import (
+    compile_evaluation,
+    compile_programs,
+    initial_state,
+    ready_programs,
+)
 from experiments.training.distributed import is_first
 from experiments.training.pretrained import pretrained_weights
 from experiments.training.run import Run
 from experiments.training.session import Session
 from experiments.training.signals import StopRequest
+from experiments.training.stored import saved_step
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +49,10 @@ def fit(
     trackers.status("compiling")
     ready = ready_programs(session)
     with ThreadPoolExecutor() as pool:
-        compiling = pool.submit(compile_programs, session, shapes, ready, pool)
+        if resume and saved_step(directory) >= experiment.total_steps:
+            compiling = pool.submit(compile_evaluation, session, shapes, ready)
+        else:
+            compiling = pool.submit(compile_programs, session, shapes, ready, pool)
         run = Run(session, trackers, stop, shapes, directory)
         if trainer.checkpoints:
             pool.submit(importlib.import_module, "orbax.checkpoint")

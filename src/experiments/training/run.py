@@ -234,6 +234,8 @@ class Run:
     def _dispatches(self, epoch: int) -> Iterator[tuple[dict[str, jax.Array], int]]:
         """Hands steps of an epoch to the device; yields each dispatch's log and length."""
         left = (epoch + 1) * self.recorder.steps_per_epoch - self.step
+        train = self.compiled.train
+        assert train is not None, "there are epochs left"
         for window in self.compiled.feed.windows(epoch, self.recorder.steps_per_epoch - left):
             first = window.first
             while left and first < window.steps:
@@ -241,7 +243,7 @@ class Run:
                     return
                 count = min(self.decisions.steps, window.steps - first, left)
                 self.profile.before(self.step)
-                self.state, metrics = self.compiled.train(
+                self.state, metrics = train(
                     self.state,
                     window.arrays,
                     window.order,

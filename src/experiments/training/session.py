@@ -1,5 +1,6 @@
 """What every mode of a run needs before its first step: data, devices, the pure core."""
 
+import functools
 import json
 import logging
 from collections.abc import Mapping
@@ -40,7 +41,7 @@ class Session:
     kept: Kept
     untried: str  # the static configuration if every hyperparameter can be traced
 
-    @property
+    @functools.cached_property
     def static(self) -> str:
         """What runs that can share a program have in common."""
         return static_key(self.config, self.hparams)

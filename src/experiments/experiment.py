@@ -62,6 +62,15 @@ def compiler_options() -> dict[str, str | bool] | None:
     return {"xla_backend_optimization_level": "1"} if jax.default_backend() == "cpu" else None
 
 
+def init_options() -> dict[str, Any] | None:
+    """What XLA is told about programs of initial weights.
+
+    Its older emitters draw the same numbers and compile sooner.
+    """
+    options = compiler_options()
+    return options and options | {"xla_cpu_use_fusion_emitters": False}
+
+
 def hyperparameters(config: Mapping[str, Any]) -> dict[str, float]:
     """The floats of a config that may be traced, by dotted path.
 
@@ -116,9 +125,7 @@ class Experiment:
         self.tta = (config.get("eval") or {}).get("tta")
         freeze = config.get("freeze") or []
         self.frozen = [freeze] if isinstance(freeze, str) else freeze
-        options = compiler_options()
-        if options is not None:  # the older emitters draw the same numbers and compile sooner
-            options["xla_cpu_use_fusion_emitters"] = False
+        options = init_options()
         self._sample = jax.jit(self._sampled, static_argnums=(2, 3), compiler_options=options)
         self._complete = jax.jit(self._completed, compiler_options=options)
 

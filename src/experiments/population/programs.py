@@ -1,8 +1,5 @@
 """The compiled programs of a population."""
 
-import logging
-import os
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,16 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments.experiment import Experiment, State, Tree, compiler_options
-from experiments.insight.flops import operations
+from experiments.experiment import (
+    Experiment,
+    Hparams,
+    State,
+    Tree,
+    compiler_options,
+    init_options,
+)
 from experiments.training.program import many_steps
-
-log = logging.getLogger(__name__)
-
-SHARE_OF_MEMORY = 0.7  # of what is free, the most that a program may take
-FILLS_CPU = 2e-3  # seconds of a lane's step from which nothing is gained side by side
-TINY = 2e7  # operations of a lane's step below which a CPU always gains from more side by side
-TRIAL_STEPS = 4  # steps of a timing
 
 
 class PopulationPrograms:
@@ -51,8 +47,17 @@ class PopulationPrograms:
         self.stacked = NamedSharding(mesh, PartitionSpec("lanes"))
 
     def init(self, hparams: Mapping[str, np.ndarray], keys: jax.Array) -> State:
-        """The stacked states at step 0, equal to those of solo runs."""
-        return jax.vmap(self.experiment.init)(dict(hparams), keys)
+        """The stacked states at step 0, equal to those of solo runs.
+
+        In one program: under vmap every operation outside of one would be compiled by itself, which
+        takes an MLP or a LeNet-5 twice as long.
+        """
+
+        def one(hparams: Hparams, key: jax.Array) -> State:
+            return self.experiment.init(hparams, key, call=inline)
+
+        options = init_options()
+        return jax.jit(jax.vmap(one), compiler_options=options)(dict(hparams), keys)
 
     def compile_train(self, states: State, arrays: Mapping, hparams: Tree, keys: Any, width: int):
         """`run(states, arrays, order, first, count, hparams, keys) -> (states, log)`, compiled.
@@ -125,21 +130,6 @@ class PopulationPrograms:
         )
         return lowered.compile(compiler_options=compiler_options())
 
-    def is_tiny(self, states: State, arrays: Mapping, hparams: Tree, keys: Any) -> bool:
-        """Whether a lane's step is so small that its overhead on a CPU is all that counts.
-
-        Then the widest program is the fastest, and no other need be compiled to compare with.
-        """
-        if jax.default_backend() != "cpu":
-            return False
-        one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), (states, hparams))
-        batch = {
-            name: jax.ShapeDtypeStruct((self.batch_size, *a.shape[1:]), a.dtype)
-            for name, a in arrays.items()
-        }
-        step = jax.make_jaxpr(self.experiment.train_step)(one[0], batch, one[1], keys[0])
-        return sum(each.flops for each in operations(step.jaxpr)) < TINY
-
     def _steps(self, state, hparams, key, arrays, order, first, count):
         """`count` steps of one lane."""
         step = self.experiment.train_step
@@ -159,6 +149,11 @@ class PopulationPrograms:
         return jax.tree.map(shape, tree)
 
 
+def inline(_key: str, function: Any, *arguments: Any, static: tuple = ()) -> Any:
+    """Calls a jitted function as part of the program around it."""
+    return function.__wrapped__(*arguments, *static)
+
+
 def each_lane(lane: Callable[[Tree], Tree], lanes: Tree, width: int) -> Tree:
     """`lane` of every entry along the first axis of `lanes`, `width` of them side by side.
 
@@ -170,46 +165,3 @@ def each_lane(lane: Callable[[Tree], Tree], lanes: Tree, width: int) -> Tree:
     if width < jax.tree.leaves(lanes)[0].shape[0]:
         return jax.lax.map(lane, lanes, batch_size=width)
     return jax.vmap(lane)(lanes)
-
-
-def fastest(programs: Mapping[int, Any], time_one: Callable[[Any], float]) -> int:
-    """Of several widths, in rising order, the one whose program fits and runs fastest."""
-    times: dict[int, float] = {}
-    for width, program in programs.items():
-        needed = program.memory_analysis().temp_size_in_bytes
-        if times and needed > SHARE_OF_MEMORY * free_memory():
-            log.info("%d lanes side by side would need too much memory", width)
-            continue
-        times[width] = time_one(program)
-        log.info(
-            "%d lanes side by side: %.3g s for %d steps of all", width, times[width], TRIAL_STEPS
-        )
-    return min(times, key=lambda width: times[width])
-
-
-def fills_device(seconds: float, lanes: int) -> bool:
-    """Whether lanes one by one, timed so, keep a CPU too busy to gain from a wider batch.
-
-    That spares compiling wider programs. LeNet-5 takes 14 ms a lane and step one by one and 30 in
-    a batch of 16; an MLP of 32 units 0.07 and 0.04 (two busy cores).
-    """
-    each = seconds / (TRIAL_STEPS * lanes)
-    if busy := jax.default_backend() == "cpu" and each > FILLS_CPU:
-        log.info("one lane after another: a step of one takes %.3g s", each)
-    return busy
-
-
-def free_memory() -> int:
-    """Bytes that are free on the first device; of a CPU, in the machine."""
-    statistics = jax.local_devices()[0].memory_stats() or {}
-    if "bytes_limit" in statistics:
-        return statistics["bytes_limit"] - statistics["bytes_in_use"]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def timed(call: Callable[[], Any]) -> float:
-    """The seconds of a second call; the first one warms up."""
-    jax.block_until_ready(call())
-    start = time.perf_counter()
-    jax.block_until_ready(call())
-    return time.perf_counter() - start

@@ -1,9 +1,10 @@
 """Training a population: the loop of `training.run`, over all lanes at once."""
 
+import importlib
 import itertools
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from experiments.data.dataset import Stream
-from experiments.experiment import Tree
+from experiments.experiment import State, Tree
 from experiments.population.lane import Lane, Member
-from experiments.population.programs import (
-    TRIAL_STEPS,
-    PopulationPrograms,
-    fastest,
-    fills_device,
-    timed,
-)
+from experiments.population.programs import PopulationPrograms
 from experiments.population.records import Records
+from experiments.population.width import TRIAL_STEPS, choose_width, timed
 from experiments.training import stored
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.decisions import Pace
@@ -120,7 +116,12 @@ class Population:
         """Puts the lanes on the device, as they were saved or at step 0."""
         self._restack()
         if not resume:
-            self.states = self._spread(self.programs.init(self.hparams, self.keys))
+            with ThreadPoolExecutor() as pool:  # while XLA works, the weights are drawn
+                if self.trainer.checkpoints:
+                    pool.submit(importlib.import_module, "orbax.checkpoint")
+                initial = pool.submit(self.programs.init, self.hparams, self.keys)
+                self._compile(lambda: self._spread(initial.result()))
+            self.states = self._spread(initial.result())
             self.best = jax.tree.map(jnp.copy, self.experiment.weights(self.states))
         else:
             folders = [lane.directory for lane in self.lanes]
@@ -133,7 +134,7 @@ class Population:
             trees = [(state, weights) for state, weights, _ in padded]
             stack = jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
             self.states, self.best = self._spread(stack)
-        self._compile()
+            self._compile(lambda: self.states)
 
     def _restack(self, rows: int | None = None) -> None:
         """Numbers and keys of the rows; as many as asked for, or as there are lanes."""
@@ -153,55 +154,34 @@ class Population:
     def _spread(self, tree: Tree) -> Tree:
         return jax.device_put(tree, self.programs.stacked)
 
-    def _compile(self) -> None:
+    def _compile(self, states: Callable[[], State]) -> None:
         """The programs for as many rows as there are; those of another sitting where kept."""
         kept, static = self.session.kept, self.session.static
         key = ("population", static, self.rows, self.own_batches, self.width)
         made = kept.get(key)
         if made is None:
             log.info("compiling for %d lanes", self.rows)
-            made = self._choose_width()
+            made = choose_width(
+                self.programs,
+                stored.stacked(self.shapes, self.rows),
+                (self.feed.arrays, self.hparams, self.keys),
+                self._evaluator("validation").shapes(),
+                self.width,
+                lambda program: self._time(program, states()),
+            )
             kept.put(key, made)
         self.width, self.run, self.evaluate = made
 
-    def _choose_width(self) -> tuple[int, Any, Any]:
-        local = self.rows // self.mesh.size
-        candidates = sorted({1, min(8, local), local}) if local > 16 else sorted({1, local})
-        if self.width is not None:
-            candidates = [min(self.width, local)]
-        elif self.programs.is_tiny(self.states, self.feed.arrays, self.hparams, self.keys):
-            candidates = [local]
-            log.info("all %d lanes side by side: a step of one is tiny", local)
-        states, weights = self.states, self.experiment.weights(self.states)
+    def _time(self, program: Any, states: State) -> float:
+        """Seconds of a few steps from these states."""
+        window = next(iter(self.feed.windows(0, 0)))
+        order, count = self._order(0, window), min(TRIAL_STEPS, window.steps)
 
-        def compile_one(width: int) -> Any:
-            arrays = self.feed.arrays
-            return self.programs.compile_train(states, arrays, self.hparams, self.keys, width)
+        def call() -> Any:
+            copy = jax.tree.map(jnp.copy, states)  # the program takes its states
+            return program(copy, window.arrays, order, 0, count, self.hparams, self.keys)
 
-        def time_one(program: Any) -> float:
-            window = next(iter(self.feed.windows(0, 0)))
-            order, count = self._order(0, window), min(TRIAL_STEPS, window.steps)
-
-            def call() -> Any:
-                copy = jax.tree.map(jnp.copy, states)  # the program takes its states
-                return program(copy, window.arrays, order, 0, count, self.hparams, self.keys)
-
-            return timed(call)
-
-        def compile_evaluation(width: int) -> Any:
-            batch = self._evaluator("validation").shapes()
-            return self.programs.compile_eval(weights, batch, self.hparams, width)
-
-        narrowest = candidates[0]
-        with ThreadPoolExecutor() as pool:
-            if len(candidates) == 1:
-                evaluating = pool.submit(compile_evaluation, narrowest)
-                return narrowest, compile_one(narrowest), evaluating.result()
-            found = {narrowest: compile_one(narrowest)}
-            if not fills_device(time_one(found[narrowest]), local):
-                found |= zip(candidates[1:], pool.map(compile_one, candidates[1:]), strict=True)
-        width = narrowest if len(found) == 1 else fastest(found, time_one)
-        return width, found[width], compile_evaluation(width)
+        return timed(call)
 
     def _feed(self) -> ResidentFeed | StreamedFeed:
         split, sharding = self.session.splits.train, self.programs.replicated
@@ -375,7 +355,7 @@ class Population:
         )
         self._restack(size)
         if resized:
-            self._compile()
+            self._compile(lambda: self.states)
 
     def _save_due(self) -> bool:
         every = self.trainer.checkpoint_every

@@ -1,0 +1,136 @@
+"""How many lanes of a population run side by side: as many as are fastest."""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+
+from experiments.experiment import State, Tree
+from experiments.insight.flops import operations
+from experiments.population.programs import PopulationPrograms
+
+log = logging.getLogger(__name__)
+
+SHARE_OF_MEMORY = 0.7  # of what is free, the most that a program may take
+FILLS_CPU = 2e-3  # seconds of a lane's step from which nothing is gained side by side
+TINY = 2e7  # operations of a lane's step below which a CPU always gains from more side by side
+TRIAL_STEPS = 4  # steps of a timing
+
+
+class Sized(NamedTuple):
+    """Compiled programs of a population, and how many lanes of a device they run side by side."""
+
+    width: int
+    train: Any
+    evaluate: Any
+
+
+def choose_width(
+    programs: PopulationPrograms,
+    states: State,
+    inputs: tuple[Mapping, Tree, jax.Array],
+    batch: Mapping,
+    width: int | None,
+    time_one: Callable[[Any], float],
+) -> Sized:
+    """Compiles for lanes with these states; of several widths takes the one that runs fastest.
+
+    Args:
+      states: shapes of the stack.
+      inputs: what else the training program takes: the data, hyperparameters and keys.
+      batch: shapes of a batch of evaluation.
+      width: the one that is asked for, if any.
+      time_one: the seconds that a training program takes for `TRIAL_STEPS` steps.
+    """
+    arrays, hparams, keys = inputs
+    local = keys.shape[0] // programs.mesh.size
+    candidates = sorted({1, min(8, local), local}) if local > 16 else sorted({1, local})
+    if width is not None:
+        candidates = [min(width, local)]
+    elif is_tiny(programs, states, inputs):
+        candidates = [local]
+        log.info("all %d lanes side by side: a step of one is tiny", local)
+
+    def compile_one(width: int) -> Any:
+        return programs.compile_train(states, arrays, hparams, keys, width)
+
+    def compile_evaluation(width: int) -> Any:
+        weights = programs.experiment.weights(states)
+        return programs.compile_eval(weights, batch, hparams, width)
+
+    narrowest = candidates[0]
+    with ThreadPoolExecutor() as pool:
+        if len(candidates) == 1:
+            evaluating = pool.submit(compile_evaluation, narrowest)
+            return Sized(narrowest, compile_one(narrowest), evaluating.result())
+        found = {narrowest: compile_one(narrowest)}
+        if not fills_device(time_one(found[narrowest]), local):
+            found |= zip(candidates[1:], pool.map(compile_one, candidates[1:]), strict=True)
+    chosen = narrowest if len(found) == 1 else fastest(found, time_one)
+    return Sized(chosen, found[chosen], compile_evaluation(chosen))
+
+
+def is_tiny(
+    programs: PopulationPrograms, states: State, inputs: tuple[Mapping, Tree, jax.Array]
+) -> bool:
+    """Whether a lane's step is so small that its overhead on a CPU is all that counts.
+
+    Then the widest program is the fastest, and no other need be compiled to compare with.
+    """
+    if jax.default_backend() != "cpu":
+        return False
+    arrays, hparams, keys = inputs
+    one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), (states, hparams))
+    batch = {
+        name: jax.ShapeDtypeStruct((programs.batch_size, *a.shape[1:]), a.dtype)
+        for name, a in arrays.items()
+    }
+    step = jax.make_jaxpr(programs.experiment.train_step)(one[0], batch, one[1], keys[0])
+    return sum(each.flops for each in operations(step.jaxpr)) < TINY
+
+
+def fastest(programs: Mapping[int, Any], time_one: Callable[[Any], float]) -> int:
+    """Of several widths, in rising order, the one whose program fits and runs fastest."""
+    times: dict[int, float] = {}
+    for width, program in programs.items():
+        needed = program.memory_analysis().temp_size_in_bytes
+        if times and needed > SHARE_OF_MEMORY * free_memory():
+            log.info("%d lanes side by side would need too much memory", width)
+            continue
+        times[width] = time_one(program)
+        log.info(
+            "%d lanes side by side: %.3g s for %d steps of all", width, times[width], TRIAL_STEPS
+        )
+    return min(times, key=lambda width: times[width])
+
+
+def fills_device(seconds: float, lanes: int) -> bool:
+    """Whether lanes one by one, timed so, keep a CPU too busy to gain from a wider batch.
+
+    That spares compiling wider programs. LeNet-5 takes 14 ms a lane and step one by one and 30 in
+    a batch of 16; an MLP of 32 units 0.07 and 0.04 (two busy cores).
+    """
+    each = seconds / (TRIAL_STEPS * lanes)
+    if busy := jax.default_backend() == "cpu" and each > FILLS_CPU:
+        log.info("one lane after another: a step of one takes %.3g s", each)
+    return busy
+
+
+def free_memory() -> int:
+    """Bytes that are free on the first device; of a CPU, in the machine."""
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" in statistics:
+        return statistics["bytes_limit"] - statistics["bytes_in_use"]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def timed(call: Callable[[], Any]) -> float:
+    """The seconds of a second call; the first one warms up."""
+    jax.block_until_ready(call())
+    start = time.perf_counter()
+    jax.block_until_ready(call())
+    return time.perf_counter() - start

@@ -78,15 +78,15 @@ class Direction(nnx.Module):
         `keep` is bool [T, B, 1] or None: where False, the state stays as it is. With `reverse` the
         last step comes first.
         """
-        projected = project(x, self.kernel[...])
+        # by time before it grows by its projection: the transposed copy is smaller, or cancels out
+        projected = project(jnp.swapaxes(x, 0, 1), self.kernel[...])
         if self.input_scale is not None:
             projected = layer_norm(projected, self.input_scale[...])
         projected = projected + self.bias[...]
         own = {name: parameter[...] for name, parameter in self.own.items()}
         apart = self.cell.apart * self.hidden
         kernel = self.recurrent_kernel[...]
-        by_time = jnp.swapaxes(projected, 0, 1)
-        outputs, end = recur(self.cell.update, apart, reverse, by_time, kernel, own, carry, keep)
+        outputs, end = recur(self.cell.update, apart, reverse, projected, kernel, own, carry, keep)
         return jnp.swapaxes(outputs, 0, 1), end
 
 

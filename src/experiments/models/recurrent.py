@@ -82,11 +82,12 @@ class Direction(nnx.Module):
         projected = project(jnp.swapaxes(x, 0, 1), self.kernel[...])
         if self.input_scale is not None:
             projected = layer_norm(projected, self.input_scale[...])
-        projected = projected + self.bias[...]
         own = {name: parameter[...] for name, parameter in self.own.items()}
         apart = self.cell.apart * self.hidden
-        kernel = self.recurrent_kernel[...]
-        outputs, end = recur(self.cell.update, apart, reverse, projected, kernel, own, carry, keep)
+        bias, kernel = self.bias[...], self.recurrent_kernel[...]
+        outputs, end = recur(
+            self.cell.update, apart, reverse, projected, bias, kernel, own, carry, keep
+        )
         return jnp.swapaxes(outputs, 0, 1), end
 
 

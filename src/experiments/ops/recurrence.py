@@ -52,6 +52,7 @@ def recur(
     apart: int,
     reverse: bool,
     inputs: jax.Array,
+    bias: jax.Array,
     kernel: jax.Array,
     parameters: Parameters,
     carry: Carry,
@@ -64,18 +65,19 @@ def recur(
       apart: columns of the projections that are not summed.
       reverse: from the last step to the first.
       inputs: [T, B, G], the projected inputs.
+      bias: [G], added to them; a step has them at hand anyway.
       kernel: [H, G], projects the output of the step before.
       parameters: small arrays that `update` needs.
       carry: where to start, each [B, H].
       keep: bool [T, B, 1]; where False the carry stays as it is. None: nowhere.
     """
-    return _forward(update, apart, reverse, inputs, kernel, parameters, carry, keep)[0]
+    return _forward(update, apart, reverse, inputs, bias, kernel, parameters, carry, keep)[0]
 
 
-def _forward(update, apart, reverse, inputs, kernel, parameters, carry, keep):
+def _forward(update, apart, reverse, inputs, bias, kernel, parameters, carry, keep):
     def step(carry, at):
         inputs, keep = at
-        z = join(inputs, carry[0] @ kernel, apart)
+        z = join(inputs + bias, carry[0] @ kernel, apart)
         new = _held(update(z, carry, parameters), carry, keep)
         return new, (new[0], z, carry)
 
@@ -109,7 +111,9 @@ def _backward(update, apart, reverse, residuals, cotangents):
     (d_carry, d_parameters), dz = jax.lax.scan(step, after, scanned, reverse=not reverse)
     before = carries[0].reshape(-1, kernel.shape[0])
     d_kernel = before.T @ of_recurrent(dz).reshape(-1, kernel.shape[1])
-    return dz[..., : kernel.shape[1]], d_kernel, d_parameters, d_carry, None
+    d_inputs = dz[..., : kernel.shape[1]]
+    d_bias = jnp.sum(d_inputs, (0, 1))
+    return d_inputs, d_bias, d_kernel, d_parameters, d_carry, None
 
 
 def _held(new: Carry, old: Carry, keep: jax.Array | None) -> Carry:

@@ -141,7 +141,7 @@ def _cpu_conv(x, kernel, strides, pads, dilation, groups):
     if (
         kernel.shape[:-2] == (3, 3)
         and set(strides + dilation) == {1}
-        and min(kernel.shape[2:]) >= 8
+        and min(kernel.shape[2:]) >= 4
         and min(s + sum(p) - 2 for s, p in zip(x.shape[1:3], pads, strict=True)) > 2
     ):
         return winograd_conv(x, kernel, pads)

@@ -3,47 +3,13 @@
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from experiments.initializers import Initializer
-from experiments.models.layers import BatchNorm, Conv, Dense, Dropout, is_small
+from experiments.models.dense_block import DenseBlock, segments
+from experiments.models.layers import BatchNorm, Conv, Dense, is_small
 from experiments.ops.pooling import avg_pool, global_avg_pool, max_pool
 from experiments.types import Compression, Decay, PositiveInt
-
-
-class DenseLayer(nnx.Module):
-    """`growth_rate` new maps: norm, relu, 3x3; as a bottleneck norm, relu, 1x1 before that.
-
-    [batch, H, W, channels] to [batch, H, W, growth_rate]. The 1x1 convolution gives out four times
-    as many maps (section 3, "Bottleneck layers").
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        growth_rate: int,
-        *,
-        bottleneck: bool,
-        dropout: Any,
-        kernel_init: Initializer,
-        rngs: nnx.Rngs,
-    ):
-        arguments: dict[str, Any] = {"use_bias": False, "kernel_init": kernel_init, "rngs": rngs}
-        sizes, kernels = [channels, growth_rate], [3]
-        if bottleneck:
-            sizes, kernels = [channels, 4 * growth_rate, growth_rate], [1, 3]
-        self.norms = nnx.List(map(BatchNorm, sizes[:-1]))
-        self.convs = nnx.List(
-            Conv(n_in, n_out, (k, k), padding=k // 2, **arguments)
-            for n_in, n_out, k in zip(sizes, sizes[1:], kernels, strict=False)
-        )
-        self.dropout = Dropout(dropout)
-
-    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
-        for norm, conv in zip(self.norms, self.convs, strict=True):
-            x = conv(jax.nn.relu(norm(x)))
-        return self.dropout(x, rngs=rngs)
 
 
 class Transition(nnx.Module):
@@ -106,12 +72,18 @@ class DenseNet(nnx.Module):
                 self.transitions.append(Transition(channels, features, **arguments))
                 channels = features
             block: nnx.List = nnx.List()
-            for _ in range(depth):
-                layer = DenseLayer(
-                    channels, growth_rate, bottleneck=bottleneck, dropout=dropout, **arguments
+            for layers in segments(channels, depth, growth_rate):
+                block.append(
+                    DenseBlock(
+                        channels,
+                        layers,
+                        growth_rate,
+                        bottleneck=bottleneck,
+                        dropout=dropout,
+                        **arguments,
+                    )
                 )
-                block.append(layer)
-                channels += growth_rate
+                channels += layers * growth_rate
             self.blocks.append(block)
         self.last_norm = BatchNorm(channels)
         self.output = Dense(channels, num_classes, **arguments)
@@ -123,6 +95,6 @@ class DenseNet(nnx.Module):
         for index, block in enumerate(self.blocks):
             if index > 0:
                 x = self.transitions[index - 1](x)
-            for layer in block:
-                x = jnp.concatenate([x, layer(x, rngs=rngs)], axis=-1)
+            for layers in block:
+                x = layers(x, rngs=rngs)
         return self.output(global_avg_pool(jax.nn.relu(self.last_norm(x))))

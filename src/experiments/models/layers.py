@@ -18,6 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 from experiments.initializers import Initializer
 from experiments.ops import convolution
 
+Moments = tuple[jax.Array, jax.Array]  # E[x] and E[x²]
 KEPT = "kept"  # name of what a backward pass that computes things again has kept: see repeated.py
 
 
@@ -94,7 +95,9 @@ class BatchNorm(nnx.Module):
     running averages that evaluation uses move by 1 − `momentum` a batch.
     """
 
-    def __init__(self, features: int, *, momentum: float = 0.9, epsilon: float = 1e-5):
+    def __init__(
+        self, features: int | tuple[int, ...], *, momentum: float = 0.9, epsilon: float = 1e-5
+    ):
         self.scale = nnx.Param(np.ones(features, np.float32))
         self.bias = nnx.Param(np.zeros(features, np.float32))
         self.mean = nnx.BatchStat(np.zeros(features, np.float32))
@@ -102,22 +105,36 @@ class BatchNorm(nnx.Module):
         self.momentum, self.epsilon = momentum, epsilon
         self.use_running_average = False
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, known: Moments | None = None) -> jax.Array:
+        """`x` normalised; the averages follow it, unless its moments are known already."""
         if self.use_running_average:
             mean, var = self.mean[...], self.var[...]
         else:
-            axes = tuple(range(x.ndim - 1))
-            x32 = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-            mean = checkpoint_name(jnp.mean(x32, axes), KEPT)
-            square = checkpoint_name(jnp.mean(x32**2, axes), KEPT)
-            var = jnp.maximum(square - mean**2, 0.0)
-            count = math.prod(x.shape[:-1])
-            unbiased = var * (count / max(count - 1, 1))
-            for average, now in ((self.mean, mean), (self.var, unbiased)):
-                average.set_value(self.momentum * average[...] + (1 - self.momentum) * now)
+            if known is None:
+                known = moments(x)
+                self.follow(known, math.prod(x.shape[:-1]))
+            mean, var = known[0], _variance(known)
         factor = jax.lax.rsqrt(var + self.epsilon) * self.scale[...]
         offset = self.bias[...] - mean * factor
         return x * factor.astype(x.dtype) + offset.astype(x.dtype)
+
+    def follow(self, known: Moments, count: int) -> None:
+        """Moves the running averages towards a batch of `count` places with these moments."""
+        unbiased = _variance(known) * (count / max(count - 1, 1))
+        for average, now in ((self.mean, known[0]), (self.var, unbiased)):
+            average.set_value(self.momentum * average[...] + (1 - self.momentum) * now)
+
+
+def moments(x: jax.Array) -> Moments:
+    """E[x] and E[x²] over all axes but the last, [channels] each, in float32 at least."""
+    axes = tuple(range(x.ndim - 1))
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return checkpoint_name(jnp.mean(x, axes), KEPT), checkpoint_name(jnp.mean(x**2, axes), KEPT)
+
+
+def _variance(known: Moments) -> jax.Array:
+    mean, square = known
+    return jnp.maximum(square - mean**2, 0.0)
 
 
 class Dropout(nnx.Module):
@@ -130,9 +147,14 @@ class Dropout(nnx.Module):
         self.rate = rate
         self.deterministic = False
 
-    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+    @property
+    def active(self) -> bool:
+        """Whether it does anything."""
         off = isinstance(self.rate, int | float) and self.rate == 0
-        if self.deterministic or off:
+        return not (self.deterministic or off)
+
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        if not self.active:
             return x
         if rngs is None:
             raise ValueError("Dropout in training mode needs rngs")

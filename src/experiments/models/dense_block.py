@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,22 +17,6 @@ from experiments.models.layers import BatchNorm, Conv, Dropout, moments
 WIDENING = 2.0  # how much wider than the first layer of a loop its last one may be
 
 Tree = Any
-
-
-def segments(channels: int, depth: int, growth_rate: int) -> list[int]:
-    """The layers of a dense block as numbers of layers, each of which is a loop.
-
-    Every layer of a loop costs as much as its widest. With `WIDENING` at most a third of that is
-    for nothing, and each loop more takes a second to compile.
-    """
-    depths, first = [0], channels
-    for _ in range(depth):
-        if channels > WIDENING * first:
-            depths.append(0)
-            first = channels
-        depths[-1] += 1
-        channels += growth_rate
-    return depths
 
 
 class DenseLayer(nnx.Module):
@@ -86,7 +71,7 @@ class DenseLayer(nnx.Module):
 
 
 class DenseBlock(nnx.Module):
-    """`depth` layers, each of which sees the maps of all before it: one `lax.scan`.
+    """`depth` layers, each of which sees the maps of all before it, in few loops.
 
     [batch, H, W, channels] to [batch, H, W, channels + depth · growth_rate]. All layers work on an
     array for the final maps, in which those that are not there yet count as zero: their scale and
@@ -120,8 +105,8 @@ class DenseBlock(nnx.Module):
         norms = self.layer.norms
         training = not all(norm.use_running_average for norm in norms)
         graph, *variables = nnx.split(self.layer, *VARIABLES)
-        loop = Loop(graph, self.widths, self.growth_rate, len(norms) > 1, training)
-        maps, known, inner = _run(loop, *variables, x, factors)
+        layers = Layers(graph, self.widths, self.growth_rate, len(norms) > 1, training)
+        maps, known, inner = _run(layers, *variables, x, factors)
         count = x.size // x.shape[-1]
         of_layers = np.concatenate([np.arange(width) for width in self.widths])
         for norm, found in zip(norms, (jax.tree.map(lambda m: m[of_layers], known), inner)):
@@ -139,8 +124,8 @@ VARIABLES = (nnx.All(nnx.Param, _first), nnx.Param, _first, ...)
 
 
 @dataclasses.dataclass(frozen=True)
-class Loop:
-    """What a loop over dense layers is made of, besides arrays.
+class Layers:
+    """What the layers of a block are made of, besides arrays.
 
     In training a map's moments are those of the batch: they are computed once, when it is new, for
     all layers that will read it.
@@ -152,16 +137,22 @@ class Loop:
     bottleneck: bool
     training: bool
 
-    @property
-    def widest(self) -> int:
-        """Channels that the last layer reads."""
-        return self.widths[-1]
+    def segments(self) -> list[range]:
+        """The layers that share a loop.
 
-    @property
-    def places(self) -> tuple[np.ndarray, np.ndarray]:
-        """[depth] each: a layer's first place in the joined variables, and how many it has."""
+        There every layer costs as much as the widest. With `WIDENING` at most a third of that is
+        for nothing.
+        """
+        firsts = [0]
+        for layer, width in enumerate(self.widths):
+            if width > WIDENING * self.widths[firsts[-1]]:
+                firsts.append(layer)
+        return list(itertools.starmap(range, itertools.pairwise([*firsts, len(self.widths)])))
+
+    def places(self, layers: range) -> tuple[np.ndarray, np.ndarray]:
+        """[layers] each: the first place in the joined variables, and how many there are."""
         widths = np.array(self.widths)
-        return np.cumsum(widths) - widths, widths
+        return (np.cumsum(widths) - widths)[layers], widths[layers]
 
     def moments(self, x: jax.Array) -> Tree:
         """Those of new maps; nobody reads them in evaluation."""
@@ -170,24 +161,24 @@ class Loop:
         zeros = jnp.zeros(x.shape[-1], jnp.promote_types(x.dtype, jnp.float32))
         return zeros, zeros
 
-    def of_layer(self, joined: Tree, start: jax.Array, width: jax.Array) -> Tree:
-        """One layer's part of variables that are joined, as long as that of the widest layer.
-
-        What is there beyond `width` belongs to later layers. Scales and biases are 0 there and
-        with them all that kernels are multiplied by, hence also the kernels' gradients. The
-        part never ends behind the last layer's, as that is the widest.
-        """
-
-        def part(a: jax.Array) -> jax.Array:
-            sliced = jax.lax.dynamic_slice_in_dim(a, start, self.widest, axis=_channels(a))
-            filled = jnp.arange(self.widest) < width
-            return jnp.where(filled, sliced, 0) if a.ndim == 1 else sliced
-
-        return jax.tree.map(part, joined)
-
     def layer(self, *variables: Tree) -> DenseLayer:
         """The module with one layer's variables."""
         return nnx.merge(self.graph, *variables)
+
+
+def _of_layer(joined: Tree, start: jax.Array, width: jax.Array, widest: int) -> Tree:
+    """One layer's part of variables that are joined, as long as that of the widest layer.
+
+    What is there beyond `width` belongs to later layers. Scales and biases are 0 there and with
+    them all that kernels are multiplied by, hence also the kernels' gradients. The part never ends
+    behind the last layer's, as that is the widest.
+    """
+
+    def part(a: jax.Array) -> jax.Array:
+        sliced = jax.lax.dynamic_slice_in_dim(a, start, widest, axis=_channels(a))
+        return jnp.where(jnp.arange(widest) < width, sliced, 0) if a.ndim == 1 else sliced
+
+    return jax.tree.map(part, joined)
 
 
 def _channels(a: jax.Array) -> int:
@@ -195,25 +186,26 @@ def _channels(a: jax.Array) -> int:
     return max(a.ndim - 2, 0)
 
 
-def _slice(a: jax.Array, start: jax.Array, size: int) -> jax.Array:
-    return jax.lax.dynamic_slice_in_dim(a, start, size, axis=-1)
+def _put(a: jax.Array, part: jax.Array, start: Any, axis: int = -1) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(a, part, start, axis)
 
 
-def _put(a: jax.Array, part: jax.Array, start: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_update_slice_in_dim(a, part, start, axis=-1)
+def _add(a: jax.Array, part: jax.Array, start: Any, axis: int = -1) -> jax.Array:
+    old = jax.lax.dynamic_slice_in_dim(a, start, part.shape[axis], axis)
+    return _put(a, old + part, start, axis)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _run(loop: Loop, *arguments: Tree) -> tuple[jax.Array, Tree, Tree]:
+def _run(layers: Layers, *arguments: Tree) -> tuple[jax.Array, Tree, Tree]:
     """All maps, their moments, and those between the convolutions of each layer.
 
     The moments are for running averages alone: no gradient comes through them.
     """
-    return _forward(loop, *arguments)[0]
+    return _forward(layers, *arguments)[0]
 
 
 def _forward(
-    loop: Loop,
+    layers: Layers,
     joined: Tree,
     stacked: Tree,
     joined_averages: Tree,
@@ -221,75 +213,92 @@ def _forward(
     x: jax.Array,
     factors: jax.Array | None,
 ) -> tuple[tuple, tuple]:
-    grown = len(loop.widths) * loop.growth_rate
-
-    def body(carry: tuple, each: tuple) -> tuple[tuple, tuple]:
+    def body(widest: int, carry: tuple, each: tuple) -> tuple[tuple, tuple]:
         maps, known = carry
         (start, width), weights, averages, factor = each
-        read = loop.of_layer((joined, joined_averages), start, width)
-        layer = loop.layer(read[0], weights, read[1], averages)
-        seen = jax.tree.map(lambda m: m[: loop.widest], known)
-        y = layer.read(maps[..., : loop.widest], seen)
-        inner = loop.moments(y) if loop.bottleneck else None
+        read = _of_layer((joined, joined_averages), start, width, widest)
+        layer = layers.layer(read[0], weights, read[1], averages)
+        y = layer.read(maps[..., :widest], jax.tree.map(lambda m: m[:widest], known))
+        inner = layers.moments(y) if layers.bottleneck else None
         new = layer.grow(y, inner)
         new = new if factor is None else new * factor
-        known = jax.tree.map(lambda m, n: _put(m, n, width), known, loop.moments(new))
-        return (_put(maps, new, width), known), (y, inner) if loop.bottleneck else (None, None)
+        known = jax.tree.map(lambda m, n: _put(m, n, width), known, layers.moments(new))
+        return (_put(maps, new, width), known), (y, inner) if layers.bottleneck else (None, None)
 
+    grown = len(layers.widths) * layers.growth_rate
     maps = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, grown)])
-    known = jax.tree.map(lambda m: jnp.pad(m, (0, grown)), loop.moments(x))
-    each = (loop.places, stacked, stacked_averages, factors)
-    (maps, known), kept = jax.lax.scan(body, (maps, known), each)
+    carry = maps, jax.tree.map(lambda m: jnp.pad(m, (0, grown)), layers.moments(x))
+    kept = []
+    for segment in layers.segments():
+        of_each = _rows((stacked, stacked_averages, factors), segment)
+        loop = functools.partial(body, layers.widths[segment[-1]])
+        carry, found = jax.lax.scan(loop, carry, (layers.places(segment), *of_each))
+        kept.append(found)
+    maps, known = carry
+    inner = jax.tree.map(lambda *parts: jnp.concatenate(parts), *(inner for _, inner in kept))
     weights = (joined, stacked, joined_averages, stacked_averages)
-    return (maps, known, kept[1]), (weights, maps, known, kept, factors)
+    return (maps, known, inner), (weights, maps, known, kept, factors)
 
 
-def _backward(loop: Loop, residuals: tuple, gradients: tuple) -> tuple:
+def _backward(layers: Layers, residuals: tuple, gradients: tuple) -> tuple:
     """From the last layer to the first.
 
     A layer's input is a part of the final maps, so that only what its 1x1 convolution gave has
     been kept (Pleiss et al. 2017, arXiv:1707.06990).
     """
     (joined, stacked, joined_averages, stacked_averages), maps, known, kept, factors = residuals
-    seen = maps[..., : loop.widest], jax.tree.map(lambda m: m[: loop.widest], known)
 
-    def body(carry: tuple, each: tuple) -> tuple[tuple, Tree]:
+    def body(seen: tuple, carry: tuple, each: tuple) -> tuple[tuple, Tree]:
+        widest = seen[0].shape[-1]
         g_maps, g_known, g_joined = carry
         (start, width), weights, averages, factor, (y, inner) = each
-        read = loop.of_layer((joined, joined_averages), start, width)
-        part = functools.partial(_slice, start=width, size=loop.growth_rate)
-        _, back = jax.vjp(loop.moments, part(maps))
+        read = _of_layer((joined, joined_averages), start, width, widest)
+        part = functools.partial(
+            jax.lax.dynamic_slice_in_dim,
+            start_index=width,
+            slice_size=layers.growth_rate,
+            axis=-1,
+        )
+        _, back = jax.vjp(layers.moments, part(maps))
         g_new = part(g_maps) + back(jax.tree.map(part, g_known))[0]
         g_y = g_new if factor is None else g_new * factor
         g_weights = weights
-        if loop.bottleneck:
-            grow = lambda w, *y: loop.layer(read[0], w, read[1], averages).grow(*y)
+        if layers.bottleneck:
+            grow = lambda w, *y: layers.layer(read[0], w, read[1], averages).grow(*y)
             _, back = jax.vjp(grow, weights, y, inner)
             g_weights, g_y, g_inner = back(g_y)
-            _, back = jax.vjp(loop.moments, y)
+            _, back = jax.vjp(layers.moments, y)
             g_y += back(g_inner)[0]
-        reading = lambda r, *seen: loop.layer(r, weights, read[1], averages).read(*seen)
+        reading = lambda r, *seen: layers.layer(r, weights, read[1], averages).read(*seen)
         _, back = jax.vjp(reading, read[0], *seen)
         g_read, *g_seen = back(g_y)
-
-        def add(a: jax.Array, b: jax.Array, start: Any, axis: int) -> jax.Array:
-            old = jax.lax.dynamic_slice_in_dim(a, start, b.shape[axis], axis=axis)
-            return jax.lax.dynamic_update_slice_in_dim(a, old + b, start, axis=axis)
-
         g_maps, g_known = jax.tree.map(
-            lambda a, b: add(a, b, 0, -1), (g_maps, g_known), tuple(g_seen)
+            lambda a, b: _add(a, b, 0), (g_maps, g_known), tuple(g_seen)
         )
-        g_joined = jax.tree.map(lambda a, b: add(a, b, start, _channels(a)), g_joined, g_read)
+        g_joined = jax.tree.map(lambda a, b: _add(a, b, start, _channels(a)), g_joined, g_read)
         return (g_maps, g_known, g_joined), g_weights
 
-    g_known, g_joined = jax.tree.map(jnp.zeros_like, (known, joined))
-    each = (loop.places, stacked, stacked_averages, factors, kept)
-    carry, g_stacked = jax.lax.scan(body, (gradients[0], g_known, g_joined), each, reverse=True)
+    carry = (gradients[0], *jax.tree.map(jnp.zeros_like, (known, joined)))
+    g_stacked = []
+    for segment, found in reversed(list(zip(layers.segments(), kept, strict=True))):
+        of_each = _rows((stacked, stacked_averages, factors), segment)
+        widest = layers.widths[segment[-1]]
+        seen = jax.tree.map(lambda m, widest=widest: m[..., :widest], (maps, known))
+        loop = functools.partial(body, seen)
+        each = (layers.places(segment), *of_each, found)
+        carry, g_weights = jax.lax.scan(loop, carry, each, reverse=True)
+        g_stacked.insert(0, g_weights)
     g_maps, g_known, g_joined = carry
-    channels = loop.widths[0]
-    _, back = jax.vjp(loop.moments, maps[..., :channels])
+    channels = layers.widths[0]
+    _, back = jax.vjp(layers.moments, maps[..., :channels])
     g_x = g_maps[..., :channels] + back(jax.tree.map(lambda m: m[:channels], g_known))[0]
+    g_stacked = jax.tree.map(lambda *parts: jnp.concatenate(parts), *g_stacked)
     return g_joined, g_stacked, None, None, g_x, None
+
+
+def _rows(tree: Tree, layers: range) -> Tree:
+    """The part of stacked arrays that is for these layers."""
+    return jax.tree.map(lambda a: a[layers.start : layers.stop], tree)
 
 
 _run.defvjp(_forward, _backward)

@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 
 from experiments.initializers import Initializer
-from experiments.models.dense_block import DenseBlock, segments
+from experiments.models.dense_block import DenseBlock
 from experiments.models.layers import BatchNorm, Conv, Dense, is_small
 from experiments.ops.pooling import avg_pool, global_avg_pool, max_pool
 from experiments.types import Compression, Decay, PositiveInt
@@ -71,20 +71,17 @@ class DenseNet(nnx.Module):
                 features = int(channels * compression)
                 self.transitions.append(Transition(channels, features, **arguments))
                 channels = features
-            block: nnx.List = nnx.List()
-            for layers in segments(channels, depth, growth_rate):
-                block.append(
-                    DenseBlock(
-                        channels,
-                        layers,
-                        growth_rate,
-                        bottleneck=bottleneck,
-                        dropout=dropout,
-                        **arguments,
-                    )
+            self.blocks.append(
+                DenseBlock(
+                    channels,
+                    depth,
+                    growth_rate,
+                    bottleneck=bottleneck,
+                    dropout=dropout,
+                    **arguments,
                 )
-                channels += layers * growth_rate
-            self.blocks.append(block)
+            )
+            channels += depth * growth_rate
         self.last_norm = BatchNorm(channels)
         self.output = Dense(channels, num_classes, **arguments)
 
@@ -95,6 +92,5 @@ class DenseNet(nnx.Module):
         for index, block in enumerate(self.blocks):
             if index > 0:
                 x = self.transitions[index - 1](x)
-            for layers in block:
-                x = layers(x, rngs=rngs)
+            x = block(x, rngs=rngs)
         return self.output(global_avg_pool(jax.nn.relu(self.last_norm(x))))

@@ -31,13 +31,10 @@ def winograd_conv(x: jax.Array, kernel: jax.Array, pads) -> jax.Array:
     d = d.reshape(n, rows + 1, m, columns + 1, m, c_in)
     d = transform(B_T, with_next(unstack(d, 2), axis=1), axis=0)
     d = transform(B_T, with_next(unstack(d, 4), axis=3), axis=1)
-    g = transform(G, unstack(kernel, 0), axis=0)
-    g = transform(G, unstack(g, 1), axis=1)
+    g = both_axes(G, kernel)
     # One batch dimension: with more, XLA transposes a whole operand for the kernel's gradient.
     y = d.reshape((m + 2) ** 2, -1, c_in) @ g.reshape((m + 2) ** 2, c_in, -1)
-    y = y.reshape(m + 2, m + 2, n, rows, columns, -1)
-    y = transform(A_T, unstack(y, 1), axis=4)
-    y = transform(A_T, unstack(y, 0), axis=2)
+    y = both_axes(A_T, y.reshape(m + 2, m + 2, n, rows, columns, -1)).transpose(2, 3, 0, 4, 1, 5)
     return y.reshape(n, rows * m, columns * m, -1)[:, :height, :width]
 
 
@@ -65,13 +62,24 @@ def minimal_filtering(m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def transform(matrix: np.ndarray, parts: list[jax.Array], axis: int) -> jax.Array:
     """`matrix` times the vector of `parts`, its entries stacked along a new `axis`.
 
-    The matrices are tiny and mostly zeros: written out as sums, they become one loop over memory.
+    The matrix is tiny and mostly zeros: written out as sums, it becomes one loop over memory.
     """
     sums = []
     for row in matrix:
         terms = [p if c == 1 else c * p for c, p in zip(row.tolist(), parts, strict=True) if c]
         sums.append(sum(terms[1:], start=terms[0]))
     return jnp.stack(sums, axis)
+
+
+def both_axes(matrix: np.ndarray, x: jax.Array) -> jax.Array:
+    """`matrix` along each of the first two axes of `x`, `[j, j, ...]` to `[i, i, ...]`.
+
+    As one product with its Kronecker square, library code: sums written out are among the loops
+    that take XLA longest to compile, and their gradients too.
+    """
+    rows, columns = matrix.shape
+    square = jnp.asarray(np.kron(matrix, matrix), x.dtype)
+    return (square @ x.reshape(columns**2, -1)).reshape(rows, rows, *x.shape[2:])
 
 
 def unstack(x: jax.Array, axis: int) -> list[jax.Array]:

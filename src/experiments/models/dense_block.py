@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -105,8 +105,9 @@ class DenseBlock(nnx.Module):
         norms = self.layer.norms
         training = not all(norm.use_running_average for norm in norms)
         graph, *variables = nnx.split(self.layer, *VARIABLES)
+        weights, averages = tuple(variables[:2]), tuple(variables[2:])
         layers = Layers(graph, self.widths, self.growth_rate, len(norms) > 1, training)
-        maps, known, inner = _run(layers, *variables, x, factors)
+        maps, known, inner = _run(layers, weights, averages, x, factors)
         count = x.size // x.shape[-1]
         of_layers = np.concatenate([np.arange(width) for width in self.widths])
         for norm, found in zip(norms, (jax.tree.map(lambda m: m[of_layers], known), inner)):
@@ -115,12 +116,12 @@ class DenseBlock(nnx.Module):
         return maps
 
 
-def _first(path: tuple, _: Any) -> bool:
+def _joined(path: tuple, _: Any) -> bool:
     """Whether a variable is of the first normalisation or convolution."""
     return 0 in path
 
 
-VARIABLES = (nnx.All(nnx.Param, _first), nnx.Param, _first, ...)
+VARIABLES = (nnx.All(nnx.Param, _joined), nnx.Param, _joined, ...)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,10 +150,11 @@ class Layers:
                 firsts.append(layer)
         return list(itertools.starmap(range, itertools.pairwise([*firsts, len(self.widths)])))
 
-    def places(self, layers: range) -> tuple[np.ndarray, np.ndarray]:
-        """[layers] each: the first place in the joined variables, and how many there are."""
+    def places(self, layers: range) -> tuple[np.ndarray, ...]:
+        """[layers] each: their numbers, first places in joined variables and numbers of places."""
         widths = np.array(self.widths)
-        return (np.cumsum(widths) - widths)[layers], widths[layers]
+        numbers = np.array(layers)
+        return numbers, (np.cumsum(widths) - widths)[numbers], widths[numbers]
 
     def moments(self, x: jax.Array) -> Tree:
         """Those of new maps; nobody reads them in evaluation."""
@@ -161,36 +163,56 @@ class Layers:
         zeros = jnp.zeros(x.shape[-1], jnp.promote_types(x.dtype, jnp.float32))
         return zeros, zeros
 
-    def layer(self, *variables: Tree) -> DenseLayer:
+    def layer(self, weights: Tree, averages: Tree) -> DenseLayer:
         """The module with one layer's variables."""
-        return nnx.merge(self.graph, *variables)
+        return nnx.merge(self.graph, *weights, *averages)
 
 
-def _of_layer(joined: Tree, start: jax.Array, width: jax.Array, widest: int) -> Tree:
-    """One layer's part of variables that are joined, as long as that of the widest layer.
+def _of_layer(variables: Tree, place: tuple, widest: int) -> Tree:
+    """One layer's variables, the joined ones as long as those of the `widest` layer in its loop.
 
-    What is there beyond `width` belongs to later layers. Scales and biases are 0 there and with
-    them all that kernels are multiplied by, hence also the kernels' gradients. The part never ends
-    behind the last layer's, as that is the widest.
+    What is there beyond its own belongs to later layers. Scales and biases are 0 there and with
+    them all that kernels are multiplied by, hence also the kernels' gradients. The end of the
+    variables is never passed, as the last layer is the widest of all.
     """
+    number, start, width = place
 
-    def part(a: jax.Array) -> jax.Array:
-        sliced = jax.lax.dynamic_slice_in_dim(a, start, widest, axis=_channels(a))
-        return jnp.where(jnp.arange(widest) < width, sliced, 0) if a.ndim == 1 else sliced
+    def joined(a: jax.Array) -> jax.Array:
+        part = jax.lax.dynamic_slice_in_dim(a, start, widest, _channels(a))
+        return jnp.where(jnp.arange(widest) < width, part, 0) if a.ndim == 1 else part
 
-    return jax.tree.map(part, joined)
+    return tuple(
+        (jax.tree.map(joined, parts[0]), jax.tree.map(lambda a: _row(a, number), parts[1]))
+        for parts in variables
+    )
+
+
+def _add_of_layer(gradients: Tree, of_layer: Tree, place: tuple) -> Tree:
+    """The gradients of a block's parameters with those of one layer added."""
+    number, start, _ = place
+    joined = jax.tree.map(lambda a, b: _add(a, b, start, _channels(a)), gradients[0], of_layer[0])
+    stacked = jax.tree.map(lambda a, b: _put(a, b[None], number, 0), gradients[1], of_layer[1])
+    return joined, stacked
 
 
 def _channels(a: jax.Array) -> int:
-    """The axis of input channels of a kernel, or of the one-dimensional variables of a norm."""
+    """The axis of input channels: of a kernel, or of the only axis that norms have."""
     return max(a.ndim - 2, 0)
+
+
+def _first(known: Tree, channels: int) -> Tree:
+    return jax.tree.map(lambda m: m[:channels], known)
+
+
+def _row(a: jax.Array, number: Any) -> jax.Array:
+    return jax.lax.dynamic_index_in_dim(a, number, keepdims=False)
 
 
 def _put(a: jax.Array, part: jax.Array, start: Any, axis: int = -1) -> jax.Array:
     return jax.lax.dynamic_update_slice_in_dim(a, part, start, axis)
 
 
-def _add(a: jax.Array, part: jax.Array, start: Any, axis: int = -1) -> jax.Array:
+def _add(a: jax.Array, part: jax.Array, start: Any, axis: int) -> jax.Array:
     old = jax.lax.dynamic_slice_in_dim(a, start, part.shape[axis], axis)
     return _put(a, old + part, start, axis)
 
@@ -204,40 +226,35 @@ def _run(layers: Layers, *arguments: Tree) -> tuple[jax.Array, Tree, Tree]:
     return _forward(layers, *arguments)[0]
 
 
-def _forward(
-    layers: Layers,
-    joined: Tree,
-    stacked: Tree,
-    joined_averages: Tree,
-    stacked_averages: Tree,
-    x: jax.Array,
-    factors: jax.Array | None,
-) -> tuple[tuple, tuple]:
-    def body(widest: int, carry: tuple, each: tuple) -> tuple[tuple, tuple]:
-        maps, known = carry
-        (start, width), weights, averages, factor = each
-        read = _of_layer((joined, joined_averages), start, width, widest)
-        layer = layers.layer(read[0], weights, read[1], averages)
-        y = layer.read(maps[..., :widest], jax.tree.map(lambda m: m[:widest], known))
+def _forward(layers: Layers, weights: Tree, averages: Tree, x: jax.Array, factors: Tree) -> tuple:
+    def body(widest: int, carry: tuple, place: tuple) -> tuple[tuple, None]:
+        maps, known, kept = carry
+        number, _, width = place
+        layer = layers.layer(*_of_layer((weights, averages), place, widest))
+        y = layer.read(maps[..., :widest], _first(known, widest))
         inner = layers.moments(y) if layers.bottleneck else None
         new = layer.grow(y, inner)
-        new = new if factor is None else new * factor
+        if factors is not None:
+            new *= _row(factors, number)
+        maps = _put(maps, new, width)
         known = jax.tree.map(lambda m, n: _put(m, n, width), known, layers.moments(new))
-        return (_put(maps, new, width), known), (y, inner) if layers.bottleneck else (None, None)
+        if layers.bottleneck:
+            kept = jax.tree.map(lambda k, n: _put(k, n[None], number, 0), kept, (y, inner))
+        return (maps, known, kept), None
 
-    grown = len(layers.widths) * layers.growth_rate
+    depth, grown = len(layers.widths), len(layers.widths) * layers.growth_rate
     maps = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, grown)])
-    carry = maps, jax.tree.map(lambda m: jnp.pad(m, (0, grown)), layers.moments(x))
-    kept = []
+    known = jax.tree.map(lambda m: jnp.pad(m, (0, grown)), layers.moments(x))
+    kept = None
+    if layers.bottleneck:
+        y = jnp.zeros((depth, *x.shape[:-1], 4 * layers.growth_rate), x.dtype)
+        kept = y, jax.tree.map(lambda m: jnp.zeros((depth, y.shape[-1]), m.dtype), known)
+    carry = maps, known, kept
     for segment in layers.segments():
-        of_each = _rows((stacked, stacked_averages, factors), segment)
         loop = functools.partial(body, layers.widths[segment[-1]])
-        carry, found = jax.lax.scan(loop, carry, (layers.places(segment), *of_each))
-        kept.append(found)
-    maps, known = carry
-    inner = jax.tree.map(lambda *parts: jnp.concatenate(parts), *(inner for _, inner in kept))
-    weights = (joined, stacked, joined_averages, stacked_averages)
-    return (maps, known, inner), (weights, maps, known, kept, factors)
+        carry, _ = jax.lax.scan(loop, carry, layers.places(segment))
+    maps, known, kept = carry
+    return (maps, known, kept and kept[1]), (weights, averages, maps, known, kept, factors)
 
 
 def _backward(layers: Layers, residuals: tuple, gradients: tuple) -> tuple:
@@ -246,59 +263,48 @@ def _backward(layers: Layers, residuals: tuple, gradients: tuple) -> tuple:
     A layer's input is a part of the final maps, so that only what its 1x1 convolution gave has
     been kept (Pleiss et al. 2017, arXiv:1707.06990).
     """
-    (joined, stacked, joined_averages, stacked_averages), maps, known, kept, factors = residuals
+    weights, averages, maps, known, kept, factors = residuals
 
-    def body(seen: tuple, carry: tuple, each: tuple) -> tuple[tuple, Tree]:
-        widest = seen[0].shape[-1]
-        g_maps, g_known, g_joined = carry
-        (start, width), weights, averages, factor, (y, inner) = each
-        read = _of_layer((joined, joined_averages), start, width, widest)
-        part = functools.partial(
-            jax.lax.dynamic_slice_in_dim,
-            start_index=width,
-            slice_size=layers.growth_rate,
-            axis=-1,
+    def body(seen: tuple, carry: tuple, place: tuple) -> tuple[tuple, None]:
+        g_maps, g_known, g_weights = carry
+        number, _, width = place
+        (joined, stacked), of_layer = _of_layer((weights, averages), place, seen[0].shape[-1])
+        new, g_new, g_moments = jax.tree.map(
+            lambda m: jax.lax.dynamic_slice_in_dim(m, width, layers.growth_rate, -1),
+            (maps, g_maps, g_known),
         )
-        _, back = jax.vjp(layers.moments, part(maps))
-        g_new = part(g_maps) + back(jax.tree.map(part, g_known))[0]
-        g_y = g_new if factor is None else g_new * factor
-        g_weights = weights
+        g_y = g_new + _back(layers.moments, g_moments, new)[0]
+        if factors is not None:
+            g_y *= _row(factors, number)
+        g_stacked = stacked
         if layers.bottleneck:
-            grow = lambda w, *y: layers.layer(read[0], w, read[1], averages).grow(*y)
-            _, back = jax.vjp(grow, weights, y, inner)
-            g_weights, g_y, g_inner = back(g_y)
-            _, back = jax.vjp(layers.moments, y)
-            g_y += back(g_inner)[0]
-        reading = lambda r, *seen: layers.layer(r, weights, read[1], averages).read(*seen)
-        _, back = jax.vjp(reading, read[0], *seen)
-        g_read, *g_seen = back(g_y)
+            y, inner = jax.tree.map(lambda k: _row(k, number), kept)
+            grow = lambda stacked, *y: layers.layer((joined, stacked), of_layer).grow(*y)
+            g_stacked, g_y, g_inner = _back(grow, g_y, stacked, y, inner)
+            g_y += _back(layers.moments, g_inner, y)[0]
+        read = lambda joined, *seen: layers.layer((joined, stacked), of_layer).read(*seen)
+        g_joined, *g_seen = _back(read, g_y, joined, *seen)
         g_maps, g_known = jax.tree.map(
-            lambda a, b: _add(a, b, 0), (g_maps, g_known), tuple(g_seen)
+            lambda a, b: _add(a, b, 0, -1), (g_maps, g_known), tuple(g_seen)
         )
-        g_joined = jax.tree.map(lambda a, b: _add(a, b, start, _channels(a)), g_joined, g_read)
-        return (g_maps, g_known, g_joined), g_weights
+        g_weights = _add_of_layer(g_weights, (g_joined, g_stacked), place)
+        return (g_maps, g_known, g_weights), None
 
-    carry = (gradients[0], *jax.tree.map(jnp.zeros_like, (known, joined)))
-    g_stacked = []
-    for segment, found in reversed(list(zip(layers.segments(), kept, strict=True))):
-        of_each = _rows((stacked, stacked_averages, factors), segment)
+    carry = (gradients[0], *jax.tree.map(jnp.zeros_like, (known, weights)))
+    for segment in reversed(layers.segments()):
         widest = layers.widths[segment[-1]]
-        seen = jax.tree.map(lambda m, widest=widest: m[..., :widest], (maps, known))
-        loop = functools.partial(body, seen)
-        each = (layers.places(segment), *of_each, found)
-        carry, g_weights = jax.lax.scan(loop, carry, each, reverse=True)
-        g_stacked.insert(0, g_weights)
-    g_maps, g_known, g_joined = carry
+        loop = functools.partial(body, (maps[..., :widest], _first(known, widest)))
+        carry, _ = jax.lax.scan(loop, carry, layers.places(segment), reverse=True)
+    g_maps, g_known, g_weights = carry
     channels = layers.widths[0]
-    _, back = jax.vjp(layers.moments, maps[..., :channels])
-    g_x = g_maps[..., :channels] + back(jax.tree.map(lambda m: m[:channels], g_known))[0]
-    g_stacked = jax.tree.map(lambda *parts: jnp.concatenate(parts), *g_stacked)
-    return g_joined, g_stacked, None, None, g_x, None
+    x, g_x = maps[..., :channels], g_maps[..., :channels]
+    g_x += _back(layers.moments, _first(g_known, channels), x)[0]
+    return g_weights, None, g_x, None
 
 
-def _rows(tree: Tree, layers: range) -> Tree:
-    """The part of stacked arrays that is for these layers."""
-    return jax.tree.map(lambda a: a[layers.start : layers.stop], tree)
+def _back(function: Callable, gradient: Tree, *arguments: Tree) -> tuple:
+    """The gradients of the arguments of `function`, from that of what it gives."""
+    return jax.vjp(function, *arguments)[1](gradient)
 
 
 _run.defvjp(_forward, _backward)

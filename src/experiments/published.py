@@ -60,6 +60,8 @@ def read_published(path: Path, model: Mapping[str, Any]) -> dict[str, np.ndarray
             found[f"{here}.kernel"] = _kernel(array, flattened.get(here))
     if kind == "ResNet":
         _stack_repeated(found, model["stages"])
+    if kind == "DenseNet":
+        _join_dense(found, model["blocks"])
     return found
 
 
@@ -124,6 +126,20 @@ def _stack_repeated(found: dict[str, np.ndarray], stages: Sequence[int]) -> None
                 blocks = [f"stages.{stage}.{position}.{tail}" for position in range(1, depth)]
                 if all(name in found for name in blocks):
                     found[f"{first}block.{tail}"] = np.stack([found.pop(n) for n in blocks])
+
+
+def _join_dense(found: dict[str, np.ndarray], blocks: Sequence[int]) -> None:
+    """Puts the layers of each block together, as `DenseLayer` holds them."""
+    for block, depth in enumerate(blocks):
+        first = f"blocks.{block}.0."
+        for tail in [name.removeprefix(first) for name in found if name.startswith(first)]:
+            layers = [f"blocks.{block}.{layer}.{tail}" for layer in range(depth)]
+            if all(name in found for name in layers):
+                arrays = [found.pop(name) for name in layers]
+                joined = tail.split(".")[1] == "0"
+                axis = max(arrays[0].ndim - 2, 0)
+                together = np.concatenate(arrays, axis) if joined else np.stack(arrays)
+                found[f"blocks.{block}.layer.{tail}"] = together
 
 
 def _densenet(model: Mapping[str, Any]) -> Rules:

@@ -8,20 +8,23 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from experiments.config import build
 from experiments.experiment import Experiment, Hparams, Tree
 from experiments.insight.flops import LAYER, Operation, operations
+from experiments.models.dense_block import DenseBlock
 from experiments.models.repeated import Repeated
 from experiments.ops.convolution import stock_convolutions
 
+Shapes = Sequence[tuple[int, ...]]
 REST = "rest"  # what is in no layer: preprocessing, losses, the optimizer
 
 
@@ -82,39 +85,39 @@ def summarize(config: Mapping[str, Any]) -> Summary:
     with stock_convolutions():
         evaluate = functools.partial(experiment.eval_step, hparams={})
         forward = jax.make_jaxpr(evaluate)(*experiment.weights(state), batch | {"mask": mask})
-        training = jax.make_jaxpr(experiment.train_step)(state, batch, {}, key)
+        training = jax.make_jaxpr(experiment.train_step)(state, batch, {}, key).jaxpr
     layers = _forward(operations(forward.jaxpr), experiment.modules, size)
     # of what has neither weights nor products, those layers that hold no others
     shown = {name for name in layers if name != REST and not experiment.modules.get(name)}
-    for operation in operations(training.jaxpr):
+    needed, _ = dce_jaxpr(training, [True] * len(training.outvars))
+    for operation in operations(needed):
         inside = [name for name in operation.layers if name in experiment.modules]
         name = inside[-1] if inside else REST
         layers.setdefault(name, Layer(name)).training_flops += operation.flops
-    for name, shapes in _own_parameters(state.params):
-        layer = layers.setdefault(name, Layer(name))
-        if _around(name, experiment.repeated):
-            shapes = [shape[1:] for shape in shapes]  # of one block
-        layer.parameters, layer.arithmetic = sum(map(math.prod, shapes)), arithmetic(shapes)
+    shapes = dict(_own_parameters(state.params))
+    for name in shapes:
+        layers.setdefault(name, Layer(name))
     for name, output in experiment.outputs.items():
         if name in layers:
             layers[name].gives(output)
-    worth = [x for x in layers.values() if x.name in shown or x.parameters or x.training_flops]
-    return Summary(tuple(_one_by_one(worth, experiment.repeated)), size, _bytes(state))
+    worth = [x for x in layers.values() if x.name in shown | shapes.keys() or x.training_flops]
+    each = _one_by_one(worth, shapes, experiment.loops)
+    return Summary(tuple(each), size, _bytes(state))
 
 
 class Marked(Experiment):
     """An experiment in whose traces each operation says which layer it is in.
 
     `modules` holds the names of all modules that can be called, and whether others are inside of
-    them; `outputs` what they gave when they were first called; `repeated` how many blocks one of
-    them stands for.
+    them; `outputs` what they gave when they were first called; `loops` those that compute several
+    layers with one module, by its name.
     """
 
     def __init__(self, *arguments: Any):
         super().__init__(*arguments)
         self.modules: dict[str, bool] = {}
         self.outputs: dict[str, Any] = {}
-        self.repeated: dict[str, int] = {}
+        self.loops: dict[str, Repeated | DenseBlock] = {}
 
     def model(self, hparams: Hparams, kernel_init: Any) -> nnx.Module:
         """The model, each of its modules in a name scope of its own."""
@@ -123,8 +126,8 @@ class Marked(Experiment):
             if path and callable(module):
                 name = ".".join(map(str, path))
                 self.modules.setdefault(name, False)
-                if isinstance(module, Repeated):
-                    self.repeated[f"{name}.block"] = module.depth
+                if isinstance(module, Repeated | DenseBlock):
+                    self.loops[f"{name}.{module.inside}"] = module
                 for end in range(1, len(path)):
                     self.modules[".".join(map(str, path[:end]))] = True
                 module.__class__ = self._marked(type(module), name)
@@ -140,26 +143,56 @@ class Marked(Experiment):
         return type(kind.__name__, (kind,), {"__call__": call})
 
 
-def _around(name: str, repeated: Mapping[str, int]) -> str | None:
-    """The repeated block that a layer is in."""
-    return next((block for block in repeated if name.startswith(f"{block}.")), None)
+def _around(name: str, loops: Iterable[str]) -> str | None:
+    """The module in a loop that a layer is in."""
+    return next((inside for inside in loops if name.startswith(f"{inside}.")), None)
 
 
-def _one_by_one(layers: Sequence[Layer], repeated: Mapping[str, int]) -> Iterator[Layer]:
-    """The layers, those of a repeated block as often as it is there, each with its share."""
-    for block, group in itertools.groupby(layers, lambda layer: _around(layer.name, repeated)):
-        inside = list(group)
-        if block is None:
-            yield from inside
+def _one_by_one(
+    layers: Sequence[Layer], shapes: Mapping[str, Shapes], loops: Mapping[str, Any]
+) -> Iterator[Layer]:
+    """The layers with their parameters, those in a loop as often as it runs."""
+    for inside, group in itertools.groupby(layers, lambda layer: _around(layer.name, loops)):
+        if inside is None:
+            for layer in group:
+                yield _with_parameters(layer, shapes.get(layer.name, []))
             continue
-        depth = repeated[block]
-        for position, layer in itertools.product(range(depth), inside):
-            yield dataclasses.replace(
-                layer,
-                name=layer.name.replace(block, f"{block}[{position}]", 1),
-                flops=layer.flops // depth,
-                training_flops=layer.training_flops // depth,
-            )
+        of_loop = list(group)
+        for position, layer in itertools.product(range(loops[inside].depth), of_loop):
+            tail = layer.name.removeprefix(inside)
+            name, own = f"{inside}[{position}]{tail}", shapes.get(layer.name, [])
+            one, own = _one(layer, own, position, loops[inside], tail)
+            yield _with_parameters(dataclasses.replace(one, name=name), own)
+
+
+def _one(
+    layer: Layer, shapes: Shapes, position: int, loop: Repeated | DenseBlock, tail: str
+) -> tuple[Layer, Shapes]:
+    """What one turn of a loop has of a layer, and of its parameters.
+
+    Where turns differ in the channels that they read, parameters are joined along those, and
+    operations are counted as if no turn computed more than it has to.
+    """
+    widths = loop.widths_of(tail)
+    own, computed = (1, loop.depth) if widths is None else (widths.own[position], widths.computed)
+    one = dataclasses.replace(
+        layer,
+        flops=layer.flops * own // computed,
+        training_flops=layer.training_flops * own // computed,
+    )
+    if widths is None:
+        return one, [shape[1:] for shape in shapes]
+    if not layer.flops:  # a normalisation, which gives what it reads
+        one.output_shape = (*layer.output_shape[:-1], own)
+        one.output_bytes = layer.output_bytes // layer.output_shape[-1] * own
+    joined = sum(widths.own)
+    return one, [tuple(own if size == joined else size for size in shape) for shape in shapes]
+
+
+def _with_parameters(layer: Layer, shapes: Shapes) -> Layer:
+    return dataclasses.replace(
+        layer, parameters=sum(map(math.prod, shapes)), arithmetic=arithmetic(shapes)
+    )
 
 
 def arithmetic(shapes: Sequence[tuple[int, ...]]) -> str:

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,19 @@ from experiments.models.layers import BatchNorm, Conv, Dropout, moments
 WIDENING = 2.0  # how much wider than the first layer of a loop its last one may be
 
 Tree = Any
+
+
+def segments(widths: Sequence[int]) -> list[range]:
+    """The layers that share a loop, of layers that read so many channels.
+
+    In a loop every layer costs as much as the widest. With `WIDENING` at most a third of that is
+    for nothing; each loop more is a second of XLA's time.
+    """
+    firsts = [0]
+    for layer, width in enumerate(widths):
+        if width > WIDENING * widths[firsts[-1]]:
+            firsts.append(layer)
+    return list(itertools.starmap(range, itertools.pairwise([*firsts, len(widths)])))
 
 
 class DenseLayer(nnx.Module):
@@ -78,6 +91,8 @@ class DenseBlock(nnx.Module):
     bias are. So the program and the optimizer are as small as those of one layer.
     """
 
+    inside = "layer"  # the attribute that stands for all of them
+
     def __init__(
         self,
         channels: int,
@@ -90,17 +105,16 @@ class DenseBlock(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.widths = tuple(channels + layer * growth_rate for layer in range(depth))
-        self.growth_rate = growth_rate
+        self.depth, self.growth_rate = depth, growth_rate
         self.layer = DenseLayer(
             self.widths, growth_rate, bottleneck=bottleneck, kernel_init=kernel_init, rngs=rngs
         )
         self.dropout = Dropout(dropout)
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
-        depth = len(self.widths)
         factors = None
         if self.dropout.active:
-            shape = (depth, *x.shape[:-1], self.growth_rate)
+            shape = (self.depth, *x.shape[:-1], self.growth_rate)
             factors = self.dropout(jnp.ones(shape, x.dtype), rngs=rngs)
         norms = self.layer.norms
         training = not all(norm.use_running_average for norm in norms)
@@ -114,6 +128,20 @@ class DenseBlock(nnx.Module):
             if not norm.use_running_average:
                 norm.follow(found, count)
         return maps
+
+    def widths_of(self, part: str) -> "Widths | None":
+        """The channels that a part of the layers reads; None where they are alike in all."""
+        if not part.endswith(".0"):
+            return None
+        loops = segments(self.widths)
+        return Widths(self.widths, sum(len(loop) * self.widths[loop[-1]] for loop in loops))
+
+
+class Widths(NamedTuple):
+    """Channels that layers read: the `own` of each, and how many their loops compute in all."""
+
+    own: tuple[int, ...]
+    computed: int
 
 
 def _joined(path: tuple, _: Any) -> bool:
@@ -137,18 +165,6 @@ class Layers:
     growth_rate: int
     bottleneck: bool
     training: bool
-
-    def segments(self) -> list[range]:
-        """The layers that share a loop.
-
-        There every layer costs as much as the widest. With `WIDENING` at most a third of that is
-        for nothing.
-        """
-        firsts = [0]
-        for layer, width in enumerate(self.widths):
-            if width > WIDENING * self.widths[firsts[-1]]:
-                firsts.append(layer)
-        return list(itertools.starmap(range, itertools.pairwise([*firsts, len(self.widths)])))
 
     def places(self, layers: range) -> tuple[np.ndarray, ...]:
         """[layers] each: their numbers, first places in joined variables and numbers of places."""
@@ -250,7 +266,7 @@ def _forward(layers: Layers, weights: Tree, averages: Tree, x: jax.Array, factor
         y = jnp.zeros((depth, *x.shape[:-1], 4 * layers.growth_rate), x.dtype)
         kept = y, jax.tree.map(lambda m: jnp.zeros((depth, y.shape[-1]), m.dtype), known)
     carry = maps, known, kept
-    for segment in layers.segments():
+    for segment in segments(layers.widths):
         loop = functools.partial(body, layers.widths[segment[-1]])
         carry, _ = jax.lax.scan(loop, carry, layers.places(segment))
     maps, known, kept = carry
@@ -291,7 +307,7 @@ def _backward(layers: Layers, residuals: tuple, gradients: tuple) -> tuple:
         return (g_maps, g_known, g_weights), None
 
     carry = (gradients[0], *jax.tree.map(jnp.zeros_like, (known, weights)))
-    for segment in reversed(layers.segments()):
+    for segment in reversed(segments(layers.widths)):
         widest = layers.widths[segment[-1]]
         loop = functools.partial(body, (maps[..., :widest], _first(known, widest)))
         carry, _ = jax.lax.scan(loop, carry, layers.places(segment), reverse=True)

@@ -33,6 +33,8 @@ class Repeated(nnx.Module):
       rngs: what it draws them from.
     """
 
+    inside = "block"  # the attribute that stands for all of them
+
     def __init__(
         self,
         make: Callable[..., nnx.Module],
@@ -64,3 +66,6 @@ class Repeated(nnx.Module):
         x, statistics = jax.lax.scan(body, x, variables)
         nnx.update(self.block, statistics)
         return x
+
+    def widths_of(self, part: str) -> None:
+        """Every part of a block has as many channels in all of them; see `DenseBlock`."""

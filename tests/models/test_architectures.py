@@ -205,13 +205,6 @@ def test_the_whole_googlenet_has_two_auxiliary_classifiers():
     assert [y.shape for y in jax.eval_shape(outputs)] == [(1, 1000)] * 3
 
 
-def test_a_dense_layer_sees_every_map_before_it():
-    net = jax.eval_shape(functools.partial(network, "densenet40_12", shape=(32, 32, 3)))
-    first, last = net.blocks[0][0], net.blocks[0][-1]
-    assert first.convs[0].kernel.shape[2] == 16
-    assert last.convs[0].kernel.shape[2] == 16 + 11 * 12
-
-
 @pytest.mark.parametrize(("name", "takes"), [("vgg16", False), ("alexnet", False), ("nin", True)])
 def test_images_are_taken_as_they_are_where_the_network_allows_it(name, takes):
     config = composed(f"model={name}", "data=digits", "data.resize=false")

@@ -76,11 +76,18 @@ def test_a_frozen_batch_norm_uses_its_running_statistics():
     assert float(metrics["loss"]) == pytest.approx(float(evaluated["loss"]) / 16, rel=1e-5)
 
 
-def test_one_of_several_blocks_can_be_frozen():
-    core = experiment("model=resnet20", "model.stages=[3]", "model.widths=[4]", "freeze=stages.0.1")
+@pytest.mark.parametrize(
+    ("part", "overrides"),
+    {
+        "stages.0.1": ["model=resnet20", "model.stages=[3]", "model.widths=[4]"],
+        "blocks.0": ["model=densenet40_12", "model.blocks=[2,1]", "model.growth_rate=2"],
+    }.items(),
+)
+def test_one_of_several_blocks_can_be_frozen(part, overrides):
+    core = experiment(*overrides, f"freeze={part}")
     before, after, _ = stepped(core, 1)
     for old, new in ((before.params, after.params), (before.model_state, after.model_state)):
-        still = {name for name in named(old) if name.startswith("stages.0.1.")}
+        still = {name for name in named(old) if name.startswith(f"{part}.")}
         assert still
         assert moved(old, new) == set(named(old)) - still
 

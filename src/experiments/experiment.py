@@ -376,8 +376,7 @@ def _only_if(accept: jax.Array, update: Callable[[Tree], Tree], old: Tree) -> Tr
     """`update(old)` if `accept`, else `old`.
 
     XLA's CPU backend makes loops of their own of choices between arrays, two or three a parameter:
-    without them a step of VGG-16 takes 0.88 of the time, one of a dense autoencoder 0.93, and
-    DenseNet-121 compiles in 0.85 of it.
+    without them a step of VGG-16 takes 0.88 of the time, one of a dense autoencoder 0.93.
     A GPU would wait for the host to read the condition.
     """
     if jax.default_backend() == "cpu":

@@ -70,9 +70,9 @@ class Layers:
 def _of_layer(variables: Tree, place: tuple, widest: int) -> Tree:
     """One layer's variables, the joined ones as long as those of the `widest` layer in its loop.
 
-    What is there beyond its own belongs to later layers. Scales and biases are 0 there and with
-    them all that kernels are multiplied by, hence also the kernels' gradients. The end of the
-    variables is never passed, as the last layer is the widest of all.
+    What is there beyond its own belongs to later layers. Scales and biases are 0 there, so that
+    the rectifier gives 0 and lets no gradient through: kernels there change nothing and have no
+    gradient. The end of the variables is never passed, as the last layer is the widest of all.
     """
     number, start, width = place
 
@@ -126,6 +126,12 @@ def run(layers: Layers, *arguments: Tree) -> tuple[jax.Array, Tree, Tree]:
 
 
 def _forward(layers: Layers, weights: Tree, averages: Tree, x: jax.Array, factors: Tree) -> tuple:
+    """What `run` gives, and what the backward pass needs of it.
+
+    `weights` and `averages` are (joined, stacked) variables, `x` [N, H, W, channels]; `factors`
+    [depth, N, H, W, growth_rate] are what dropout multiplies new maps by, or None.
+    """
+
     def body(widest: int, carry: tuple, place: tuple) -> tuple[tuple, None]:
         maps, known, kept = carry
         number, _, width = place

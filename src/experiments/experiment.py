@@ -24,6 +24,7 @@ from experiments.data.augment import resize
 from experiments.data.crops import Averaged
 from experiments.data.dataset import Spec, model_input
 from experiments.errors import UserError
+from experiments.initializers import pooled
 from experiments.norms import norm
 from experiments.optim import Parted
 from experiments.transfer import check_frozen, fitted, freeze_statistics, split
@@ -176,17 +177,15 @@ class Experiment:
     ) -> State:
         """The state at step 0; `found` arrays take the place of new ones of their name and shape.
 
-        Meant to run outside of jit: each distinct weight shape compiles once, which takes a
-        fraction of the time that one program of all layers takes. Where `call` is given,
+        Meant to run outside of jit: a program for each size of weights compiles in a fraction of
+        the time that one program of all layers takes. Where `call` is given,
         `call(key, function, *arguments, static=...)` calls these jitted functions.
         """
         keys = nnx.Rngs(params=stream(key, "init"))
-
         call = call or _called
 
         def kernel_init(_key, shape, dtype):
-            of = (tuple(shape), jnp.dtype(dtype))
-            return call(f"sample {of}", self._sample, keys.params(), hparams, static=of)
+            return self._drawn(call, keys.params(), hparams, tuple(shape), jnp.dtype(dtype))
 
         complete = functools.partial(call, "complete", self._complete)
         return self._initial(hparams, kernel_init, complete, found)
@@ -321,6 +320,24 @@ class Experiment:
         check_frozen(params, self.frozen)
         opt_state, ema = complete((params, model_state), hparams)
         return State(params, model_state, opt_state, ema, np.int32(0), np.int32(-1))
+
+    def _drawn(
+        self, call: Callable, key: jax.Array, hparams: Hparams, shape: tuple, dtype: Any
+    ) -> jax.Array:
+        """New weights, the first of a number that one program draws for many shapes."""
+        config = self.config["init"]
+        pool = pooled(config, hparams.get("init.scale", config.get("scale")), shape)
+        if pool is None:
+            of = (shape, dtype)
+            return call(f"sample {of}", self._sample, key, hparams, static=of)
+        of = (pool.shape, dtype)
+        own = {**hparams, **{f"init.{name}": value for name, value in pool.changes.items()}}
+        numbers = call(f"sample {of}", self._sample, key, own, static=of)
+        size = math.prod(shape)
+        if isinstance(numbers, jax.core.Tracer):
+            return numbers[:size, 0].reshape(shape)
+        # NumPy, as JAX would compile the cut, and to take it back as well, for every shape
+        return jax.device_put(np.asarray(numbers)[:size, 0].reshape(shape))
 
     def _sampled(self, key: jax.Array, hparams: Hparams, shape: tuple, dtype: Any) -> jax.Array:
         return build(place(self.config["init"], hparams, "init"))(key, shape, dtype)

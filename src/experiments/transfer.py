@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from experiments.errors import UserError, suggest
@@ -103,6 +103,6 @@ def fitted(found: Mapping[str, Any], wanted: Tree) -> Tree:
     def chosen(path: tuple, leaf: Any) -> Any:
         other = found.get(name_of(path))
         fits = other is not None and tuple(other.shape) == tuple(leaf.shape)
-        return jnp.asarray(other, leaf.dtype) if fits else leaf
+        return jax.device_put(np.asarray(other, leaf.dtype)) if fits else leaf
 
     return jax.tree_util.tree_map_with_path(chosen, wanted)

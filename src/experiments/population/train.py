@@ -383,7 +383,7 @@ class Population:
         saving = []
         for row in rows:
             lane = self.lanes[row]
-            mine = jax.tree.map(lambda leaf, row=row: jnp.asarray(leaf[row]), host)
+            mine = jax.tree.map(lambda leaf, row=row: jax.device_put(leaf[row]), host)
             checkpoints = Checkpoints(lane.directory)
             progress = lane.progress(self.records.progress(row))
             checkpoints.save(self.records.step, mine[0], mine[1], progress)

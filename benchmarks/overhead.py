@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.results import Record, record
 from benchmarks.turns import ROOT
 
-STEPS = {"lenet5": 600, "vgg16": 12}  # of an epoch
+STEPS = {"lenet5": 600, "vgg16": 100}  # of an epoch, at whose end a checkpoint is saved
 QUICK_STEPS = 4
 
 

@@ -9,7 +9,6 @@ memory is the most that the process ever held, decoding included (`data.workers=
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -126,17 +125,28 @@ def rows() -> list[Row]:
                 *("trainer.steps_per_epoch=300", "trainer.eval_batches=10", f"hydra.run.dir={run}"),
             ]
             started = time.perf_counter()
-            process = subprocess.Popen(
+            memory = 0.0
+            with subprocess.Popen(
                 [sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL
-            )
-            _, status, usage = os.wait4(process.pid, 0)
+            ) as process:
+                while process.poll() is None:
+                    memory = _most_memory(process.pid) or memory
+                    time.sleep(0.05)
             seconds = time.perf_counter() - started
-            if status:
-                raise SystemExit(f"python {' '.join(command)}: exit code {status >> 8}")
+            if process.returncode:
+                raise SystemExit(f"python {' '.join(command)}: exit code {process.returncode}")
             rate = json.loads((run / "summary.json").read_text())["examples_per_second"]
-        memory = usage.ru_maxrss / 1024
         found.append({"rows": count, "MiB": memory, "s in all": seconds, "images a second": rate})
     return found
+
+
+def _most_memory(pid: int) -> float | None:
+    """The most that a process has held so far, in MiB; None where it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except ProcessLookupError:
+        return None
+    return next((int(n.split()[1]) / 1024 for n in lines if n.startswith("VmHWM")), None)
 
 
 def _repeat(source: Path, target: Path, count: int) -> None:

@@ -45,11 +45,13 @@ def test_tensorboard_gets_scalars_figures_and_the_config(run_info):
     run = run_info()
     figure = Figure(figsize=(2, 1))
     figure.subplots().plot([1, 2])
+    path = run.directory / "curves.png"
+    figure.savefig(path, dpi=100)
     trackers = Trackers([TensorBoard(flush_seconds=10.0)])
     trackers.start(run)
     trackers.log(1, {"train/loss": 0.5})
     trackers.log(2, {"train/loss": 0.25, "val/loss": 1.0})
-    trackers.figure(2, "curves", figure)
+    trackers.figure(2, "curves", path)
     trackers.finish({}, "finished")
     assert scalars_of(run.directory) == [
         (1, "train/loss", 0.5),

@@ -44,10 +44,11 @@ def said(caplog):
     return [r.getMessage() for r in caplog.records if r.name.startswith("experiments")]
 
 
-def picture():
+def picture(folder):
     figure = Figure(figsize=(2, 1))
     figure.subplots().plot([1, 2])
-    return figure
+    figure.savefig(folder / "picture.png")
+    return folder / "picture.png"
 
 
 def test_offline_history_is_the_record_line_for_line(client, run_info):
@@ -131,7 +132,7 @@ def test_online_run_arrives(server, run_info, caplog):
         trackers.start(run)
     for step, event in steps(1, 40):
         trackers.log(step, event)
-    trackers.figure(40, "test/confusion_matrix", picture())
+    trackers.figure(40, "test/confusion_matrix", picture(run.directory))
     trackers.model(checkpoint)
     trackers.finish({"test/accuracy": 0.9}, "finished")
 

@@ -132,7 +132,7 @@ class PopulationPrograms:
 
     def _steps(self, state, hparams, key, arrays, order, first, count):
         """`count` steps of one lane."""
-        step = self.experiment.train_step
+        step = jax.jit(self.experiment.train_step)  # traced once for its shapes and for the loop
 
         def batch_at(i):
             index = jax.lax.dynamic_slice_in_dim(

@@ -89,7 +89,7 @@ def is_tiny(
         name: jax.ShapeDtypeStruct((programs.batch_size, *a.shape[1:]), a.dtype)
         for name, a in arrays.items()
     }
-    step = jax.make_jaxpr(programs.experiment.train_step)(one[0], batch, one[1], keys[0])
+    step = jax.make_jaxpr(jax.jit(programs.experiment.train_step))(one[0], batch, one[1], keys[0])
     return sum(each.flops for each in operations(step.jaxpr)) < TINY
 
 

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from experiments.tracking.tracker import RunInfo, Tracker
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _thread = ThreadPoolExecutor(1, thread_name_prefix="tracking")  # clients are not made for several
 
@@ -18,8 +15,7 @@ _thread = ThreadPoolExecutor(1, thread_name_prefix="tracking")  # clients are no
 class Behind(Tracker):
     """Hands another tracker what it is told, in order, in a thread that the run does not wait for.
 
-    What the tracker raises there comes out of a later call. Figures are drawn by the caller's
-    thread, and the end is waited for.
+    What the tracker raises there comes out of a later call. The end is waited for.
     """
 
     def __init__(self, tracker: Tracker):
@@ -41,13 +37,11 @@ class Behind(Tracker):
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
         self._later(self.tracker.log, step, dict(scalars))
 
-    def figure(self, step: int, name: str, figure: Figure) -> None:
-        self._wait()
-        self.tracker.figure(step, name, figure)
+    def figure(self, step: int, name: str, path: Path) -> None:
+        self._later(self.tracker.figure, step, name, path)
 
     def animation(self, step: int, name: str, path: Path) -> None:
-        self._wait()
-        self.tracker.animation(step, name, path)
+        self._later(self.tracker.animation, step, name, path)
 
     def model(self, path: Path) -> None:
         self._wait()

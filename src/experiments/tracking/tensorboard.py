@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from experiments.errors import UserError
 from experiments.tracking.tracker import RunInfo, Tracker
 from experiments.types import Positive
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 class TensorBoard(Tracker):
@@ -48,12 +46,10 @@ class TensorBoard(Tracker):
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)
 
-    def figure(self, step: int, name: str, figure: Figure) -> None:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
+    def figure(self, step: int, name: str, path: Path) -> None:
+        from PIL import Image
 
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-        self._writer.add_image(name, np.asarray(canvas.buffer_rgba()), step, dataformats="HWC")
+        self._writer.add_image(name, np.asarray(Image.open(path)), step, dataformats="HWC")
 
     def finish(self, summary: Mapping[str, object], status: str) -> None:
         if self._writer is not None:

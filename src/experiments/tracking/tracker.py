@@ -7,12 +7,8 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from experiments.errors import UserError
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +59,8 @@ class Tracker:
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
         """Record plain Python floats; steps never decrease."""
 
-    def figure(self, step: int, name: str, figure: Figure) -> None:
-        """Record a picture under a metric-like name, such as `test/confusion_matrix`."""
+    def figure(self, step: int, name: str, path: Path) -> None:
+        """Record a picture, a PNG file, under a metric-like name: `test/confusion_matrix`."""
 
     def animation(self, step: int, name: str, path: Path) -> None:
         """Record a moving picture, a GIF file."""
@@ -99,8 +95,8 @@ class Trackers(Tracker):
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
         self._each(lambda t: t.log(step, scalars))
 
-    def figure(self, step: int, name: str, figure: Figure) -> None:
-        self._each(lambda t: t.figure(step, name, figure))
+    def figure(self, step: int, name: str, path: Path) -> None:
+        self._each(lambda t: t.figure(step, name, path))
 
     def animation(self, step: int, name: str, path: Path) -> None:
         self._each(lambda t: t.animation(step, name, path))

@@ -6,7 +6,6 @@ server that is slow, dead or was never there costs a bounded time and no data.
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import os
@@ -14,14 +13,11 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from experiments.tracking import description
 from experiments.tracking.jsonl import METRICS, read_history, write_json
 from experiments.tracking.tracker import SUCCESS, RunInfo, Tracker
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
 
@@ -102,15 +98,11 @@ class Wandb(Tracker):
             self._run.log(dict(scalars), step=step)
             self._last_step.write(step)
 
-    def figure(self, step: int, name: str, figure: Figure) -> None:
+    def figure(self, step: int, name: str, path: Path) -> None:
         if self._run is not None and step >= self._next_step:
             import wandb
-            from PIL import Image
 
-            # wandb.Image takes a figure only where pyplot has been imported.
-            png = io.BytesIO()
-            figure.savefig(png, format="png")
-            self._run.log({name: wandb.Image(Image.open(png))}, step=step)
+            self._run.log({name: wandb.Image(str(path))}, step=step)
 
     def animation(self, step: int, name: str, path: Path) -> None:
         if self._run is not None and step >= self._next_step:

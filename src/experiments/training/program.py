@@ -15,6 +15,7 @@ from experiments.experiment import (
     State,
     Tree,
     compiler_options,
+    init_options,
     stream,
 )
 
@@ -128,12 +129,12 @@ def many_steps(
 
 def epoch_order(key: jax.Array, epoch: int, examples: int) -> jax.Array:
     """The shuffled order of an epoch: int32 [examples]."""
-    return _order(stream(key, "shuffle", epoch), examples)
+    return _permutation(init_options())(stream(key, "shuffle", epoch), examples)
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _order(key: jax.Array, examples: int) -> jax.Array:
-    return jax.random.permutation(key, examples)
+@functools.cache
+def _permutation(options: Any) -> Any:
+    return jax.jit(jax.random.permutation, static_argnums=1, compiler_options=options)
 
 
 def traceable(

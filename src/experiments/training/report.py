@@ -71,5 +71,6 @@ class Album:
         folder = self.directory / "figures"
         folder.mkdir(exist_ok=True)
         for name, figure in figures.items():
-            figure.savefig(folder / f"{name}{suffix}.png", dpi=120)
-            self.trackers.figure(step, name, figure)
+            path = folder / f"{name}{suffix}.png"
+            figure.savefig(path, dpi=120)
+            self.trackers.figure(step, name, path)

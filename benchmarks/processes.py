@@ -78,15 +78,16 @@ def lightning_epoch(pairs: int, quick: bool) -> list[Record]:
 
 
 def tracking(pairs: int, quick: bool) -> list[Record]:
-    """LeNet-5 on MNIST with W&B offline against the same without W&B.
+    """The shipped LeNet-5 on MNIST with W&B offline against the same without W&B.
 
     Once for training and validation, which the run measures itself, and once for whole processes.
 
     Raises:
         LeftOutError: MNIST is not prepared.
     """
-    data = [NOISE, "data.limit=256"] if quick else []
-    command = [*RUN, "data=mnist", f"trainer.epochs={1 if quick else 5}", *data]
+    command = ["run.py", "experiment=lenet5_mnist"]
+    if quick:
+        command += [NOISE, "data.limit=256", "trainer.epochs=1"]
     taken: dict[str, list[Pair]] = {"training": [], "process": []}
     with tempfile.TemporaryDirectory() as folder:
         number = iter(range(10**6))

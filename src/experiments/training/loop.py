@@ -49,9 +49,8 @@ def fit(
     trackers.status("compiling")
     ready = ready_programs(session)
     with ThreadPoolExecutor() as pool:
-        if resume and saved_step(directory) >= experiment.total_steps:
-            compiling = pool.submit(compile_evaluation, session, shapes, ready)
-        else:
+        ended = resume and saved_step(directory) >= experiment.total_steps
+        if not ended:
             compiling = pool.submit(compile_programs, session, shapes, ready, pool)
         run = Run(session, trackers, stop, shapes, directory)
         if trainer.checkpoints:
@@ -75,6 +74,10 @@ def fit(
         )
         if not resume:
             run.begin(initial.result())
+        if ended and run.step < experiment.total_steps:  # the newest checkpoint was damaged
+            compiling = pool.submit(compile_programs, session, shapes, ready, pool)
+        elif ended:
+            compiling = pool.submit(compile_evaluation, session, shapes, ready)
         run.compiled = compiling.result()
         status = run.train()
         if status == "interrupted":

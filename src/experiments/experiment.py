@@ -326,13 +326,15 @@ class Experiment:
     ) -> jax.Array:
         """New weights, the first of a number that one program draws for many shapes."""
         config = self.config["init"]
-        pool = pooled(config, hparams.get("init.scale", config.get("scale")), shape)
+        pool = pooled(config, shape)
         if pool is None:
             of = (shape, dtype)
             return call(f"sample {of}", self._sample, key, hparams, static=of)
-        of = (pool.shape, dtype)
-        own = {**hparams, **{f"init.{name}": value for name, value in pool.changes.items()}}
-        numbers = call(f"sample {of}", self._sample, key, own, static=of)
+        if "scale" in config:
+            scale = hparams.get("init.scale", config["scale"])
+            hparams = {**hparams, "init.scale": scale * np.float32(pool.scale)}
+        of = ((pool.size, 1), dtype)
+        numbers = call(f"sample {of}", self._sample, key, hparams, static=of)
         size = math.prod(shape)
         if isinstance(numbers, jax.core.Tracer):
             return numbers[:size, 0].reshape(shape)

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 Initializer = Callable[..., jax.Array]
 
@@ -24,40 +23,33 @@ EACH_ALIKE = (
     "jax.nn.initializers.constant",
     "experiments.initializers.uniform",
 )
-EXACT = 2**18  # numbers up to which four times as many may be drawn, above it twice as many
+SCALING = ("scale", "mode", "distribution")
+COARSE = 2**18  # numbers up to which four times as many may be drawn, above it twice as many
 
 
 class Pool(NamedTuple):
-    """What to draw in the place of weights of some shape, and what of the config to change."""
+    """How many numbers to draw in the place of weights, at how many times the config's scale."""
 
-    shape: tuple[int, int]
-    changes: dict[str, Any]
+    size: int
+    scale: float
 
 
-def pooled(config: Mapping[str, Any], scale: Any, shape: tuple[int, ...]) -> Pool | None:
-    """A shape that many share, whose first draws are those of `shape`; None where there is none.
+def pooled(config: Mapping[str, Any], shape: tuple[int, ...]) -> Pool | None:
+    """Numbers, drawn as [size, 1], that begin with those of `shape`; None where there are none.
 
-    Where the variance goes with the number of inputs or outputs of a layer, the scale makes up for
-    those of the shape that is drawn.
-
-    Args:
-      config: the initializer's.
-      scale: its scale, perhaps traced, if it has one.
+    Where the variance goes with the inputs or outputs of a layer, the scale makes up for those of
+    the shape that is drawn. `config` is the initializer's.
     """
     target, size = config["_target_"], math.prod(shape)
     if size == 0 or not jax.config.values["jax_threefry_partitionable"]:
         return None
     bits = (size - 1).bit_length()
-    drawn = 2 ** (bits + bits % 2 if size <= EXACT else bits)
+    drawn = 2 ** (bits + bits % 2 if size <= COARSE else bits)
     if target in EACH_ALIKE:
-        return Pool((drawn, 1), {})
+        return Pool(drawn, 1.0)
     if target != SCALED or len(shape) < 2 or set(config) - {"_target_", *SCALING}:
         return None
-    ratio = _fan((drawn, 1), config["mode"]) / _fan(shape, config["mode"])
-    return Pool((drawn, 1), {"scale": scale * np.float32(ratio)})
-
-
-SCALING = ("scale", "mode", "distribution")
+    return Pool(drawn, _fan((drawn, 1), config["mode"]) / _fan(shape, config["mode"]))
 
 
 def _fan(shape: tuple[int, ...], mode: str) -> float:

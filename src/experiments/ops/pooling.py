@@ -25,7 +25,8 @@ def max_pool(
     """Largest value in each window of `x` `[N, *spatial, C]`, as `[N, *out, C]`.
 
     Padding never wins: it counts as minus infinity. Among equal values the gradient goes to the
-    first, and a NaN in the window gives NaN, as in `lax.reduce_window`.
+    first, and a NaN in the window gives NaN, as in `lax.reduce_window`. One axis after the other:
+    of a window of 3x3 that compares, and differentiates, six values instead of nine.
 
     Args:
         x: `[N, *spatial, C]` with one to three spatial dimensions.
@@ -33,7 +34,15 @@ def max_pool(
         strides: step of the window; None means the window itself, so that windows do not overlap.
         padding: as in `conv`; "VALID" drops what does not fill a window.
     """
-    return _largest(_views(x, window, strides, padding, -jnp.inf))
+    dims = x.ndim - 2
+    window = per_dimension(window, dims, "window")
+    strides = window if strides is None else per_dimension(strides, dims, "strides")
+    pads = explicit_padding(padding, x.shape[1:-1], window, strides)
+    for axis in reversed(range(dims)):
+        size, step, pad = [1] * dims, [1] * dims, [(0, 0)] * dims
+        size[axis], step[axis], pad[axis] = window[axis], strides[axis], pads[axis]
+        x = _largest(_views(x, size, step, pad, -jnp.inf))
+    return x
 
 
 @jax.named_scope("@avg_pool")
@@ -69,8 +78,8 @@ def global_avg_pool(x: jax.Array) -> jax.Array:
 def _largest(views: list[jax.Array]) -> jax.Array:
     """The elementwise maximum.
 
-    Its derivative goes by the place of the first maximum. Differentiated comparison by comparison a
-    window of 3x3 would make some twenty loops over the data; so it makes three.
+    Its derivative goes by the place of the first maximum: differentiated comparison by comparison
+    it would make several loops over the data for every view.
     """
     return functools.reduce(lambda a, b: jnp.where(_replaces(b, a), b, a), views)
 

@@ -62,6 +62,8 @@ def read_published(path: Path, model: Mapping[str, Any]) -> dict[str, np.ndarray
         _stack_repeated(found, model["stages"])
     if kind == "DenseNet":
         _join_dense(found, model["blocks"])
+    if kind == "GoogLeNet":
+        _join_entries(found)
     return found
 
 
@@ -160,7 +162,7 @@ def _googlenet(model: Mapping[str, Any]) -> Rules:
     rules: dict[str, str] = {"fc": "output"}
     units = {"conv1": "conv1", "conv2": "reduce2", "conv3": "conv2"}
     branches = ("branch1", "branch2.0", "branch2.1", "branch3.0", "branch3.1", "branch4.1")
-    here = ("branch1", "reduce3", "branch3", "reduce5", "branch5", "pooled")
+    here = ("entry.0", "entry.1", "branch3", "entry.2", "branch5", "pooled")
     for number, stage in enumerate(model["modules"]):
         for position, _ in enumerate(stage):
             block = f"inception{number + 3}{'abcde'[position]}"
@@ -174,6 +176,15 @@ def _googlenet(model: Mapping[str, Any]) -> Rules:
         pattern = re.escape(theirs)
         rules |= {rf"{pattern}\.conv": f"{ours}.conv", rf"{pattern}\.bn": f"{ours}.norm"}
     return rules
+
+
+def _join_entries(found: dict[str, np.ndarray]) -> None:
+    """Puts the 1x1 convolutions that read the input of a module together, as `Inception` does."""
+    for name in [name for name in found if ".entry.0." in name]:
+        parts = [name.replace(".entry.0.", f".entry.{number}.") for number in range(3)]
+        if all(part in found for part in parts):
+            together = np.concatenate([found.pop(part) for part in parts], axis=-1)
+            found[name.replace(".entry.0.", ".entry.")] = together
 
 
 RULES: dict[str, Callable[[Mapping[str, Any]], Rules]] = {

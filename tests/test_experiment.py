@@ -1,5 +1,7 @@
 """The pure core: what is traced, and that a lane of a population is a run of its own."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -109,6 +111,22 @@ def stubborn(momentum: float, nesterov: bool):
     import optax
 
     return optax.trace(momentum, nesterov) if momentum > 0.5 else optax.identity()
+
+
+def test_a_step_that_is_not_measured_is_the_same_step(batch):
+    core = experiment("optim.clip_norm=1.0", "optim.weight_decay=0.01")
+    hparams = {k: np.float32(v) for k, v in hyperparameters(core.config).items()}
+    before = core.init(hparams, KEY)
+    step = jax.jit(core.train_step)
+    (after, metrics), (same, fewer) = (step(before, batch, hparams, KEY, m) for m in (True, False))
+    jax.tree.map(np.testing.assert_array_equal, after, same)
+    change = jax.tree.map(lambda a, b: np.asarray(a, np.float64) - b, after.params, before.params)
+    for name, tree in (("param_norm", after.params), ("update_norm", change)):
+        expected = math.sqrt(sum(float(np.sum(np.square(a))) for a in jax.tree.leaves(tree)))
+        assert float(metrics.pop(name)) == pytest.approx(expected, rel=1e-4)
+        if jax.default_backend() == "cpu":
+            assert np.isnan(fewer.pop(name))
+    assert metrics == fewer
 
 
 @pytest.mark.parametrize("policy", ["stop", "skip"])

@@ -191,12 +191,18 @@ class Experiment:
         return self._initial(hparams, kernel_init, complete, found)
 
     def train_step(
-        self, state: State, batch: Mapping[str, jax.Array], hparams: Hparams, key: jax.Array
+        self,
+        state: State,
+        batch: Mapping[str, jax.Array],
+        hparams: Hparams,
+        key: jax.Array,
+        measured: jax.Array | bool = True,
     ) -> tuple[State, dict[str, jax.Array]]:
         """One update. Returns the new state and scalar metrics of this step.
 
         A step whose loss or gradient is not finite changes nothing but the step count. With
-        `trainer.on_nan=stop` no later step changes anything either.
+        `trainer.on_nan=stop` no later step changes anything either. Unless it is `measured` the
+        norms of parameters and update are NaN.
         """
         optimizer = self.optimizer(hparams)
         objective = self.objective(hparams)
@@ -221,25 +227,33 @@ class Experiment:
         diverged_at = jnp.where(first, state.step, state.diverged_at)
         accept = finite if self.skip_bad_updates else finite & (state.diverged_at < 0)
 
-        def updated(old: tuple) -> tuple:
-            trained, before, ema, _, _ = old
+        @jax.jit  # traced once for its two uses
+        def update(trained: Tree, before: Tree) -> tuple[Tree, Tree]:
             updates, opt_state = optimizer.update(grads, before, trained, factor)
             for part, every in getattr(objective, "update_every", {}).items():
                 due = (state.step + 1) % every == 0
                 updates, opt_state = optimizer.only_if(due, part, updates, opt_state, before)
+            return updates, opt_state
+
+        def updated(old: tuple) -> tuple:
+            trained, before, ema, _ = old
+            updates, opt_state = update(trained, before)
             params = optax.apply_updates(trained, updates)
             if ema is not None:
                 ema = optimizer.average(ema, (merged(params, frozen), model_state), state.step)
-            return params, opt_state, ema, model_state, norm(updates)
+            return params, opt_state, ema, model_state
 
-        old = (trained, state.opt_state, state.ema, state.model_state, jnp.zeros(()))
-        params, opt_state, ema, new_model_state, update_norm = _only_if(accept, updated, old)
+        # made once more where it is measured: to hold it for both uses would cost every step
+        update_norm = _if_measured(measured, lambda: norm(update(trained, state.opt_state)[0]))
+        accept &= ~(update_norm < 0)  # which tells XLA to overwrite the state only after that
+        old = (trained, state.opt_state, state.ema, state.model_state)
+        params, opt_state, ema, new_model_state = _only_if(accept, updated, old)
         params = merged(params, frozen)
         metrics |= {
             "learning_rate": jnp.asarray(optimizer.learning_rate * factor, jnp.float32),
             "grad_norm": grad_norm,
-            "param_norm": norm(params),
-            "update_norm": update_norm,
+            "param_norm": _if_measured(measured, lambda: norm(params)),
+            "update_norm": jnp.where(accept, update_norm, 0),
         }
         step = state.step + 1
         return State(params, new_model_state, opt_state, ema, step, diverged_at), metrics
@@ -401,6 +415,14 @@ def _only_if(accept: jax.Array, update: Callable[[Tree], Tree], old: Tree) -> Tr
     if jax.default_backend() == "cpu":
         return jax.lax.cond(accept, update, lambda old: old, old)
     return jax.tree.map(lambda a, b: jnp.where(accept, a, b), update(old), old)
+
+
+def _if_measured(measured: jax.Array | bool, value: Callable[[], jax.Array]) -> jax.Array:
+    """`value()`, or NaN if it is not `measured`; a GPU, which would wait, always measures."""
+    if measured is True or jax.default_backend() != "cpu":
+        return value()
+    nan = jnp.float32(jnp.nan)
+    return nan if measured is False else jax.lax.cond(measured, value, lambda: nan)
 
 
 def _called(_key: str, function: Callable, *arguments: Any, static: tuple = ()) -> Any:

@@ -85,7 +85,8 @@ def summarize(config: Mapping[str, Any]) -> Summary:
     with stock_convolutions():
         evaluate = functools.partial(experiment.eval_step, hparams={})
         forward = jax.make_jaxpr(evaluate)(*experiment.weights(state), batch | {"mask": mask})
-        training = jax.make_jaxpr(experiment.train_step)(state, batch, {}, key).jaxpr
+        step = functools.partial(experiment.train_step, measured=False)
+        training = jax.make_jaxpr(step)(state, batch, {}, key).jaxpr
     layers = _forward(operations(forward.jaxpr), experiment.modules, size)
     # of what has neither weights nor products, those layers that hold no others
     shown = {name for name in layers if name != REST and not experiment.modules.get(name)}

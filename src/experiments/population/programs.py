@@ -68,10 +68,12 @@ class PopulationPrograms:
         lanes = keys.shape[0]
 
         def run(states, arrays, order, first, count, hparams, keys):
+            done = states.step[0]  # of all lanes; of each it would be a condition of many values
+
             def lane(mine):
                 state, numbers, key, *own = mine
                 batches = own[0] if own else order
-                return self._steps(state, numbers, key, arrays, batches, first, count)
+                return self._steps(state, numbers, key, arrays, batches, first, done, count)
 
             mine = (states, hparams, keys, *([order] if self.own_batches else []))
             return each_lane(lane, mine, width)
@@ -130,9 +132,8 @@ class PopulationPrograms:
         )
         return lowered.compile(compiler_options=compiler_options())
 
-    def _steps(self, state, hparams, key, arrays, order, first, count):
+    def _steps(self, state, hparams, key, arrays, order, first, done, count):
         """`count` steps of one lane."""
-        step = jax.jit(self.experiment.train_step)  # traced once for its shapes and for the loop
 
         def batch_at(i):
             index = jax.lax.dynamic_slice_in_dim(
@@ -140,7 +141,9 @@ class PopulationPrograms:
             )
             return {name: array[index] for name, array in arrays.items()}
 
-        return many_steps(step, batch_at, state, hparams, key, count, self.max_steps)
+        return many_steps(
+            self.experiment, batch_at, state, hparams, key, done, count, self.max_steps
+        )
 
     def _shapes(self, tree: Tree, sharding: NamedSharding) -> Tree:
         def shape(leaf):

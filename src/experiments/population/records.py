@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.training.recorder import LAST, Line
+from experiments.training.recorder import LAST, MEASURED, Line, ends_line
 
 
 class Records:
@@ -29,12 +29,14 @@ class Records:
         for i in range(count):
             self.step += 1
             for name, values in wide.items():
+                if name in LAST:
+                    if not (name in MEASURED and np.isnan(values[:, i]).all()):
+                        self._line[name] = [values[:, i]]
+                    continue
                 self._line.setdefault(name, []).append(values[:, i])
-                if name not in LAST:
-                    self._totals[name] = self._totals.get(name, 0.0) + values[:, i]
+                self._totals[name] = self._totals.get(name, 0.0) + values[:, i]
             yield from ((self.step, int(lane)) for lane in np.flatnonzero(ends == self.step))
-            boundary = self.step % self.log_every == 0 or self.step % self.steps_per_epoch == 0
-            if self.step == 1 or boundary:
+            if ends_line(self.step, self.log_every, self.steps_per_epoch):
                 yield self.step, None
                 self._line = {}
 

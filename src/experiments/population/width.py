@@ -89,7 +89,10 @@ def is_tiny(
         name: jax.ShapeDtypeStruct((programs.batch_size, *a.shape[1:]), a.dtype)
         for name, a in arrays.items()
     }
-    step = jax.make_jaxpr(jax.jit(programs.experiment.train_step))(one[0], batch, one[1], keys[0])
+    flag = jax.ShapeDtypeStruct((), bool)
+    step = jax.make_jaxpr(jax.jit(programs.experiment.train_step))(
+        one[0], batch, one[1], keys[0], flag
+    )
     return sum(each.flops for each in operations(step.jaxpr)) < TINY
 
 

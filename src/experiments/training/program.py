@@ -18,6 +18,7 @@ from experiments.experiment import (
     init_options,
     stream,
 )
+from experiments.training.recorder import ends_line
 
 UNTRACEABLE = (
     jax.errors.ConcretizationTypeError,
@@ -88,8 +89,6 @@ class Programs:
         return jax.tree.map(shape, tree)
 
     def _run(self, one_batch, state, arrays, order, first, count, hparams, key):
-        step = jax.jit(self.experiment.train_step)  # traced once for its shapes and for the loop
-
         def batch_at(i):
             if one_batch:
                 return dict(arrays)
@@ -98,30 +97,37 @@ class Programs:
             batch = {name: array[index] for name, array in arrays.items()}
             return jax.lax.with_sharding_constraint(batch, self.split)
 
-        return many_steps(step, batch_at, state, hparams, key, count, self.max_steps)
+        return many_steps(
+            self.experiment, batch_at, state, hparams, key, state.step, count, self.max_steps
+        )
 
 
 def many_steps(
-    step: Callable,
+    experiment: Experiment,
     batch_at: Callable,
     state: State,
     hparams: Hparams,
     key: Any,
+    done: Any,
     count: Any,
     most: int,
 ) -> tuple[State, dict[str, jax.Array]]:
     """The state after `count` steps, each on `batch_at(i)`, and a log; inside a trace.
 
-    The log holds [most] of each metric, of which the first `count` count, and `diverged_at`.
+    The log holds [most] of each metric, of which the first `count` count, and `diverged_at`. Which
+    steps end a line of metrics follows from how many were `done` before.
     """
+    step = jax.jit(experiment.train_step)  # traced once for its shapes and for the loop
+    log_every = experiment.config["trainer"]["log_every"]
 
     def body(i, carry):
         state, log = carry
-        state, metrics = step(state, batch_at(i), hparams, key)
+        ends = ends_line(done + i + 1, log_every, experiment.steps_per_epoch)
+        state, metrics = step(state, batch_at(i), hparams, key, ends)
         return state, {name: log[name].at[i].set(metrics[name]) for name in log}
 
     # with the batch made inside: its sharding is part of what the step is traced for
-    _, shapes = jax.eval_shape(lambda: step(state, batch_at(0), hparams, key))
+    _, shapes = jax.eval_shape(lambda: step(state, batch_at(0), hparams, key, count == 1))
     log = {name: jnp.zeros((most, *m.shape), m.dtype) for name, m in shapes.items()}
     state, log = jax.lax.fori_loop(0, count, body, (state, log))
     return state, log | {"diverged_at": state.diverged_at}
@@ -155,7 +161,7 @@ def traceable(
         chosen = {name: hparams[name] for name in names}
         try:
             state = experiment.abstract_state(chosen)
-            jax.eval_shape(experiment.train_step, state, batch, chosen, key)
+            jax.eval_shape(experiment.train_step, state, batch, chosen, key, False)
         except UNTRACEABLE as error:
             return error
         return None

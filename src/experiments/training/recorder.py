@@ -12,6 +12,15 @@ LAST = ("learning_rate", "grad_norm", "param_norm", "update_norm")
 """Of these a line says the last step's; everything else is averaged over the line's steps."""
 
 
+MEASURED = ("param_norm", "update_norm")
+"""Known of the steps that end a line, NaN for all others."""
+
+
+def ends_line(step: Any, log_every: int, steps_per_epoch: int) -> Any:
+    """Whether a line ends with the step of this number, from 1; also for a traced number."""
+    return (step == 1) | (step % log_every == 0) | (step % steps_per_epoch == 0)
+
+
 class Recorder:
     """Collects steps into lines: step 1, every `log_every`-th step and the end of each epoch.
 
@@ -58,11 +67,14 @@ class Recorder:
             self.step += 1
             for name, values in log.items():
                 value = float(values[i])
+                if name in LAST:
+                    if not (name in MEASURED and np.isnan(value)):
+                        self.line[name] = [value]
+                    continue
                 self.line.setdefault(name, []).append(value)
-                if name not in LAST:
-                    self.totals[name] = self.totals.get(name, 0.0) + value
-            boundary = self.step % self.log_every == 0 or self.step % self.steps_per_epoch == 0
-            if self.step == 1 or boundary or (flush and i == count - 1):
+                self.totals[name] = self.totals.get(name, 0.0) + value
+            ends = ends_line(self.step, self.log_every, self.steps_per_epoch)
+            if ends or (flush and i == count - 1):
                 yield self.step, self._line()
 
     def end_epoch(self) -> Line:

@@ -73,9 +73,9 @@ def test_programs_follow_from_statistics_of_the_data_and_from_known_code(own_cac
 def test_programs_with_a_hyperparameter_as_a_constant_are_not_kept(train, own_cache, monkeypatch):
     step = Experiment.train_step
 
-    def picky(self, state, batch, hparams, key):
+    def picky(self, state, batch, hparams, key, measured=True):
         float(hparams.get("optim.learning_rate", 0))  # needs its value
-        return step(self, state, batch, hparams, key)
+        return step(self, state, batch, hparams, key, measured)
 
     monkeypatch.setattr(Experiment, "train_step", picky)
     slow, quick = train("slow", "optim.learning_rate=1e-5"), train("quick")

@@ -1,48 +1,66 @@
 """Compiling everything that a run needs, at once."""
 
 import logging
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 
 import jax
 import numpy as np
 
-from experiments.experiment import State
+from experiments.experiment import State, compiler_options
 from experiments.training.feed import ResidentFeed, StreamedFeed
 from experiments.training.kept import static_key
 from experiments.training.program import UNTRACEABLE, Programs, traceable
-from experiments.training.ready import ReadyCalls, ReadyPrograms, compiling
+from experiments.training.ready import ReadyCalls, ReadyPrograms
 from experiments.training.session import Session
+
+Program = jax.stages.Compiled
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Executables:
-    """The compiled programs of a static configuration; `traced` names their inputs."""
+    """The programs of a static configuration, as they get ready; `traced` names their inputs.
 
-    train: Callable
-    evaluating: Future[Callable]
+    That for evaluation is not compiled before `begun` is set: the first steps of training have the
+    processors to themselves.
+    """
+
+    train: Future[Program]
+    evaluate: Future[Program]
     traced: tuple[str, ...]
+    begun: threading.Event
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """The programs of a run, the training data that they read, and their traced inputs.
+    """The programs of a run, the training data that they read, and their traced inputs."""
 
-    A run with nothing left to train has no program for it.
-    """
-
-    train: Callable | None
+    made: Executables
     feed: ResidentFeed | StreamedFeed
     hparams: dict[str, np.float32]
-    evaluating: Future[Callable]
 
     @property
-    def evaluate(self) -> Callable:
-        """The evaluation program; it is compiled while the first steps run."""
-        return self.evaluating.result()
+    def train(self) -> Program:
+        """The training program; waits for it."""
+        return self.made.train.result()
+
+    def wait(self) -> None:
+        """Until training can start."""
+        self.made.train.result()
+
+    @property
+    def evaluate(self) -> Program:
+        """The evaluation program; waits for it."""
+        self.begun()
+        return self.made.evaluate.result()
+
+    def begun(self) -> None:
+        """Says that there have been steps, or that there will be none."""
+        self.made.begun.set()
 
 
 def initial_state(
@@ -58,67 +76,92 @@ def initial_state(
 def compile_programs(
     session: Session, state: State, ready: ReadyPrograms, pool: Executor
 ) -> Compiled:
-    """Compiles the training program for a state of these shapes, and leaves evaluation to `pool`.
+    """The programs for a state of these shapes; `pool` goes on when training has been traced.
 
     Every hyperparameter is a traced input unless the program turns out to need its value.
     """
-    feed = session.feed()
     made = session.kept.get(("programs", session.static))
     if made is None:
-        made = _compile(session, state, feed, ready, pool)
+        made = _compile(session, state, ready, pool)
         session.kept.put(("traced", session.untried), made.traced)
         static = static_key(session.config, made.traced)
         session.kept.put(("programs", static), made)
         session.kept.put(("experiment", static), session.experiment)
-    hparams = {name: session.hparams[name] for name in made.traced}
-    return Compiled(made.train, feed, hparams, made.evaluating)
+    return _for_run(session, made)
 
 
 def compile_evaluation(session: Session, state: State, ready: ReadyPrograms) -> Compiled:
     """What a run needs that has nothing left to train."""
     made = session.kept.get(("programs", session.static))
-    hparams: dict = session.hparams
-    evaluating: Future[Callable] = made.evaluating if made else Future()
     if made is None:
+        evaluate: Future[Program] = Future()
+        traced = tuple(session.hparams)
         try:
-            evaluating.set_result(_evaluation(session, state, ready, hparams))
+            evaluate.set_result(_evaluation(session, state, ready, traced))
         except UNTRACEABLE:
-            hparams = {}
-            evaluating.set_result(_evaluation(session, state, ready, hparams))
-    return Compiled(None, session.feed(), hparams, evaluating)
+            traced = ()
+            evaluate.set_result(_evaluation(session, state, ready, traced))
+        made = Executables(Future(), evaluate, traced, threading.Event())
+    return _for_run(session, made)
 
 
-def _compile(
-    session: Session,
-    state: State,
-    feed: ResidentFeed | StreamedFeed,
-    ready: ReadyPrograms,
-    pool: Executor,
-) -> Executables:
+def _for_run(session: Session, made: Executables) -> Compiled:
+    hparams = {name: session.hparams[name] for name in made.traced}
+    return Compiled(made, session.feed(), hparams)
+
+
+def _compile(session: Session, state: State, ready: ReadyPrograms, pool: Executor) -> Executables:
     """Programs that an earlier run has left, or new ones, which are left to later runs."""
-    kept, traced = ready.get("train"), tuple(session.hparams)
-    if not kept:
-        with compiling() as anew:
-            kept["train"], traced = _compile_train(session, state, feed)
-        if anew() and len(traced) == len(session.hparams):  # else it holds values as constants
-            pool.submit(ready.put, "train", kept)
-    hparams = {name: session.hparams[name] for name in traced}
-    evaluating = pool.submit(_evaluation, session, state, ready, hparams)
-    return Executables(kept["train"], evaluating, traced)
+    traced, begun = tuple(session.hparams), threading.Event()
+    if ready.has("train"):
+        train = pool.submit(_found, session, state, ready)
+    else:
+        lowered, traced = _lower_train(session, state)
+        train = pool.submit(ready.compile, lowered, compiler_options())
+        if len(traced) == len(session.hparams):  # else it holds values as constants
+            pool.submit(_keep, ready, train, begun)
+
+    def evaluation() -> Program:
+        return _evaluation(session, state, ready, traced, after=(train.result, begun.wait))
+
+    return Executables(train, pool.submit(evaluation), traced, begun)
+
+
+def _found(session: Session, state: State, ready: ReadyPrograms) -> Program:
+    """The training program that an earlier run has left, or where that is damaged a new one."""
+    found = ready.get("train")
+    if not found:
+        found["train"] = ready.compile(_lower_train(session, state)[0], compiler_options())
+        ready.put("train", found)
+    return found["train"]
+
+
+def _keep(ready: ReadyPrograms, train: Future[Program], begun: threading.Event) -> None:
+    program = train.result()
+    begun.wait()
+    ready.put("train", {"train": program})
 
 
 def _evaluation(
-    session: Session, state: State, ready: ReadyPrograms, hparams: dict[str, np.float32]
-) -> Callable:
-    """The evaluation program that an earlier run has left, or a new one."""
-    kept = ready.get("evaluate")
-    if not kept:
-        weights, batch = session.experiment.weights(state), session.evaluator("validation").shapes()
-        with compiling() as anew:
-            kept["evaluate"] = _programs(session).compile_eval(weights, batch, hparams)
-        if anew() and len(hparams) == len(session.hparams):
-            ready.put("evaluate", kept)  # here: the pool may be closing, as a run can end first
-    return kept["evaluate"]
+    session: Session,
+    state: State,
+    ready: ReadyPrograms,
+    traced: Sequence[str],
+    after: Iterable[Callable] = (),
+) -> Program:
+    """The evaluation program that an earlier run has left, or a new one, compiled `after` these."""
+    found = ready.get("evaluate")
+    if found:
+        return found["evaluate"]
+    hparams = {name: session.hparams[name] for name in traced}
+    weights, batch = session.experiment.weights(state), session.evaluator("validation").shapes()
+    lowered = _programs(session).lower_eval(weights, batch, hparams)
+    for wait in after:
+        wait()
+    program = ready.compile(lowered, compiler_options())
+    if len(traced) == len(session.hparams):
+        ready.put("evaluate", {"evaluate": program})
+    return program
 
 
 def _programs(session: Session) -> Programs:
@@ -130,21 +173,24 @@ def _programs(session: Session) -> Programs:
     )
 
 
-def _compile_train(
-    session: Session, state: State, feed: ResidentFeed | StreamedFeed
-) -> tuple[jax.stages.Compiled, tuple[str, ...]]:
-    """The training program, and the names of its traced hyperparameters."""
-    experiment, key, hparams = session.experiment, session.key, session.hparams
+def _lower_train(session: Session, state: State) -> tuple[jax.stages.Lowered, tuple[str, ...]]:
+    """The traced training program, and the names of its traced hyperparameters."""
+    experiment, feed, key, hparams = (
+        session.experiment,
+        session.feed(),
+        session.key,
+        session.hparams,
+    )
     programs = _programs(session)
     one_batch = isinstance(feed, StreamedFeed)
     try:
-        train = programs.compile_train(state, feed.arrays, hparams, key, one_batch=one_batch)
+        lowered = programs.lower_train(state, feed.arrays, hparams, key, one_batch=one_batch)
     except UNTRACEABLE:
         hparams = traceable(experiment, hparams, feed.arrays, session.batch_size)
         for name in sorted(set(session.hparams) - set(hparams)):
             log.debug("%s is a constant of the program: it cannot be traced", name)
-        train = programs.compile_train(state, feed.arrays, hparams, key, one_batch=one_batch)
-    return train, tuple(hparams)
+        lowered = programs.lower_train(state, feed.arrays, hparams, key, one_batch=one_batch)
+    return lowered, tuple(hparams)
 
 
 def ready_programs(session: Session) -> ReadyPrograms:

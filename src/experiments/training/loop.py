@@ -4,6 +4,7 @@ import importlib
 import json
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -48,18 +49,19 @@ def fit(
     found = None if resume else pretrained_weights(session, shapes)
     trackers.status("compiling")
     ready = ready_programs(session)
-    with ThreadPoolExecutor() as pool:
-        ended = resume and saved_step(directory) >= experiment.total_steps
-        if not ended:
-            compiling = pool.submit(compile_programs, session, shapes, ready, pool)
-        run = Run(session, trackers, stop, shapes, directory)
+    run = Run(session, trackers, stop, shapes, directory)
+    ended = resume and saved_step(directory) >= experiment.total_steps
+    with ThreadPoolExecutor() as pool, ExitStack() as at_the_end:
+        compiled = None if ended else compile_programs(session, shapes, ready, pool)
+        # from here on XLA works, and this thread while it does
+        if compiled is not None:
+            at_the_end.callback(compiled.begun)
         if trainer.checkpoints:
             pool.submit(importlib.import_module, "orbax.checkpoint")
         if resume:
             run.restore()
         else:
             initial = pool.submit(initial_state, session, found, ready, pool)
-        # while XLA works and the weights are drawn
         trackers.start(
             RunInfo(
                 directory=directory,
@@ -74,11 +76,12 @@ def fit(
         )
         if not resume:
             run.begin(initial.result())
-        if ended and run.step < experiment.total_steps:  # the newest checkpoint was damaged
-            compiling = pool.submit(compile_programs, session, shapes, ready, pool)
-        elif ended:
-            compiling = pool.submit(compile_evaluation, session, shapes, ready)
-        run.compiled = compiling.result()
+        if compiled is None and run.step < experiment.total_steps:  # the checkpoint was damaged
+            compiled = compile_programs(session, shapes, ready, pool)
+            at_the_end.callback(compiled.begun)
+        run.compiled = compiled or compile_evaluation(session, shapes, ready)
+        if compiled is not None:
+            compiled.wait()
         status = run.train()
         if status == "interrupted":
             status = stop.status

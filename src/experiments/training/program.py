@@ -43,7 +43,15 @@ class Programs:
         self.replicated = NamedSharding(mesh, PartitionSpec())
         self.split = NamedSharding(mesh, PartitionSpec("data"))
 
-    def compile_train(
+    def compile_train(self, *arguments: Any, **options: Any) -> jax.stages.Compiled:
+        """What `lower_train` gives, compiled."""
+        return self.lower_train(*arguments, **options).compile(compiler_options=compiler_options())
+
+    def compile_eval(self, *arguments: Any) -> jax.stages.Compiled:
+        """What `lower_eval` gives, compiled."""
+        return self.lower_eval(*arguments).compile(compiler_options=compiler_options())
+
+    def lower_train(
         self,
         state: State,
         arrays: Mapping,
@@ -51,8 +59,8 @@ class Programs:
         key: Any,
         *,
         one_batch: bool = False,
-    ):
-        """The compiled `run(state, arrays, order, first, count, hparams, key) -> (state, log)`.
+    ) -> jax.stages.Lowered:
+        """The traced `run(state, arrays, order, first, count, hparams, key) -> (state, log)`.
 
         Shapes are enough: of `state`, and of the `arrays` that batches are drawn from. `log` holds
         arrays [max_steps] of each metric, of which the first `count` are this dispatch's, and the
@@ -66,11 +74,12 @@ class Programs:
         run = jax.jit(
             functools.partial(self._run, one_batch), donate_argnums=0, out_shardings=self.replicated
         )
-        lowered = run.lower(state, arrays, order, np.int32(1), np.int32(1), hparams, key)
-        return lowered.compile(compiler_options=compiler_options())
+        return run.lower(state, arrays, order, np.int32(1), np.int32(1), hparams, key)
 
-    def compile_eval(self, weights: tuple[Tree, Tree], batch: Mapping, hparams: Hparams):
-        """The compiled `evaluate(weights, batch, hparams) -> (sums, predictions)`."""
+    def lower_eval(
+        self, weights: tuple[Tree, Tree], batch: Mapping, hparams: Hparams
+    ) -> jax.stages.Lowered:
+        """The traced `evaluate(weights, batch, hparams) -> (sums, predictions)`."""
 
         def evaluate(weights, batch, hparams):
             params, model_state = weights
@@ -79,8 +88,7 @@ class Programs:
         weights = self._shapes(weights, self.replicated)
         batch = self._shapes(dict(batch), self.split)
         shardings = (self.replicated, None)
-        lowered = jax.jit(evaluate, out_shardings=shardings).lower(weights, batch, hparams)
-        return lowered.compile(compiler_options=compiler_options())
+        return jax.jit(evaluate, out_shardings=shardings).lower(weights, batch, hparams)
 
     def _shapes(self, tree: Tree, sharding: NamedSharding) -> Tree:
         def shape(leaf):
@@ -120,14 +128,16 @@ def many_steps(
     step = jax.jit(experiment.train_step)  # traced once for its shapes and for the loop
     log_every = experiment.config["trainer"]["log_every"]
 
+    def ends(i):
+        return ends_line(done + i + 1, log_every, experiment.steps_per_epoch)
+
     def body(i, carry):
         state, log = carry
-        ends = ends_line(done + i + 1, log_every, experiment.steps_per_epoch)
-        state, metrics = step(state, batch_at(i), hparams, key, ends)
+        state, metrics = step(state, batch_at(i), hparams, key, ends(i))
         return state, {name: log[name].at[i].set(metrics[name]) for name in log}
 
     # with the batch made inside: its sharding is part of what the step is traced for
-    _, shapes = jax.eval_shape(lambda: step(state, batch_at(0), hparams, key, count == 1))
+    _, shapes = jax.eval_shape(lambda: step(state, batch_at(0), hparams, key, ends(0)))
     log = {name: jnp.zeros((most, *m.shape), m.dtype) for name, m in shapes.items()}
     state, log = jax.lax.fori_loop(0, count, body, (state, log))
     return state, log | {"diverged_at": state.diverged_at}

@@ -49,10 +49,15 @@ class ReadyPrograms:
         known = all(name.startswith(OURS) for name in code(config))
         self.folder = Path(base, FOLDER) if base and known and jax.process_count() == 1 else None
         self.devices = devices
+        self.new: set[jax.stages.Compiled] = set()
         self.digest = hashlib.sha256()
         if self.folder is not None:
             self.digest.update(surroundings().encode())
             self.digest.update(pickle.dumps((made_from, [device.id for device in devices])))
+
+    def has(self, name: str) -> bool:
+        """Whether programs were put under this name."""
+        return self.folder is not None and self._path(name).exists()
 
     def get(self, name: str) -> dict[str, jax.stages.Compiled]:
         """The programs that were put under this name, by keys of their own."""
@@ -66,14 +71,25 @@ class ReadyPrograms:
                 for key, (executable, inputs, outputs) in self._read(name).items()
             }
         except Exception as error:
-            log.warning("%s cannot be used, it is compiled again: %s", self._path(name), error)
+            path = self._path(name)
+            log.warning("%s cannot be used, it is compiled again: %s", path, error)
+            path.unlink(missing_ok=True)
             return {}
 
-    def put(self, name: str, programs: Mapping[str, jax.stages.Compiled]) -> None:
-        """Adds programs for later runs; they must have been compiled by this process.
+    def compile(self, lowered: jax.stages.Lowered, options: Any = None) -> jax.stages.Compiled:
+        """The program, which `put` may then keep."""
+        with _compiling() as anew:
+            program = lowered.compile(compiler_options=options)
+        if anew():
+            self.new.add(program)
+        return program
 
-        What XLA has read from a cache it does not write whole again.
+    def put(self, name: str, programs: Mapping[str, jax.stages.Compiled]) -> None:
+        """Adds those of the programs for later runs that `compile` has not found in JAX's cache.
+
+        What XLA has read from there it does not write whole again.
         """
+        programs = {key: program for key, program in programs.items() if program in self.new}
         if self.folder is None or not programs:
             return
         from jax.experimental.serialize_executable import serialize
@@ -92,8 +108,9 @@ class ReadyPrograms:
             log.debug("%s is not kept", name, exc_info=True)
 
     def _read(self, name: str) -> dict[str, tuple]:
-        if self.folder is None or not (path := self._path(name)).exists():
+        if not self.has(name):
             return {}
+        path = self._path(name)
         os.utime(path)
         return pickle.loads(zlib.decompress(path.read_bytes()))
 
@@ -110,24 +127,20 @@ class ReadyCalls:
     def __init__(self, ready: ReadyPrograms, name: str):
         self.ready, self.name = ready, name
         self.programs = ready.get(name)
-        self.new: dict[str, jax.stages.Compiled] = {}
 
     def __call__(self, key: str, function: Any, *arguments: Any, static: tuple = ()) -> Any:
         """`function(*arguments, *static)`; the key must tell programs of this name apart."""
         if key not in self.programs:
-            with compiling() as anew:
-                self.programs[key] = function.lower(*arguments, *static).compile()
-            if anew():
-                self.new[key] = self.programs[key]
+            self.programs[key] = self.ready.compile(function.lower(*arguments, *static))
         return self.programs[key](*arguments)
 
     def keep(self) -> None:
         """Leaves what was compiled to later runs."""
-        self.ready.put(self.name, self.new)
+        self.ready.put(self.name, self.programs)
 
 
 @contextlib.contextmanager
-def compiling() -> Iterator[Callable[[], bool]]:
+def _compiling() -> Iterator[Callable[[], bool]]:
     """Yields what says whether this thread, since then, has compiled and found nothing in a cache.
 
     Of JAX's caches the one on disk tells of a hit, the one in memory does not even ask it.

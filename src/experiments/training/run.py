@@ -235,7 +235,6 @@ class Run:
         """Hands steps of an epoch to the device; yields each dispatch's log and length."""
         left = (epoch + 1) * self.recorder.steps_per_epoch - self.step
         train = self.compiled.train
-        assert train is not None, "there are epochs left"
         for window in self.compiled.feed.windows(epoch, self.recorder.steps_per_epoch - left):
             first = window.first
             while left and first < window.steps:
@@ -277,6 +276,7 @@ class Run:
             return []
         metrics, count = dispatch
         host = jax.device_get(metrics)
+        self.compiled.begun()
         diverged_at = int(host.pop("diverged_at"))
         diverged = diverged_at >= 0 and self.session.trainer.on_nan == "stop"
         if diverged:  # the steps after it changed nothing

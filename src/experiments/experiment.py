@@ -23,8 +23,8 @@ from experiments.config import build, leaves, locate, place, static
 from experiments.data.augment import resize
 from experiments.data.crops import Averaged
 from experiments.data.dataset import Spec, model_input
-from experiments.errors import UserError
 from experiments.initializers import pooled
+from experiments.input_shape import model_input_shape
 from experiments.norms import norm
 from experiments.optim import Parted
 from experiments.transfer import check_frozen, fitted, freeze_statistics, split
@@ -116,7 +116,7 @@ class Experiment:
             {"fp32": "float32", "bf16": "bfloat16"}[config["trainer"]["precision"]]
         )
         self.skip_bad_updates = config["trainer"]["on_nan"] == "skip"
-        self.input_shape = self._model_input_shape()
+        self.input_shape = model_input_shape(config, spec)
         pixels = getattr(locate(config["objective"]["_target_"]), "pixels", None)
         if pixels is not None and len(spec.input_shape) == 3:
             low, high = pixels  # the objective wants images between these
@@ -363,46 +363,6 @@ class Experiment:
         averaged = self.config["optim"]["ema_decay"] is not None
         opt_state = self.optimizer(hparams).init(split(weights[0], self.frozen)[0])
         return opt_state, jax.tree.map(jnp.copy, weights) if averaged else None
-
-    def _model_input_shape(self) -> tuple[int, ...]:
-        """The data's shape, with small images brought up to the model's `minimum_size`."""
-        minimum = getattr(locate(self.config["model"]["_target_"]), "minimum_size", 0)
-        shape = tuple(self.spec.input_shape)
-        if minimum and len(shape) != 3:
-            name = self.config["model"]["_target_"].rsplit(".", 1)[-1]
-            raise UserError(f"{name} reads images, and these data are sequences: use model=lstm")
-        smallest = min(shape[:2])
-        if len(shape) != 3 or smallest >= minimum:
-            return shape
-        scale = minimum / smallest
-        larger = (*(math.ceil(n * scale) for n in shape[:2]), shape[2])
-        if self.config["data"].get("resize", True):
-            return larger
-        self._check_takes(shape, larger)
-        return shape
-
-    def _check_takes(self, shape: tuple[int, ...], larger: tuple[int, ...]) -> None:
-        """Raises `UserError` where the model comes to nothing on images of `shape`."""
-
-        def outputs():
-            model = build(
-                self.config["model"],
-                input_shape=shape,
-                num_classes=self.spec.num_classes,
-                kernel_init=jax.nn.initializers.zeros,
-                rngs=nnx.Rngs(params=jax.random.key(0)),
-            )
-            model.eval()
-            return model(jnp.zeros((1, *shape)))
-
-        try:
-            jax.eval_shape(outputs)
-        except ValueError as error:
-            name = self.config["model"]["_target_"].rsplit(".", 1)[-1]
-            small, large = ("x".join(map(str, size[:2])) for size in (shape, larger))
-            raise UserError(
-                f"{name} takes no images of {small}: {error}; data.resize=true makes them {large}"
-            ) from error
 
 
 def _only_if(accept: jax.Array, update: Callable[[Tree], Tree], old: Tree) -> Tree:

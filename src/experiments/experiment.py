@@ -126,6 +126,7 @@ class Experiment:
         self.tta = (config.get("eval") or {}).get("tta")
         freeze = config.get("freeze") or []
         self.frozen = [freeze] if isinstance(freeze, str) else freeze
+        self.step = jax.jit(self.train_step)  # traced once for all who need its shapes or call it
         options = init_options()
         self._sample = jax.jit(self._sampled, static_argnums=(2, 3), compiler_options=options)
         self._complete = jax.jit(self._completed, compiler_options=options)

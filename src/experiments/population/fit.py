@@ -73,9 +73,8 @@ def _traced(session: Session) -> tuple[str, ...]:
     }
     try:
         state = experiment.abstract_state(hparams)
-        # jitted, so that what is traced here is not traced again when it is compiled
-        step, flag = jax.jit(experiment.train_step), jax.ShapeDtypeStruct((), bool)
-        jax.eval_shape(step, state, batch, hparams, session.key, flag)
+        flag = jax.ShapeDtypeStruct((), bool)
+        jax.eval_shape(experiment.step, state, batch, hparams, session.key, flag)
     except UNTRACEABLE:
         names = tuple(traceable(experiment, hparams, arrays, session.batch_size))
         for name in sorted(set(hparams) - set(names)):

@@ -90,8 +90,8 @@ def is_tiny(
         for name, a in arrays.items()
     }
     flag = jax.ShapeDtypeStruct((), bool)
-    step = jax.make_jaxpr(jax.jit(programs.experiment.train_step))(
-        one[0], batch, one[1], keys[0], flag
+    step = jax.make_jaxpr(programs.experiment.step)(
+        one[0], batch, one[1], jax.eval_shape(lambda: keys[0]), flag
     )
     return sum(each.flops for each in operations(step.jaxpr)) < TINY
 

@@ -125,7 +125,6 @@ def many_steps(
     The log holds [most] of each metric, of which the first `count` count, and `diverged_at`. Which
     steps end a line of metrics follows from how many were `done` before.
     """
-    step = jax.jit(experiment.train_step)  # traced once for its shapes and for the loop
     log_every = experiment.config["trainer"]["log_every"]
 
     def ends(i):
@@ -133,11 +132,11 @@ def many_steps(
 
     def body(i, carry):
         state, log = carry
-        state, metrics = step(state, batch_at(i), hparams, key, ends(i))
+        state, metrics = experiment.step(state, batch_at(i), hparams, key, ends(i))
         return state, {name: log[name].at[i].set(metrics[name]) for name in log}
 
     # with the batch made inside: its sharding is part of what the step is traced for
-    _, shapes = jax.eval_shape(lambda: step(state, batch_at(0), hparams, key, ends(0)))
+    _, shapes = jax.eval_shape(lambda: experiment.step(state, batch_at(0), hparams, key, ends(0)))
     log = {name: jnp.zeros((most, *m.shape), m.dtype) for name, m in shapes.items()}
     state, log = jax.lax.fori_loop(0, count, body, (state, log))
     return state, log | {"diverged_at": state.diverged_at}

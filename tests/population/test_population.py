@@ -29,6 +29,8 @@ RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 class StopAfter(Tracker):
     """Asks a run to stop once it has seen a step."""
 
+    may_stop = True
+
     def __init__(self, stop, step, status):
         self.stop, self.step, self.stop.status = stop, step, status
 

@@ -58,6 +58,11 @@ class Lane:
         self.last_line = line
         self.trackers.log(step, line)
 
+    def see(self, line: Line) -> bool:
+        """Takes note of a validated line, still to be logged; whether its weights are the best."""
+        self.last_line = line
+        return self.watch.better(line)
+
     def verdict(self) -> str | None:
         """The status with which it should end after the epochs so far, if it should."""
         trainer = self.session.trainer

@@ -81,6 +81,7 @@ class Population:
         self.checkpoints: Checkpoints | None = None  # of the stack as it is
         self.stacks = 0  # how many there were before
         self.interrupted = False
+        self.unlogged: list[tuple[Lane, int, Line]] = []  # the last lines of an epoch
         self.resumed = resume
         self._begin(resume)
 
@@ -100,8 +101,11 @@ class Population:
             if self.interrupted:
                 break
             self._validate(lines)
+            if any(lane.trackers.may_stop for lane in self.lanes):
+                self._log()
             if epoch + 1 < self.trainer.epochs:
                 self._leave([lane.verdict() for lane in self.lanes])
+        self._log()
         if self.trainer.checkpoints and self.lanes:
             self._save()
         left = "interrupted" if self.interrupted else "finished"
@@ -218,13 +222,17 @@ class Population:
     # ------------------------------------------------------------------ epochs
 
     def _epoch(self, epoch: int) -> list[Line]:
-        """Trains the rest of an epoch; returns its last line of each lane, which is not logged."""
+        """Trains the rest of an epoch; returns its last line of each lane, which is not logged.
+
+        Those of the epoch before are, once the device has work.
+        """
         end = (epoch + 1) * self.experiment.steps_per_epoch
         last: list[Line] = [{} for _ in self.lanes]
         self.clock = time.perf_counter()
         while self.records.step < end and not self.interrupted:
             waiting = None
             for dispatch in itertools.chain(self._dispatches(epoch, end), [None]):
+                self._log()
                 self._collect(waiting, end, last)
                 waiting = dispatch
             if self._save_due():
@@ -292,7 +300,7 @@ class Population:
                     lane.log(step, line)
 
     def _validate(self, lines: list[Line]) -> None:
-        """Validates all lanes and logs the ends of their epochs; keeps the best weights."""
+        """Validates all lanes, which completes the lines of the epoch; keeps the best weights."""
         weights = self.experiment.weights(self.states)
         values = self._evaluate("validation", weights, "val")
         better = np.zeros(self.rows, bool)
@@ -300,9 +308,15 @@ class Population:
         for row, lane in enumerate(self.lanes):
             if lane.diverged_at is not None:
                 continue
-            lane.log(self.records.step, lines[row] | epochs[row] | values[row])
-            better[row] = lane.watch.better(lane.last_line)
+            line = lines[row] | epochs[row] | values[row]
+            better[row] = lane.see(line)
+            self.unlogged.append((lane, self.records.step, line))
         self.best = _select(self._spread(better), weights, self.best)
+
+    def _log(self) -> None:
+        for lane, step, line in self.unlogged:
+            lane.trackers.log(step, line)
+        self.unlogged = []
 
     def _evaluate(self, split: str, weights: tuple[Tree, Tree], prefix: str) -> list[Line]:
         """The mean of every metric over a split, lane by lane."""
@@ -322,6 +336,7 @@ class Population:
         """Ends the lanes that have a verdict; `own`: saves each in its own folder first."""
         if not any(verdicts):
             return
+        self._log()
         tested: list[Line] = [{} for _ in verdicts]
         if self.test and any(verdict in TESTED for verdict in verdicts):
             tested = self._evaluate("test", self.best, "test")

@@ -63,6 +63,8 @@ class TrialStop(StopRequest):
 class Reporter(Tracker):
     """Tells the study every validation, and stops a trial that the study prunes."""
 
+    may_stop = True
+
     def __init__(self, trial: Trial, metric: str, stop: TrialStop):
         self.trial, self.metric, self.stop = trial, metric, stop
 

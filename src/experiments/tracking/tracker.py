@@ -40,6 +40,9 @@ class Tracker:
     slow_to_start = False
     """Whether a run should go on while it starts."""
 
+    may_stop = False
+    """Whether a line can make it ask the run to stop, which then must not run ahead of it."""
+
     @property
     def kind(self) -> str:
         """What to call it in a message."""
@@ -81,6 +84,10 @@ class Trackers(Tracker):
 
     def __init__(self, trackers: Iterable[Tracker]):
         self.trackers = list(trackers)
+
+    @property
+    def may_stop(self) -> bool:  # type: ignore[override]
+        return any(tracker.may_stop for tracker in self.trackers)
 
     @property
     def location(self) -> str | None:

@@ -150,9 +150,11 @@ def _evaluation(
     after: Iterable[Callable] = (),
 ) -> Program:
     """The evaluation program that an earlier run has left, or a new one, compiled `after` these."""
-    found = ready.get("evaluate")
-    if found:
-        return found["evaluate"]
+    if ready.has("evaluate"):
+        for wait in after:
+            wait()
+        if found := ready.get("evaluate"):
+            return found["evaluate"]
     hparams = {name: session.hparams[name] for name in traced}
     weights, batch = session.experiment.weights(state), session.evaluator("validation").shapes()
     lowered = _programs(session).lower_eval(weights, batch, hparams)

@@ -10,7 +10,7 @@ import jax
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from experiments.training.cache import use_compilation_cache
+from experiments.training.compiler import set_up_compiler
 from support import ROOT
 
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -23,16 +23,16 @@ absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
     """Programs that several tests compile are compiled once."""
-    use_compilation_cache(str(tmp_path_factory.mktemp("xla")))
+    set_up_compiler(str(tmp_path_factory.mktemp("xla")))
 
 
 @pytest.fixture
 def own_cache(tmp_path):
     """A folder of compiled programs that no other test has left any in."""
     before = jax.config.values["jax_compilation_cache_dir"]
-    use_compilation_cache(str(tmp_path / "xla"))
+    set_up_compiler(str(tmp_path / "xla"))
     yield tmp_path / "xla"
-    use_compilation_cache(before)
+    set_up_compiler(before)
 
 
 @pytest.fixture(scope="session")

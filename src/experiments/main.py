@@ -11,7 +11,7 @@ from experiments.config import build, check, leaves, mismatch
 from experiments.errors import UserError
 from experiments.saved import saved_config
 from experiments.tracking.choice import nodes
-from experiments.training.cache import use_compilation_cache
+from experiments.training.compiler import set_up_compiler
 from experiments.training.distributed import join
 from experiments.types import Mode, PositiveInt, Seed
 
@@ -47,7 +47,7 @@ def run(config: DictConfig) -> None:
         arguments = HydraConfig.get().overrides.task
         print(announce(directory, submit_run(directory, cluster, nodes, arguments)))
         return
-    use_compilation_cache(plain["trainer"]["compilation_cache"])
+    set_up_compiler(plain["trainer"]["compilation_cache"])
     module.main(plain, directory, None if source is None else Path(source))
 
 

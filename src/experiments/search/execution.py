@@ -20,7 +20,7 @@ from experiments.tracking.choice import chosen
 from experiments.tracking.jsonl import SUMMARY, JsonLines
 from experiments.tracking.tracker import Tracker, Trackers
 from experiments.training import loop
-from experiments.training.cache import use_compilation_cache
+from experiments.training.compiler import set_up_compiler
 from experiments.training.kept import Kept
 from experiments.training.lock import exclusive
 from experiments.training.session import open_session
@@ -172,7 +172,7 @@ def run_in(
     test: bool,
 ) -> dict[str, Any]:
     """Trains in `folder`, on from the newest checkpoint if there is one; returns the summary."""
-    use_compilation_cache(config["trainer"]["compilation_cache"])
+    set_up_compiler(config["trainer"]["compilation_cache"])
     everyone = Trackers([JsonLines(), *trackers, *chosen(config["logger"])])
     with exclusive(folder), logged_to(folder / "run.log"):
         summary: dict[str, Any] = {}

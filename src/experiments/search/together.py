@@ -23,7 +23,7 @@ from experiments.search.study import Study, Trial
 from experiments.tracking.choice import chosen
 from experiments.tracking.jsonl import JsonLines
 from experiments.tracking.tracker import Trackers
-from experiments.training.cache import use_compilation_cache
+from experiments.training.compiler import set_up_compiler
 from experiments.training.kept import Kept
 from experiments.training.lock import exclusive
 
@@ -84,7 +84,7 @@ def _members(
 ) -> Iterator[Member]:
     for index, folder in enumerate(run_folders(study, trial.folder)):
         config = prepare(study, trial.number, trial.values, folder, index)
-        use_compilation_cache(config["trainer"]["compilation_cache"])
+        set_up_compiler(config["trainer"]["compilation_cache"])
         locks.enter_context(exclusive(folder))
         watched = study.plan.early_terminate is not None and index == 0
         reporters = [Reporter(trial, study.plan.metric, stop)] if watched else []

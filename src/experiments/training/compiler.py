@@ -1,4 +1,4 @@
-"""The persistent compilation cache: a program that was compiled before starts at once."""
+"""How XLA compiles: what it keeps for later runs, and what it leaves out."""
 
 import importlib.util
 import logging
@@ -10,12 +10,12 @@ import jax
 log = logging.getLogger(__name__)
 
 
-def use_compilation_cache(folder: str | None) -> None:
+def set_up_compiler(folder: str | None) -> None:
     """Keeps compiled programs in `folder` (None: the user's cache folder; "" : nowhere).
 
-    Comes before any use of a device.
+    Comes before any use of a device, as XLA reads its flags then.
     """
-    _compile_quickly()
+    _leave_out_slow_passes()
     if folder == "":
         return
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -30,7 +30,7 @@ def use_compilation_cache(folder: str | None) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
-def _compile_quickly() -> None:
+def _leave_out_slow_passes() -> None:
     """Without accelerators LLVM leaves its reduction of strength in loops out.
 
     That is a seventh of what XLA takes for GoogLeNet's training step, and no step that was measured

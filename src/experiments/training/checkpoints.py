@@ -21,7 +21,6 @@ from experiments.saved import CHECKPOINTS
 
 log = logging.getLogger(__name__)
 
-ITEMS = ("state", "best", "progress")
 FULL = ("No space left on device", "Disk quota exceeded")
 OVERHEAD = 64 * 1024  # bytes of a checkpoint besides its arrays: 60 kB for an MLP under Adam
 
@@ -37,6 +36,7 @@ class Checkpoints:
 
         self.path = directory / CHECKPOINTS
         self._args = ocp.args
+        self._to_restore = ocp.checkpoint_utils.construct_restore_args
         policies = ocp.checkpoint_managers
         kept = [policies.LatestN(2)]
         if keep_every is not None:
@@ -44,9 +44,21 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(kept), cleanup_tmp_directories=True
         )
+        # compressed, floats hardly shrink, but take four times the processor time and a copy
+        arrays = ocp.PyTreeCheckpointHandler(use_compression=False)
         self._manager = ocp.CheckpointManager(
-            self.path.absolute(), options=options, item_names=ITEMS
+            self.path.absolute(),
+            options=options,
+            item_handlers={
+                "state": arrays,
+                "best": arrays,
+                "progress": ocp.JsonCheckpointHandler(),
+            },
         )
+
+    def has(self, step: int) -> bool:
+        """Whether there is a checkpoint of this step, or one is being written."""
+        return step in self._manager.all_steps()
 
     def save(self, step: int, state: State, best: tuple[Tree, Tree], progress: dict) -> None:
         """Saves in the background; `state` and `best` must not be donated meanwhile.
@@ -55,12 +67,10 @@ class Checkpoints:
             UserError: this or an earlier checkpoint could not be written.
         """
         args = self._args
-        if step in self._manager.all_steps():
-            return
         self._check_room(sum(leaf.nbytes for leaf in jax.tree.leaves((state, best))) + OVERHEAD)
         items = args.Composite(
-            state=args.StandardSave(state),
-            best=args.StandardSave(best),
+            state=args.PyTreeSave(state),
+            best=args.PyTreeSave(best),
             progress=args.JsonSave(copy.deepcopy(progress)),  # the run goes on changing its own
         )
         with self._told():
@@ -121,8 +131,8 @@ class Checkpoints:
             raise UserError(f"there is no checkpoint in {self.path}")
         args = self._args
         wanted = args.Composite(
-            state=args.StandardRestore(state),
-            best=args.StandardRestore(best),
+            state=args.PyTreeRestore(state, restore_args=self._to_restore(state)),
+            best=args.PyTreeRestore(best, restore_args=self._to_restore(best)),
             progress=args.JsonRestore(),
         )
         for step in steps:

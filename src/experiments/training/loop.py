@@ -86,7 +86,7 @@ def fit(
         if status == "interrupted":
             status = stop.status
     if trainer.checkpoints and status != "diverged":
-        run.save()
+        run.save(last=True)
     summary = run.summary(status)
     if test and status in ("finished", "stopped_early"):
         trackers.status("testing")

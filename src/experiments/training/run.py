@@ -100,6 +100,7 @@ class Run:
             self.last_line = line | self.recorder.end_epoch() | self._validate()
             self.trackers.log(self.step, self.last_line)
             if self.watch.better(self.last_line):
+                del self.best_weights  # their memory is free for the new ones
                 self.best_weights = copied(self.session.experiment.weights(self.state))
             if trainer.figures and is_first() and self.album.wants(epoch + 1):
                 self.album.after_epoch(
@@ -135,12 +136,14 @@ class Run:
         """Seconds of training and validation, over all sittings."""
         return self.seconds_before + time.perf_counter() - self.started
 
-    def save(self) -> None:
-        """Saves a checkpoint in the background."""
+    def save(self, *, last: bool = False) -> None:
+        """Saves a checkpoint in the background; the last one when no step will follow."""
         if self.checkpoints is None:
             self.checkpoints = self._open_checkpoints()
-        # the copy is the saver's own: the next step is free to overwrite the state
-        self.checkpoints.save(self.step, copied(self.state), self.best_weights, self.progress)
+        if not self.checkpoints.has(self.step):
+            # the copy is the saver's own: the next step is free to overwrite the state
+            state = self.state if last else copied(self.state)
+            self.checkpoints.save(self.step, state, self.best_weights, self.progress)
         self.decisions.saved()
 
     def begin(self, state: State) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.compiler import set_up_compiler
 from experiments.config import build, check, leaves, mismatch
 from experiments.errors import UserError
 from experiments.saved import saved_config
 from experiments.tracking.choice import nodes
-from experiments.training.compiler import set_up_compiler
 from experiments.training.distributed import join
 from experiments.types import Mode, PositiveInt, Seed
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.population import train
+from experiments.population import shared
 from experiments.population.fit import fit_together, open_lane
 from experiments.population.lane import Member
 from experiments.tracking.jsonl import JsonLines, read_history
@@ -211,13 +211,13 @@ def test_a_lane_goes_on_alone(member, tmp_path, base):
 
 def test_one_compilation_serves_later_populations(member, tmp_path, monkeypatch):
     compiled = []
-    choose = train.choose_width
+    choose = shared.choose_width
 
     def counted(programs, states, inputs, *rest):
-        compiled.append(len(inputs[2]))
+        compiled.append(inputs[2].shape[0])
         return choose(programs, states, inputs, *rest)
 
-    monkeypatch.setattr(train, "choose_width", counted)
+    monkeypatch.setattr(shared, "choose_width", counted)
     for part in ("a", "b"):
         lanes = [member(2 * rate, f"{part}{i}") for i, rate in enumerate(RATES[:3])]
         fit_together(lanes, tmp_path / part, width=3, test=False)

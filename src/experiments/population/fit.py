@@ -3,12 +3,14 @@
 import logging
 import uuid
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from experiments.population.lane import Member
+from experiments.population.shared import Shared
 from experiments.population.train import Population
 from experiments.training import stored
 from experiments.training.kept import Kept
@@ -26,6 +28,23 @@ def open_lane(config: Mapping[str, Any], kept: Kept) -> Session:
         kept.put(("traced", session.untried), _traced(session))
         session = open_session(config, kept)
     return session
+
+
+def compile_ahead(
+    session: Session,
+    lanes: int,
+    pool: Executor,
+    *,
+    own_batches: bool,
+    width: int | None = None,
+    most: int | None = None,
+) -> None:
+    """Has `pool` compile for so many lanes like this one, to be trained by `fit_together`.
+
+    That takes XLA a second and more, in which its caller can open the other lanes.
+    """
+    shared = Shared(session, own_batches)
+    shared.compile_ahead(pool, shared.rows(min(lanes, most or lanes)), width)
 
 
 def fit_together(

@@ -12,19 +12,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
-from experiments.data.dataset import Stream
 from experiments.experiment import State, Tree
 from experiments.population.lane import Lane, Member
-from experiments.population.programs import PopulationPrograms
 from experiments.population.records import Records
-from experiments.population.width import TRIAL_STEPS, choose_width, timed
+from experiments.population.saving import Saving
+from experiments.population.shared import Shared
+from experiments.population.width import TRIAL_STEPS, timed
 from experiments.training import stored
-from experiments.training.checkpoints import Checkpoints
 from experiments.training.decisions import Pace
-from experiments.training.evaluation import Evaluator
-from experiments.training.feed import ResidentFeed, StreamedFeed
 from experiments.training.program import epoch_order
 from experiments.training.recorder import Line
 from experiments.variables import count_parameters
@@ -58,28 +54,18 @@ class Population:
         test: bool,
         resume: bool,
     ):
-        self.session, self.folder, self.test = members[0].session, folder, test
+        self.session, self.test = members[0].session, test
         self.experiment, self.trainer = self.session.experiment, self.session.trainer
-        self.shapes = self.experiment.abstract_state(self.session.hparams)
-        parameters = count_parameters(self.shapes.params)
+        self.own_batches = len({member.session.shuffle_seed for member in members}) > 1
+        self.shared = Shared(self.session, self.own_batches)
+        self.feed = self.shared.feed
+        parameters = count_parameters(self.shared.shapes.params)
         self.lanes = [Lane(member, parameters) for member in members]
         self.everyone = list(self.lanes)
-        self.mesh = Mesh(np.asarray(jax.local_devices()), ("lanes",))
-        shuffles = {member.session.shuffle_seed for member in members}
-        self.own_batches = len(shuffles) > 1
-        self.programs = PopulationPrograms(
-            self.experiment,
-            self.mesh,
-            batch_size=self.session.batch_size,
-            max_steps=self.trainer.max_steps_per_dispatch,
-            own_batches=self.own_batches,
-        )
-        self.feed = self._feed()
         self.records = Records(self.trainer.log_every, self.experiment.steps_per_epoch)
         self.pace = Pace(self.trainer.max_steps_per_dispatch)
+        self.saving = Saving(folder, self.trainer.checkpoint_every)
         self.width = width
-        self.checkpoints: Checkpoints | None = None  # of the stack as it is
-        self.stacks = 0  # how many there were before
         self.interrupted = False
         self.unlogged: list[tuple[Lane, int, Line]] = []  # the last lines of an epoch
         self.resumed = resume
@@ -95,7 +81,6 @@ class Population:
         steps_per_epoch = self.experiment.steps_per_epoch
         for lane in self.lanes:
             lane.start(self.records.step if self.resumed else None)
-        self.saved = time.perf_counter()
         while self.lanes and (epoch := self.records.step // steps_per_epoch) < self.trainer.epochs:
             lines = self._epoch(epoch)
             if self.interrupted:
@@ -110,8 +95,7 @@ class Population:
             self._save()
         left = "interrupted" if self.interrupted else "finished"
         self._leave([lane.verdict() or left for lane in self.lanes], own=False)
-        if self.checkpoints is not None:
-            self.checkpoints.close()
+        self.saving.close()
         return [lane.summary for lane in self.everyone]
 
     # ------------------------------------------------------------------ the stack of lanes
@@ -123,57 +107,42 @@ class Population:
             with ThreadPoolExecutor() as pool:  # while XLA works, the weights are drawn
                 if self.trainer.checkpoints:
                     pool.submit(importlib.import_module, "orbax.checkpoint")
-                initial = pool.submit(self.programs.init, self.hparams, self.keys)
-                self._compile(lambda: self._spread(initial.result()))
-            self.states = self._spread(initial.result())
+                initial = pool.submit(self.shared.programs.init, self.hparams, self.keys)
+                self._compile(lambda: self.shared.spread(initial.result()))
+            self.states = self.shared.spread(initial.result())
             self.best = jax.tree.map(jnp.copy, self.experiment.weights(self.states))
         else:
             folders = [lane.directory for lane in self.lanes]
-            best = self.experiment.weights(self.shapes)
-            saved = stored.load(folders, self.shapes, best)
+            shapes = self.shared.shapes
+            saved = stored.load(folders, shapes, self.experiment.weights(shapes))
             for lane, (_, _, progress) in zip(self.lanes, saved, strict=True):
                 lane.restore(progress)
             self.records.restore([progress["recorder"] for _, _, progress in saved])
             padded = [*saved, *[saved[-1]] * (self.rows - len(saved))]
             trees = [(state, weights) for state, weights, _ in padded]
             stack = jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
-            self.states, self.best = self._spread(stack)
+            self.states, self.best = self.shared.spread(stack)
             self._compile(lambda: self.states)
 
     def _restack(self, rows: int | None = None) -> None:
         """Numbers and keys of the rows; as many as asked for, or as there are lanes."""
-        devices = self.mesh.size
-        rows = rows or -(-len(self.lanes) // devices) * devices
+        rows = rows or self.shared.rows(len(self.lanes))
         padded = [*self.lanes, *[self.lanes[-1]] * (rows - len(self.lanes))]
         names = self.session.hparams
         self.hparams = {
             name: np.array([lane.session.hparams[name] for lane in padded]) for name in names
         }
-        self.hparams = self._spread(self.hparams)
+        self.hparams = self.shared.spread(self.hparams)
         seeds = np.array([lane.session.config["seed"] for lane in padded])
-        self.keys = self._spread(jax.vmap(jax.random.key)(seeds))
+        self.keys = self.shared.spread(jax.vmap(jax.random.key)(seeds))
         shuffles = np.array([lane.session.shuffle_seed for lane in padded])
         self.shuffle_keys = jax.vmap(jax.random.key)(shuffles)
 
-    def _spread(self, tree: Tree) -> Tree:
-        return jax.device_put(tree, self.programs.stacked)
-
     def _compile(self, states: Callable[[], State]) -> None:
-        """The programs for as many rows as there are; those of another sitting where kept."""
-        kept, static = self.session.kept, self.session.static
-        key = ("population", static, self.rows, self.own_batches, self.width)
-        made = kept.get(key)
-        if made is None:
-            log.info("compiling for %d lanes", self.rows)
-            made = choose_width(
-                self.programs,
-                stored.stacked(self.shapes, self.rows),
-                (self.feed.arrays, self.hparams, self.keys),
-                self._evaluator("validation").shapes(),
-                self.width,
-                lambda program: self._time(program, states()),
-            )
-            kept.put(key, made)
+        """The programs for as many rows as there are."""
+        made = self.shared.compiled(
+            self.rows, self.width, lambda program: self._time(program, states())
+        )
         self.width, self.run, self.evaluate = made
 
     def _time(self, program: Any, states: State) -> float:
@@ -187,36 +156,12 @@ class Population:
 
         return timed(call)
 
-    def _feed(self) -> ResidentFeed | StreamedFeed:
-        split, sharding = self.session.splits.train, self.programs.replicated
-        if isinstance(split, Stream):
-            steps, seed = self.experiment.steps_per_epoch, self.session.shuffle_seed
-            return StreamedFeed(split, self.session.batch_size, steps, seed, sharding)
-        if self.mesh.size == 1:
-            return self.session.feed()  # type: ignore[return-value]
-        arrays = jax.device_put(split.arrays, sharding)
-        key = jax.random.key(self.session.shuffle_seed)
-        return ResidentFeed(arrays, self.session.batch_size, key, sharding, split.ordered)
-
     def _order(self, epoch: int, window: Any) -> jax.Array:
         if not self.own_batches:
             return window.order
         examples = len(self.session.splits.train)
-        return self._spread(
+        return self.shared.spread(
             jnp.stack([epoch_order(key, epoch, examples) for key in self.shuffle_keys])
-        )
-
-    def _evaluator(self, split: str) -> Evaluator:
-        session = self.session
-        return session.kept.once(
-            ("evaluator of lanes", split, session.static),
-            lambda: Evaluator(
-                getattr(session.splits, split),
-                session.eval_batch_size,
-                self.programs.replicated,
-                self.trainer.eval_batches,
-                session.config["seed"],
-            ),
         )
 
     # ------------------------------------------------------------------ epochs
@@ -311,7 +256,7 @@ class Population:
             line = lines[row] | epochs[row] | values[row]
             better[row] = lane.see(line)
             self.unlogged.append((lane, self.records.step, line))
-        self.best = _select(self._spread(better), weights, self.best)
+        self.best = _select(self.shared.spread(better), weights, self.best)
 
     def _log(self) -> None:
         for lane, step, line in self.unlogged:
@@ -321,7 +266,7 @@ class Population:
     def _evaluate(self, split: str, weights: tuple[Tree, Tree], prefix: str) -> list[Line]:
         """The mean of every metric over a split, lane by lane."""
         totals: Any = None
-        for batch in self._evaluator(split).batches():
+        for batch in self.shared.evaluator(split).batches():
             sums = self.evaluate(weights, batch, self.hparams)
             totals = sums if totals is None else jax.tree.map(jnp.add, totals, sums)
         host = {n: v.astype(np.float64) for n, v in jax.device_get(totals).items()}
@@ -356,16 +301,14 @@ class Population:
             return
         self.records.keep(np.array(rows))
         size = self.rows
-        while size // 2 >= len(rows) and (size // 2) % self.mesh.size == 0:
+        while size // 2 >= len(rows) and (size // 2) % self.shared.mesh.size == 0:
             size //= 2
         if len(rows) == before and size == self.rows:
             return
-        if self.checkpoints is not None:  # the next one has other rows
-            self.checkpoints.close()
-            self.checkpoints, self.stacks = None, self.stacks + 1
+        self.saving.new_stack()
         index = np.array([*rows, *[rows[-1]] * (size - len(rows))])
         resized = size != self.rows
-        self.states, self.best = self._spread(
+        self.states, self.best = self.shared.spread(
             jax.tree.map(lambda leaf: leaf[index], (self.states, self.best))
         )
         self._restack(size)
@@ -373,38 +316,25 @@ class Population:
             self._compile(lambda: self.states)
 
     def _save_due(self) -> bool:
-        every = self.trainer.checkpoint_every
-        if not self.trainer.checkpoints or every is None:
-            return False
-        return time.perf_counter() - self.saved > every
+        return self.trainer.checkpoints and self.saving.due
 
     def _save(self) -> None:
-        """Saves all lanes that still train in one checkpoint."""
-        lanes = [lane.progress(self.records.progress(r)) for r, lane in enumerate(self.lanes)]
-        copy = jax.tree.map(jnp.copy, (self.states, self.best))
-        first = self.checkpoints is None
-        if self.checkpoints is None:
-            self.checkpoints = Checkpoints(self.folder / f"{self.stacks}")
-        self.checkpoints.save(self.records.step, copy[0], copy[1], {"lanes": lanes})
-        if first:  # whole, before anything points to it
-            self.checkpoints.wait()
-            for row, lane in enumerate(self.lanes):
-                stored.point(lane.directory, self.checkpoints.path.parent, row, self.rows)
-        self.saved = time.perf_counter()
+        """Saves all lanes that still train."""
+        progress = [lane.progress(self.records.progress(r)) for r, lane in enumerate(self.lanes)]
+        folders = [lane.directory for lane in self.lanes]
+        self.saving.save(self.records.step, (self.states, self.best), folders, progress)
 
     def _save_apart(self, rows: list[int]) -> None:
         """Saves these lanes each in its own folder."""
-        host = jax.device_get((self.states, self.best))
-        saving = []
-        for row in rows:
-            lane = self.lanes[row]
-            mine = jax.tree.map(lambda leaf, row=row: jax.device_put(leaf[row]), host)
-            checkpoints = Checkpoints(lane.directory)
-            progress = lane.progress(self.records.progress(row))
-            checkpoints.save(self.records.step, mine[0], mine[1], progress)
-            saving.append(checkpoints)
-        for checkpoints in saving:
-            checkpoints.close()
+        lanes = {row: self.lanes[row] for row in rows}
+        self.saving.save_apart(
+            self.records.step,
+            (self.states, self.best),
+            {
+                row: (lane.directory, lane.progress(self.records.progress(row)))
+                for row, lane in lanes.items()
+            },
+        )
 
 
 @jax.jit

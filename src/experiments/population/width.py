@@ -32,19 +32,20 @@ class Sized(NamedTuple):
 def choose_width(
     programs: PopulationPrograms,
     states: State,
-    inputs: tuple[Mapping, Tree, jax.Array],
+    inputs: tuple[Mapping, Tree, Any],
     batch: Mapping,
     width: int | None,
-    time_one: Callable[[Any], float],
-) -> Sized:
+    time_one: Callable[[Any], float] | None,
+) -> Sized | None:
     """Compiles for lanes with these states; of several widths takes the one that runs fastest.
 
     Args:
       states: shapes of the stack.
-      inputs: what else the training program takes: the data, hyperparameters and keys.
+      inputs: shapes of what else the training program takes: the data, hyperparameters and keys.
       batch: shapes of a batch of evaluation.
       width: the one that is asked for, if any.
-      time_one: the seconds that a training program takes for `TRIAL_STEPS` steps.
+      time_one: the seconds that a training program takes for `TRIAL_STEPS` steps. Without it None
+        is returned where several widths would have to be timed.
     """
     arrays, hparams, keys = inputs
     local = keys.shape[0] // programs.mesh.size
@@ -67,6 +68,8 @@ def choose_width(
         if len(candidates) == 1:
             evaluating = pool.submit(compile_evaluation, narrowest)
             return Sized(narrowest, compile_one(narrowest), evaluating.result())
+        if time_one is None:
+            return None
         found = {narrowest: compile_one(narrowest)}
         if not fills_device(time_one(found[narrowest]), local):
             found |= zip(candidates[1:], pool.map(compile_one, candidates[1:]), strict=True)
@@ -75,7 +78,7 @@ def choose_width(
 
 
 def is_tiny(
-    programs: PopulationPrograms, states: State, inputs: tuple[Mapping, Tree, jax.Array]
+    programs: PopulationPrograms, states: State, inputs: tuple[Mapping, Tree, Any]
 ) -> bool:
     """Whether a lane's step is so small that its overhead on a CPU is all that counts.
 
@@ -83,7 +86,7 @@ def is_tiny(
     """
     if jax.default_backend() != "cpu":
         return False
-    arrays, hparams, keys = inputs
+    arrays, hparams, _ = inputs
     one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), (states, hparams))
     batch = {
         name: jax.ShapeDtypeStruct((programs.batch_size, *a.shape[1:]), a.dtype)
@@ -91,7 +94,7 @@ def is_tiny(
     }
     flag = jax.ShapeDtypeStruct((), bool)
     step = jax.make_jaxpr(programs.experiment.step)(
-        one[0], batch, one[1], jax.eval_shape(lambda: keys[0]), flag
+        one[0], batch, one[1], jax.eval_shape(lambda: jax.random.key(0)), flag
     )
     return sum(each.flops for each in operations(step.jaxpr)) < TINY
 

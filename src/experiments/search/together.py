@@ -4,12 +4,15 @@ import contextlib
 import logging
 import statistics
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from experiments.compiler import set_up_compiler
 from experiments.config import build
-from experiments.population.fit import fit_together, open_lane
+from experiments.population.fit import compile_ahead, fit_together, open_lane
 from experiments.population.lane import Member
+from experiments.population.options import Options
 from experiments.search.execution import (
     Outcome,
     Reporter,
@@ -23,9 +26,9 @@ from experiments.search.study import Study, Trial
 from experiments.tracking.choice import chosen
 from experiments.tracking.jsonl import JsonLines
 from experiments.tracking.tracker import Trackers
-from experiments.training.compiler import set_up_compiler
 from experiments.training.kept import Kept
 from experiments.training.lock import exclusive
+from experiments.training.session import Session
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +45,8 @@ def run_together(
     broken: dict[int, Outcome] = {}
     members: list[Member] = []
     owners: list[int] = []
-    with contextlib.ExitStack() as locks:
+    options = build(study.configs.plain()["population"])
+    with contextlib.ExitStack() as locks, ThreadPoolExecutor(1) as pool:
         for number, (trial, stop) in enumerate(zip(trials, stops, strict=True)):
             try:
                 found = list(_members(study, trial, stop, kept, locks))
@@ -53,10 +57,11 @@ def run_together(
                 reason = {"seconds": 0.0, "reason": in_one_line(error)}
                 broken[number] = Outcome("interrupted") if lost else Outcome("failed", None, reason)
                 continue
+            if not members and _alike(trials, found[0].session):
+                _compile_ahead(study, trials, found[0].session, options, pool)
             members += found
             owners += [number] * len(found)
         log.info("%d runs side by side", len(members))
-        options = build(study.configs.plain()["population"])
         try:
             summaries = fit_together(
                 members,
@@ -90,6 +95,27 @@ def _members(
         reporters = [Reporter(trial, study.plan.metric, stop)] if watched else []
         trackers = Trackers([JsonLines(), *reporters, *chosen(config["logger"])])
         yield Member(open_lane(config, kept), Path(folder), trackers, stop)
+
+
+def _alike(trials: Sequence[Trial], session: Session) -> bool:
+    """Whether the runs of all trials will be one population, by all that shows beforehand."""
+    traced = {"seed", *session.hparams}
+    return all(trial.values.keys() <= traced and not trial.reported for trial in trials)
+
+
+def _compile_ahead(
+    study: Study, trials: Sequence[Trial], session: Session, options: Options, pool: Executor
+) -> None:
+    """Has `pool` compile the program of all runs while they are set up."""
+    seeds = study.plan.seeds > 1 or "seed" in trials[0].values
+    compile_ahead(
+        session,
+        len(trials) * study.plan.seeds,
+        pool,
+        own_batches=seeds and session.trainer.shuffle_seed is None,
+        width=options.width,
+        most=options.most,
+    )
 
 
 def _outcome(summaries: Sequence[dict[str, Any]], metric: str) -> Outcome:

@@ -1,0 +1,120 @@
+"""What lanes of one static configuration share: the devices, the data, the compiled programs."""
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from experiments.data.dataset import Stream
+from experiments.experiment import Tree
+from experiments.population.programs import PopulationPrograms
+from experiments.population.width import Sized, choose_width
+from experiments.training import stored
+from experiments.training.evaluation import Evaluator
+from experiments.training.feed import ResidentFeed, StreamedFeed
+from experiments.training.session import Session
+
+log = logging.getLogger(__name__)
+
+
+class Shared:
+    """What is made from the session of any of the lanes, for all of them.
+
+    Args:
+      own_batches: whether each lane has its own order of the data.
+    """
+
+    def __init__(self, session: Session, own_batches: bool):
+        self.session, self.own_batches = session, own_batches
+        self.mesh = Mesh(np.asarray(jax.local_devices()), ("lanes",))
+        self.programs = PopulationPrograms(
+            session.experiment,
+            self.mesh,
+            batch_size=session.batch_size,
+            max_steps=session.trainer.max_steps_per_dispatch,
+            own_batches=own_batches,
+        )
+        self.shapes = session.experiment.abstract_state(session.hparams)
+        self.feed = self._feed()
+
+    def rows(self, lanes: int) -> int:
+        """Rows of a stack of so many lanes: as many on each device."""
+        return -(-lanes // self.mesh.size) * self.mesh.size
+
+    def spread(self, tree: Tree) -> Tree:
+        """Rows put on their devices."""
+        return jax.device_put(tree, self.programs.stacked)
+
+    def evaluator(self, split: str) -> Evaluator:
+        """The evaluation of the split `validation` or `test`."""
+        session = self.session
+        return session.kept.once(
+            ("evaluator of lanes", split, session.static),
+            lambda: Evaluator(
+                getattr(session.splits, split),
+                session.eval_batch_size,
+                self.programs.replicated,
+                session.trainer.eval_batches,
+                session.config["seed"],
+            ),
+        )
+
+    def compiled(self, rows: int, width: int | None, time_one: Callable[[Any], float]) -> Sized:
+        """The programs for a stack of so many rows; those of another population where kept.
+
+        Args:
+          width: lanes computed side by side; None finds the fastest.
+          time_one: see `choose_width`.
+        """
+        kept, key = self.session.kept, self._key(rows, width)
+        made = kept.get(key)
+        if isinstance(made, Future):
+            made = made.result()
+        if made is None:
+            made = self._compile(rows, width, time_one)
+        kept.put(key, made)
+        return made
+
+    def compile_ahead(self, pool: Executor, rows: int, width: int | None) -> None:
+        """Has `pool` compile what `compiled` will be asked for, if nothing need be timed."""
+        kept, key = self.session.kept, self._key(rows, width)
+        if kept.get(key) is None:
+            kept.put(key, pool.submit(self._compile, rows, width, None))
+
+    def _compile(
+        self, rows: int, width: int | None, time_one: Callable[[Any], float] | None
+    ) -> Sized | None:
+        log.info("compiling for %d lanes", rows)
+        number = jax.ShapeDtypeStruct((rows,), np.float32)
+        return choose_width(
+            self.programs,
+            stored.stacked(self.shapes, rows),
+            (
+                self.feed.arrays,
+                dict.fromkeys(self.session.hparams, number),
+                jax.eval_shape(jax.vmap(jax.random.key), jnp.arange(rows)),
+            ),
+            self.evaluator("validation").shapes(),
+            width,
+            time_one,
+        )
+
+    def _key(self, rows: int, width: int | None) -> tuple:
+        return ("population", self.session.static, rows, self.own_batches, width)
+
+    def _feed(self) -> ResidentFeed | StreamedFeed:
+        session, sharding = self.session, self.programs.replicated
+        split = session.splits.train
+        if isinstance(split, Stream):
+            steps = session.experiment.steps_per_epoch
+            return StreamedFeed(split, session.batch_size, steps, session.shuffle_seed, sharding)
+        if self.mesh.size == 1:
+            return session.feed()
+        arrays = jax.device_put(split.arrays, sharding)
+        key = jax.random.key(session.shuffle_seed)
+        return ResidentFeed(arrays, session.batch_size, key, sharding, split.ordered)

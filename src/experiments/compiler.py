@@ -1,13 +1,35 @@
-"""How XLA compiles: what it keeps for later runs, and what it leaves out."""
+"""How XLA compiles: how much trouble it takes, and what it keeps for later runs."""
 
 import importlib.util
 import logging
+import math
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 
 log = logging.getLogger(__name__)
+
+SHORT = 1e11  # floating-point operations: a second or two on two cores
+
+
+def compiler_options(work: float = math.inf) -> dict[str, Any] | None:
+    """How XLA should compile for the device at hand.
+
+    On CPU LLVM's first level of optimisation gives the same step times as the default (VGG-16 0.52
+    s, LeNet-5 7.0 ms, MLP 0.52 ms either way) and compiles VGG-16 in 7.0 instead of 9.1 s, an
+    initializer in 0.18 instead of 0.43 s. XLA's older emitters compile LeNet-5's training in 0.64
+    instead of 1.30 s, VGG-16's in 1.9 instead of 3.5 and GoogLeNet's in 7.2 instead of 12.3, but
+    its steps take 1.10, 1.15 and 1.09 times as long: they are for programs that do not run long.
+
+    Args:
+      work: the floating-point operations of everything that the program will be called for.
+    """
+    if jax.default_backend() != "cpu":
+        return None
+    short = {"xla_cpu_use_fusion_emitters": False} if work < SHORT else {}
+    return {"xla_backend_optimization_level": "1"} | short
 
 
 def set_up_compiler(folder: str | None) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from experiments.compiler import compiler_options
 from experiments.config import build, leaves, locate, place, static
 from experiments.data.augment import resize
 from experiments.data.crops import Averaged
@@ -51,25 +52,6 @@ class State(NamedTuple):
 def stream(root: jax.Array, name: str, step: Any = 0) -> jax.Array:
     """The key of a named stream at a step; nothing random needs any other state."""
     return jax.random.fold_in(jax.random.fold_in(root, zlib.crc32(name.encode())), step)
-
-
-def compiler_options() -> dict[str, str | bool] | None:
-    """How XLA should compile for the device at hand.
-
-    On CPU LLVM's first level of optimisation gives the same step times as the default (VGG-16 0.52
-    s, LeNet-5 7.0 ms, MLP 0.52 ms either way) and compiles VGG-16 in 7.0 instead of 9.1 s, an
-    initializer in 0.18 instead of 0.43 s.
-    """
-    return {"xla_backend_optimization_level": "1"} if jax.default_backend() == "cpu" else None
-
-
-def init_options() -> dict[str, Any] | None:
-    """What XLA is told about programs of initial weights.
-
-    Its older emitters draw the same numbers and compile sooner.
-    """
-    options = compiler_options()
-    return options and options | {"xla_cpu_use_fusion_emitters": False}
 
 
 def hyperparameters(config: Mapping[str, Any]) -> dict[str, float]:
@@ -127,7 +109,7 @@ class Experiment:
         freeze = config.get("freeze") or []
         self.frozen = [freeze] if isinstance(freeze, str) else freeze
         self.step = jax.jit(self.train_step)  # traced once for all who need its shapes or call it
-        options = init_options()
+        options = compiler_options(0)
         self._sample = jax.jit(self._sampled, static_argnums=(2, 3), compiler_options=options)
         self._complete = jax.jit(self._completed, compiler_options=options)
 

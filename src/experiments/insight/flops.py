@@ -38,6 +38,11 @@ def operations(jaxpr: Any, times: int = 1, layers: tuple[str, ...] = ()) -> Iter
             yield Operation(inside, times * flops(equation), equation.outvars[0].aval)
 
 
+def work(jaxpr: Any) -> int:
+    """The operations of all equations of a jaxpr."""
+    return sum(operation.flops for operation in operations(jaxpr))
+
+
 def flops(equation: Any) -> int:
     """The operations of one equation of a jaxpr: 0 unless it is a product or a convolution."""
     name = equation.primitive.name

@@ -1,5 +1,6 @@
 """The compiled programs of a population."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,13 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from experiments.compiler import compiler_options
 from experiments.experiment import (
     Experiment,
     Hparams,
     State,
     Tree,
-    compiler_options,
-    init_options,
 )
 from experiments.training.program import many_steps
 
@@ -56,14 +56,23 @@ class PopulationPrograms:
         def one(hparams: Hparams, key: jax.Array) -> State:
             return self.experiment.init(hparams, key, call=inline)
 
-        options = init_options()
+        options = compiler_options(0)
         return jax.jit(jax.vmap(one), compiler_options=options)(dict(hparams), keys)
 
-    def compile_train(self, states: State, arrays: Mapping, hparams: Tree, keys: Any, width: int):
+    def compile_train(
+        self,
+        states: State,
+        arrays: Mapping,
+        hparams: Tree,
+        keys: Any,
+        width: int,
+        work: float = math.inf,
+    ) -> jax.stages.Compiled:
         """`run(states, arrays, order, first, count, hparams, keys) -> (states, log)`, compiled.
 
         Like `training.program.Programs.compile_train`, with an axis of lanes in front of `states`,
-        `hparams`, `keys`, the arrays of `log` and, with `own_batches`, `order`.
+        `hparams`, `keys`, the arrays of `log` and, with `own_batches`, `order`. `work` is that of
+        `compiler_options`.
         """
         lanes = keys.shape[0]
 
@@ -105,9 +114,16 @@ class PopulationPrograms:
             self._shapes(hparams, self.stacked),
             self._shapes(keys, self.stacked),
         )
-        return lowered.compile(compiler_options=compiler_options())
+        return lowered.compile(compiler_options=compiler_options(work))
 
-    def compile_eval(self, weights: tuple[Tree, Tree], batch: Mapping, hparams: Tree, width: int):
+    def compile_eval(
+        self,
+        weights: tuple[Tree, Tree],
+        batch: Mapping,
+        hparams: Tree,
+        width: int,
+        work: float = math.inf,
+    ) -> jax.stages.Compiled:
         """`evaluate(weights, batch, hparams) -> sums`, compiled, each sum [lanes]."""
 
         def evaluate(weights, batch, hparams):
@@ -130,7 +146,7 @@ class PopulationPrograms:
             self._shapes(dict(batch), self.replicated),
             self._shapes(hparams, self.stacked),
         )
-        return lowered.compile(compiler_options=compiler_options())
+        return lowered.compile(compiler_options=compiler_options(work))
 
     def _steps(self, state, hparams, key, arrays, order, first, done, count):
         """`count` steps of one lane."""

@@ -10,14 +10,16 @@ from typing import Any, NamedTuple
 import jax
 
 from experiments.experiment import State, Tree
-from experiments.insight.flops import operations
+from experiments.insight.flops import work as work_of
 from experiments.population.programs import PopulationPrograms
 
 log = logging.getLogger(__name__)
 
 SHARE_OF_MEMORY = 0.7  # of what is free, the most that a program may take
 FILLS_CPU = 2e-3  # seconds of a lane's step from which nothing is gained side by side
-TINY = 2e7  # operations of a lane's step below which a CPU always gains from more side by side
+# Operations of a lane's step below which a CPU always gains from more side by side: its overhead
+# is all that counts, and no other width need be compiled to compare with.
+TINY = 2e7
 TRIAL_STEPS = 4  # steps of a timing
 
 
@@ -50,18 +52,21 @@ def choose_width(
     arrays, hparams, keys = inputs
     local = keys.shape[0] // programs.mesh.size
     candidates = sorted({1, min(8, local), local}) if local > 16 else sorted({1, local})
+    flops = step_flops(programs, states, inputs)
     if width is not None:
         candidates = [min(width, local)]
-    elif is_tiny(programs, states, inputs):
+    elif jax.default_backend() == "cpu" and flops < TINY:
         candidates = [local]
         log.info("all %d lanes side by side: a step of one is tiny", local)
 
+    work = flops * keys.shape[0] * programs.experiment.total_steps
+
     def compile_one(width: int) -> Any:
-        return programs.compile_train(states, arrays, hparams, keys, width)
+        return programs.compile_train(states, arrays, hparams, keys, width, work)
 
     def compile_evaluation(width: int) -> Any:
         weights = programs.experiment.weights(states)
-        return programs.compile_eval(weights, batch, hparams, width)
+        return programs.compile_eval(weights, batch, hparams, width, work)
 
     narrowest = candidates[0]
     with ThreadPoolExecutor() as pool:
@@ -77,15 +82,10 @@ def choose_width(
     return Sized(chosen, found[chosen], compile_evaluation(chosen))
 
 
-def is_tiny(
+def step_flops(
     programs: PopulationPrograms, states: State, inputs: tuple[Mapping, Tree, Any]
-) -> bool:
-    """Whether a lane's step is so small that its overhead on a CPU is all that counts.
-
-    Then the widest program is the fastest, and no other need be compiled to compare with.
-    """
-    if jax.default_backend() != "cpu":
-        return False
+) -> int:
+    """The floating-point operations of a lane's step."""
     arrays, hparams, _ = inputs
     one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), (states, hparams))
     batch = {
@@ -96,7 +96,7 @@ def is_tiny(
     step = jax.make_jaxpr(programs.experiment.step)(
         one[0], batch, one[1], jax.eval_shape(lambda: jax.random.key(0)), flag
     )
-    return sum(each.flops for each in operations(step.jaxpr)) < TINY
+    return work_of(step.jaxpr)
 
 
 def fastest(programs: Mapping[int, Any], time_one: Callable[[Any], float]) -> int:

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from experiments.experiment import State, compiler_options
+from experiments.compiler import compiler_options
+from experiments.experiment import State
+from experiments.insight.flops import work
 from experiments.training.feed import ResidentFeed, StreamedFeed
 from experiments.training.kept import static_key
 from experiments.training.program import UNTRACEABLE, Programs, traceable
@@ -116,8 +118,8 @@ def _compile(session: Session, state: State, ready: ReadyPrograms, pool: Executo
     if ready.has("train"):
         train = pool.submit(_found, session, state, ready)
     else:
-        lowered, traced = _lower_train(session, state)
-        train = pool.submit(ready.compile, lowered, compiler_options())
+        program, traced = _trace_train(session, state)
+        train = pool.submit(ready.compile, program.lower(), _options(session, program))
         if len(traced) == len(session.hparams):  # else it holds values as constants
             pool.submit(_keep, ready, train, begun)
 
@@ -131,7 +133,8 @@ def _found(session: Session, state: State, ready: ReadyPrograms) -> Program:
     """The training program that an earlier run has left, or where that is damaged a new one."""
     found = ready.get("train")
     if not found:
-        found["train"] = ready.compile(_lower_train(session, state)[0], compiler_options())
+        program, _ = _trace_train(session, state)
+        found["train"] = ready.compile(program.lower(), _options(session, program))
         ready.put("train", found)
     return found["train"]
 
@@ -175,7 +178,12 @@ def _programs(session: Session) -> Programs:
     )
 
 
-def _lower_train(session: Session, state: State) -> tuple[jax.stages.Lowered, tuple[str, ...]]:
+def _options(session: Session, program: jax.stages.Traced) -> dict | None:
+    """What XLA is told of a training program, which the tracer takes for one of a single step."""
+    return compiler_options(session.experiment.total_steps * work(program.jaxpr.jaxpr))
+
+
+def _trace_train(session: Session, state: State) -> tuple[jax.stages.Traced, tuple[str, ...]]:
     """The traced training program, and the names of its traced hyperparameters."""
     experiment, feed, key, hparams = (
         session.experiment,
@@ -186,13 +194,13 @@ def _lower_train(session: Session, state: State) -> tuple[jax.stages.Lowered, tu
     programs = _programs(session)
     one_batch = isinstance(feed, StreamedFeed)
     try:
-        lowered = programs.lower_train(state, feed.arrays, hparams, key, one_batch=one_batch)
+        traced = programs.trace_train(state, feed.arrays, hparams, key, one_batch=one_batch)
     except UNTRACEABLE:
         hparams = traceable(experiment, hparams, feed.arrays, session.batch_size)
         for name in sorted(set(session.hparams) - set(hparams)):
             log.debug("%s is a constant of the program: it cannot be traced", name)
-        lowered = programs.lower_train(state, feed.arrays, hparams, key, one_batch=one_batch)
-    return lowered, tuple(hparams)
+        traced = programs.trace_train(state, feed.arrays, hparams, key, one_batch=one_batch)
+    return traced, tuple(hparams)
 
 
 def ready_programs(session: Session) -> ReadyPrograms:

@@ -9,13 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from experiments.compiler import compiler_options
 from experiments.experiment import (
     Experiment,
     Hparams,
     State,
     Tree,
-    compiler_options,
-    init_options,
     stream,
 )
 from experiments.training.recorder import ends_line
@@ -44,14 +43,15 @@ class Programs:
         self.split = NamedSharding(mesh, PartitionSpec("data"))
 
     def compile_train(self, *arguments: Any, **options: Any) -> jax.stages.Compiled:
-        """What `lower_train` gives, compiled."""
-        return self.lower_train(*arguments, **options).compile(compiler_options=compiler_options())
+        """What `trace_train` gives, compiled for a long training."""
+        lowered = self.trace_train(*arguments, **options).lower()
+        return lowered.compile(compiler_options=compiler_options())
 
     def compile_eval(self, *arguments: Any) -> jax.stages.Compiled:
         """What `lower_eval` gives, compiled."""
         return self.lower_eval(*arguments).compile(compiler_options=compiler_options())
 
-    def lower_train(
+    def trace_train(
         self,
         state: State,
         arrays: Mapping,
@@ -59,7 +59,7 @@ class Programs:
         key: Any,
         *,
         one_batch: bool = False,
-    ) -> jax.stages.Lowered:
+    ) -> jax.stages.Traced:
         """The traced `run(state, arrays, order, first, count, hparams, key) -> (state, log)`.
 
         Shapes are enough: of `state`, and of the `arrays` that batches are drawn from. `log` holds
@@ -74,7 +74,7 @@ class Programs:
         run = jax.jit(
             functools.partial(self._run, one_batch), donate_argnums=0, out_shardings=self.replicated
         )
-        return run.lower(state, arrays, order, np.int32(1), np.int32(1), hparams, key)
+        return run.trace(state, arrays, order, np.int32(1), np.int32(1), hparams, key)
 
     def lower_eval(
         self, weights: tuple[Tree, Tree], batch: Mapping, hparams: Hparams
@@ -150,7 +150,7 @@ def epoch_order(key: jax.Array, epoch: int, examples: int) -> jax.Array:
 @functools.cache
 def _permutation() -> Callable:
     """Jitted with options that compile it in half the time."""
-    return jax.jit(jax.random.permutation, static_argnums=1, compiler_options=init_options())
+    return jax.jit(jax.random.permutation, static_argnums=1, compiler_options=compiler_options(0))
 
 
 def traceable(

@@ -9,6 +9,7 @@ python sweep.py worker=<study folder>    one worker, as clusters start it
 """
 
 import dataclasses
+import importlib
 import logging
 import os
 import sys
@@ -122,6 +123,7 @@ def worker(folder: Path, config_folder: Path, options: Options) -> None:
 
     name = options.get("name")
     if folder == Path("-"):
+        importlib.import_module("orbax.checkpoint")  # the launcher is still planning
         line = sys.stdin.readline()
         if not line:  # there is to be no study
             return

@@ -109,7 +109,7 @@ class Study:
             trial = self._current(trial)
             if trial.state.is_finished():  # its former owner was not dead after all
                 continue
-            deaths = self.claims.deaths(key)
+            deaths = self.claims.deaths(key) if claim.attempt else 0
             if deaths >= self.plan.attempts:
                 reason = f"{deaths} workers died while they ran it"
                 self._record(trial._trial_id, TrialState.FAIL, None, {"reason": reason})

@@ -113,7 +113,7 @@ def test_sample_predictions_name_the_true_class_of_errors():
         images, np.array([0, 0]), np.array([[0.9, 0.1], [0.24, 0.76]]), ["cat", "dog"]
     )
     drawn(figure)
-    right, wrong = (ax.title for ax in figure.axes[:2])
+    right, wrong = figure.axes[0].texts
     assert right.get_text() == "cat  90%"
     assert wrong.get_text() == "dog  76%\ntrue: cat"
     assert right.get_color() != wrong.get_color()
@@ -127,14 +127,14 @@ def test_sample_predictions_of_any_number(count, channels):
     names = [f"a rather long class name {i}" for i in range(1000)]
     figure = sample_predictions(images, np.zeros(count, int), probabilities, names)
     drawn(figure)
-    assert sum(bool(ax.images) for ax in figure.axes) == min(count, 16)
+    assert len(figure.axes[0].images) == min(count, 16)
 
 
 def test_sample_predictions_of_a_diverged_model():
     images = np.full((2, 4, 4, 1), np.nan)
     figure = sample_predictions(images, np.array([0, 1]), np.full((2, 3), np.nan), "abc")
     drawn(figure)
-    assert figure.axes[0].get_title() == "a  ?"
+    assert figure.axes[0].texts[0].get_text() == "a  ?"
 
 
 def test_no_examples():

@@ -36,6 +36,9 @@ LARGE_IS_GOOD = ("accuracy", "solved", "elbo")
 SHOWN = 16
 """Most examples in a grid of predictions."""
 
+CELL, SIDE = (1.7, 2.0), 1.6
+"""Inches that an example takes in it, and those of the longer side of its image."""
+
 Points = tuple[np.ndarray, np.ndarray]
 
 
@@ -106,6 +109,7 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
                     va="center",
                     fontsize=8,
                     color="white" if dark else INK,
+                    in_layout=False,  # inside of the matrix, which is measured anyway
                 )
     if classes <= 50:
         names = [_short(name) for name in class_names]
@@ -137,21 +141,29 @@ def sample_predictions(
     count = min(len(images), SHOWN)
     columns = math.ceil(math.sqrt(count)) or 1
     rows = math.ceil(count / columns) or 1
-    figure = _figure(1.7 * columns + 0.2, 1.95 * rows + 0.2)
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for ax in axes:
-        ax.set_axis_off()
-    for ax, image, label, probability in zip(axes, images, labels, probabilities, strict=False):
+    width, height = CELL[0] * columns, CELL[1] * rows
+    figure = Figure(figsize=(width, height), dpi=120, facecolor="white")
+    # One set of axes for all, in inches: one for each, and their layout, take five times as long.
+    ax = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
+    ax.set_axis_off()
+    examples = zip(images[:count], labels, probabilities, strict=False)
+    for at, (image, label, probability) in enumerate(examples):
+        middle = CELL[0] * (at % columns + 0.5)
+        bottom = CELL[1] * (at // columns + 1) - 0.05
         predicted = int(np.argmax(np.nan_to_num(probability, nan=-1.0)))
         is_right = predicted == label
         title = f"{_short(class_names[predicted])}  {_percent(probability[predicted])}"
         if not is_right:
             title += f"\ntrue: {_short(class_names[int(label)])}"
         picture = np.clip(np.nan_to_num(np.asarray(image, np.float32)), 0, 1)
+        high, wide = SIDE / max(picture.shape[:2]) * np.array(picture.shape[:2])
         if picture.shape[-1] == 1:
             picture = picture[..., 0]
-        ax.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        ax.set_title(title, color=RIGHT if is_right else WRONG, fontsize=8.5, pad=3)
+        extent = (middle - wide / 2, middle + wide / 2, bottom, bottom - high)
+        shown: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 1, "interpolation": "nearest"}
+        ax.imshow(picture, extent=extent, aspect="auto", **shown)
+        colour = RIGHT if is_right else WRONG
+        ax.text(middle, bottom - high - 0.04, title, color=colour, fontsize=8.5, ha="center")
     return figure
 
 

@@ -85,10 +85,13 @@ def fit(
         status = run.train()
         if status == "interrupted":
             status = stop.status
+    testing = test and status in ("finished", "stopped_early")
+    if testing and trainer.figures and is_first():
+        run.album.prepare()
     if trainer.checkpoints and status != "diverged":
         run.save(last=True)
     summary = run.summary(status)
-    if test and status in ("finished", "stopped_early"):
+    if testing:
         trackers.status("testing")
         tested, predictions = run.test()
         summary |= tested

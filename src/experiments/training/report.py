@@ -1,6 +1,7 @@
 """The figures of a run, in its folder and in the trackers."""
 
 import importlib
+import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,16 +23,22 @@ class Album:
         self.every = max(session.trainer.epochs // DURING, 1)
         self.objective = session.experiment.objective(session.hparams)
         self._gallery: Any = None
+        self._making = threading.Lock()
         self._drawing: tuple[int, Future] | None = None
         self._thread = ThreadPoolExecutor(1)
 
     @property
     def gallery(self) -> Any:
         """What the objective has to show; importing it takes a while."""
-        if self._gallery is None:
-            module = importlib.import_module(self.objective.gallery)
-            self._gallery = module.Gallery(self.session, self.directory)
-        return self._gallery
+        with self._making:
+            if self._gallery is None:
+                module = importlib.import_module(self.objective.gallery)
+                self._gallery = module.Gallery(self.session, self.directory)
+            return self._gallery
+
+    def prepare(self) -> None:
+        """Imports what draws, beside what there is still to compute."""
+        self._thread.submit(lambda: self.gallery)
 
     def wants(self, epoch: int) -> bool:
         """Whether there is anything to draw after an epoch; the first is 1."""

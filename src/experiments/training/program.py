@@ -144,13 +144,17 @@ def many_steps(
 
 def epoch_order(key: jax.Array, epoch: int, examples: int) -> jax.Array:
     """The shuffled order of an epoch: int32 [examples]."""
-    return _permutation()(stream(key, "shuffle", epoch), examples)
+    return _order()(key, np.int32(epoch), examples)
 
 
 @functools.cache
-def _permutation() -> Callable:
-    """Jitted with options that compile it in half the time."""
-    return jax.jit(jax.random.permutation, static_argnums=1, compiler_options=compiler_options(0))
+def _order() -> Callable:
+    """One program, made when there is a device to make it for, with what compiles it soonest."""
+
+    def order(key: jax.Array, epoch: jax.Array, examples: int) -> jax.Array:
+        return jax.random.permutation(stream(key, "shuffle", epoch), examples)
+
+    return jax.jit(order, static_argnums=2, compiler_options=compiler_options(0))
 
 
 def traceable(

@@ -5,6 +5,7 @@ import json
 import shlex
 import shutil
 import signal
+import time
 
 import jax
 import pytest
@@ -12,7 +13,8 @@ import yaml
 
 from experiments.cli import Exit
 from experiments.errors import UserError
-from experiments.search import execution
+from experiments.population import shared
+from experiments.search import execution, together
 from experiments.search.configs import Configs
 from experiments.search.study import CANCEL
 from experiments.search.worker import work
@@ -165,6 +167,28 @@ def test_trials_side_by_side_come_to_what_they_come_to_alone(make_study, tmp_pat
             float(other["value"]), abs=0.01
         )
     assert len(list((together.folder / "populations").iterdir())) == 2  # one a width
+
+
+def test_a_population_is_compiled_once_and_before_all_its_lanes_are_open(make_study, monkeypatch):
+    choose, opened, order = shared.choose_width, together.open_lane, []
+
+    def chosen(programs, states, inputs, *rest):
+        order.append(f"{inputs[2].shape[0]} lanes")
+        return choose(programs, states, inputs, *rest)
+
+    def noted(*arguments):
+        session = opened(*arguments)
+        while not any("lanes" in event for event in order) and order:
+            time.sleep(0.01)  # the second one waits until XLA has been asked
+        order.append("opened")
+        return session
+
+    monkeypatch.setattr(shared, "choose_width", chosen)
+    monkeypatch.setattr(together, "open_lane", noted)
+    study = make_study(n_trials=3, lanes=3)
+    work(study.folder, ROOT / "conf")
+    assert order == ["opened", "3 lanes", "opened", "opened"]
+    assert [row["state"] for row in results(study)] == ["finished"] * 3
 
 
 def test_what_breaks_a_population_is_found_by_running_its_trials_alone(make_study):

@@ -3,12 +3,16 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
+from experiments.compiler import SHORT, compiler_options
 from experiments.tracking.jsonl import JsonLines, read_history
 from experiments.tracking.tracker import Trackers
 from experiments.training.loop import fit
+from experiments.training.program import Programs
 from experiments.training.session import open_session
 from experiments.training.signals import StopRequest
 from support import composed
@@ -151,6 +155,40 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(train, tmp_path,
     assert summary["status"] == "finished"
     assert f"{newest.name} cannot be read" in caplog.text
     assert timeless(lines) == timeless(whole)
+
+
+def test_a_compressed_checkpoint_is_read(train, monkeypatch):
+    """Checkpoints were compressed once."""
+    options = ["trainer.checkpoints=true", "model.dropout=0.2"]
+    _, whole = train(*options, "trainer.epochs=2", folder="whole")
+    compressing = ocp.PyTreeCheckpointHandler
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp, "PyTreeCheckpointHandler", lambda **_: compressing())
+        train(*options, "trainer.epochs=1")
+    _, resumed = train(*options, "trainer.epochs=2", resume=True)
+    assert timeless(resumed) == timeless(whole)
+
+
+def test_a_short_training_is_compiled_sooner_and_comes_to_the_same(data_home):
+    """What XLA's older emitters make of a step differs by rounding alone."""
+    session = open_session(composed(*data_home, *SMALL))
+    experiment, feed, hparams = session.experiment, session.feed(), session.hparams
+    programs = Programs(experiment, session.mesh, batch_size=session.batch_size, max_steps=8)
+    initial = experiment.init(hparams, session.key)
+    traced = programs.trace_train(initial, feed.arrays, hparams, session.key)
+    ended = []
+    for work in (SHORT - 1, SHORT):
+        run = traced.lower().compile(compiler_options=compiler_options(work))
+        state = jax.tree.map(jnp.copy, initial)  # which the program takes
+        state, _ = run(
+            state, feed.arrays, feed.order(0), np.int32(0), np.int32(8), hparams, session.key
+        )
+        ended.append((run.as_text(), state.params))
+    (short, params), (long, others) = ended
+    assert short != long
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), params, others
+    )
 
 
 def test_a_diverging_run_says_at_which_step(train):

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from experiments.data.dataset import Stream
 from experiments.population.lane import Member
 from experiments.population.shared import Shared
 from experiments.population.train import Population
@@ -41,8 +42,11 @@ def compile_ahead(
 ) -> None:
     """Has `pool` compile for so many lanes like this one, to be trained by `fit_together`.
 
-    That takes XLA a second and more, in which its caller can open the other lanes.
+    That takes XLA a second and more, in which its caller can open the other lanes. Not of streamed
+    data, whose readers are for one population.
     """
+    if isinstance(session.splits.train, Stream):
+        return
     shared = Shared(session, own_batches)
     shared.compile_ahead(pool, shared.rows(min(lanes, most or lanes)), width)
 

@@ -21,7 +21,7 @@ class Saving:
     Args:
       folder: of the checkpoints of all; each stack, from one change of its lanes to the next, has
         its own below it.
-      every: seconds between checkpoints; None saves when asked only.
+      every: seconds between checkpoints; None: none is ever due.
     """
 
     def __init__(self, folder: Path, every: float | None):
@@ -43,8 +43,7 @@ class Saving:
         first = self.checkpoints is None
         if self.checkpoints is None:
             self.checkpoints = Checkpoints(self.folder / f"{self.stacks}")
-        if not self.checkpoints.has(step):
-            self.checkpoints.save(step, states, best, {"lanes": progress})
+        self.checkpoints.save(step, states, best, {"lanes": progress})
         if first:  # whole, before anything points to it
             self.checkpoints.wait()
             for row, folder in enumerate(folders):
@@ -61,8 +60,7 @@ class Saving:
         for row, (folder, progress) in lanes.items():
             state, best = jax.tree.map(lambda leaf, row=row: jax.device_put(leaf[row]), host)
             checkpoints = Checkpoints(folder)
-            if not checkpoints.has(step):
-                checkpoints.save(step, state, best, progress)
+            checkpoints.save(step, state, best, progress)
             saving.append(checkpoints)
         for checkpoints in saving:
             checkpoints.close()

@@ -10,13 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments.data.dataset import Stream
 from experiments.experiment import Tree
 from experiments.population.programs import PopulationPrograms
 from experiments.population.width import Sized, choose_width
 from experiments.training import stored
 from experiments.training.evaluation import Evaluator
-from experiments.training.feed import ResidentFeed, StreamedFeed
 from experiments.training.session import Session
 
 log = logging.getLogger(__name__)
@@ -40,7 +38,8 @@ class Shared:
             own_batches=own_batches,
         )
         self.shapes = session.experiment.abstract_state(session.hparams)
-        self.feed = self._feed()
+        # one device holds the data as for a run by itself, and once for both
+        self.feed = session.feed(None if self.mesh.size == 1 else self.programs.replicated)
 
     def rows(self, lanes: int) -> int:
         """Rows of a stack of so many lanes: as many on each device."""
@@ -106,15 +105,3 @@ class Shared:
 
     def _key(self, rows: int, width: int | None) -> tuple:
         return ("population", self.session.static, rows, self.own_batches, width)
-
-    def _feed(self) -> ResidentFeed | StreamedFeed:
-        session, sharding = self.session, self.programs.replicated
-        split = session.splits.train
-        if isinstance(split, Stream):
-            steps = session.experiment.steps_per_epoch
-            return StreamedFeed(split, session.batch_size, steps, session.shuffle_seed, sharding)
-        if self.mesh.size == 1:
-            return session.feed()
-        arrays = jax.device_put(split.arrays, sharding)
-        key = jax.random.key(session.shuffle_seed)
-        return ResidentFeed(arrays, session.batch_size, key, sharding, split.ordered)

@@ -64,7 +64,8 @@ class Population:
         self.everyone = list(self.lanes)
         self.records = Records(self.trainer.log_every, self.experiment.steps_per_epoch)
         self.pace = Pace(self.trainer.max_steps_per_dispatch)
-        self.saving = Saving(folder, self.trainer.checkpoint_every)
+        every = self.trainer.checkpoint_every if self.trainer.checkpoints else None
+        self.saving = Saving(folder, every)
         self.width = width
         self.interrupted = False
         self.unlogged: list[tuple[Lane, int, Line]] = []  # the last lines of an epoch
@@ -180,7 +181,7 @@ class Population:
                 self._log()
                 self._collect(waiting, end, last)
                 waiting = dispatch
-            if self._save_due():
+            if self.saving.due:
                 self._save()
                 self.clock = time.perf_counter()
         return last
@@ -209,7 +210,7 @@ class Population:
                 yield metrics, count
                 first += count
                 left -= count
-                if self._save_due():
+                if self.saving.due:
                     return
             if not left:
                 return
@@ -314,9 +315,6 @@ class Population:
         self._restack(size)
         if resized:
             self._compile(lambda: self.states)
-
-    def _save_due(self) -> bool:
-        return self.trainer.checkpoints and self.saving.due
 
     def _save(self) -> None:
         """Saves all lanes that still train."""

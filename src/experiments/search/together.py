@@ -100,7 +100,7 @@ def _members(
 def _alike(trials: Sequence[Trial], session: Session) -> bool:
     """Whether the runs of all trials will be one population, by all that shows beforehand."""
     traced = {"seed", *session.hparams}
-    return all(trial.values.keys() <= traced and not trial.reported for trial in trials)
+    return all(trial.values.keys() <= traced for trial in trials)
 
 
 def _compile_ahead(

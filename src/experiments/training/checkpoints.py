@@ -61,12 +61,16 @@ class Checkpoints:
         return step in self._manager.all_steps()
 
     def save(self, step: int, state: State, best: tuple[Tree, Tree], progress: dict) -> None:
-        """Saves in the background; `state` and `best` must not be donated meanwhile.
+        """Saves in the background, unless there is one of this step already.
+
+        `state` and `best` must not be donated meanwhile.
 
         Raises:
             UserError: this or an earlier checkpoint could not be written.
         """
         args = self._args
+        if self.has(step):
+            return
         self._check_room(sum(leaf.nbytes for leaf in jax.tree.leaves((state, best))) + OVERHEAD)
         items = args.Composite(
             state=args.PyTreeSave(state),

@@ -62,20 +62,19 @@ class Session:
         """A part of the batch on every device."""
         return NamedSharding(self.mesh, PartitionSpec("data"))
 
-    def feed(self) -> ResidentFeed | StreamedFeed:
-        """The training data."""
-        if isinstance(self.splits.train, Stream):
-            seed = self.shuffle_seed
+    def feed(self, sharding: NamedSharding | None = None) -> ResidentFeed | StreamedFeed:
+        """The training data, held by the devices so; None: as one run shares it among them."""
+        split, seed = self.splits.train, self.shuffle_seed
+        if isinstance(split, Stream):
             steps = self.experiment.steps_per_epoch
-            sharding = self.split_over_devices
-            return StreamedFeed(self.splits.train, self.batch_size, steps, seed, sharding)
-        split, sharding = self.splits.train, self.replicated
+            sharding = sharding or self.split_over_devices
+            return StreamedFeed(split, self.batch_size, steps, seed, sharding)
+        whole = sharding or self.replicated
         arrays = self.kept.once(
-            ("resident", self._data_key),
-            lambda: {name: put(array, sharding) for name, array in split.arrays.items()},
+            ("resident", self._data_key, sharding),
+            lambda: {name: put(array, whole) for name, array in split.arrays.items()},
         )
-        key = jax.random.key(self.shuffle_seed)
-        return ResidentFeed(arrays, self.batch_size, key, sharding, split.ordered)
+        return ResidentFeed(arrays, self.batch_size, jax.random.key(seed), whole, split.ordered)
 
     def evaluator(self, split: str) -> Evaluator:
         """The evaluation of the split `validation` or `test`."""

@@ -6,6 +6,7 @@ the method that drew it, and by the distribution that stands for it in an Optuna
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any, Literal
 
 from optuna.distributions import (
@@ -14,9 +15,9 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from scipy.special import ndtr, ndtri
 
 DIGITS = 6  # significant digits of a drawn number: short to read and write, finer than fp32 noise
+NORMAL = NormalDist()
 TAIL = 1e-6  # probability beyond each end of a normal distribution that is cut off
 
 
@@ -101,7 +102,7 @@ class Numbers:
     def at(self, u: float) -> float:
         """The x at the quantile `u` in [0, 1), not quantised."""
         if self.shape == "normal":
-            x = self.a + self.b * float(ndtri(min(max(u, TAIL), 1 - TAIL)))
+            x = self.a + self.b * NORMAL.inv_cdf(min(max(u, TAIL), 1 - TAIL))
             return math.exp(x) if self.log else x
         if self.log:
             low, high = math.log(self.a), math.log(self.b)
@@ -112,7 +113,7 @@ class Numbers:
         """The quantile of x: the inverse of `at`."""
         y = math.log(x) if self.log else x
         if self.shape == "normal":
-            return float(ndtr((y - self.a) / self.b))
+            return NORMAL.cdf((y - self.a) / self.b)
         low, high = (math.log(self.a), math.log(self.b)) if self.log else (self.a, self.b)
         return (y - low) / (high - low)
 

@@ -7,7 +7,7 @@ import optuna
 import pytest
 
 from experiments.search.claims import DIED, Claims, Heart
-from experiments.search.storage import open_storage
+from experiments.search.storage import at_once, open_storage
 
 
 @pytest.fixture
@@ -91,3 +91,26 @@ def test_a_line_that_a_killed_writer_left_torn_is_removed(tmp_path):
     study.enqueue_trial({})
     again = optuna.load_study(storage=open_storage(tmp_path, "journal.log"), study_name="torn")
     assert len(again.trials) == 2
+
+
+def test_what_is_recorded_at_once_waits_for_the_disk_once_and_keeps_others_out(
+    tmp_path, monkeypatch
+):
+    storage, waits = open_storage(tmp_path, "journal.log"), []
+    study = optuna.create_study(storage=storage, study_name="batch")
+    monkeypatch.setattr("os.fsync", waits.append)
+    other = threading.Thread(
+        target=lambda: optuna.load_study(
+            storage=open_storage(tmp_path, "journal.log"), study_name="batch"
+        ).enqueue_trial({"other": 1})
+    )
+    with at_once(storage):
+        study.enqueue_trial({"first": 1})
+        other.start()
+        other.join(0.3)
+        study.enqueue_trial({"second": 1})
+        assert len(study.trials) == 2  # its own entries are seen, the other's are not there yet
+    assert len(waits) == 1
+    other.join()
+    assert len(waits) == 2
+    assert len(study.trials) == 3

@@ -3,8 +3,10 @@
 import contextlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
@@ -21,19 +23,34 @@ class Journal(JournalFileBackend):
     Optuna refuses to read on behind a torn line, so the next writer removes it.
     """
 
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        lines = [json.dumps(entry, separators=(",", ":")) + "\n" for entry in logs]
+    def __init__(self, path: str):
+        super().__init__(path)
+        self._file: BinaryIO | None = None  # while this process has the lock
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[BinaryIO]:
+        """Within it one lock, and one wait for the disk at the end, are for all entries."""
+        if self._file is not None:
+            yield self._file
+            return
         self._lock.acquire()
         try:
             self._remove_torn_line()
-            with open(self._file_path, "ab") as file:
-                file.write("".join(lines).encode())
-                file.flush()
-                os.fsync(file.fileno())
+            with open(self._file_path, "ab") as self._file:
+                yield self._file
+                self._file.flush()
+                os.fsync(self._file.fileno())
         finally:
+            self._file = None
             # one that was held for long (a process that slept) may have been taken for abandoned
             with contextlib.suppress(RuntimeError):
                 self._lock.release()
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        lines = [json.dumps(entry, separators=(",", ":")) + "\n" for entry in logs]
+        with self.at_once() as file:
+            file.write("".join(lines).encode())
+            file.flush()  # Optuna reads it back
 
     def _remove_torn_line(self) -> None:
         with open(self._file_path, "rb+") as file:
@@ -66,3 +83,10 @@ def open_storage(folder: Path, storage: str) -> BaseStorage:
             error = error.__cause__
         first = str(error).strip().splitlines()[0]
         raise UserError(f"storage={storage}: cannot be opened: {first}") from error
+
+
+def at_once(storage: BaseStorage) -> AbstractContextManager[Any]:
+    """Within it a journal takes all changes as one; a database is left to itself."""
+    if isinstance(storage, JournalStorage) and isinstance(storage._backend, Journal):
+        return storage._backend.at_once()
+    return contextlib.nullcontext()

@@ -13,6 +13,7 @@ own, whoever works on it.
 
 import os
 import uuid
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from experiments.search.configs import Configs
 from experiments.search.distributions import in_optuna
 from experiments.search.plan import FILE, Plan, read_plan
 from experiments.search.space import read_space
-from experiments.search.storage import open_storage
+from experiments.search.storage import at_once, open_storage
 
 CANCEL = "cancel"
 STATES = ("waiting", "running", "finished", "pruned", "diverged", "failed")
@@ -73,8 +74,13 @@ class Study:
         if self.plan.method == "grid":
             points = self.space.grid(self.plan.n_trials)
         there = len(self.optuna.get_trials(deepcopy=False))
-        for point in points[there : self.plan.n_trials]:
-            self.optuna.enqueue_trial({name: in_optuna(value) for name, value in point.items()})
+        with self.at_once():
+            for point in points[there : self.plan.n_trials]:
+                self.optuna.enqueue_trial({name: in_optuna(value) for name, value in point.items()})
+
+    def at_once(self) -> AbstractContextManager:
+        """Within it all that is recorded is written as one: a lock and a wait for the disk."""
+        return at_once(self.optuna._storage)
 
     @property
     def complete(self) -> bool:
@@ -114,7 +120,8 @@ class Study:
                 reason = f"{deaths} workers died while they ran it"
                 self._record(trial._trial_id, TrialState.FAIL, None, {"reason": reason})
                 continue
-            taken.append(self._begin(trial, claim))
+            with self.at_once():
+                taken.append(self._begin(trial, claim))
         return taken
 
     def finish(self, trial: Trial, state: str, value: float | None, **attributes: Any) -> None:
@@ -154,10 +161,11 @@ class Study:
     ) -> None:
         storage = self.optuna._storage
         try:
-            for key, attribute in attributes.items():
-                storage.set_trial_user_attr(trial_id, key, attribute)
-            values = None if value is None else [value]
-            storage.set_trial_state_values(trial_id, state, values)
+            with self.at_once():
+                for key, attribute in attributes.items():
+                    storage.set_trial_user_attr(trial_id, key, attribute)
+                values = None if value is None else [value]
+                storage.set_trial_state_values(trial_id, state, values)
         except optuna.exceptions.UpdateFinishedTrialError:
             pass  # who took the trial over was faster
 

@@ -1,5 +1,6 @@
 """A worker: a process that takes trials of a study and runs them until there are none left."""
 
+import contextlib
 import logging
 import time
 from collections.abc import Sequence
@@ -57,12 +58,13 @@ def run(study: Study, trials: Sequence[Trial], heart: Heart, stop: StopRequest, 
         heart.keep(trial.claim, own.lose)
     side_by_side = len(trials) > 1 or study.plan.seeds > 1
     outcomes = (run_together if side_by_side else run_trials)(study, trials, stops, kept)
-    for trial, own, outcome in zip(trials, stops, outcomes, strict=True):
-        if own.lost:  # the worker that has it now answers for it
-            heart.drop(trial.claim)
-        elif outcome.state == "interrupted":
-            study.put_back(trial)
-            heart.release(trial.claim)
-        else:
-            study.finish(trial, outcome.state, outcome.value, **outcome.attributes)
-            heart.drop(trial.claim)
+    with study.at_once() if side_by_side else contextlib.nullcontext():
+        for trial, own, outcome in zip(trials, stops, outcomes, strict=True):
+            if own.lost:  # the worker that has it now answers for it
+                heart.drop(trial.claim)
+            elif outcome.state == "interrupted":
+                study.put_back(trial)
+                heart.release(trial.claim)
+            else:
+                study.finish(trial, outcome.state, outcome.value, **outcome.attributes)
+                heart.drop(trial.claim)

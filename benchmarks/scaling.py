@@ -91,7 +91,7 @@ def lanes() -> list[Row]:
     for count in LANES:
         hparams = {name: np.full(count, value) for name, value in session.hparams.items()}
         keys = jax.vmap(jax.random.key)(np.arange(count))
-        states = programs.init(hparams, keys)
+        states, _ = programs.compile_init(hparams, keys)(hparams, keys)
         train = programs.compile_train(states, feed.arrays, hparams, keys, count)
         order = feed.order(0)
 

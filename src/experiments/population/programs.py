@@ -46,18 +46,22 @@ class PopulationPrograms:
         self.replicated = NamedSharding(mesh, PartitionSpec())
         self.stacked = NamedSharding(mesh, PartitionSpec("lanes"))
 
-    def init(self, hparams: Mapping[str, np.ndarray], keys: jax.Array) -> State:
-        """The stacked states at step 0, equal to those of solo runs.
+    def compile_init(self, hparams: Tree, keys: Any) -> jax.stages.Compiled:
+        """`init(hparams, keys) -> (states, weights)`, compiled: the stack at step 0.
 
+        The states are equal to those of solo runs, `weights` are theirs, in memory of their own.
         In one program: under vmap every operation outside of one would be compiled by itself, which
         takes an MLP or a LeNet-5 twice as long.
         """
 
-        def one(hparams: Hparams, key: jax.Array) -> State:
-            return self.experiment.init(hparams, key, call=inline)
+        def one(hparams: Hparams, key: jax.Array) -> tuple[State, tuple[Tree, Tree]]:
+            state = self.experiment.init(hparams, key, call=inline)
+            return state, self.experiment.weights(state)
 
-        options = compiler_options(0)
-        return jax.jit(jax.vmap(one), compiler_options=options)(dict(hparams), keys)
+        lowered = jax.jit(jax.vmap(one), out_shardings=self.stacked).lower(
+            self._shapes(hparams, self.stacked), self._shapes(keys, self.stacked)
+        )
+        return lowered.compile(compiler_options=compiler_options(0))
 
     def compile_train(
         self,

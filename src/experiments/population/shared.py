@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from experiments.experiment import Tree
 from experiments.population.programs import PopulationPrograms
+from experiments.population.saving import Stack
 from experiments.population.width import Sized, choose_width
 from experiments.training import stored
 from experiments.training.evaluation import Evaluator
@@ -70,38 +71,57 @@ class Shared:
           width: lanes computed side by side; None finds the fastest.
           time_one: see `choose_width`.
         """
-        kept, key = self.session.kept, self._key(rows, width)
+        return self._kept(("population", rows, width), lambda: self._compile(rows, width, time_one))
+
+    def initial(self, hparams: Tree, keys: jax.Array) -> Stack:
+        """The states at step 0, and their weights as the best so far."""
+        rows = keys.shape[0]
+        init = self._kept(("initial", rows), lambda: self._compile_init(rows))
+        return init(hparams, keys)
+
+    def compile_ahead(self, pool: Executor, rows: int, width: int | None) -> None:
+        """Has `pool` compile what a new population needs, if nothing need be timed for it."""
+        for key, compile, *arguments in (
+            (("population", rows, width), self._compile, rows, width, None),
+            (("initial", rows), self._compile_init, rows),
+        ):
+            key = self._key(key)
+            if self.session.kept.get(key) is None:
+                self.session.kept.put(key, pool.submit(compile, *arguments))
+
+    def _kept(self, key: tuple, make: Callable[[], Any]) -> Any:
+        """What was made under this key before, or is being made; else what `make` gives."""
+        kept, key = self.session.kept, self._key(key)
         made = kept.get(key)
         if isinstance(made, Future):
             made = made.result()
         if made is None:
-            made = self._compile(rows, width, time_one)
+            made = make()
         kept.put(key, made)
         return made
 
-    def compile_ahead(self, pool: Executor, rows: int, width: int | None) -> None:
-        """Has `pool` compile what `compiled` will be asked for, if nothing need be timed."""
-        kept, key = self.session.kept, self._key(rows, width)
-        if kept.get(key) is None:
-            kept.put(key, pool.submit(self._compile, rows, width, None))
+    def _key(self, key: tuple) -> tuple:
+        return (*key, self.session.static, self.own_batches)
 
     def _compile(
         self, rows: int, width: int | None, time_one: Callable[[Any], float] | None
     ) -> Sized | None:
         log.info("compiling for %d lanes", rows)
-        number = jax.ShapeDtypeStruct((rows,), np.float32)
+        hparams, keys = self._inputs(rows)
         return choose_width(
             self.programs,
             stored.stacked(self.shapes, rows),
-            (
-                self.feed.arrays,
-                dict.fromkeys(self.session.hparams, number),
-                jax.eval_shape(jax.vmap(jax.random.key), jnp.arange(rows)),
-            ),
+            (self.feed.arrays, hparams, keys),
             self.evaluator("validation").shapes(),
             width,
             time_one,
         )
 
-    def _key(self, rows: int, width: int | None) -> tuple:
-        return ("population", self.session.static, rows, self.own_batches, width)
+    def _compile_init(self, rows: int) -> jax.stages.Compiled:
+        return self.programs.compile_init(*self._inputs(rows))
+
+    def _inputs(self, rows: int) -> tuple[dict[str, Any], Any]:
+        """Shapes of the hyperparameters and keys of so many rows."""
+        number = jax.ShapeDtypeStruct((rows,), np.float32)
+        keys = jax.eval_shape(jax.vmap(jax.random.key), jnp.arange(rows))
+        return dict.fromkeys(self.session.hparams, number), keys

@@ -108,10 +108,9 @@ class Population:
             with ThreadPoolExecutor() as pool:  # while XLA works, the weights are drawn
                 if self.trainer.checkpoints:
                     pool.submit(importlib.import_module, "orbax.checkpoint")
-                initial = pool.submit(self.shared.programs.init, self.hparams, self.keys)
-                self._compile(lambda: self.shared.spread(initial.result()))
-            self.states = self.shared.spread(initial.result())
-            self.best = jax.tree.map(jnp.copy, self.experiment.weights(self.states))
+                initial = pool.submit(self.shared.initial, self.hparams, self.keys)
+                self._compile(lambda: initial.result()[0])
+            self.states, self.best = initial.result()
         else:
             folders = [lane.directory for lane in self.lanes]
             shapes = self.shared.shapes

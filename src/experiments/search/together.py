@@ -46,7 +46,7 @@ def run_together(
     members: list[Member] = []
     owners: list[int] = []
     options = build(study.configs.plain()["population"])
-    with contextlib.ExitStack() as locks, ThreadPoolExecutor(1) as pool:
+    with contextlib.ExitStack() as locks, ThreadPoolExecutor() as pool:
         for number, (trial, stop) in enumerate(zip(trials, stops, strict=True)):
             try:
                 found = list(_members(study, trial, stop, kept, locks))

@@ -1,5 +1,6 @@
 """How XLA compiles: how much trouble it takes, and what it keeps for later runs."""
 
+import functools
 import importlib.util
 import logging
 import math
@@ -52,6 +53,7 @@ def set_up_compiler(folder: str | None) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
+@functools.cache
 def _leave_out_slow_passes() -> None:
     """Without accelerators LLVM leaves its reduction of strength in loops out.
 

@@ -154,9 +154,11 @@ def mismatch(value: Any, hint: Any) -> str | None:
         outside = [r for r in ranges if isinstance(value, int | float) and value not in r]
         return str(outside[0]) if outside else None
     if origin in (typing.Union, types.UnionType):
-        complaints = [mismatch(value, option) for option in arguments]
-        if None in complaints:
-            return None
+        complaints = []
+        for option in arguments:
+            if (complaint := mismatch(value, option)) is None:
+                return None
+            complaints.append(complaint)
         # array types in optax's unions say nothing to the writer of a config
         return " or ".join(dict.fromkeys(c for c in complaints if c)) or "a number"
     if origin is Literal:

@@ -1,6 +1,8 @@
 """A run from its composed config to its exit code."""
 
+import functools
 import importlib
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,13 @@ def check_config(config: dict[str, Any]) -> None:
             raise UserError(f"{key}={value}: must be {complaint}")
     groups = {group: node for group, node in config.items() if isinstance(node, dict)}
     loggers = nodes(groups.pop("logger"))
-    check(groups | loggers)
+    for name, node in (groups | loggers).items():
+        _check_group(pickle.dumps({name: node}))
     for group in ("optim", "discriminator_optim"):
         build(config.get(group))  # checks the arguments of its rule
+
+
+@functools.lru_cache(maxsize=256)
+def _check_group(pickled: bytes) -> None:
+    """`check` of a group; most trials of a study share most of theirs."""
+    check(pickle.loads(pickled))

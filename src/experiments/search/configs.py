@@ -1,11 +1,13 @@
 """Composing the configs of trials, outside of Hydra's own command line."""
 
 import functools
+import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
@@ -91,6 +93,16 @@ def resolved(config: dict[str, Any]) -> dict[str, Any]:
     if any(isinstance(value, str) and "${" in value for _, value in leaves(config)):
         return OmegaConf.to_container(OmegaConf.create(config), resolve=True)  # type: ignore[return-value]
     return config
+
+
+def as_yaml(config: Mapping[str, Any]) -> str:
+    """A config as a file. Groups that trials share are turned into text once."""
+    return "".join(_as_yaml(pickle.dumps({key: node})) for key, node in config.items())
+
+
+@functools.lru_cache(maxsize=256)
+def _as_yaml(pickled: bytes) -> str:
+    return yaml.dump(pickle.loads(pickled), Dumper=yaml.CSafeDumper, sort_keys=False)
 
 
 def copied(node: Any) -> Any:

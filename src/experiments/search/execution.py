@@ -15,7 +15,7 @@ import yaml
 from experiments.compiler import set_up_compiler
 from experiments.errors import UserError
 from experiments.main import check_config
-from experiments.search.configs import assignments, resolved
+from experiments.search.configs import as_yaml, assignments, resolved
 from experiments.search.study import Study, Trial
 from experiments.tracking.choice import chosen
 from experiments.tracking.jsonl import SUMMARY, JsonLines
@@ -156,9 +156,9 @@ def prepare(
     hydra = folder / ".hydra"
     hydra.mkdir(parents=True, exist_ok=True)
     overrides = [*study.plan.overrides, *assignments(values)]
-    for name, content in (("config", config), ("overrides", overrides)):
-        text = yaml.dump(content, Dumper=yaml.CSafeDumper, sort_keys=False)
-        (hydra / f"{name}.yaml").write_text(text)
+    (hydra / "config.yaml").write_text(as_yaml(config))
+    text = yaml.dump(overrides, Dumper=yaml.CSafeDumper)
+    (hydra / "overrides.yaml").write_text(text)
     return plain
 
 

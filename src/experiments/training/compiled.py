@@ -1,6 +1,7 @@
 """Compiling everything that a run needs, at once."""
 
 import logging
+import math
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future
@@ -160,10 +161,11 @@ def _evaluation(
             return found["evaluate"]
     hparams = {name: session.hparams[name] for name in traced}
     weights, batch = session.experiment.weights(state), session.evaluator("validation").shapes()
-    lowered = _programs(session).lower_eval(weights, batch, hparams)
+    traced_program = _programs(session).trace_eval(weights, batch, hparams)
+    lowered = traced_program.lower()
     for wait in after:
         wait()
-    program = ready.compile(lowered, compiler_options())
+    program = ready.compile(lowered, _evaluation_options(session, traced_program))
     if len(traced) == len(session.hparams):
         ready.put("evaluate", {"evaluate": program})
     return program
@@ -181,6 +183,14 @@ def _programs(session: Session) -> Programs:
 def _options(session: Session, program: jax.stages.Traced) -> dict | None:
     """What XLA is told of a training program, which the tracer takes for one of a single step."""
     return compiler_options(session.experiment.total_steps * work(program.jaxpr.jaxpr))
+
+
+def _evaluation_options(session: Session, program: jax.stages.Traced) -> dict | None:
+    """What XLA is told of the evaluation program, which is called for a batch at a time."""
+    splits, epochs = session.splits, session.trainer.epochs
+    examples = epochs * len(splits.validation) + len(splits.test)
+    batches = math.ceil(examples / session.eval_batch_size)
+    return compiler_options(batches * work(program.jaxpr.jaxpr))
 
 
 def _trace_train(session: Session, state: State) -> tuple[jax.stages.Traced, tuple[str, ...]]:

@@ -48,8 +48,9 @@ class Programs:
         return lowered.compile(compiler_options=compiler_options())
 
     def compile_eval(self, *arguments: Any) -> jax.stages.Compiled:
-        """What `lower_eval` gives, compiled."""
-        return self.lower_eval(*arguments).compile(compiler_options=compiler_options())
+        """What `trace_eval` gives, compiled for a long training."""
+        lowered = self.trace_eval(*arguments).lower()
+        return lowered.compile(compiler_options=compiler_options())
 
     def trace_train(
         self,
@@ -76,9 +77,9 @@ class Programs:
         )
         return run.trace(state, arrays, order, np.int32(1), np.int32(1), hparams, key)
 
-    def lower_eval(
+    def trace_eval(
         self, weights: tuple[Tree, Tree], batch: Mapping, hparams: Hparams
-    ) -> jax.stages.Lowered:
+    ) -> jax.stages.Traced:
         """The traced `evaluate(weights, batch, hparams) -> (sums, predictions)`."""
 
         def evaluate(weights, batch, hparams):
@@ -88,7 +89,7 @@ class Programs:
         weights = self._shapes(weights, self.replicated)
         batch = self._shapes(dict(batch), self.split)
         shardings = (self.replicated, None)
-        return jax.jit(evaluate, out_shardings=shardings).lower(weights, batch, hparams)
+        return jax.jit(evaluate, out_shardings=shardings).trace(weights, batch, hparams)
 
     def _shapes(self, tree: Tree, sharding: NamedSharding) -> Tree:
         def shape(leaf):

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -19,6 +20,12 @@ def variables(model: nnx.Module) -> tuple[Tree, Tree]:
 def count_parameters(params: Tree) -> int:
     """The number of trainable scalars."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
+
+
+@jax.jit  # array by array XLA would compile a program for each shape, GoogLeNet's in 0.56 s
+def copied(tree: Tree) -> Tree:
+    """The same values in arrays of their own."""
+    return jax.tree.map(jnp.copy, tree)
 
 
 def merged(a: Tree, b: Tree) -> Tree:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from experiments.experiment import State, Tree
 from experiments.training import stored
@@ -38,8 +37,11 @@ class Saving:
     def save(
         self, step: int, stack: Stack, folders: Sequence[Path], progress: list[dict[str, Any]]
     ) -> None:
-        """Saves all lanes in the background; `folders` are those of the lanes, row by row."""
-        states, best = jax.tree.map(jnp.copy, stack)  # the next step overwrites its own
+        """Saves all lanes in the background; `folders` are those of the lanes, row by row.
+
+        `stack` must not be donated meanwhile.
+        """
+        states, best = stack
         first = self.checkpoints is None
         if self.checkpoints is None:
             self.checkpoints = Checkpoints(self.folder / f"{self.stacks}")

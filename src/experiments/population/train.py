@@ -23,7 +23,7 @@ from experiments.training import stored
 from experiments.training.decisions import Pace
 from experiments.training.program import epoch_order
 from experiments.training.recorder import Line
-from experiments.variables import count_parameters
+from experiments.variables import copied, count_parameters
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class Population:
                 self._leave([lane.verdict() for lane in self.lanes])
         self._log()
         if self.trainer.checkpoints and self.lanes:
-            self._save()
+            self._save(last=True)
         left = "interrupted" if self.interrupted else "finished"
         self._leave([lane.verdict() or left for lane in self.lanes], own=False)
         self.saving.close()
@@ -151,8 +151,8 @@ class Population:
         order, count = self._order(0, window), min(TRIAL_STEPS, window.steps)
 
         def call() -> Any:
-            copy = jax.tree.map(jnp.copy, states)  # the program takes its states
-            return program(copy, window.arrays, order, 0, count, self.hparams, self.keys)
+            # the program takes its states
+            return program(copied(states), window.arrays, order, 0, count, self.hparams, self.keys)
 
         return timed(call)
 
@@ -315,11 +315,12 @@ class Population:
         if resized:
             self._compile(lambda: self.states)
 
-    def _save(self) -> None:
-        """Saves all lanes that still train."""
+    def _save(self, *, last: bool = False) -> None:
+        """Saves all lanes that still train; the last time no step will follow."""
         progress = [lane.progress(self.records.progress(r)) for r, lane in enumerate(self.lanes)]
         folders = [lane.directory for lane in self.lanes]
-        self.saving.save(self.records.step, (self.states, self.best), folders, progress)
+        stack = (self.states, self.best) if last else copied((self.states, self.best))
+        self.saving.save(self.records.step, stack, folders, progress)
 
     def _save_apart(self, rows: list[int]) -> None:
         """Saves these lanes each in its own folder."""

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments.experiment import State, Tree
@@ -26,7 +25,7 @@ from experiments.training.report import Album
 from experiments.training.session import Session
 from experiments.training.signals import StopRequest
 from experiments.training.watch import Watch
-from experiments.variables import count_parameters
+from experiments.variables import copied, count_parameters
 
 log = logging.getLogger(__name__)
 
@@ -296,9 +295,3 @@ class Run:
         weights = self.session.experiment.weights(self.state)
         values = self.validation(self.compiled.evaluate, weights, self.compiled.hparams)
         return {f"val/{name}": value for name, value in values.items()}
-
-
-@jax.jit  # one function for all runs of a process, so that it is compiled once for a shape
-def copied(tree: Tree) -> Tree:
-    """The same values in arrays of their own."""
-    return jax.tree.map(jnp.copy, tree)

@@ -33,21 +33,37 @@ def train(own_cache, tmp_path, data_home):
     return call
 
 
-def test_a_later_run_traces_nothing_and_gives_the_same_numbers(train, monkeypatch):
-    first = train("first", "seed=3")
-
+def forbid_tracing(monkeypatch):
     def never(*_, **__):
         raise AssertionError("traced again")
 
-    monkeypatch.setattr(Experiment, "train_step", never)
-    monkeypatch.setattr(Experiment, "eval_step", never)
-    monkeypatch.setattr(Experiment, "_sampled", never)
+    for function in ("train_step", "eval_step", "_sampled"):
+        monkeypatch.setattr(Experiment, function, never)
+
+
+def test_a_later_run_traces_nothing_and_gives_the_same_numbers(train, monkeypatch):
+    first = train("first", "seed=3")
+
+    forbid_tracing(monkeypatch)
     assert train("again", "seed=3") == first
     # a hyperparameter is an input of the programs
     other = train("other", "seed=3", "optim.learning_rate=0.01")
     assert other[0]["learning_rate"] == pytest.approx(0.01)
     with pytest.raises(AssertionError, match="traced again"):
         train("wider", "model.hidden=[13]")
+
+
+def test_programs_that_only_jax_has_kept_are_kept_by_the_second_run_that_asks(
+    train, own_cache, monkeypatch
+):
+    first = train("first")
+    for path in (own_cache / FOLDER).iterdir():  # as if it had been stopped early
+        path.unlink()
+    assert train("second") == first
+    assert any((own_cache / FOLDER).glob("*.asked"))
+    assert train("third") == first
+    forbid_tracing(monkeypatch)
+    assert train("fourth") == first
 
 
 def test_a_damaged_program_is_compiled_again(train, own_cache, caplog):

@@ -8,6 +8,7 @@ config, the shapes of the data, all code of this package, versions, settings and
 import contextlib
 import functools
 import hashlib
+import io
 import json
 import logging
 import os
@@ -15,6 +16,7 @@ import pickle
 import platform
 import threading
 import time
+import uuid
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
@@ -50,10 +52,11 @@ class ReadyPrograms:
         self.folder = Path(base, FOLDER) if base and known and jax.process_count() == 1 else None
         self.devices = devices
         self.new: set[jax.stages.Compiled] = set()
+        self.found: dict[jax.stages.Compiled, tuple[jax.stages.Lowered, Any]] = {}  # in JAX's cache
         self.digest = hashlib.sha256()
         if self.folder is not None:
             self.digest.update(surroundings().encode())
-            self.digest.update(pickle.dumps((made_from, [device.id for device in devices])))
+            self.digest.update(_as_bytes((made_from, [device.id for device in devices])))
 
     def has(self, name: str) -> bool:
         """Whether programs were put under this name."""
@@ -82,19 +85,28 @@ class ReadyPrograms:
             program = lowered.compile(compiler_options=options)
         if anew():
             self.new.add(program)
+        else:
+            self.found[program] = lowered, options
         return program
 
     def put(self, name: str, programs: Mapping[str, jax.stages.Compiled]) -> None:
-        """Adds those of the programs for later runs that `compile` has not found in JAX's cache.
+        """Adds the programs that `compile` gave, for later runs.
 
-        What XLA has read from there it does not write whole again.
+        What XLA has read from JAX's cache it does not write whole again. Programs are there and not
+        here after a change of code that they do not follow from, or when a run was stopped before
+        it could leave them: the second run that finds them so compiles them once more.
         """
+        if self.folder is None:
+            return
+        path = self._path(name)
+        again = {key: self.found[p] for key, p in programs.items() if p in self.found}
         programs = {key: program for key, program in programs.items() if program in self.new}
-        if self.folder is None or not programs:
+        if again and self._asked_before(path):
+            programs |= {key: _compiled_anew(*found) for key, found in again.items()}
+        if not programs:
             return
         from jax.experimental.serialize_executable import serialize
 
-        path = self._path(name)
         partial = path.with_suffix(f".{os.getpid()}")
         try:
             content = self._read(name) | {key: serialize(p) for key, p in programs.items()}
@@ -106,6 +118,16 @@ class ReadyPrograms:
             log.warning("compiled programs cannot be kept for later runs: %s", error)
         except Exception:  # not every backend can write its programs; they are compiled next time
             log.debug("%s is not kept", name, exc_info=True)
+
+    def _asked_before(self, path: Path) -> bool:
+        """Whether there was a call for this path before."""
+        note = path.with_suffix(".asked")
+        if note.exists():
+            return True
+        with contextlib.suppress(OSError):  # of which `put` tells when there is something to keep
+            note.parent.mkdir(parents=True, exist_ok=True)
+            note.touch()
+        return False
 
     def _read(self, name: str) -> dict[str, tuple]:
         if not self.has(name):
@@ -137,6 +159,21 @@ class ReadyCalls:
     def keep(self) -> None:
         """Leaves what was compiled to later runs."""
         self.ready.put(self.name, self.programs)
+
+
+def _as_bytes(thing: Any) -> bytes:
+    """Equal things as equal bytes: pickle's memo would tell equal texts from one that is shared."""
+    buffer = io.BytesIO()
+    pickler = pickle.Pickler(buffer)
+    pickler.fast = True
+    pickler.dump(thing)
+    return buffer.getvalue()
+
+
+def _compiled_anew(lowered: jax.stages.Lowered, options: Any) -> jax.stages.Compiled:
+    """The program, not from JAX's cache: it goes by the options, and none has this one."""
+    unheard_of = {"xla_disable_hlo_passes": f"none-{uuid.uuid4().hex}"}
+    return lowered.compile(compiler_options=(options or {}) | unheard_of)
 
 
 @contextlib.contextmanager

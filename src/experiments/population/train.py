@@ -148,13 +148,13 @@ class Population:
     def _time(self, program: Any, states: State) -> float:
         """Seconds of a few steps from these states."""
         window = next(iter(self.feed.windows(0, 0)))
-        order, count = self._order(0, window), min(TRIAL_STEPS, window.steps)
+        order = self._order(0, window)
 
-        def call() -> Any:
+        def call(count: int) -> Any:
             # the program takes its states
             return program(copied(states), window.arrays, order, 0, count, self.hparams, self.keys)
 
-        return timed(call)
+        return timed(call, min(TRIAL_STEPS, window.steps))
 
     def _order(self, epoch: int, window: Any) -> jax.Array:
         if not self.own_batches:

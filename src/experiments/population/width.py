@@ -69,17 +69,20 @@ def choose_width(
         return programs.compile_eval(weights, batch, hparams, width, work)
 
     narrowest = candidates[0]
+    if len(candidates) > 1 and time_one is None:
+        return None
     with ThreadPoolExecutor() as pool:
-        if len(candidates) == 1:
-            evaluating = pool.submit(compile_evaluation, narrowest)
-            return Sized(narrowest, compile_one(narrowest), evaluating.result())
-        if time_one is None:
-            return None
+        evaluating = pool.submit(compile_evaluation, narrowest)
         found = {narrowest: compile_one(narrowest)}
+        evaluate = evaluating.result()  # before anything is timed
+        if time_one is None or len(candidates) == 1:
+            return Sized(narrowest, found[narrowest], evaluate)
         if not fills_device(time_one(found[narrowest]), local):
             found |= zip(candidates[1:], pool.map(compile_one, candidates[1:]), strict=True)
     chosen = narrowest if len(found) == 1 else fastest(found, time_one)
-    return Sized(chosen, found[chosen], compile_evaluation(chosen))
+    if chosen != narrowest:
+        evaluate = compile_evaluation(chosen)
+    return Sized(chosen, found[chosen], evaluate)
 
 
 def step_flops(
@@ -134,9 +137,9 @@ def free_memory() -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def timed(call: Callable[[], Any]) -> float:
-    """The seconds of a second call; the first one warms up."""
-    jax.block_until_ready(call())
+def timed(call: Callable[[int], Any], steps: int) -> float:
+    """The seconds of so many steps; one before them warms up."""
+    jax.block_until_ready(call(1))
     start = time.perf_counter()
-    jax.block_until_ready(call())
+    jax.block_until_ready(call(steps))
     return time.perf_counter() - start

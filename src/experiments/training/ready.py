@@ -52,7 +52,7 @@ class ReadyPrograms:
         self.folder = Path(base, FOLDER) if base and known and jax.process_count() == 1 else None
         self.devices = devices
         self.new: set[jax.stages.Compiled] = set()
-        self.found: dict[jax.stages.Compiled, tuple[jax.stages.Lowered, Any]] = {}  # in JAX's cache
+        self.found: dict[jax.stages.Compiled, tuple[jax.stages.Lowered, Any]] = {}  # on disk
         self.digest = hashlib.sha256()
         if self.folder is not None:
             self.digest.update(surroundings().encode())
@@ -81,11 +81,11 @@ class ReadyPrograms:
 
     def compile(self, lowered: jax.stages.Lowered, options: Any = None) -> jax.stages.Compiled:
         """The program, which `put` may then keep."""
-        with _compiling() as anew:
+        with _compiling() as came_from:
             program = lowered.compile(compiler_options=options)
-        if anew():
+        if came_from() == "compiler":
             self.new.add(program)
-        else:
+        elif came_from() == "disk":
             self.found[program] = lowered, options
         return program
 
@@ -177,13 +177,19 @@ def _compiled_anew(lowered: jax.stages.Lowered, options: Any) -> jax.stages.Comp
 
 
 @contextlib.contextmanager
-def _compiling() -> Iterator[Callable[[], bool]]:
-    """Yields what says whether this thread, since then, has compiled and found nothing in a cache.
+def _compiling() -> Iterator[Callable[[], str]]:
+    """Yields what says where this thread's program came from: the compiler, the disk or memory.
 
     Of JAX's caches the one on disk tells of a hit, the one in memory does not even ask it.
     """
     asked, hits = _events.asked, _events.hits
-    yield lambda: _events.asked > asked and _events.hits == hits
+
+    def came_from() -> str:
+        if _events.hits > hits:
+            return "disk"
+        return "compiler" if _events.asked > asked else "memory"
+
+    yield came_from
 
 
 class _Events(threading.local):

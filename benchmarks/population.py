@@ -5,13 +5,14 @@
 Ours: `run.py -m ... lanes=auto`. Against (i) a process a trial, (ii) trials one after another in
 one process, with data and compiled programs kept (`lanes=1`), (iii) Optuna around an equivalent
 PyTorch loop in one process (`benchmarks/peers/torch_search.py`, run by the interpreter `--torch`).
-Of (i) and (iii) a few trials are run, `timed_trials` of the result, and multiplied up. The
-compilation cache is empty at the start of every measurement of ours, and shared by the processes of
-(i).
+The compilation cache is empty at the start of every measurement of ours, and shared by the
+processes of (i). Of the MLP's 128 the first compiles, eight more are timed, and the rest is taken
+to be like those. Ours is the median of three sweeps.
 """
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,19 +29,18 @@ CASES = {
     "mlp": {
         "config": ["model=mlp", "model.hidden=[32]", "data=digits", "trainer.epochs=20"],
         "trials": 128,
-        "alone": 3,
-        "torch": 8,
+        "alone": 9,
         "epochs": 20,
     },
     "lenet5": {
         "config": ["model=lenet5", "data=mnist", "data.limit=10000", "trainer.epochs=1"],
         "trials": 16,
-        "alone": 3,
-        "torch": 4,
+        "alone": 16,
         "epochs": 1,
     },
 }
 SEARCH = "optim.learning_rate=tag(log,interval(1e-4,1e-1))"
+SWEEPS = 3  # of ours, whose median counts
 COMMON = ["logger=none", "trainer.figures=false"]
 
 
@@ -68,15 +68,15 @@ def measure(name: str, python: str, **changes: Any) -> list[dict]:
     """One case, with `changes` to it, against its peers, one after another."""
     case = CASES[name] | changes
     trials = case["trials"]
-    ours = sweep(case["config"], trials, "auto")
+    ours = statistics.median(sweep(case["config"], trials, "auto") for _ in range(SWEEPS))
     peers = {
-        "(i) a process a trial": (alone(case["config"], case["alone"]), case["alone"]),
-        "(ii) one process, programs kept": (sweep(case["config"], trials, 1), trials),
+        "(i) a process a trial": alone(case["config"], trials, case["alone"]),
+        "(ii) one process, programs kept": sweep(case["config"], trials, 1),
     }
     probe = subprocess.run([python, "-c", "import torch, optuna"], capture_output=True)
     if probe.returncode == 0:
-        seconds = by_torch(name, case["config"], case["torch"], case["epochs"], python)
-        peers["(iii) Optuna and PyTorch, one process"] = seconds, case["torch"]
+        seconds = by_torch(name, case["config"], trials, case["epochs"], python)
+        peers["(iii) Optuna and PyTorch, one process"] = seconds
     else:
         print("(iii) is left out: no Torch and Optuna; pip install -e '.[bench]'", file=sys.stderr)
     command = " ".join(["python run.py -m", *case["config"], f"'{SEARCH}'", "lanes=auto"])
@@ -85,14 +85,13 @@ def measure(name: str, python: str, **changes: Any) -> list[dict]:
             "name": name,
             "peer": peer,
             "trials": trials,
-            "timed_trials": timed,
             "ours_seconds": ours,
-            "peer_seconds": seconds * trials / timed,
-            "ratio": seconds * trials / timed / ours,
+            "peer_seconds": seconds,
+            "ratio": seconds / ours,
             "trials_per_hour": 3600 * trials / ours,
             "compared": [command, peer],
         }
-        for peer, (seconds, timed) in peers.items()
+        for peer, seconds in peers.items()
     ]
 
 
@@ -104,28 +103,29 @@ def sweep(config: Sequence[str], trials: int, lanes: str | int) -> float:
         return _run(["run.py", "-m", *config, SEARCH, *COMMON, cache, *own])
 
 
-def alone(config: Sequence[str], trials: int) -> float:
-    """Seconds of so many processes of `run.py`, one after another."""
+def alone(config: Sequence[str], trials: int, timed: int) -> float:
+    """Seconds of so many processes of `run.py`, one after another, of which some are `timed`.
+
+    The first one compiles for all. Those that are not timed take as long as the others on average.
+    """
     with tempfile.TemporaryDirectory() as folder:
         cache = f"trainer.compilation_cache={folder}/xla"
-        rates = np.geomspace(1e-4, 1e-1, trials)
+        rates = np.geomspace(1e-4, 1e-1, timed)
         runs = [
             [f"optim.learning_rate={rate:.3g}", f"hydra.run.dir={folder}/{index}"]
             for index, rate in enumerate(rates)
         ]
-        return sum(_run(["run.py", *config, *COMMON, cache, *run]) for run in runs)
+        first, *others = [_run(["run.py", *config, *COMMON, cache, *run]) for run in runs]
+        return first + (trials - 1) * statistics.mean(others)
 
 
 def by_torch(name: str, config: Sequence[str], trials: int, epochs: int, python: str) -> float:
-    """Seconds of so many trials in PyTorch."""
+    """Seconds of a process with so many trials in PyTorch."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "data.npz")
         _write_data(config, path)
-        command = [python, "-m", "benchmarks.peers.torch_search", name, str(trials), str(epochs)]
-        ended = subprocess.run(
-            [*command, str(path)], cwd=ROOT, check=True, capture_output=True, text=True
-        )
-        return float(ended.stdout)
+        peer = ["-m", "benchmarks.peers.torch_search", name, str(trials), str(epochs), str(path)]
+        return _run(peer, python)
 
 
 def _write_data(config: Sequence[str], path: Path) -> None:
@@ -147,10 +147,10 @@ def _write_data(config: Sequence[str], path: Path) -> None:
     np.savez(path, **arrays)
 
 
-def _run(arguments: Sequence[str]) -> float:
+def _run(arguments: Sequence[str], python: str = sys.executable) -> float:
     start = time.perf_counter()
     ended = subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        [python, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
     )
     if ended.returncode:
         raise SystemExit(f"{' '.join(arguments)}\n{ended.stdout[-2000:]}{ended.stderr[-2000:]}")

@@ -64,7 +64,9 @@ class Shared:
             ),
         )
 
-    def compiled(self, rows: int, width: int | None, time_one: Callable[[Any], float]) -> Sized:
+    def compiled(
+        self, rows: int, width: int | None, time_one: Callable[[Any, int], float]
+    ) -> Sized:
         """The programs for a stack of so many rows; those of another population where kept.
 
         Args:
@@ -104,7 +106,7 @@ class Shared:
         return (*key, self.session.static, self.own_batches)
 
     def _compile(
-        self, rows: int, width: int | None, time_one: Callable[[Any], float] | None
+        self, rows: int, width: int | None, time_one: Callable[[Any, int], float] | None
     ) -> Sized | None:
         log.info("compiling for %d lanes", rows)
         hparams, keys = self._inputs(rows)

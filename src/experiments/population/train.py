@@ -18,7 +18,7 @@ from experiments.population.lane import Lane, Member
 from experiments.population.records import Records
 from experiments.population.saving import Saving
 from experiments.population.shared import Shared
-from experiments.population.width import TRIAL_STEPS, timed
+from experiments.population.width import timed
 from experiments.training import stored
 from experiments.training.decisions import Pace
 from experiments.training.program import epoch_order
@@ -141,12 +141,12 @@ class Population:
     def _compile(self, states: Callable[[], State]) -> None:
         """The programs for as many rows as there are."""
         made = self.shared.compiled(
-            self.rows, self.width, lambda program: self._time(program, states())
+            self.rows, self.width, lambda program, steps: self._time(program, states(), steps)
         )
         self.width, self.run, self.evaluate = made
 
-    def _time(self, program: Any, states: State) -> float:
-        """Seconds of a few steps from these states."""
+    def _time(self, program: Any, states: State, steps: int) -> float:
+        """Seconds of so many steps from these states, if an epoch has as many."""
         window = next(iter(self.feed.windows(0, 0)))
         order = self._order(0, window)
 
@@ -154,7 +154,7 @@ class Population:
             # the program takes its states
             return program(copied(states), window.arrays, order, 0, count, self.hparams, self.keys)
 
-        return timed(call, min(TRIAL_STEPS, window.steps))
+        return timed(call, min(steps, window.steps))
 
     def _order(self, epoch: int, window: Any) -> jax.Array:
         if not self.own_batches:

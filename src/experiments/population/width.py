@@ -37,7 +37,7 @@ def choose_width(
     inputs: tuple[Mapping, Tree, Any],
     batch: Mapping,
     width: int | None,
-    time_one: Callable[[Any], float] | None,
+    time_one: Callable[[Any, int], float] | None,
 ) -> Sized | None:
     """Compiles for lanes with these states; of several widths takes the one that runs fastest.
 
@@ -46,8 +46,8 @@ def choose_width(
       inputs: shapes of what else the training program takes: the data, hyperparameters and keys.
       batch: shapes of a batch of evaluation.
       width: the one that is asked for, if any.
-      time_one: the seconds that a training program takes for `TRIAL_STEPS` steps. Without it None
-        is returned where several widths would have to be timed.
+      time_one: the seconds that a training program takes for so many steps. Without it None is
+        returned where several widths would have to be timed.
     """
     arrays, hparams, keys = inputs
     local = keys.shape[0] // programs.mesh.size
@@ -77,7 +77,7 @@ def choose_width(
         evaluate = evaluating.result()  # before anything is timed
         if time_one is None or len(candidates) == 1:
             return Sized(narrowest, found[narrowest], evaluate)
-        if not fills_device(time_one(found[narrowest]), local):
+        if not fills_device(time_one(found[narrowest], 1), local):
             found |= zip(candidates[1:], pool.map(compile_one, candidates[1:]), strict=True)
     chosen = narrowest if len(found) == 1 else fastest(found, time_one)
     if chosen != narrowest:
@@ -102,7 +102,7 @@ def step_flops(
     return work_of(step.jaxpr)
 
 
-def fastest(programs: Mapping[int, Any], time_one: Callable[[Any], float]) -> int:
+def fastest(programs: Mapping[int, Any], time_one: Callable[[Any, int], float]) -> int:
     """Of several widths, in rising order, the one whose program fits and runs fastest."""
     times: dict[int, float] = {}
     for width, program in programs.items():
@@ -110,7 +110,7 @@ def fastest(programs: Mapping[int, Any], time_one: Callable[[Any], float]) -> in
         if times and needed > SHARE_OF_MEMORY * free_memory():
             log.info("%d lanes side by side would need too much memory", width)
             continue
-        times[width] = time_one(program)
+        times[width] = time_one(program, TRIAL_STEPS)
         log.info(
             "%d lanes side by side: %.3g s for %d steps of all", width, times[width], TRIAL_STEPS
         )
@@ -118,12 +118,15 @@ def fastest(programs: Mapping[int, Any], time_one: Callable[[Any], float]) -> in
 
 
 def fills_device(seconds: float, lanes: int) -> bool:
-    """Whether lanes one by one, timed so, keep a CPU too busy to gain from a wider batch.
+    """Whether lanes one by one keep a CPU too busy to gain from a wider batch.
 
     That spares compiling wider programs. LeNet-5 takes 14 ms a lane and step one by one and 30 in
     a batch of 16; an MLP of 32 units 0.07 and 0.04 (two busy cores).
+
+    Args:
+      seconds: what a step of all lanes took, one by one.
     """
-    each = seconds / (TRIAL_STEPS * lanes)
+    each = seconds / lanes
     if busy := jax.default_backend() == "cpu" and each > FILLS_CPU:
         log.info("one lane after another: a step of one takes %.3g s", each)
     return busy

@@ -82,7 +82,7 @@ class Shared:
         return init(hparams, keys)
 
     def compile_ahead(self, pool: Executor, rows: int, width: int | None) -> None:
-        """Has `pool` compile what a new population needs, if nothing need be timed for it."""
+        """Has `pool` compile what a new population needs, as far as nothing need be timed."""
         for key, compile, *arguments in (
             (("population", rows, width), self._compile, rows, width, None),
             (("initial", rows), self._compile_init, rows),
@@ -117,6 +117,7 @@ class Shared:
             self.evaluator("validation").shapes(),
             width,
             time_one,
+            lambda key, make: self.session.kept.once(self._key((*key, rows)), make),
         )
 
     def _compile_init(self, rows: int) -> jax.stages.Compiled:

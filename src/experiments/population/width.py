@@ -38,6 +38,7 @@ def choose_width(
     batch: Mapping,
     width: int | None,
     time_one: Callable[[Any, int], float] | None,
+    once: Callable[[tuple, Callable[[], Any]], Any],
 ) -> Sized | None:
     """Compiles for lanes with these states; of several widths takes the one that runs fastest.
 
@@ -47,7 +48,8 @@ def choose_width(
       batch: shapes of a batch of evaluation.
       width: the one that is asked for, if any.
       time_one: the seconds that a training program takes for so many steps. Without it None is
-        returned where several widths would have to be timed.
+        returned where several widths would have to be timed, once the first one is compiled.
+      once: gives what a function makes, under a key, the first time.
     """
     arrays, hparams, keys = inputs
     local = keys.shape[0] // programs.mesh.size
@@ -62,21 +64,27 @@ def choose_width(
     work = flops * keys.shape[0] * programs.experiment.total_steps
 
     def compile_one(width: int) -> Any:
-        return programs.compile_train(states, arrays, hparams, keys, width, work)
+        return once(
+            ("train", width),
+            lambda: programs.compile_train(states, arrays, hparams, keys, width, work),
+        )
 
     def compile_evaluation(width: int) -> Any:
         weights = programs.experiment.weights(states)
-        return programs.compile_eval(weights, batch, hparams, width, work)
+        return once(
+            ("evaluate", width),
+            lambda: programs.compile_eval(weights, batch, hparams, width, work),
+        )
 
     narrowest = candidates[0]
-    if len(candidates) > 1 and time_one is None:
-        return None
     with ThreadPoolExecutor() as pool:
         evaluating = pool.submit(compile_evaluation, narrowest)
         found = {narrowest: compile_one(narrowest)}
         evaluate = evaluating.result()  # before anything is timed
-        if time_one is None or len(candidates) == 1:
+        if len(candidates) == 1:
             return Sized(narrowest, found[narrowest], evaluate)
+        if time_one is None:
+            return None
         if not fills_device(time_one(found[narrowest], 1), local):
             found |= zip(candidates[1:], pool.map(compile_one, candidates[1:]), strict=True)
     chosen = narrowest if len(found) == 1 else fastest(found, time_one)

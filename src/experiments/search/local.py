@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from experiments.search.study import Study
 
 LOGS = "workers"  # the folder of what they print, in that of a study
-POLL, LOOK = 0.05, 0.5  # seconds between looks at the processes, and at the study
+POLL, LOOK = 0.01, 0.5  # seconds between looks at the processes, and at the study
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 

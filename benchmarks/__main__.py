@@ -47,7 +47,7 @@ def sweep(name: str, pairs: int, quick: bool) -> list[Record]:
     few: dict[str, Any] = {}
     if quick:
         config = ["model=lenet5", "data=mnist", processes.NOISE, "data.limit=256"]
-        few = {"config": [*config, "trainer.epochs=1"], "trials": 2, "alone": 1, "torch": 1}
+        few = {"config": [*config, "trainer.epochs=1"], "trials": 2, "alone": 2}
     measured = population.measure(name, sys.executable, **few)
     return [result | {"name": f"population_{name}"} for result in measured]
 

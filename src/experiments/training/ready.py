@@ -14,6 +14,7 @@ import logging
 import os
 import pickle
 import platform
+import re
 import threading
 import time
 import uuid
@@ -171,9 +172,14 @@ def _as_bytes(thing: Any) -> bytes:
 
 
 def _compiled_anew(lowered: jax.stages.Lowered, options: Any) -> jax.stages.Compiled:
-    """The program, not from JAX's cache: it goes by the options, and none has this one."""
-    unheard_of = {"xla_disable_hlo_passes": f"none-{uuid.uuid4().hex}"}
-    return lowered.compile(compiler_options=(options or {}) | unheard_of)
+    """The program, not from JAX's cache: it goes by the options, and none has this one.
+
+    It leaves out a pass that does not exist, besides those that the user leaves out.
+    """
+    given = re.search(r"--xla_disable_hlo_passes=(\S+)", os.environ.get("XLA_FLAGS", ""))
+    passes = [*([given[1]] if given else []), f"none-{uuid.uuid4().hex}"]
+    left_out = {"xla_disable_hlo_passes": ",".join(passes)}
+    return lowered.compile(compiler_options=(options or {}) | left_out)
 
 
 @contextlib.contextmanager

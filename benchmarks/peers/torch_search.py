@@ -13,30 +13,14 @@ import optuna
 import torch
 from torch import nn
 
+from benchmarks.peers.torch_classifiers import lenet5
+
 BATCH = {"mlp": 64, "lenet5": 128}
 
 
 def mlp(pixels: int) -> nn.Module:
     """The MLP of the benchmark: one hidden layer of 32."""
     return nn.Sequential(nn.Flatten(), nn.Linear(pixels, 32), nn.ReLU(), nn.Linear(32, 10))
-
-
-def lenet5(pixels: int) -> nn.Module:
-    """LeNet-5 on 28x28 as `conf/model/lenet5.yaml` has it."""
-    return nn.Sequential(
-        nn.Conv2d(1, 6, 5, padding=2),
-        nn.Tanh(),
-        nn.AvgPool2d(2),
-        nn.Conv2d(6, 16, 5),
-        nn.Tanh(),
-        nn.AvgPool2d(2),
-        nn.Flatten(),
-        nn.Linear(400, 120),
-        nn.Tanh(),
-        nn.Linear(120, 84),
-        nn.Tanh(),
-        nn.Linear(84, 10),
-    )
 
 
 def main() -> None:
@@ -48,7 +32,7 @@ def main() -> None:
     def objective(trial: optuna.Trial) -> float:
         rate = trial.suggest_float("learning_rate", 1e-4, 1e-1, log=True)
         torch.manual_seed(0)
-        model = {"mlp": mlp, "lenet5": lenet5}[name](data["train_x"][0].numel())
+        model = lenet5() if name == "lenet5" else mlp(data["train_x"][0].numel())
         optimizer = torch.optim.Adam(model.parameters(), rate)
         best = 0.0
         for _ in range(epochs):

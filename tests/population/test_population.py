@@ -151,9 +151,15 @@ def test_a_lane_that_diverges_is_frozen_and_touches_no_other(member, tmp_path, w
         equal(weights(good[i]), weights(mixed[i]))
 
 
-def test_lanes_that_stop_leave_and_the_stack_shrinks(member, tmp_path, kept, caplog):
+def test_lanes_that_stop_leave_and_the_stack_shrinks(member, tmp_path, monkeypatch):
     """Half of the lanes leave after the first epoch; the others end as if nothing had been."""
-    caplog.set_level("INFO")
+    sizes, compiled = [], shared.Shared.compiled
+
+    def noted(self, rows, *rest):
+        sizes.append(rows)
+        return compiled(self, rows, *rest)
+
+    monkeypatch.setattr(shared.Shared, "compiled", noted)
     rates = [*RATES, *(2 * rate for rate in RATES)]
     stops = [(1, "pruned") if i % 2 else None for i in range(8)]
     lanes = [
@@ -162,8 +168,7 @@ def test_lanes_that_stop_leave_and_the_stack_shrinks(member, tmp_path, kept, cap
     summaries = fit_together(lanes, tmp_path / "all", width=8, test=False)
     assert [s["status"] for s in summaries] == ["finished", "pruned"] * 4
     assert summaries[1]["step"] * 4 == summaries[0]["step"]
-    sizes = [m for m in caplog.messages if m.startswith("compiling for")]
-    assert sizes == ["compiling for 8 lanes", "compiling for 4 lanes"]
+    assert sizes == [8, 4]
     alone = member(rates[6], "alone")
     solo(alone)
     close(weights(lanes[6]), weights(alone), rtol=1e-3, atol=1e-5)

@@ -1,6 +1,5 @@
 """What lanes of one static configuration share: the devices, the data, the compiled programs."""
 
-import logging
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any
@@ -17,8 +16,6 @@ from experiments.population.width import Sized, choose_width
 from experiments.training import stored
 from experiments.training.evaluation import Evaluator
 from experiments.training.session import Session
-
-log = logging.getLogger(__name__)
 
 
 class Shared:
@@ -108,7 +105,6 @@ class Shared:
     def _compile(
         self, rows: int, width: int | None, time_one: Callable[[Any, int], float] | None
     ) -> Sized | None:
-        log.info("compiling for %d lanes", rows)
         hparams, keys = self._inputs(rows)
         return choose_width(
             self.programs,

@@ -64,10 +64,11 @@ def choose_width(
     work = flops * keys.shape[0] * programs.experiment.total_steps
 
     def compile_one(width: int) -> Any:
-        return once(
-            ("train", width),
-            lambda: programs.compile_train(states, arrays, hparams, keys, width, work),
-        )
+        def make() -> Any:
+            log.info("compiling for %d lanes, %d side by side", keys.shape[0], width)
+            return programs.compile_train(states, arrays, hparams, keys, width, work)
+
+        return once(("train", width), make)
 
     def compile_evaluation(width: int) -> Any:
         weights = programs.experiment.weights(states)

@@ -58,6 +58,7 @@ def run(study: Study, trials: Sequence[Trial], heart: Heart, stop: StopRequest, 
         heart.keep(trial.claim, own.lose)
     side_by_side = len(trials) > 1 or study.plan.seeds > 1
     outcomes = (run_together if side_by_side else run_trials)(study, trials, stops, kept)
+    # one after another, each outcome is a training: it is not to keep other workers out
     with study.at_once() if side_by_side else contextlib.nullcontext():
         for trial, own, outcome in zip(trials, stops, outcomes, strict=True):
             if own.lost:  # the worker that has it now answers for it

@@ -104,6 +104,8 @@ def compile_evaluation(session: Session, state: State, ready: ReadyPrograms) -> 
         except UNTRACEABLE:
             traced = ()
             evaluate.set_result(_evaluation(session, state, ready, traced))
+        if len(traced) == len(session.hparams):
+            ready.put("evaluate", {"evaluate": evaluate.result()})
         made = Executables(Future(), evaluate, traced, threading.Event())
     return _for_run(session, made)
 
@@ -121,13 +123,15 @@ def _compile(session: Session, state: State, ready: ReadyPrograms, pool: Executo
     else:
         program, traced = _trace_train(session, state)
         train = pool.submit(ready.compile, program.lower(), _options(session, program))
-        if len(traced) == len(session.hparams):  # else it holds values as constants
-            pool.submit(_keep, ready, train, begun)
 
     def evaluation() -> Program:
         return _evaluation(session, state, ready, traced, after=(train.result, begun.wait))
 
-    return Executables(train, pool.submit(evaluation), traced, begun)
+    evaluate = pool.submit(evaluation)
+    if len(traced) == len(session.hparams):  # else they hold values as constants
+        pool.submit(_keep, ready, "train", train, begun)
+        pool.submit(_keep, ready, "evaluate", evaluate, begun)
+    return Executables(train, evaluate, traced, begun)
 
 
 def _found(session: Session, state: State, ready: ReadyPrograms) -> Program:
@@ -140,10 +144,11 @@ def _found(session: Session, state: State, ready: ReadyPrograms) -> Program:
     return found["train"]
 
 
-def _keep(ready: ReadyPrograms, train: Future[Program], begun: threading.Event) -> None:
-    program = train.result()
+def _keep(
+    ready: ReadyPrograms, name: str, program: Future[Program], begun: threading.Event
+) -> None:
     begun.wait()
-    ready.put("train", {"train": program})
+    ready.put(name, {name: program.result()})
 
 
 def _evaluation(
@@ -165,10 +170,7 @@ def _evaluation(
     lowered = traced_program.lower()
     for wait in after:
         wait()
-    program = ready.compile(lowered, _evaluation_options(session, traced_program))
-    if len(traced) == len(session.hparams):
-        ready.put("evaluate", {"evaluate": program})
-    return program
+    return ready.compile(lowered, _evaluation_options(session, traced_program))
 
 
 def _programs(session: Session) -> Programs:

@@ -101,15 +101,16 @@ class ReadyPrograms:
             return
         path = self._path(name)
         again = {key: self.found[p] for key, p in programs.items() if p in self.found}
+        if again and not self._asked_before(path):
+            again = {}
         programs = {key: program for key, program in programs.items() if program in self.new}
-        if again and self._asked_before(path):
-            programs |= {key: _compiled_anew(*found) for key, found in again.items()}
-        if not programs:
+        if not programs and not again:
             return
         from jax.experimental.serialize_executable import serialize
 
         partial = path.with_suffix(f".{os.getpid()}")
         try:
+            programs |= {key: _compiled_anew(*found) for key, found in again.items()}
             content = self._read(name) | {key: serialize(p) for key, p in programs.items()}
             self.folder.mkdir(parents=True, exist_ok=True)
             partial.write_bytes(zlib.compress(pickle.dumps(content), 1))

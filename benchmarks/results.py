@@ -9,6 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from experiments.processor import cores
+
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "lightning", "wandb", "hydra-core")
 
 Pair = tuple[float, float]
@@ -67,11 +69,6 @@ def machine() -> str:
     model = re.search(r"model name\s*:\s*(.+)", text)
     name = model.group(1) if model else platform.processor() or platform.machine()
     return f"{' '.join(name.split())}, {cores()} cores"
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _version(package: str) -> str | None:

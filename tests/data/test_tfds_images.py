@@ -115,7 +115,7 @@ def test_many_processes_decode_what_one_does(write, pictures, monkeypatch):
 
     write("toy", shards=3, train=pictures(40), test=pictures(9))
     monkeypatch.setattr(decode, "SHARE", 15)
-    monkeypatch.setattr(decode, "_cores", lambda: 4)  # 3 processes, whose shares straddle files
+    monkeypatch.setattr(decode, "cores", lambda: 4)  # 3 processes, whose shares straddle files
     splits = TfdsImages(name="toy").load()
     expected = {image.tobytes(): i % 3 for i, image in enumerate(pictures(40))}
     for split in (splits.train, splits.validation):
@@ -172,7 +172,7 @@ def test_truncated_files(toy, monkeypatch, processes):
     from experiments.data import decode
 
     monkeypatch.setattr(decode, "SHARE", 25 if processes == 2 else 1000)
-    monkeypatch.setattr(decode, "_cores", lambda: processes)
+    monkeypatch.setattr(decode, "cores", lambda: processes)
     (path,) = toy.glob("*train*00001-of*")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(UserError, match=rf"{path}.*\nRemove {toy}"):

@@ -238,21 +238,43 @@ def test_what_cannot_be_traced_sets_trials_apart(member, base, kept, caplog):
     assert json.loads(wide.session.static)["optim"]["learning_rate"] is None
 
 
+def spread(lanes, folder, kind, leave=None):
+    """The same lanes trained on several devices, and what the process that did it printed."""
+    told = folder / "told.json"
+    told.write_text(json.dumps({"configs": [m.session.config for m in lanes], "leave": leave}))
+    script = Path(__file__).with_name("spread.py")
+    flags = "" if kind == "cores" else "--xla_force_host_platform_device_count=8"
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, str(script), str(told), str(folder / "spread"), kind],
+        env=environment,
+        check=True,
+        timeout=300,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    there = [folder / "spread" / lane.directory.name for lane in lanes]
+    found = [
+        Member(m.session, where, m.trackers, m.stop) for m, where in zip(lanes, there, strict=True)
+    ]
+    return found, json.loads(done.stdout.splitlines()[-1])
+
+
 @pytest.mark.slow
 def test_lanes_are_spread_over_devices(member, tmp_path, data_home):
     """Eight simulated devices with a lane each give the weights of one device with all of them."""
     lanes = [member(rate, f"lane{i}") for i, rate in enumerate(RATES)]
     fit_together(lanes, tmp_path / "all", test=False)
-    configs = tmp_path / "configs.json"
-    configs.write_text(json.dumps([lane.session.config for lane in lanes]))
-    script = Path(__file__).with_name("spread.py")
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-    }
-    command = [sys.executable, str(script), str(configs), str(tmp_path / "spread")]
-    subprocess.run(command, env=environment, check=True, timeout=300)
-    for lane in lanes:
-        session, name = lane.session, lane.directory.name
-        spread = Member(session, tmp_path / "spread" / name, lane.trackers, lane.stop)
-        close(weights(spread), weights(lane), rtol=1e-3, atol=1e-5)
+    for there, lane in zip(spread(lanes, tmp_path, "simulated")[0], lanes, strict=True):
+        close(weights(there), weights(lane), rtol=1e-3, atol=1e-5)
+
+
+def test_each_core_trains_lanes_of_its_own(member, tmp_path, data_home):
+    """The weights of one device, from data held once; the last lane has all cores for itself."""
+    lanes = [member(rate, f"lane{i}", stop=(10, "pruned")) for i, rate in enumerate(RATES[:2])]
+    lanes.append(member(RATES[2], "lane2"))
+    fit_together(lanes, tmp_path / "all", test=False)
+    found, said = spread(lanes, tmp_path, "cores", leave=10)
+    assert said == {"sizes": [[2, 4], [1, 1]], "alone": 1}
+    for there, lane in zip(found, lanes, strict=True):
+        close(weights(there), weights(lane), rtol=1e-3, atol=1e-5)

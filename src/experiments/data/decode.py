@@ -2,7 +2,6 @@
 
 import itertools
 import logging
-import os
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from experiments.data.cache import cached
 from experiments.data.dataset import Arrays
 from experiments.data.prepared import Prepared, cache_dir
 from experiments.errors import UserError
+from experiments.processor import cores
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def decode_split(prepared: Prepared, split: str) -> dict[str, np.ndarray]:
     images = np.empty((count, *shape), np.uint8)
     labels = np.empty(count, np.int32)
 
-    processes = min(_cores(), -(-count // SHARE))
+    processes = min(cores(), -(-count // SHARE))
     log.info("Decoding %s %s: %d pictures", prepared.name, split, count)
     try:
         if processes == 1:
@@ -125,10 +125,3 @@ def _wait(parts: list[Future], what: str, started: float) -> None:
             part.result()
         if not done:
             log.info("Still decoding %s, %.0f s so far", what, time.monotonic() - started)
-
-
-def _cores() -> int:
-    """Cores this process may use: a cluster often grants fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

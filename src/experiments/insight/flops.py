@@ -8,8 +8,12 @@ zeros of padding and dilation that a formula need not touch are left out. The re
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+STORED = (  # whose results go through memory; what is between them is fused
+    *("dot_general", "conv_general_dilated", "concatenate", "stack"),
+    *("scan", "while", "dynamic_update_slice", "gather", "scatter-add"),
+)
 LAYER = "@"  # begins the name scopes that stand for layers
 
 
@@ -20,6 +24,13 @@ class Operation:
     layers: tuple[str, ...]
     flops: int
     output: Any  # shape and dtype
+
+
+class Cost(NamedTuple):
+    """What a program takes."""
+
+    flops: int
+    memory: int  # bytes, roughly: all that it stores, of which it holds a part at a time
 
 
 def operations(jaxpr: Any, times: int = 1, layers: tuple[str, ...] = ()) -> Iterator[Operation]:
@@ -38,9 +49,24 @@ def operations(jaxpr: Any, times: int = 1, layers: tuple[str, ...] = ()) -> Iter
             yield Operation(inside, times * flops(equation), equation.outvars[0].aval)
 
 
+def cost(jaxpr: Any) -> Cost:
+    """What a jaxpr takes, all of its equations together."""
+    return Cost(work(jaxpr), _bytes_stored(jaxpr))
+
+
 def work(jaxpr: Any) -> int:
     """The operations of all equations of a jaxpr."""
     return sum(operation.flops for operation in operations(jaxpr))
+
+
+def _bytes_stored(jaxpr: Any) -> int:
+    """The bytes of results that go through memory; of a loop's body those of one turn."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in STORED:
+            total += sum(math.prod(v.aval.shape) * v.aval.dtype.itemsize for v in equation.outvars)
+        total += sum(_bytes_stored(program) for program in _programs(equation))
+    return total
 
 
 def flops(equation: Any) -> int:

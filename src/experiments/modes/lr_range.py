@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from experiments.config import build
+from experiments.devices import split_processor
 from experiments.errors import UserError
 from experiments.insight.lr_range import range_figure
 from experiments.population.fit import fit_together, open_lane
@@ -31,6 +32,7 @@ def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
     wanted: LrRange = build(config["lr_range"])
     if wanted.low >= wanted.high:
         raise UserError(f"lr_range.low={wanted.low:g} must be below lr_range.high={wanted.high:g}")
+    split_processor(wanted.lanes)
     options = build(config["population"])
     rates = np.geomspace(wanted.low, wanted.high, wanted.lanes)
     kept, members = Kept(), []

@@ -10,6 +10,8 @@ from typing import Any
 import jax
 
 from experiments.data.dataset import Stream
+from experiments.experiment import Hparams
+from experiments.insight.flops import cost
 from experiments.population.lane import Member
 from experiments.population.shared import Shared
 from experiments.population.train import Population
@@ -26,7 +28,9 @@ def open_lane(config: Mapping[str, Any], kept: Kept) -> Session:
     """A session whose hyperparameters are those that can be traced; found out by trying."""
     session = open_session(config, kept)
     if kept.get(("traced", session.untried)) is None:
-        kept.put(("traced", session.untried), _traced(session))
+        traced, step = _traced(session)
+        kept.put(("traced", session.untried), traced)
+        kept.put(("cost", session.untried), cost(step))
         session = open_session(config, kept)
     return session
 
@@ -47,8 +51,9 @@ def compile_ahead(
     """
     if isinstance(session.splits.train, Stream):
         return
-    shared = Shared(session, own_batches)
-    shared.compile_ahead(pool, shared.rows(min(lanes, most or lanes)), width)
+    lanes = min(lanes, most or lanes)
+    shared = Shared(session, own_batches, lanes)
+    shared.compile_ahead(pool, shared.rows(lanes), width)
 
 
 def fit_together(
@@ -86,21 +91,25 @@ def fit_together(
     return [summaries[index] for index in range(len(members))]
 
 
-def _traced(session: Session) -> tuple[str, ...]:
-    """The names of the hyperparameters that the program can take as inputs."""
+def _traced(session: Session) -> tuple[tuple[str, ...], Any]:
+    """The names of the hyperparameters that the program can take as inputs; the step with them."""
     experiment, hparams = session.experiment, session.hparams
     arrays = session.feed().arrays
     batch = {
         name: jax.ShapeDtypeStruct((session.batch_size, *array.shape[1:]), array.dtype)
         for name, array in arrays.items()
     }
-    try:
+
+    def step(hparams: Hparams) -> Any:
         state = experiment.abstract_state(hparams)
         flag = jax.ShapeDtypeStruct((), bool)
-        jax.eval_shape(experiment.step, state, batch, hparams, session.key, flag)
+        trace = jax.make_jaxpr(experiment.step)
+        return trace(state, batch, hparams, session.key, flag).jaxpr
+
+    try:
+        return tuple(hparams), step(hparams)
     except UNTRACEABLE:
-        names = tuple(traceable(experiment, hparams, arrays, session.batch_size))
-        for name in sorted(set(hparams) - set(names)):
+        found = traceable(experiment, hparams, arrays, session.batch_size)
+        for name in sorted(set(hparams) - set(found)):
             log.debug("%s=%s sets trials apart: it cannot be traced", name, hparams[name])
-        return names
-    return tuple(hparams)
+        return tuple(found), step(found)

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from experiments.data.dataset import Stream
 from experiments.experiment import Tree
+from experiments.insight.flops import Cost
 from experiments.population.programs import PopulationPrograms
 from experiments.population.saving import Stack
-from experiments.population.width import Sized, choose_width
+from experiments.population.width import Sized, choose_width, devices_for
 from experiments.training import stored
 from experiments.training.evaluation import Evaluator
 from experiments.training.session import Session
@@ -23,11 +25,13 @@ class Shared:
 
     Args:
       own_batches: whether each lane has its own order of the data.
+      lanes: how many there are.
     """
 
-    def __init__(self, session: Session, own_batches: bool):
+    def __init__(self, session: Session, own_batches: bool, lanes: int):
         self.session, self.own_batches = session, own_batches
-        self.mesh = Mesh(np.asarray(jax.local_devices()), ("lanes",))
+        self.cost: Cost = session.kept.get(("cost", session.untried))
+        self.mesh = Mesh(np.asarray(devices_for(lanes, self.cost)), ("lanes",))
         self.programs = PopulationPrograms(
             session.experiment,
             self.mesh,
@@ -43,6 +47,25 @@ class Shared:
         """Rows of a stack of so many lanes: as many on each device."""
         return -(-lanes // self.mesh.size) * self.mesh.size
 
+    def fewer_rows(self, rows: int, lanes: int) -> int:
+        """Rows of a stack for lanes that are left of so many rows: half, and again, while it does.
+
+        So few sizes are ever compiled.
+        """
+        each = rows // self.mesh.size
+        while each > 1 and -(-each // 2) * self.mesh.size >= lanes:
+            each = -(-each // 2)
+        return each * self.mesh.size
+
+    def fewer_devices(self, lanes: int) -> "Shared":
+        """For lanes that are left: half of the devices or less where more have nothing to do.
+
+        On a CPU those would be in the way of the others. A stream stays with its readers.
+        """
+        if lanes > self.mesh.size // 2 or isinstance(self.session.splits.train, Stream):
+            return self
+        return Shared(self.session, self.own_batches, lanes)
+
     def spread(self, tree: Tree) -> Tree:
         """Rows put on their devices."""
         return jax.device_put(tree, self.programs.stacked)
@@ -51,7 +74,7 @@ class Shared:
         """The evaluation of the split `validation` or `test`."""
         session = self.session
         return session.kept.once(
-            ("evaluator of lanes", split, session.static),
+            self._key(("evaluator of lanes", split)),
             lambda: Evaluator(
                 getattr(session.splits, split),
                 session.eval_batch_size,
@@ -100,7 +123,7 @@ class Shared:
         return made
 
     def _key(self, key: tuple) -> tuple:
-        return (*key, self.session.static, self.own_batches)
+        return (*key, self.session.static, self.own_batches, self.mesh.size)
 
     def _compile(
         self, rows: int, width: int | None, time_one: Callable[[Any, int], float] | None
@@ -111,6 +134,7 @@ class Shared:
             stored.stacked(self.shapes, rows),
             (self.feed.arrays, hparams, keys),
             self.evaluator("validation").shapes(),
+            self.cost.flops,
             width,
             time_one,
             lambda key, make: self.session.kept.once(self._key((*key, rows)), make),

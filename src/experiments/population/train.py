@@ -57,7 +57,7 @@ class Population:
         self.session, self.test = members[0].session, test
         self.experiment, self.trainer = self.session.experiment, self.session.trainer
         self.own_batches = len({member.session.shuffle_seed for member in members}) > 1
-        self.shared = Shared(self.session, self.own_batches)
+        self.shared = Shared(self.session, self.own_batches, len(members))
         self.feed = self.shared.feed
         parameters = count_parameters(self.shared.shapes.params)
         self.lanes = [Lane(member, parameters) for member in members]
@@ -294,16 +294,16 @@ class Population:
         self._keep([row for row, verdict in enumerate(verdicts) if verdict is None])
 
     def _keep(self, rows: list[int]) -> None:
-        """Goes on with the lanes in these rows, in a stack of half the size if that will do."""
-        before = len(self.lanes)
+        """Goes on with the lanes in these rows, on as few devices and rows as will do."""
+        before = (len(self.lanes), self.rows)
         self.lanes = [self.lanes[row] for row in rows]
         if not rows:
             return
         self.records.keep(np.array(rows))
-        size = self.rows
-        while size // 2 >= len(rows) and (size // 2) % self.shared.mesh.size == 0:
-            size //= 2
-        if len(rows) == before and size == self.rows:
+        self.shared = self.shared.fewer_devices(len(rows))
+        self.feed = self.shared.feed
+        size = self.shared.fewer_rows(self.rows, len(rows))
+        if (len(rows), size) == before:
             return
         self.saving.new_stack()
         index = np.array([*rows, *[rows[-1]] * (size - len(rows))])

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.cli import EXIT_CODES, Exit
+from experiments.devices import split_processor
 from experiments.search.claims import Heart
 from experiments.search.execution import TrialStop, run_trials
 from experiments.search.results import write_results
@@ -30,6 +31,7 @@ def work(folder: Path, config_folder: Path, name: str | None = None) -> None:
         Exit: it was asked to stop; its trials are saved and free again.
     """
     study, kept = Study(folder, config_folder, name), Kept()
+    split_processor(int(study.plan.lanes) * study.plan.seeds)
     with StopRequest() as stop:
 
         def look() -> None:

@@ -10,8 +10,9 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from experiments.data.dataset import Arrays, Batch, Stream
+from experiments.devices import put_to_read
 from experiments.experiment import Hparams, Tree
-from experiments.training.distributed import fetch, put
+from experiments.training.distributed import fetch
 from experiments.training.feed import evaluation_batches
 
 SHOWN = 16  # examples kept for the figure of sample predictions
@@ -98,7 +99,7 @@ class Evaluator:
         if self._source is None:
             self._source = evaluation_batches(self.split, self.batch_size, self.seed)
         for batch in itertools.islice(self._source, self.limit):
-            yield {name: put(array, self.sharding) for name, array in batch.items()}
+            yield {name: put_to_read(array, self.sharding) for name, array in batch.items()}
 
 
 def means(sums: dict[str, Any]) -> dict[str, float]:

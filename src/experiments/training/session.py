@@ -13,9 +13,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.config import build
 from experiments.data.dataset import Splits, Stream
+from experiments.devices import of_one_run, put_to_read
 from experiments.errors import UserError
 from experiments.experiment import Experiment, hyperparameters
-from experiments.training.distributed import put
 from experiments.training.evaluation import Evaluator
 from experiments.training.feed import ResidentFeed, StreamedFeed, resolve_batch_size
 from experiments.training.kept import Kept, static_key
@@ -72,7 +72,7 @@ class Session:
         whole = sharding or self.replicated
         arrays = self.kept.once(
             ("resident", self._data_key, sharding),
-            lambda: {name: put(array, whole) for name, array in split.arrays.items()},
+            lambda: {name: put_to_read(array, whole) for name, array in split.arrays.items()},
         )
         return ResidentFeed(arrays, self.batch_size, jax.random.key(seed), whole, split.ordered)
 
@@ -147,7 +147,7 @@ def open_session(config: Mapping[str, Any], kept: Kept | None = None) -> Session
 
 def device_mesh(requested: int | None, batch_size: int) -> Mesh:
     """The devices that share each batch, as many a process, as a mesh with the axis `data`."""
-    devices, processes = jax.local_devices(), jax.process_count()
+    devices, processes = of_one_run(), jax.process_count()
     if requested is not None and requested > len(devices):
         raise UserError(f"trainer.devices={requested}: this machine has {len(devices)}")
     least = (requested or 1) * processes

@@ -100,8 +100,9 @@ class Crew:
             env=os.environ | gpu_share(slot, self.count),
             start_new_session=True,  # Ctrl-C in the terminal is for the launcher alone
         )
-        with contextlib.suppress(ProcessLookupError):
-            os.sched_setaffinity(popen.pid, core_share(slot, self.count))
+        if hasattr(os, "sched_setaffinity"):  # macOS divides its cores itself
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(popen.pid, core_share(slot, self.count))
         return Process(name, slot, popen)
 
 

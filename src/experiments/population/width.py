@@ -20,6 +20,7 @@ FILLS_CPU = 2e-3  # seconds of a lane's step from which nothing is gained side b
 # Operations of a lane's step below which a CPU always gains from more side by side: its overhead
 # is all that counts, and no other width need be compiled to compare with.
 TINY = 2e7
+LARGE = 4e8  # and those that take any core longer than FILLS_CPU, so that nothing need be timed
 TRIAL_STEPS = 4  # steps of a timing
 
 
@@ -77,6 +78,9 @@ def choose_width(
     elif jax.default_backend() == "cpu" and flops < TINY:
         candidates = [local]
         log.info("all %d lanes side by side: a step of one is tiny", local)
+    elif jax.default_backend() == "cpu" and flops > LARGE:
+        candidates = [1]
+        log.info("one lane after another: a step of one is large")
 
     work = flops * keys.shape[0] * programs.experiment.total_steps
 

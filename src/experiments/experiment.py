@@ -49,6 +49,15 @@ class State(NamedTuple):
     diverged_at: jax.Array | np.int32  # first step whose loss or gradient was not finite, or -1
 
 
+def root_key(seed: int | np.ndarray) -> jax.Array:
+    """`jax.random.key` of a seed below 2^31, or of each of several.
+
+    Taken from its bits, for which JAX would compile a program, a tenth of a second.
+    """
+    bits = np.stack([np.zeros_like(seed), seed], axis=-1).astype(np.uint32)
+    return jax.random.wrap_key_data(jnp.asarray(bits), impl="threefry2x32")
+
+
 def stream(root: jax.Array, name: str, step: Any = 0) -> jax.Array:
     """The key of a named stream at a step; nothing random needs any other state."""
     return jax.random.fold_in(jax.random.fold_in(root, zlib.crc32(name.encode())), step)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.experiment import State, Tree
+from experiments.experiment import State, Tree, root_key
 from experiments.population.lane import Lane, Member
 from experiments.population.records import Records
 from experiments.population.saving import Saving
@@ -134,9 +134,9 @@ class Population:
         }
         self.hparams = self.shared.spread(self.hparams)
         seeds = np.array([lane.session.config["seed"] for lane in padded])
-        self.keys = self.shared.spread(jax.vmap(jax.random.key)(seeds))
+        self.keys = self.shared.spread(root_key(seeds))
         shuffles = np.array([lane.session.shuffle_seed for lane in padded])
-        self.shuffle_keys = jax.vmap(jax.random.key)(shuffles)
+        self.shuffle_keys = root_key(shuffles)
 
     def _compile(self, states: Callable[[], State]) -> None:
         """The programs for as many rows as there are."""

@@ -5,6 +5,7 @@ one window an epoch, put on the device once; a streamed split is a window a batc
 program runs both. `arrays` of a feed shows the program what windows look like.
 """
 
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -59,7 +60,9 @@ class ResidentFeed:
         self.examples = len(next(iter(arrays.values())))
         self.steps_per_epoch = self.examples // batch_size
         self.key, self.sharding, self.ordered = key, sharding, ordered
-        self.order(0)  # compiles
+        # compiles its program beside what comes before the first epoch
+        self._compiling = threading.Thread(target=self._order, args=(0,))
+        self._compiling.start()
 
     def windows(self, epoch: int, done: int) -> Iterator[Window]:
         """The windows of an epoch of which `done` steps are done."""
@@ -67,6 +70,10 @@ class ResidentFeed:
 
     def order(self, epoch: int) -> jax.Array:
         """The row numbers of an epoch."""
+        self._compiling.join()
+        return self._order(epoch)
+
+    def _order(self, epoch: int) -> jax.Array:
         if self.ordered:
             return jax.device_put(np.arange(self.examples, dtype=np.int32), self.sharding)
         return put(epoch_order(self.key, epoch, self.examples), self.sharding)

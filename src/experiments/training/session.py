@@ -15,7 +15,7 @@ from experiments.config import build
 from experiments.data.dataset import Splits, Stream
 from experiments.devices import of_one_run, put_to_read
 from experiments.errors import UserError
-from experiments.experiment import Experiment, hyperparameters
+from experiments.experiment import Experiment, hyperparameters, root_key
 from experiments.training.evaluation import Evaluator
 from experiments.training.feed import ResidentFeed, StreamedFeed, resolve_batch_size
 from experiments.training.kept import Kept, static_key
@@ -74,7 +74,7 @@ class Session:
             ("resident", self._data_key, sharding),
             lambda: {name: put_to_read(array, whole) for name, array in split.arrays.items()},
         )
-        return ResidentFeed(arrays, self.batch_size, jax.random.key(seed), whole, split.ordered)
+        return ResidentFeed(arrays, self.batch_size, root_key(seed), whole, split.ordered)
 
     def evaluator(self, split: str) -> Evaluator:
         """The evaluation of the split `validation` or `test`."""
@@ -128,7 +128,7 @@ def open_session(config: Mapping[str, Any], kept: Kept | None = None) -> Session
             for shape in (data.spec.input_shape, experiment.input_shape)
         )
         log.info("%s needs larger images: %s is resized to %s on the device", model, small, large)
-    key = jax.random.key(config["seed"])
+    key = root_key(config["seed"])
     return Session(
         config,
         trainer,

@@ -38,6 +38,9 @@ def test_free_memory_is_that_of_the_job(job):
 def test_lanes_take_no_more_cores_than_there_is_memory_for(job, monkeypatch):
     monkeypatch.setattr(width.jax, "local_devices", lambda: list("abcdefgh"))
     monkeypatch.setattr(width.jax, "default_backend", lambda: "cpu")
-    assert width.devices_for(4, Cost(0, 2**20)) == list("abcd")
-    assert width.devices_for(16, Cost(0, 2**27)) == list("abcd")  # 0.7 of 768 MiB, 128 each
-    assert width.devices_for(16, Cost(0, 2**40)) == ["a"]
+    large, tiny = 10**9, 10**6
+    assert width.devices_for(4, Cost(large, 2**20)) == list("abcd")
+    assert width.devices_for(16, Cost(large, 2**27)) == list("abcd")  # 0.7 of 768 MiB, 128 each
+    assert width.devices_for(16, Cost(large, 2**40)) == ["a"]
+    assert width.devices_for(16, Cost(tiny, 2**10)) == list("ab")
+    assert width.devices_for(3, Cost(tiny, 2**10)) == ["a"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 
 from experiments import devices
-from experiments.population import train
+from experiments.population import train, width
 from experiments.population.fit import fit_together, open_lane
 from experiments.population.lane import Member
 from experiments.tracking.jsonl import JsonLines
@@ -35,6 +35,7 @@ told, folder, kind = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2]
 if kind == "cores":
     devices.cores = lambda: 2  # whatever this machine has
     devices.split_processor(len(told["configs"]))
+width.TINY_LANES = 1  # as of larger models
 assert jax.local_device_count() == (2 if kind == "cores" else 8)
 kept, members = Kept(), []
 for config in told["configs"]:

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -243,7 +244,8 @@ def spread(lanes, folder, kind, leave=None):
     told = folder / "told.json"
     told.write_text(json.dumps({"configs": [m.session.config for m in lanes], "leave": leave}))
     script = Path(__file__).with_name("spread.py")
-    flags = "" if kind == "cores" else "--xla_force_host_platform_device_count=8"
+    dump = f"--xla_dump_to={folder}/programs --xla_dump_hlo_as_text"
+    flags = dump if kind == "cores" else "--xla_force_host_platform_device_count=8"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, str(script), str(told), str(folder / "spread"), kind],
@@ -270,11 +272,18 @@ def test_lanes_are_spread_over_devices(member, tmp_path, data_home):
 
 
 def test_each_core_trains_lanes_of_its_own(member, tmp_path, data_home):
-    """The weights of one device, from data held once; the last lane has all cores for itself."""
+    """The weights of one device, from data held once; the last lane has all cores for itself.
+
+    No core waits for another within a program, which can be for ever.
+    """
     lanes = [member(rate, f"lane{i}", stop=(10, "pruned")) for i, rate in enumerate(RATES[:2])]
     lanes.append(member(RATES[2], "lane2"))
     fit_together(lanes, tmp_path / "all", test=False)
     found, said = spread(lanes, tmp_path, "cores", leave=10)
     assert said == {"sizes": [[2, 4], [1, 1]], "alone": 1}
+    programs = list((tmp_path / "programs").glob("*after_optimizations.txt"))
+    assert any("num_partitions=2" in program.read_text() for program in programs)
+    waits = re.compile(r"(all-|collective-|reduce-scatter)[\w-]*\(")
+    assert not [program.name for program in programs if waits.search(program.read_text())]
     for there, lane in zip(found, lanes, strict=True):
         close(weights(there), weights(lane), rtol=1e-3, atol=1e-5)

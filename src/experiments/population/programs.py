@@ -22,6 +22,9 @@ from experiments.training.program import many_steps
 class PopulationPrograms:
     """Compiles an experiment's steps for stacks of lanes, spread over the devices of `mesh`.
 
+    No device waits for another within a program: cores that do can wait for ever, as XLA's CPU
+    backend may have no thread left for the one that is waited for.
+
     The program runs `width` lanes at a time as one batched computation and, where there are more,
     one such group after another. Small matrix products gain much from wide groups; large
     convolutions, which fill the device alone, gain nothing and are kinder to its caches one by one.
@@ -58,7 +61,15 @@ class PopulationPrograms:
             state = self.experiment.init(hparams, key, call=inline)
             return state, self.experiment.weights(state)
 
-        lowered = jax.jit(jax.vmap(one), out_shardings=self.stacked).lower(
+        spread = PartitionSpec("lanes")
+        mapped = jax.shard_map(
+            jax.vmap(one),
+            mesh=self.mesh,
+            in_specs=(spread, spread),
+            out_specs=spread,
+            check_vma=False,
+        )
+        lowered = jax.jit(mapped).lower(
             self._shapes(hparams, self.stacked), self._shapes(keys, self.stacked)
         )
         return lowered.compile(compiler_options=compiler_options(0))

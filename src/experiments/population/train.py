@@ -308,9 +308,10 @@ class Population:
         self.saving.new_stack()
         index = np.array([*rows, *[rows[-1]] * (size - len(rows))])
         resized = size != self.rows
-        self.states, self.best = self.shared.spread(
-            jax.tree.map(lambda leaf: leaf[index], (self.states, self.best))
-        )
+        stack = (self.states, self.best)
+        if jax.default_backend() == "cpu":
+            stack = jax.device_get(stack)  # cores that look into each other's rows can deadlock
+        self.states, self.best = self.shared.spread(jax.tree.map(lambda leaf: leaf[index], stack))
         self._restack(size)
         if resized:
             self._compile(lambda: self.states)

@@ -90,7 +90,8 @@ def choose_width(
 
     def compile_one(width: int) -> Any:
         def make() -> Any:
-            log.info("compiling for %d lanes, %d side by side", keys.shape[0], width)
+            devices = f" on {programs.mesh.size} devices" if programs.mesh.size > 1 else ""
+            log.info("compiling for %d lanes%s, %d side by side", keys.shape[0], devices, width)
             return programs.compile_train(states, arrays, hparams, keys, width, work)
 
         return once(("train", width), make)

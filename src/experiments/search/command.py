@@ -131,7 +131,12 @@ def worker(folder: Path, config_folder: Path, options: Options) -> None:
         with (folder / LOGS / f"{name}.log").open("w") as log:
             for stream in (sys.stdout, sys.stderr):
                 os.dup2(log.fileno(), stream.fileno())
-    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO, stream=sys.stdout)
+    logging.basicConfig(
+        format="%(asctime)s %(message)s",
+        level=logging.INFO,
+        stream=sys.stdout,
+        force=True,  # Orbax has made a handler of its own by now
+    )
     for talkative in ("absl", "jax"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
     work(folder, config_folder, name)

@@ -117,17 +117,16 @@ def open_session(config: Mapping[str, Any], kept: Kept | None = None) -> Session
     untried = static_key(config, candidates)
     names = kept.get(("traced", untried)) or tuple(candidates)
     hparams = {name: np.float32(candidates[name]) for name in names}
-    experiment = kept.once(
-        ("experiment", static_key(config, names)),
-        lambda: Experiment(config, data.spec, data.pipeline, steps_per_epoch, total_steps),
-    )
-    if experiment.input_shape != tuple(data.spec.input_shape):
-        model = config["model"]["_target_"].rsplit(".", 1)[-1]
-        small, large = (
-            "x".join(map(str, shape[:2]))
-            for shape in (data.spec.input_shape, experiment.input_shape)
-        )
-        log.info("%s needs larger images: %s is resized to %s on the device", model, small, large)
+
+    def experiment() -> Experiment:
+        made = Experiment(config, data.spec, data.pipeline, steps_per_epoch, total_steps)
+        if made.input_shape != tuple(data.spec.input_shape):
+            shapes = (data.spec.input_shape, made.input_shape)
+            small, large = ("x".join(map(str, shape[:2])) for shape in shapes)
+            name = config["model"]["_target_"].rsplit(".", 1)[-1]
+            log.info("%s needs larger images: %s is resized to %s", name, small, large)
+        return made
+
     key = root_key(config["seed"])
     return Session(
         config,
@@ -135,7 +134,7 @@ def open_session(config: Mapping[str, Any], kept: Kept | None = None) -> Session
         data,
         splits,
         mesh,
-        experiment,
+        kept.once(("experiment", static_key(config, names)), experiment),
         hparams,
         key,
         batch_size,

@@ -21,8 +21,8 @@ def cores() -> int:
 def free_memory() -> int:
     """Bytes that can be had: of the machine, and below the limits of a container or a job."""
     described = Path("/proc/meminfo")
-    if not described.exists():
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if not described.exists():  # macOS does not say; half of all, at a guess
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     lines = dict(line.split(":") for line in described.read_text().splitlines())
     free = int(lines["MemAvailable"].split()[0]) * 1024
     for limit in _limits("memory.max"):

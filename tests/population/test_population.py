@@ -231,6 +231,24 @@ def test_one_compilation_serves_later_populations(member, tmp_path, monkeypatch)
     assert compiled == [3]
 
 
+def test_a_run_by_itself_may_come_first(base, tmp_path):
+    """What it leaves to later runs of its process is not all that a population needs."""
+    own = Kept()
+
+    def opened(name):
+        config = copy.deepcopy(base) | {"name": name}
+        (tmp_path / name).mkdir()
+        return Member(open_lane(config, own), tmp_path / name, Trackers([]), StopRequest())
+
+    config = copy.deepcopy(base) | {"name": "first"}
+    first = Member(open_session(config, own), tmp_path / "first", Trackers([]), StopRequest())
+    first.directory.mkdir()
+    solo(first)
+    lanes = [opened("a"), opened("b")]
+    fit_together(lanes, tmp_path / "all", test=False)
+    close(weights(lanes[1]), weights(first), rtol=1e-3, atol=1e-5)
+
+
 def test_what_cannot_be_traced_sets_trials_apart(member, base, kept, caplog):
     """The exponent of a polynomial schedule can be traced, the width of a layer cannot."""
     narrow = member(1e-3, "narrow", model={**base["model"], "hidden": [8]})
@@ -262,28 +280,34 @@ def spread(lanes, folder, kind, leave=None):
     return found, json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.slow
-def test_lanes_are_spread_over_devices(member, tmp_path, data_home):
-    """Eight simulated devices with a lane each give the weights of one device with all of them."""
-    lanes = [member(rate, f"lane{i}") for i, rate in enumerate(RATES)]
+@pytest.fixture
+def three(member, tmp_path):
+    """Lanes trained on one device, of which two leave after ten steps."""
+    lanes = [member(rate, f"lane{i}", stop=(10, "pruned")) for i, rate in enumerate(RATES[:2])]
+    lanes.append(member(RATES[2], "lane2"))
     fit_together(lanes, tmp_path / "all", test=False)
-    for there, lane in zip(spread(lanes, tmp_path, "simulated")[0], lanes, strict=True):
+    return lanes
+
+
+@pytest.mark.slow
+def test_lanes_are_spread_over_devices(three, tmp_path, data_home):
+    """Devices with a lane each give the weights of one device, and so does the last one alone."""
+    found, said = spread(three, tmp_path, "simulated", leave=10)
+    assert said == {"sizes": [[3, 3], [1, 1]], "alone": 8}
+    for there, lane in zip(found, three, strict=True):
         close(weights(there), weights(lane), rtol=1e-3, atol=1e-5)
 
 
-def test_each_core_trains_lanes_of_its_own(member, tmp_path, data_home):
+def test_each_core_trains_lanes_of_its_own(three, tmp_path, data_home):
     """The weights of one device, from data held once; the last lane has all cores for itself.
 
     No core waits for another within a program, which can be for ever.
     """
-    lanes = [member(rate, f"lane{i}", stop=(10, "pruned")) for i, rate in enumerate(RATES[:2])]
-    lanes.append(member(RATES[2], "lane2"))
-    fit_together(lanes, tmp_path / "all", test=False)
-    found, said = spread(lanes, tmp_path, "cores", leave=10)
+    found, said = spread(three, tmp_path, "cores", leave=10)
     assert said == {"sizes": [[2, 4], [1, 1]], "alone": 1}
     programs = list((tmp_path / "programs").glob("*after_optimizations.txt"))
     assert any("num_partitions=2" in program.read_text() for program in programs)
     waits = re.compile(r"(all-|collective-|reduce-scatter)[\w-]*\(")
     assert not [program.name for program in programs if waits.search(program.read_text())]
-    for there, lane in zip(found, lanes, strict=True):
+    for there, lane in zip(found, three, strict=True):
         close(weights(there), weights(lane), rtol=1e-3, atol=1e-5)

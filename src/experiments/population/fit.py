@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 def open_lane(config: Mapping[str, Any], kept: Kept) -> Session:
     """A session whose hyperparameters are those that can be traced; found out by trying."""
     session = open_session(config, kept)
-    if kept.get(("traced", session.untried)) is None:
+    if kept.get(("cost", session.untried)) is None:
         traced, step = _traced(session)
         kept.put(("traced", session.untried), traced)
         kept.put(("cost", session.untried), cost(step))

@@ -41,7 +41,8 @@ class Shared:
         )
         self.shapes = session.experiment.abstract_state(session.hparams)
         # one device holds the data as for a run by itself, and once for both
-        self.feed = session.feed(None if self.mesh.size == 1 else self.programs.replicated)
+        as_one_run = self.mesh.size == session.mesh.size == 1
+        self.feed = session.feed(None if as_one_run else self.programs.replicated)
 
     def rows(self, lanes: int) -> int:
         """Rows of a stack of so many lanes: as many on each device."""

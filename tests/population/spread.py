@@ -10,12 +10,12 @@ from pathlib import Path
 
 import jax
 
-from experiments import devices
 from experiments.population import train, width
 from experiments.population.fit import fit_together, open_lane
 from experiments.population.lane import Member
 from experiments.tracking.jsonl import JsonLines
 from experiments.tracking.tracker import Tracker, Trackers
+from experiments.training import devices
 from experiments.training.kept import Kept
 from experiments.training.signals import StopRequest
 
@@ -53,7 +53,7 @@ restack = train.Population._restack
 def noted(self, rows=None):
     restack(self, rows)
     sizes.append((self.shared.mesh.size, self.rows))
-    data = next(iter(self.feed.arrays.values())).addressable_shards
+    data = next(iter(self.shared.feed.arrays.values())).addressable_shards
     places = {shard.data.unsafe_buffer_pointer() for shard in data}
     assert len(data) == self.shared.mesh.size
     assert kind != "cores" or len(places) == 1  # one copy for all

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from experiments.config import build
-from experiments.devices import split_processor
 from experiments.errors import UserError
 from experiments.insight.lr_range import range_figure
 from experiments.population.fit import fit_together, open_lane
@@ -20,6 +19,7 @@ from experiments.population.options import LrRange
 from experiments.tracking.jsonl import JsonLines, write_json
 from experiments.tracking.terminal import number
 from experiments.tracking.tracker import Trackers
+from experiments.training.devices import split_processor
 from experiments.training.kept import Kept
 from experiments.training.lock import exclusive
 from experiments.training.signals import StopRequest

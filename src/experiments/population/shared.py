@@ -71,6 +71,15 @@ class Shared:
         """Rows put on their devices."""
         return jax.device_put(tree, self.programs.stacked)
 
+    def picked(self, stack: Tree, rows: np.ndarray) -> Tree:
+        """These rows of a stack, which may lie on other devices.
+
+        Of a CPU by way of the host: cores that look into each other's rows can wait for ever.
+        """
+        if jax.default_backend() == "cpu":
+            stack = jax.device_get(stack)
+        return self.spread(jax.tree.map(lambda leaf: leaf[rows], stack))
+
     def evaluator(self, split: str) -> Evaluator:
         """The evaluation of the split `validation` or `test`."""
         session = self.session

@@ -58,7 +58,6 @@ class Population:
         self.experiment, self.trainer = self.session.experiment, self.session.trainer
         self.own_batches = len({member.session.shuffle_seed for member in members}) > 1
         self.shared = Shared(self.session, self.own_batches, len(members))
-        self.feed = self.shared.feed
         parameters = count_parameters(self.shared.shapes.params)
         self.lanes = [Lane(member, parameters) for member in members]
         self.everyone = list(self.lanes)
@@ -147,7 +146,7 @@ class Population:
 
     def _time(self, program: Any, states: State, steps: int) -> float:
         """Seconds of so many steps from these states, if an epoch has as many."""
-        window = next(iter(self.feed.windows(0, 0)))
+        window = next(iter(self.shared.feed.windows(0, 0)))
         order = self._order(0, window)
 
         def call(count: int) -> Any:
@@ -187,7 +186,7 @@ class Population:
 
     def _dispatches(self, epoch: int, end: int) -> Iterator[tuple[dict[str, jax.Array], int]]:
         left = end - self.records.step
-        for window in self.feed.windows(epoch, self.experiment.steps_per_epoch - left):
+        for window in self.shared.feed.windows(epoch, self.experiment.steps_per_epoch - left):
             first, order = window.first, self._order(epoch, window)
             while left and first < window.steps:
                 if all(lane.stop.name is not None for lane in self.lanes):
@@ -301,17 +300,13 @@ class Population:
             return
         self.records.keep(np.array(rows))
         self.shared = self.shared.fewer_devices(len(rows))
-        self.feed = self.shared.feed
         size = self.shared.fewer_rows(self.rows, len(rows))
         if (len(rows), size) == before:
             return
         self.saving.new_stack()
         index = np.array([*rows, *[rows[-1]] * (size - len(rows))])
         resized = size != self.rows
-        stack = (self.states, self.best)
-        if jax.default_backend() == "cpu":
-            stack = jax.device_get(stack)  # cores that look into each other's rows can deadlock
-        self.states, self.best = self.shared.spread(jax.tree.map(lambda leaf: leaf[index], stack))
+        self.states, self.best = self.shared.picked((self.states, self.best), index)
         self._restack(size)
         if resized:
             self._compile(lambda: self.states)

@@ -1,4 +1,4 @@
-"""How many lanes of a population run side by side: as many as are fastest."""
+"""How lanes are divided: over how many devices, and how many side by side on each."""
 
 import logging
 import time

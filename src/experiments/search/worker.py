@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.cli import EXIT_CODES, Exit
-from experiments.devices import split_processor
 from experiments.search.claims import Heart
 from experiments.search.execution import TrialStop, run_trials
 from experiments.search.results import write_results
 from experiments.search.study import Study, Trial
 from experiments.search.together import run_together
 from experiments.search.winner import conclude
+from experiments.training.devices import split_processor
 from experiments.training.kept import Kept
 from experiments.training.signals import StopRequest
 

@@ -10,8 +10,8 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from experiments.data.dataset import Arrays, Batch, Stream
-from experiments.devices import put_to_read
 from experiments.experiment import Hparams, Tree
+from experiments.training.devices import put_to_read
 from experiments.training.distributed import fetch
 from experiments.training.feed import evaluation_batches
 

@@ -29,6 +29,7 @@ import jax.monitoring
 
 import experiments
 from experiments.config import leaves
+from experiments.processor import cores
 
 log = logging.getLogger(__name__)
 
@@ -249,8 +250,7 @@ def processor() -> list[str]:
     described = Path("/proc/cpuinfo")  # of Linux
     lines = described.read_text().splitlines() if described.exists() else [platform.processor()]
     flags = [line for line in lines if line.startswith(("flags", "Feat"))]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return [platform.machine(), str(cores), *(flags or lines)[:1]]
+    return [platform.machine(), str(cores()), *(flags or lines)[:1]]
 
 
 def forget_unused(folder: Path) -> None:

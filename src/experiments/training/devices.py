@@ -1,8 +1,8 @@
 """The devices of this process: accelerators, or the cores of its processor.
 
-XLA divides every operation among all cores, which then wait for each other: on two cores a step of
-LeNet-5 takes 6.4 ms instead of 10.0 on one, and an LSTM's 20 on either. Lanes on a core each come
-to 5.0 and 10. So where lanes train side by side each core is a device of its own.
+XLA divides every operation among all cores, which small ones do not fill: a step of LeNet-5 takes
+6.4 ms on two cores and 10.0 on one, an LSTM's 20 on either. So where lanes train side by side each
+core is a device of its own; `python -m benchmarks.cores` shows what that gives.
 """
 
 import contextlib

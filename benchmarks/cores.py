@@ -1,0 +1,89 @@
+"""What lanes gain from a core each.
+
+    python -m benchmarks.cores [--only lenet5,lstm] [--json FILE]
+
+The step of a population on one device of all cores and on a device a core, in turns, each in a
+process of its own: how many devices there are is decided once. Medians of the turns.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.turns import ROOT
+
+CASES: dict[str, tuple[list[str], int, int]] = {  # config, lanes, how many side by side
+    "lenet5": (["model=lenet5", "data=mnist"], 16, 1),
+    "lstm": (["model=lstm", "data=mnist"], 16, 1),
+    "autoencoder": (["model=autoencoder", "data=mnist"], 16, 1),
+    "vae": (["model=vae", "data=mnist"], 16, 1),
+    "resnet20": (["model=resnet20", "data=cifar10", "data.batch_size=64"], 16, 1),
+    "mlp": (["model=mlp", "model.hidden=[32]", "data=digits"], 128, 128),
+}
+STEPS, TURNS = 10, 3
+
+
+def main() -> None:
+    """Measures and prints a table, or as `--here` one time."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--only", default=",".join(CASES), help="which, separated by commas")
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("--here", choices=["one", "each"], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.here:
+        print(seconds_a_step(*CASES[options.only], split=options.here == "each"))
+        return
+    rows: list[dict[str, Any]] = []
+    print(f"{'':14} {'one device, ms':>16} {'one a core, ms':>16} {'times as fast':>14}")
+    for name in options.only.split(","):
+        pairs = [(1e3 * _apart(name, "one"), 1e3 * _apart(name, "each")) for _ in range(TURNS)]
+        one, each = (statistics.median(side) for side in zip(*pairs, strict=True))
+        ratio = statistics.median(a / b for a, b in pairs)
+        rows.append({"name": name, "one_ms": one, "each_ms": each, "ratio": ratio})
+        print(f"{name:14} {one:16.3g} {each:16.3g} {ratio:14.2f}", flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def _apart(name: str, devices: str) -> float:
+    command = [sys.executable, "-m", "benchmarks.cores", "--only", name, "--here", devices]
+    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    return float(done.stdout.splitlines()[-1])
+
+
+def seconds_a_step(config: list[str], lanes: int, width: int, *, split: bool) -> float:
+    """Of a step of all lanes, divided by those that do not run side by side."""
+    import jax
+    import numpy as np
+
+    from benchmarks.our_step import composed
+    from experiments.experiment import root_key
+    from experiments.population.fit import open_lane
+    from experiments.population.shared import Shared
+    from experiments.training.devices import split_processor
+    from experiments.training.kept import Kept
+
+    split_processor(lanes if split else 1)
+    session = open_lane(composed(*config, "data.limit=1280", "logger=none"), Kept())
+    shared = Shared(session, own_batches=False, lanes=lanes)
+    hparams = {name: np.full(lanes, value) for name, value in session.hparams.items()}
+    hparams, keys = shared.spread(hparams), shared.spread(root_key(np.arange(lanes)))
+    states, _ = shared.initial(hparams, keys)
+    train = shared.compiled(lanes, width, lambda *_: 0.0).train
+    window = next(iter(shared.feed.windows(0, 0)))
+    times = []
+    for _ in range(TURNS + 1):
+        started = time.perf_counter()
+        states, log = train(states, window.arrays, window.order, 0, STEPS, hparams, keys)
+        jax.block_until_ready(log)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times[1:]) / STEPS / (lanes / width)
+
+
+if __name__ == "__main__":
+    main()

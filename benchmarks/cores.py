@@ -22,7 +22,7 @@ CASES: dict[str, tuple[list[str], int, int]] = {  # config, lanes, how many side
     "lstm": (["model=lstm", "data=mnist"], 16, 1),
     "autoencoder": (["model=autoencoder", "data=mnist"], 16, 1),
     "vae": (["model=vae", "data=mnist"], 16, 1),
-    "resnet20": (["model=resnet20", "data=cifar10", "data.batch_size=64"], 16, 1),
+    "resnet20": (["model=resnet20", "data=cifar10", "data.batch_size=64"], 2, 1),
     "mlp": (["model=mlp", "model.hidden=[32]", "data=digits"], 128, 128),
 }
 STEPS, TURNS = 10, 3

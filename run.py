@@ -3,16 +3,22 @@
 import sys
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig
 
-from experiments.cli import command_line, job
+from experiments.cli import command_line, job, workers_ahead
 
-CONFIG = str(Path(__file__).resolve().parent / "conf")
+CONFIG = Path(__file__).resolve().parent / "conf"
 
 
-@hydra.main(version_base="1.3", config_path=CONFIG, config_name="config")
-def main(config: DictConfig) -> None:
+def main() -> None:
+    with workers_ahead(sys.argv[1:], CONFIG):
+        import hydra  # the workers of a search do not wait for it
+
+        with_config = hydra.main(version_base="1.3", config_path=str(CONFIG), config_name="config")
+        with_config(run_one)()
+
+
+def run_one(config: DictConfig) -> None:
     with job():
         from experiments.main import run  # imports JAX, which `--help` has no need of
 

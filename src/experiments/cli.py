@@ -34,6 +34,9 @@ SEARCH_KEYS = (
 )
 """Keys of a command line that are the search's own, in `sweep.py` and after `run.py -m`."""
 
+OPTIONS = "+hydra.sweeper.options."
+"""Where Hydra takes them for the sweeper."""
+
 # Python looks through all objects once more as it ends, 0.3 s with JAX; frozen ones it passes over.
 # Registered before all others, it is called after them.
 atexit.register(gc.freeze)
@@ -91,6 +94,25 @@ def command_line(main: Callable[[], Any], *, hydra: bool = True) -> int:
     return 0
 
 
+@contextlib.contextmanager
+def workers_ahead(arguments: list[str], config_folder: Path) -> Iterator[None]:
+    """Within it the workers of a search have started, while Hydra still composes its config.
+
+    Args:
+      arguments: in Hydra's terms; those that search over nothing start no workers.
+    """
+    flags = {a for a in arguments if a.startswith("-")}
+    if not flags or flags - {"-m", "--multirun"}:  # others only show something
+        yield
+        return
+    from experiments.search import local
+    from experiments.search.options import divide
+
+    given = [a.removeprefix(OPTIONS) for a in arguments if a.startswith(OPTIONS)]
+    with local.workers_ahead(divide(given)[0], config_folder):
+        yield
+
+
 def _report_unraisable(unraisable: Any) -> None:
     """As Python would, but for what TensorStore says once Orbax has given up a failed save."""
     if str(unraisable.exc_value) != "Event loop is closed":
@@ -113,8 +135,7 @@ def for_hydra(arguments: list[str]) -> list[str]:
         arguments = [a for a in arguments if a not in flags]  # argparse wants them in one place
         arguments = [re.sub("^cluster=", "cluster.name=", a) for a in arguments]
         own = re.compile(rf"({'|'.join(SEARCH_KEYS)})(\.\w+)?=")
-        options = [f"+hydra.sweeper.options.{a}" if own.match(a) else a for a in arguments]
-        return [flags[0], *options]
+        return [flags[0], *(f"{OPTIONS}{a}" if own.match(a) else a for a in arguments)]
     if os.environ.get("JAX_PROCESS_ID", "0") != "0":
         arguments += ["hydra.output_subdir=null", "hydra/job_logging=disabled"]
     if any(a.startswith(("resume=", "checkpoint=")) for a in arguments):

@@ -12,6 +12,7 @@ import dataclasses
 import importlib
 import logging
 import os
+import pickle
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -121,13 +122,13 @@ def worker(folder: Path, config_folder: Path, options: Options) -> None:
     """Runs one worker; one of this machine's launcher, `-`, waits for the folder of its study."""
     from experiments.search.worker import work  # imports JAX
 
-    name = options.get("name")
+    name, configs = options.get("name"), None
     if folder == Path("-"):
         importlib.import_module("orbax.checkpoint")  # the launcher is still planning
-        line = sys.stdin.readline()
-        if not line:  # there is to be no study
+        try:
+            folder, configs = pickle.load(sys.stdin.buffer)
+        except EOFError:  # there is to be no study
             return
-        folder = Path(line.rstrip("\n"))
         with (folder / LOGS / f"{name}.log").open("w") as log:
             for stream in (sys.stdout, sys.stderr):
                 os.dup2(log.fileno(), stream.fileno())
@@ -139,7 +140,7 @@ def worker(folder: Path, config_folder: Path, options: Options) -> None:
     )
     for talkative in ("absl", "jax"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
-    work(folder, config_folder, name)
+    work(folder, config_folder, name, configs)
 
 
 ACTIONS = {"status": status, "resume": resume, "cancel": cancel, "worker": worker}

@@ -19,12 +19,15 @@ from experiments.config import leaves
 
 
 class Configs:
-    """The configs that can be composed in a folder; `overrides` are part of every one."""
+    """The configs that can be composed in a folder; `overrides` are part of every one.
+
+    What was composed is kept, and goes along where these are pickled.
+    """
 
     def __init__(self, folder: Path, overrides: Sequence[str] = ()):
         self.folder, self.overrides = folder, tuple(overrides)
-        self._of_choices = functools.lru_cache(maxsize=None)(self._compose)
-        self._paths = functools.lru_cache(maxsize=None)(self._read_paths)
+        self._composed: dict[tuple, dict[str, Any]] = {}
+        self._paths: dict[tuple, frozenset[str]] = {}
 
     def compose(self, values: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The config in which `values`, dotted path or group to value, replace what was there.
@@ -58,21 +61,24 @@ class Configs:
 
     def paths(self, choices: Mapping[str, str]) -> frozenset[str]:
         """The dotted paths of the config with these group choices, of values and of nodes."""
-        return self._paths(tuple(sorted(choices.items())))
+        key = tuple(sorted(choices.items()))
+        if key not in self._paths:
+            config = self._of_choices(key)
+            self._paths[key] = frozenset(_nodes(config)) | {path for path, _ in leaves(config)}
+        return self._paths[key]
 
     def parse(self, arguments: Sequence[str]) -> list[Override]:
         """Arguments of a command line as Hydra understands them."""
         with self._hydra() as loader:
             return OverridesParser.create(config_loader=loader).parse_overrides(list(arguments))
 
-    def _compose(self, choices: tuple) -> dict[str, Any]:
-        with self._hydra():
-            config = compose("config", overrides=[*self.overrides, *assignments(dict(choices))])
-        return {str(k): v for k, v in OmegaConf.to_container(config).items()}  # type: ignore[union-attr]
-
-    def _read_paths(self, choices: tuple) -> frozenset[str]:
-        config = self._of_choices(choices)
-        return frozenset(_nodes(config)) | {path for path, _ in leaves(config)}
+    def _of_choices(self, choices: tuple) -> dict[str, Any]:
+        if choices not in self._composed:
+            overrides = [*self.overrides, *assignments(dict(choices))]
+            with self._hydra():
+                config = OmegaConf.to_container(compose("config", overrides=overrides))
+            self._composed[choices] = {str(k): v for k, v in config.items()}  # type: ignore[union-attr]
+        return self._composed[choices]
 
     @contextmanager
     def _hydra(self) -> Iterator[Any]:
@@ -86,6 +92,12 @@ class Configs:
             GlobalHydra.instance().clear()
             if before is not None:
                 GlobalHydra.instance().initialize(before)
+
+
+@functools.lru_cache(maxsize=8)
+def configs_of(folder: Path, overrides: tuple[str, ...]) -> Configs:
+    """The `Configs` of this process: whoever asks again finds what was composed before."""
+    return Configs(folder, overrides)
 
 
 def resolved(config: dict[str, Any]) -> dict[str, Any]:

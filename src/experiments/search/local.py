@@ -5,6 +5,7 @@ This module imports nothing that takes long: workers start before their study is
 
 import contextlib
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -35,12 +36,12 @@ class Process:
     slot: int
     popen: subprocess.Popen
 
-    def begin(self, folder: Path) -> None:
+    def begin(self, study: "Study") -> None:
         """Tells it which study it is to work on; from then on it prints into its log."""
         assert self.popen.stdin is not None
-        (folder / LOGS).mkdir(exist_ok=True)
+        (study.folder / LOGS).mkdir(exist_ok=True)
         with contextlib.suppress(BrokenPipeError):  # it has ended, which is seen to later
-            self.popen.stdin.write(f"{folder}\n".encode())
+            self.popen.stdin.write(pickle.dumps((study.folder, study.configs)))
             self.popen.stdin.close()
 
 
@@ -74,7 +75,7 @@ class Crew:
         """
         with stopping(self.running) as asked:
             for process in self.running:
-                process.begin(study.folder)
+                process.begin(study)
             looked = time.monotonic()
             while self.running:
                 time.sleep(POLL)
@@ -88,7 +89,7 @@ class Crew:
                     worked = study.claims.bury(process.name)
                     if worked and not asked() and not study.complete:
                         self.running.append(self._start(process.slot))
-                        self.running[-1].begin(study.folder)
+                        self.running[-1].begin(study)
         return asked()
 
     def _start(self, slot: int) -> Process:
@@ -106,6 +107,20 @@ class Crew:
         return Process(name, slot, popen)
 
 
+_ahead: Crew | None = None  # workers that started before it was known what for
+
+
+@contextlib.contextmanager
+def workers_ahead(options: Options, config_folder: Path) -> Iterator[None]:
+    """Within it the crew that `standing_by` will be asked for has started."""
+    global _ahead
+    with standing_by(options, config_folder) as _ahead:
+        try:
+            yield
+        finally:
+            _ahead = None
+
+
 def standing_by(
     options: Options, config_folder: Path, cluster: str = "local"
 ) -> AbstractContextManager[Crew | None]:
@@ -114,6 +129,8 @@ def standing_by(
     Args:
       cluster: where they run unless the options say otherwise.
     """
+    if _ahead is not None:
+        return contextlib.nullcontext(_ahead)
     if options.get("cluster", {}).get("name", cluster) != "local":
         return contextlib.nullcontext()
     return Crew(worker_count(options), config_folder.parent / "sweep.py")

@@ -10,7 +10,7 @@ from experiments.errors import UserError
 from experiments.main import check_config
 from experiments.search import grammar, methods
 from experiments.search.check import problems
-from experiments.search.configs import Configs
+from experiments.search.configs import Configs, configs_of
 from experiments.search.options import Options
 from experiments.search.plan import Plan
 from experiments.search.slurm import read_cluster
@@ -80,7 +80,7 @@ def make_plan(
       settings: fields of the plan; metric and goal are the objective's own unless given.
       where: says in which line of a file a key is.
     """
-    configs = Configs(config_folder, overrides)
+    configs = configs_of(config_folder, tuple(overrides))
     for override in configs.parse(overrides):
         if override.is_sweep_override():
             raise UserError(f"{override.input_line}: put it among the parameters of the sweep file")

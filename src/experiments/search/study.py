@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 from experiments.errors import UserError
 from experiments.search import methods
 from experiments.search.claims import Claim, Claims
-from experiments.search.configs import Configs
+from experiments.search.configs import Configs, configs_of
 from experiments.search.distributions import in_optuna
 from experiments.search.plan import FILE, Plan, read_plan
 from experiments.search.space import read_space
@@ -50,10 +50,16 @@ class Trial:
 class Study:
     """The study in `folder`, as the worker called `worker` sees it."""
 
-    def __init__(self, folder: Path, config_folder: Path, worker: str | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        config_folder: Path,
+        worker: str | None = None,
+        configs: Configs | None = None,
+    ):
         self.folder, self.plan = folder, read_plan(folder)
         self.worker = worker or f"{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
-        self.configs = Configs(config_folder, self.plan.overrides)
+        self.configs = configs or configs_of(config_folder, tuple(self.plan.overrides))
         self.space = read_space(self.plan.parameters, self.configs)
         self.claims = Claims(folder / "claims", self.worker, self.plan.heartbeat)
         self.optuna = optuna.create_study(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from experiments.cli import EXIT_CODES, Exit
 from experiments.search.claims import Heart
+from experiments.search.configs import Configs
 from experiments.search.execution import TrialStop, run_trials
 from experiments.search.results import write_results
 from experiments.search.study import Study, Trial
@@ -22,15 +23,18 @@ log = logging.getLogger(__name__)
 POLL = 1.0  # seconds between looks for a trial that became free
 
 
-def work(folder: Path, config_folder: Path, name: str | None = None) -> None:
+def work(
+    folder: Path, config_folder: Path, name: str | None = None, configs: Configs | None = None
+) -> None:
     """Runs trials of the study in `folder` until its budget is spent.
 
-    While other workers run the last trials it waits: one of them may die.
+    While other workers run the last trials it waits: one of them may die. `configs` are the
+    study's, with what was composed of them already.
 
     Raises:
         Exit: it was asked to stop; its trials are saved and free again.
     """
-    study, kept = Study(folder, config_folder, name), Kept()
+    study, kept = Study(folder, config_folder, name, configs), Kept()
     split_processor(int(study.plan.lanes) * study.plan.seeds)
     with StopRequest() as stop:
 

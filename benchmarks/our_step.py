@@ -39,7 +39,7 @@ def main() -> None:
     name, quick = sys.argv[1], "--quick" in sys.argv
     session = session_of(name, batch_size(CASES[name], quick))
     experiment, hparams, key = session.experiment, session.hparams, session.key
-    feed = session.feed()
+    feed = session.feed
     programs = Programs(experiment, session.mesh, batch_size=session.batch_size, max_steps=BATCHES)
     state = jax.device_put(experiment.init(hparams, key), session.replicated)
     train = programs.compile_train(state, feed.arrays, hparams, key)

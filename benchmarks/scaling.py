@@ -82,7 +82,7 @@ def lanes() -> list[Row]:
 
     session = open_session(composed("model=mlp", "model.hidden=[32]", "data=digits"))
     mesh = Mesh(np.asarray(jax.devices()[:1]), ("lanes",))
-    size, feed = session.batch_size, session.feed()
+    size, feed = session.batch_size, session.feed
     steps = len(session.splits.train) // size
     programs = PopulationPrograms(
         session.experiment, mesh, batch_size=size, max_steps=steps, own_batches=False
@@ -180,7 +180,7 @@ def _step(config: list[str], size: int) -> tuple[float, float]:
     own = [f"data.batch_size={size}", f"data.limit={count * size}", noise]
     session = open_session(composed(*config, *own))
     experiment, hparams, key = session.experiment, session.hparams, session.key
-    feed = session.feed()
+    feed = session.feed
     programs = Programs(experiment, session.mesh, batch_size=size, max_steps=count)
     state = jax.device_put(experiment.init(hparams, key), session.replicated)
     started = time.perf_counter()

@@ -57,7 +57,7 @@ def test_wrong_values_end_in_plain_messages(choices, data_home):
             session = open_session(plain)
             core = session.experiment
             state = core.abstract_state(session.hparams)
-            shapes = session.feed().arrays
+            shapes = session.feed.arrays
             batch = {
                 k: jax.ShapeDtypeStruct((session.batch_size, *v.shape[1:]), v.dtype)
                 for k, v in shapes.items()

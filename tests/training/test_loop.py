@@ -172,7 +172,7 @@ def test_a_compressed_checkpoint_is_read(train, monkeypatch):
 def test_a_short_training_is_compiled_sooner_and_comes_to_the_same(data_home):
     """What XLA's older emitters make of a step differs by rounding alone."""
     session = open_session(composed(*data_home, *SMALL))
-    experiment, feed, hparams = session.experiment, session.feed(), session.hparams
+    experiment, feed, hparams = session.experiment, session.feed, session.hparams
     programs = Programs(experiment, session.mesh, batch_size=session.batch_size, max_steps=8)
     initial = experiment.init(hparams, session.key)
     traced = programs.trace_train(initial, feed.arrays, hparams, session.key)

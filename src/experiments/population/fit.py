@@ -94,7 +94,7 @@ def fit_together(
 def _traced(session: Session) -> tuple[tuple[str, ...], Any]:
     """The names of the hyperparameters that the program can take as inputs; the step with them."""
     experiment, hparams = session.experiment, session.hparams
-    arrays = session.feed().arrays
+    arrays = session.feed_on(session.replicated).arrays
     batch = {
         name: jax.ShapeDtypeStruct((session.batch_size, *array.shape[1:]), array.dtype)
         for name, array in arrays.items()

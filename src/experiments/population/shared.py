@@ -5,7 +5,6 @@ from concurrent.futures import Executor, Future
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -42,7 +41,7 @@ class Shared:
         self.shapes = session.experiment.abstract_state(session.hparams)
         # one device holds the data as for a run by itself, and once for both
         as_one_run = self.mesh.size == session.mesh.size == 1
-        self.feed = session.feed(None if as_one_run else self.programs.replicated)
+        self.feed = session.feed if as_one_run else session.feed_on(self.programs.replicated)
 
     def rows(self, lanes: int) -> int:
         """Rows of a stack of so many lanes: as many on each device."""
@@ -156,5 +155,5 @@ class Shared:
     def _inputs(self, rows: int) -> tuple[dict[str, Any], Any]:
         """Shapes of the hyperparameters and keys of so many rows."""
         number = jax.ShapeDtypeStruct((rows,), np.float32)
-        keys = jax.eval_shape(jax.vmap(jax.random.key), jnp.arange(rows))
+        keys = jax.ShapeDtypeStruct((rows,), self.session.key.dtype)
         return dict.fromkeys(self.session.hparams, number), keys

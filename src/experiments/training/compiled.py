@@ -112,7 +112,7 @@ def compile_evaluation(session: Session, state: State, ready: ReadyPrograms) -> 
 
 def _for_run(session: Session, made: Executables) -> Compiled:
     hparams = {name: session.hparams[name] for name in made.traced}
-    return Compiled(made, session.feed(), hparams)
+    return Compiled(made, session.feed, hparams)
 
 
 def _compile(session: Session, state: State, ready: ReadyPrograms, pool: Executor) -> Executables:
@@ -199,7 +199,7 @@ def _trace_train(session: Session, state: State) -> tuple[jax.stages.Traced, tup
     """The traced training program, and the names of its traced hyperparameters."""
     experiment, feed, key, hparams = (
         session.experiment,
-        session.feed(),
+        session.feed,
         session.key,
         session.hparams,
     )
@@ -217,7 +217,7 @@ def _trace_train(session: Session, state: State) -> tuple[jax.stages.Traced, tup
 
 def ready_programs(session: Session) -> ReadyPrograms:
     """The programs that earlier runs have left for this configuration and data of these shapes."""
-    experiment, feed = session.experiment, session.feed()
+    experiment, feed = session.experiment, session.feed
     shapes = [
         {name: (array.shape, str(array.dtype)) for name, array in arrays.items()}
         for arrays in (feed.arrays, session.evaluator("validation").shapes())

@@ -62,19 +62,24 @@ class Session:
         """A part of the batch on every device."""
         return NamedSharding(self.mesh, PartitionSpec("data"))
 
-    def feed(self, sharding: NamedSharding | None = None) -> ResidentFeed | StreamedFeed:
-        """The training data, held by the devices so; None: as one run shares it among them."""
+    @functools.cached_property
+    def feed(self) -> ResidentFeed | StreamedFeed:
+        """The training data, as one run shares them among its devices."""
+        streamed = isinstance(self.splits.train, Stream)
+        return self.feed_on(self.split_over_devices if streamed else self.replicated)
+
+    def feed_on(self, sharding: NamedSharding) -> ResidentFeed | StreamedFeed:
+        """The training data, or batches of a stream of them, held by the devices so."""
         split, seed = self.splits.train, self.shuffle_seed
         if isinstance(split, Stream):
             steps = self.experiment.steps_per_epoch
-            sharding = sharding or self.split_over_devices
             return StreamedFeed(split, self.batch_size, steps, seed, sharding)
-        whole = sharding or self.replicated
         arrays = self.kept.once(
             ("resident", self._data_key, sharding),
-            lambda: {name: put_to_read(array, whole) for name, array in split.arrays.items()},
+            lambda: {name: put_to_read(array, sharding) for name, array in split.arrays.items()},
         )
-        return ResidentFeed(arrays, self.batch_size, root_key(seed), whole, split.ordered)
+        key = self.kept.once(("key", seed), lambda: root_key(seed))
+        return ResidentFeed(arrays, self.batch_size, key, sharding, split.ordered)
 
     def evaluator(self, split: str) -> Evaluator:
         """The evaluation of the split `validation` or `test`."""
@@ -127,7 +132,8 @@ def open_session(config: Mapping[str, Any], kept: Kept | None = None) -> Session
             log.info("%s needs larger images: %s is resized to %s", name, small, large)
         return made
 
-    key = root_key(config["seed"])
+    seed = config["seed"]
+    key = kept.once(("key", seed), lambda: root_key(seed))
     return Session(
         config,
         trainer,

@@ -21,6 +21,7 @@ from experiments.population.shared import Shared
 from experiments.population.width import timed
 from experiments.training import stored
 from experiments.training.decisions import Pace
+from experiments.training.evaluation import means
 from experiments.training.program import epoch_order
 from experiments.training.recorder import Line
 from experiments.variables import copied, count_parameters
@@ -264,15 +265,10 @@ class Population:
 
     def _evaluate(self, split: str, weights: tuple[Tree, Tree], prefix: str) -> list[Line]:
         """The mean of every metric over a split, lane by lane."""
-        totals: Any = None
-        for batch in self.shared.evaluator(split).batches():
-            sums = self.evaluate(weights, batch, self.hparams)
-            totals = sums if totals is None else jax.tree.map(jnp.add, totals, sums)
-        host = {n: v.astype(np.float64) for n, v in jax.device_get(totals).items()}
-        count = host.pop("count")
-        names = [f"{prefix}/{name}" for name in host]
-        table = zip(*((values / count).tolist() for values in host.values()), strict=True)
-        return [dict(zip(names, row, strict=True)) for row in table]
+        batches = self.shared.evaluator(split).batches()
+        found = means([self.evaluate(weights, batch, self.hparams) for batch in batches])
+        names = [f"{prefix}/{name}" for name in found]
+        return [dict(zip(names, row, strict=True)) for row in zip(*found.values(), strict=True)]
 
     # ------------------------------------------------------------------ leaving and saving
 

@@ -1,7 +1,7 @@
 """Evaluation of weights on a whole split, and what of it is worth looking at."""
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,22 +52,18 @@ class Evaluator:
         self, program: Callable, weights: tuple[Tree, Tree], hparams: Hparams
     ) -> dict[str, float]:
         """The mean of every metric over the split."""
-        totals: dict[str, Any] = {}
-        for batch in self.batches():
-            sums, _ = program(weights, batch, hparams)
-            totals = sums if not totals else jax.tree.map(jax.numpy.add, totals, sums)
-        return means(totals)
+        return means([program(weights, batch, hparams)[0] for batch in self.batches()])
 
     def predict(
         self, program: Callable, weights: tuple[Tree, Tree], hparams: Hparams
     ) -> tuple[dict[str, float], Predictions]:
         """The mean of every metric, and the predictions."""
-        totals: dict[str, Any] = {}
+        sums = []
         labels, predicted = [np.zeros(0, int)], [np.zeros(0, int)]
         first: tuple[Batch, Any] | None = None
         for batch in self.batches():
-            sums, outputs = program(weights, batch, hparams)
-            totals = sums if not totals else jax.tree.map(jax.numpy.add, totals, sums)
+            of_batch, outputs = program(weights, batch, hparams)
+            sums.append(of_batch)
             rows = fetch(batch["mask"]) > 0
             if first is None:
                 few = np.flatnonzero(rows)[:SHOWN]
@@ -79,7 +75,7 @@ class Evaluator:
                 predicted.append(fetch(outputs)[rows].argmax(axis=-1))
         assert first is not None
         every = np.concatenate(labels), np.concatenate(predicted)
-        return means(totals), Predictions(*every, *first)
+        return means(sums), Predictions(*every, *first)
 
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """What a batch looks like."""
@@ -102,8 +98,12 @@ class Evaluator:
             yield {name: put_to_read(array, self.sharding) for name, array in batch.items()}
 
 
-def means(sums: dict[str, Any]) -> dict[str, float]:
-    """Sums over examples to means."""
-    host = {name: float(value) for name, value in jax.device_get(sums).items()}
-    count = host.pop("count")
-    return {name: value / count for name, value in host.items()}
+def means(sums: Sequence[dict[str, jax.Array]]) -> dict[str, Any]:
+    """Sums over the examples of each batch, numbers or one a lane, to means over all of them.
+
+    Added up on the host: on the device even that would be a program to compile.
+    """
+    host = jax.device_get(sums)
+    totals = {name: np.sum([batch[name] for batch in host], 0, np.float64) for name in host[0]}
+    count = totals.pop("count")
+    return {name: (total / count).tolist() for name, total in totals.items()}

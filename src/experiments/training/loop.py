@@ -58,6 +58,8 @@ def fit(
             at_the_end.callback(compiled.begun)
         if trainer.checkpoints:
             pool.submit(importlib.import_module, "orbax.checkpoint")
+        if ended:
+            evaluation = pool.submit(compile_evaluation, session, shapes, ready)
         if resume:
             run.restore()
         else:
@@ -79,7 +81,7 @@ def fit(
         if compiled is None and run.step < experiment.total_steps:  # the checkpoint was damaged
             compiled = compile_programs(session, shapes, ready, pool)
             at_the_end.callback(compiled.begun)
-        run.compiled = compiled or compile_evaluation(session, shapes, ready)
+        run.compiled = compiled or evaluation.result()
         if compiled is not None:
             compiled.wait()
         status = run.train()

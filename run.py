@@ -5,7 +5,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from experiments.cli import command_line, job, workers_ahead
+from experiments.cli import command_line, job, warm_up, workers_ahead
 
 CONFIG = Path(__file__).resolve().parent / "conf"
 
@@ -20,6 +20,7 @@ def main() -> None:
 
 def run_one(config: DictConfig) -> None:
     with job():
+        warm_up(config)
         from experiments.main import run  # imports JAX, which `--help` has no need of
 
         run(config)

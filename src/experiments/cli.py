@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.errors import UserError, suggest
@@ -111,6 +111,20 @@ def workers_ahead(arguments: list[str], config_folder: Path) -> Iterator[None]:
     given = [a.removeprefix(OPTIONS) for a in arguments if a.startswith(OPTIONS)]
     with local.workers_ahead(divide(given)[0], config_folder):
         yield
+
+
+def warm_up(config: DictConfig) -> None:
+    """Has the process beside a training import what it will need, while this one imports JAX."""
+    if config.mode != "train" or config.cluster or os.environ.get("JAX_PROCESS_ID", "0") != "0":
+        return
+    from experiments.helper import helper
+    from experiments.insight import drawing
+    from experiments.tracking import choice
+
+    with contextlib.suppress(Exception):  # which the run will meet, and explain
+        if config.trainer.figures:
+            helper().submit("drawing", drawing.warm_up)
+        choice.warm_up(OmegaConf.to_container(config.logger, resolve=True))  # type: ignore[arg-type]
 
 
 def _report_unraisable(unraisable: Any) -> None:

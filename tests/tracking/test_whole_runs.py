@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from experiments.tracking.apart import Apart
 from experiments.tracking.jsonl import METRICS, read_history
-from experiments.tracking.wandb import Wandb
 from experiments.training.evaluation import Evaluator
 from support import ROOT
 from wandb_server import reader
@@ -98,18 +98,22 @@ def test_a_resumed_run_goes_on_in_the_same_history(run_cli, monkeypatch, server,
     assert (run.exit_code, run.summary["status"]) == (0, "finished")
 
 
-def test_a_client_that_dies_does_not_touch_the_run(run_cli, monkeypatch, client, tmp_path):
+@pytest.mark.parametrize("who", ["the process beside the run", "the client's own"])
+def test_a_client_that_dies_does_not_touch_the_run(run_cli, monkeypatch, client, tmp_path, who):
     assert run_cli(*OPTIONS, "logger=none", folder=tmp_path / "alone")[0] == 0
-    log, killed = Wandb.log, []
+    log, killed = Apart.log, []
 
     def logging(self, step, scalars):
         if step == 20:
-            killed.extend(children_of(os.getpid()))
+            assert self.location  # it has started
+            beside = children_of(os.getpid())
+            own = [child for pid in beside for child in children_of(pid)]
+            killed.extend(own if who == "the client's own" else beside)
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
         log(self, step, scalars)
 
-    monkeypatch.setattr(Wandb, "log", logging)
+    monkeypatch.setattr(Apart, "log", logging)
     code, error = run_cli(*OPTIONS, "logger.mode=offline", folder=tmp_path / "bereft")
     assert code == 0, error
     assert killed
@@ -122,13 +126,13 @@ def test_a_server_that_answers_500_costs_at_most_10_seconds(
     run_cli, monkeypatch, server, tmp_path, when
 ):
     server.broken = when == "from the start"
-    log = Wandb.log
+    log = Apart.log
 
     def logging(self, step, scalars):
         server.broken = server.broken or step >= 20
         log(self, step, scalars)
 
-    monkeypatch.setattr(Wandb, "log", logging)
+    monkeypatch.setattr(Apart, "log", logging)
     run_cli(*OPTIONS, "logger=none", folder=tmp_path / "alone")  # compiles
     began = time.monotonic()
     run_cli(*OPTIONS, "logger=none", folder=tmp_path / "alone")

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from experiments.config import build
-from experiments.tracking.behind import Behind
+from experiments.helper import helper
+from experiments.tracking.apart import Apart
 from experiments.tracking.tracker import Tracker
 
 
@@ -20,7 +21,18 @@ def nodes(logger: Mapping[str, Any]) -> dict[str, Any]:
     return found | {f"logger.{name}": node for name, node in beside.items()}
 
 
+def warm_up(logger: Mapping[str, Any]) -> None:
+    """Has the process beside this one import what the trackers need that a config asks for."""
+    for tracker in trackers(logger):
+        if tracker.slow_to_start:
+            helper().submit("tracking", tracker.warm_up)
+
+
+def trackers(logger: Mapping[str, Any]) -> list[Tracker]:
+    """The trackers that a config asks for, themselves."""
+    return [build(node) for node in nodes(logger).values()]
+
+
 def chosen(logger: Mapping[str, Any]) -> list[Tracker]:
-    """The trackers that a config asks for."""
-    trackers = [build(node) for node in nodes(logger).values()]
-    return [Behind(tracker) if tracker.slow_to_start else tracker for tracker in trackers]
+    """The trackers that a config asks for, as a run uses them."""
+    return [Apart(t) if t.slow_to_start else t for t in trackers(logger)]

@@ -38,7 +38,7 @@ class Tracker:
     """The protocol: follows one run. Subclasses inherit what they have no use for."""
 
     slow_to_start = False
-    """Whether a run should go on while it starts."""
+    """Whether a run should go on while it starts, in a process beside it."""
 
     may_stop = False
     """Whether a line can make it ask the run to stop, which then must not run ahead of it."""
@@ -52,6 +52,9 @@ class Tracker:
     def location(self) -> str | None:
         """Where else than in the run folder the run can be seen: an address or a command."""
         return None
+
+    def warm_up(self) -> None:
+        """Import what takes long; a tracker that is slow to start may be asked to, before."""
 
     def start(self, run: RunInfo) -> None:
         """Begin, before the first step. A `UserError` ends the run."""

@@ -6,6 +6,8 @@ server that is slow, dead or was never there costs a bounded time and no data.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import logging
 import os
@@ -38,8 +40,6 @@ _live = 0  # runs of this process, which share one client process
 class Wandb(Tracker):
     """One W&B run; `conf/logger/wandb.yaml` describes the arguments."""
 
-    slow_to_start = True
-
     def __init__(
         self,
         project: str,
@@ -63,6 +63,7 @@ class Wandb(Tracker):
         self.mode = mode
         self.log_model = log_model
         self.finish_timeout = finish_timeout
+        self._program, self._process = sys.argv[0], os.getpid()  # it may run in another one
         self._directory = Path()
         self._run: Any = None
         self._next_step = 0
@@ -75,17 +76,27 @@ class Wandb(Tracker):
             return f"wandb sync {shlex.quote(str(self._directory))}/wandb/offline-run-*"
         return self._run.url
 
+    @property
+    def slow_to_start(self) -> bool:  # type: ignore[override]
+        return self._wanted != "disabled"
+
+    def warm_up(self) -> None:
+        importlib.import_module("wandb")
+        with contextlib.suppress(ImportError):  # what its `init` imports
+            importlib.import_module("wandb.sdk.launch.inputs.internal")
+
     def start(self, run: RunInfo) -> None:
-        mode = self.mode or os.environ.get("WANDB_MODE")
+        mode = self._wanted
         if mode == "disabled":
             return
+        os.environ.setdefault("WANDB_PROGRAM", self._program)
         self._directory = run.directory
         previous = _read_json(run.directory / STATE) if run.start_step is not None else {}
         self._run = self._open(run, _usable(mode), previous.get("id"))
         write_json(run.directory / STATE, {"id": self._run.id, "location": self.location})
         self._run.define_metric("epoch", hidden=True)
         self._run.define_metric("val/*", step_metric="epoch", step_sync=False)
-        lock = Path(sys.argv[0]).resolve().with_name("requirements.lock")
+        lock = Path(self._program).resolve().with_name("requirements.lock")
         if lock.is_file():
             self._run.save(lock, base_path=lock.parent, policy="now")
         self._last_step = _LastStep(run.directory / "wandb" / "last_step")
@@ -142,6 +153,10 @@ class Wandb(Tracker):
             self._last_step.close()
             _close()
 
+    @property
+    def _wanted(self) -> str | None:
+        return self.mode or os.environ.get("WANDB_MODE")
+
     def _open(self, run: RunInfo, mode: Mode, run_id: str | None) -> Any:
         """Start the run; one that the server does not take, or not in time, is started offline."""
         global _live
@@ -153,6 +168,7 @@ class Wandb(Tracker):
             symlink=False,
             x_transaction_log_flush_interval=1.0,  # a killed run loses 1 s offline, not 15 s
             save_code=True,  # the commit, what differs from it, and run.py
+            x_stats_pid=self._process,  # whose processor time and memory are shown
             init_timeout=START_TIMEOUT,
             finish_timeout=self.finish_timeout,
             finish_timeout_raises=True,

@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from experiments.experiment import Tree
+from experiments.helper import helper
+from experiments.insight import drawing
 from experiments.insight.animation import animate
 from experiments.tracking.tracker import Tracker
 from experiments.training.evaluation import Predictions
 from experiments.training.session import Session
 
+# pictures that are being drawn, by name: what, into which file, and when it is there
+Started = dict[str, tuple[drawing.Drawing, Path, Future]]
 DURING = 25  # most epochs of a run after which figures are drawn
 
 
@@ -24,12 +28,12 @@ class Album:
         self.objective = session.experiment.objective(session.hparams)
         self._gallery: Any = None
         self._making = threading.Lock()
-        self._drawing: tuple[int, Future] | None = None
+        self._drawing: Future[tuple[Started, dict[str, float]]] | None = None
         self._thread = ThreadPoolExecutor(1)
 
     @property
     def gallery(self) -> Any:
-        """What the objective has to show; importing it takes a while."""
+        """What the objective has to show."""
         with self._making:
             if self._gallery is None:
                 module = importlib.import_module(self.objective.gallery)
@@ -38,6 +42,7 @@ class Album:
 
     def prepare(self) -> None:
         """Imports what draws, beside what there is still to compute."""
+        helper().submit("drawing", drawing.warm_up)
         self._thread.submit(lambda: self.gallery)
 
     def wants(self, epoch: int) -> bool:
@@ -47,15 +52,14 @@ class Album:
     def after_epoch(self, step: int, weights: tuple[Tree, Tree]) -> None:
         """Starts drawing; `weights` must stay as they are."""
         self.finish_drawing(step)
-        self._drawing = step, self._thread.submit(self._during, weights)
+        self._drawing = self._thread.submit(self._during, weights, step)
 
     def finish_drawing(self, now: int) -> None:
         """Hands over what is being drawn, under the step `now`: steps of trackers never fall."""
         if self._drawing is not None:
-            step, drawing = self._drawing
-            self._drawing = None
-            figures, measured = drawing.result()
-            self._keep(now, figures, f"_{step:08d}")
+            under_way, self._drawing = self._drawing, None
+            started, measured = under_way.result()
+            self._hand_over(now, started)
             if measured:
                 self.trackers.log(now, {f"val/{name}": v for name, v in measured.items()})
 
@@ -64,20 +68,33 @@ class Album:
     ) -> dict[str, float]:
         """Draws what is to be seen of the best weights; returns `test/*` of the gallery."""
         self.finish_drawing(step)
-        self._keep(step, self.gallery.final(weights, predictions), "")
+        started = self._begin(self.gallery.final(weights, predictions), "")
+        measured = self.gallery.measure(weights, "test")
+        self._hand_over(step, started)
         for name in self.gallery.animated:
             if (path := animate(self.directory / "figures", name)) is not None:
                 self.trackers.animation(step, name, path)
-        measured = self.gallery.measure(weights, "test")
         return {f"test/{name}": value for name, value in measured.items()}
 
-    def _during(self, weights: tuple[Tree, Tree]) -> tuple[dict[str, Any], dict[str, float]]:
-        return self.gallery.during(weights), self.gallery.measure(weights, "validation")
+    def _during(self, weights: tuple[Tree, Tree], step: int) -> tuple[Started, dict[str, float]]:
+        started = self._begin(self.gallery.during(weights), f"_{step:08d}")
+        return started, self.gallery.measure(weights, "validation")
 
-    def _keep(self, step: int, figures: dict[str, Any], suffix: str) -> None:
+    def _begin(self, drawings: dict[str, drawing.Drawing], suffix: str) -> Started:
+        """Has these drawn; the names of their files end with the suffix."""
         folder = self.directory / "figures"
         folder.mkdir(exist_ok=True)
-        for name, figure in figures.items():
+        begun = {}
+        for name, what in drawings.items():
             path = folder / f"{name}{suffix}.png"
-            figure.savefig(path, dpi=120)
+            begun[name] = (what, path, helper().submit("drawing", drawing.save, what, path))
+        return begun
+
+    def _hand_over(self, step: int, started: Started) -> None:
+        """Gives the trackers what is being drawn, once it is."""
+        for name, (what, path, drawn) in started.items():
+            try:
+                drawn.result()
+            except ChildProcessError:  # short of memory, the machine may have killed it
+                drawing.save(what, path)
             self.trackers.figure(step, name, path)

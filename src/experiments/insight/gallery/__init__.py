@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from matplotlib.figure import Figure
-
+    from experiments.insight.drawing import Drawing
     from experiments.training.evaluation import Predictions
     from experiments.training.session import Session
 
@@ -32,11 +31,11 @@ class Gallery:
     def __init__(self, session: Session, directory: Path):
         self.session, self.directory = session, directory
 
-    def during(self, weights: tuple[Any, Any]) -> dict[str, Figure]:
+    def during(self, weights: tuple[Any, Any]) -> dict[str, Drawing]:
         """Pictures of the (params, model_state) after an epoch, by name."""
         return {}
 
-    def final(self, weights: tuple[Any, Any], predictions: Predictions) -> dict[str, Figure]:
+    def final(self, weights: tuple[Any, Any], predictions: Predictions) -> dict[str, Drawing]:
         """Pictures of the best weights, by name; `predictions` are theirs on the test split."""
         raise NotImplementedError
 

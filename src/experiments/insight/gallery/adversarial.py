@@ -6,9 +6,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from matplotlib.figure import Figure
 
-from experiments.insight import figures, image_figures
+from experiments.insight.drawing import Drawing, figures, image_figures
 from experiments.insight.gallery.images import STEPS, ImageGallery, Weights, between
 from experiments.insight.judge import Judge
 from experiments.tracking.jsonl import METRICS, read_history
@@ -25,10 +24,10 @@ class Gallery(ImageGallery):
 
     animated = ("samples",)
 
-    def during(self, weights: Weights) -> dict[str, Figure]:
+    def during(self, weights: Weights) -> dict[str, Drawing]:
         return {"samples": self.samples(weights)}
 
-    def final(self, weights: Weights, predictions: Predictions) -> dict[str, Figure]:
+    def final(self, weights: Weights, predictions: Predictions) -> dict[str, Drawing]:
         history = read_history(self.directory / METRICS)
         drawn = {
             "learning_curves": figures.learning_curves(history, CURVES),
@@ -69,7 +68,7 @@ class Gallery(ImageGallery):
 
         return self.run("generate", call, weights, z, labels)
 
-    def samples(self, weights: Weights) -> Figure:
+    def samples(self, weights: Weights) -> Drawing:
         """The same noise every time; of a conditional model a class a column."""
         model = self.session.config["model"]
         z = self.noise(SAMPLES, model["latents"])
@@ -77,7 +76,7 @@ class Gallery(ImageGallery):
         columns = self.classes if model["conditional"] else None
         return image_figures.grid(images, "samples", columns)
 
-    def interpolation(self, weights: Weights) -> Figure:
+    def interpolation(self, weights: Weights) -> Drawing:
         """From one sample to another one, a pair a row."""
         z = self.noise(2 * PAIRS, self.session.config["model"]["latents"])
         labels = np.repeat(np.arange(PAIRS) % self.classes, STEPS)

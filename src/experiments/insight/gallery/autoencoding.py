@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from matplotlib.figure import Figure
 
-from experiments.insight import figures, image_figures
+from experiments.insight.drawing import Drawing, figures, image_figures
 from experiments.insight.gallery.images import (
     SCATTERED,
     SHOWN,
@@ -23,12 +22,12 @@ from experiments.training.evaluation import Predictions
 class Gallery(ImageGallery):
     """Inputs beside reconstructions, the code by class, features of the first layer."""
 
-    def during(self, weights: Weights) -> dict[str, Figure]:
+    def during(self, weights: Weights) -> dict[str, Drawing]:
         images, _ = self.examples("validation", SHOWN)
         seen, restored = self.reconstruct(weights, images)
         return {"reconstructions": self.beside(images, seen, restored)}
 
-    def final(self, weights: Weights, predictions: Predictions) -> dict[str, Figure]:
+    def final(self, weights: Weights, predictions: Predictions) -> dict[str, Drawing]:
         history = read_history(self.directory / METRICS)
         images, labels = self.examples("test", SCATTERED)
         codes = self.run("code", lambda model, x: model.encode(x), weights, images)
@@ -54,7 +53,7 @@ class Gallery(ImageGallery):
         seen, restored = self.run("reconstruct", call, weights, images)
         return seen, restored
 
-    def beside(self, clean: np.ndarray, seen: np.ndarray, restored: np.ndarray) -> Figure:
+    def beside(self, clean: np.ndarray, seen: np.ndarray, restored: np.ndarray) -> Drawing:
         """Clean and, where it is another one, spoilt input beside the output."""
         groups = {"input": clean, "reconstruction": restored}
         if not np.array_equal(clean, seen):

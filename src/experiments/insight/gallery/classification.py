@@ -3,9 +3,8 @@
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from experiments.insight import figures
+from experiments.insight.drawing import Drawing, figures
 from experiments.insight.gallery import Gallery as Base
 from experiments.tracking.jsonl import METRICS, read_history
 from experiments.training.evaluation import Predictions
@@ -14,7 +13,7 @@ from experiments.training.evaluation import Predictions
 class Gallery(Base):
     """Learning curves, confusion matrix and, of images, sample predictions."""
 
-    def final(self, weights: tuple[Any, Any], predictions: Predictions) -> dict[str, Figure]:
+    def final(self, weights: tuple[Any, Any], predictions: Predictions) -> dict[str, Drawing]:
         classes = self.session.data.spec.num_classes
         names = self.session.splits.class_names or tuple(str(i) for i in range(classes))
         counts = np.zeros((classes, classes), int)

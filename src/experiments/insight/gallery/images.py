@@ -6,9 +6,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from matplotlib.figure import Figure
 
-from experiments.insight import image_figures
+from experiments.insight.drawing import Drawing, image_figures
 from experiments.insight.gallery import Gallery
 from experiments.training.evaluation import evaluation_batches
 
@@ -67,7 +66,7 @@ class ImageGallery(Gallery):
         """One-hot classes for a model that is told them."""
         return jax.nn.one_hot(labels, self.classes) if told else None
 
-    def first_layer(self, weights: Weights) -> dict[str, Figure]:
+    def first_layer(self, weights: Weights) -> dict[str, Drawing]:
         """The first layer's features, where they are images."""
         kernel = self.first_kernel(weights[0])
         shape = self.session.experiment.input_shape

@@ -3,9 +3,8 @@
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from experiments.insight import figures, sequence_figures
+from experiments.insight.drawing import Drawing, figures, sequence_figures
 from experiments.insight.gallery import Gallery as Base
 from experiments.tracking.jsonl import METRICS, read_history
 from experiments.training.evaluation import Predictions
@@ -14,7 +13,7 @@ from experiments.training.evaluation import Predictions
 class Gallery(Base):
     """Learning curves and, of tokens, sequences with what was wanted and predicted."""
 
-    def final(self, weights: tuple[Any, Any], predictions: Predictions) -> dict[str, Figure]:
+    def final(self, weights: tuple[Any, Any], predictions: Predictions) -> dict[str, Drawing]:
         history = read_history(self.directory / METRICS)
         drawn = {
             "learning_curves": figures.learning_curves(history, ("loss", "accuracy", "solved"))

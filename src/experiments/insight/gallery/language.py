@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from experiments.generation import Generator
-from experiments.insight import figures, sequence_figures
+from experiments.insight.drawing import Drawing, figures, sequence_figures
 from experiments.insight.gallery import Gallery as Base
 from experiments.tracking.jsonl import METRICS, read_history
 from experiments.training.evaluation import Predictions
@@ -25,10 +24,10 @@ class Gallery(Base):
         super().__init__(session, directory)
         self.generator = Generator(session, LENGTH)
 
-    def during(self, weights: tuple[Any, Any]) -> dict[str, Figure]:
+    def during(self, weights: tuple[Any, Any]) -> dict[str, Drawing]:
         return {"generated_text": self._written(weights)}
 
-    def final(self, weights: tuple[Any, Any], predictions: Predictions) -> dict[str, Figure]:
+    def final(self, weights: tuple[Any, Any], predictions: Predictions) -> dict[str, Drawing]:
         history = read_history(self.directory / METRICS)
         window = predictions.first["text"][0].astype(int)
         following = window[1 : READ + 1]
@@ -42,7 +41,7 @@ class Gallery(Base):
             "surprise": sequence_figures.surprise(text, nats),
         }
 
-    def _written(self, weights: tuple[Any, Any]) -> Figure:
+    def _written(self, weights: tuple[Any, Any]) -> Drawing:
         seed = self.session.config["seed"]
         texts = [
             (f"temperature {t}", self.generator(weights, prompt=None, temperature=t, seed=seed))

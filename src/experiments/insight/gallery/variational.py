@@ -5,9 +5,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from matplotlib.figure import Figure
 
-from experiments.insight import figures, image_figures
+from experiments.insight.drawing import Drawing, figures, image_figures
 from experiments.insight.gallery.images import (
     SCATTERED,
     STEPS,
@@ -30,10 +29,10 @@ class Gallery(ImageGallery):
 
     animated = ("samples",)
 
-    def during(self, weights: Weights) -> dict[str, Figure]:
+    def during(self, weights: Weights) -> dict[str, Drawing]:
         return {"samples": self.samples(weights)}
 
-    def final(self, weights: Weights, predictions: Predictions) -> dict[str, Figure]:
+    def final(self, weights: Weights, predictions: Predictions) -> dict[str, Drawing]:
         history = read_history(self.directory / METRICS)
         images, labels = self.examples("test", SCATTERED)
         means = self.encoded(weights, images, labels)
@@ -70,7 +69,7 @@ class Gallery(ImageGallery):
 
         return self.run("decode", call, weights, z, labels)
 
-    def samples(self, weights: Weights) -> Figure:
+    def samples(self, weights: Weights) -> Drawing:
         """The same noise every time; of a conditional model a class a column."""
         latents = self.session.config["model"]["latents"]
         labels = np.arange(SAMPLES) % self.classes
@@ -78,13 +77,13 @@ class Gallery(ImageGallery):
         columns = self.classes if self.session.config["model"]["conditional"] else None
         return image_figures.grid(images, "samples", columns)
 
-    def interpolation(self, weights: Weights, means: np.ndarray, labels: np.ndarray) -> Figure:
+    def interpolation(self, weights: Weights, means: np.ndarray, labels: np.ndarray) -> Drawing:
         """From one example to another one, a pair a row."""
         path = between(means[0::2], means[1::2])
         images = self.decoded(weights, path, np.repeat(labels[0::2], STEPS))
         return image_figures.grid(images, "from one test example to another", STEPS)
 
-    def manifold(self, weights: Weights) -> Figure:
+    def manifold(self, weights: Weights) -> Drawing:
         """Two latents at evenly spaced quantiles of the prior."""
         quantiles = [NormalDist().inv_cdf((i + 0.5) / SIDE) for i in range(SIDE)]
         across, down = np.meshgrid(quantiles, quantiles[::-1])

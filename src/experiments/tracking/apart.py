@@ -1,0 +1,93 @@
+"""A tracker with a client that takes long to start, in the process beside the run."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from experiments.helper import helper
+from experiments.tracking.tracker import RunInfo, Tracker
+
+_numbers = itertools.count()
+
+
+class Apart(Tracker):
+    """Hands another tracker what it is told, in order; the run does not wait for it.
+
+    What the tracker raises there comes out of a later call. The end is waited for.
+    """
+
+    def __init__(self, tracker: Tracker):
+        self.tracker = tracker
+        self._number = next(_numbers)
+        self._pending: list[Future] = []
+
+    @property
+    def kind(self) -> str:
+        return self.tracker.kind
+
+    @property
+    def location(self) -> str | None:
+        self._wait()
+        return helper().submit("tracking", _location, self._number).result()
+
+    def start(self, run: RunInfo) -> None:
+        self._pending.append(
+            helper().submit("tracking", _take, self._number, self.tracker, dict(os.environ))
+        )
+        self._later("start", run)
+
+    def log(self, step: int, scalars: Mapping[str, float]) -> None:
+        self._later("log", step, dict(scalars))
+
+    def figure(self, step: int, name: str, path: Path) -> None:
+        self._later("figure", step, name, path)
+
+    def animation(self, step: int, name: str, path: Path) -> None:
+        self._later("animation", step, name, path)
+
+    def model(self, path: Path) -> None:
+        self._later("model", path)
+        self._wait()
+
+    def finish(self, summary: Mapping[str, object], status: str) -> None:
+        try:
+            self._wait()
+        finally:
+            helper().submit("tracking", _finish, self._number, dict(summary), status).result()
+
+    def _later(self, name: str, *arguments: Any) -> None:
+        while self._pending and self._pending[0].done():
+            self._pending.pop(0).result()
+        self._pending.append(helper().submit("tracking", _call, self._number, name, *arguments))
+
+    def _wait(self) -> None:
+        while self._pending:
+            self._pending.pop(0).result()
+
+
+# ---------------------------------------------------------------------- in the other process
+
+_trackers: dict[int, Tracker] = {}
+
+
+def _take(number: int, tracker: Tracker, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    _trackers[number] = tracker
+
+
+def _call(number: int, name: str, *arguments: Any) -> None:
+    getattr(_trackers[number], name)(*arguments)
+
+
+def _location(number: int) -> str | None:
+    return _trackers[number].location if number in _trackers else None
+
+
+def _finish(number: int, summary: Mapping[str, object], status: str) -> None:
+    if (tracker := _trackers.pop(number, None)) is not None:
+        tracker.finish(summary, status)

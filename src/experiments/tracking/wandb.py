@@ -63,7 +63,8 @@ class Wandb(Tracker):
         self.mode = mode
         self.log_model = log_model
         self.finish_timeout = finish_timeout
-        self._program, self._process = sys.argv[0], os.getpid()  # it may run in another one
+        # those of the run, beside which this may be at work
+        self._program, self._process = os.path.abspath(sys.argv[0]), os.getpid()
         self._directory = Path()
         self._run: Any = None
         self._next_step = 0

@@ -62,7 +62,7 @@ def seconds_a_step(config: list[str], lanes: int, width: int, *, split: bool) ->
     import numpy as np
 
     from benchmarks.our_step import composed
-    from experiments.experiment import root_key
+    from experiments.keys import root_key
     from experiments.population.fit import open_lane
     from experiments.population.shared import Shared
     from experiments.training.devices import split_processor

@@ -23,8 +23,9 @@ def drawn():
     def draw(config, key, shape):
         core = object.__new__(Experiment)  # nothing of it but the initializer is needed
         core.config = {"init": config}
-        core._sample = jax.jit(core._sampled, static_argnums=(2, 3))
-        return core._drawn(call, key, {}, shape, jnp.dtype("float32"))
+        core._sample = jax.jit(core._sampled, static_argnums=(3, 4))
+        keys = key[None], np.uint32(0)
+        return core._drawn(call, keys, {}, shape, jnp.dtype("float32"))
 
     return draw
 

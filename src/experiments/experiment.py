@@ -9,7 +9,6 @@ scalars in place, so that one compiled program serves every value, and `jax.vmap
 import dataclasses
 import functools
 import math
-import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -26,6 +25,7 @@ from experiments.data.crops import Averaged
 from experiments.data.dataset import Spec, model_input
 from experiments.initializers import pooled
 from experiments.input_shape import model_input_shape
+from experiments.keys import initial_keys, keys_of_layers, keys_of_weights, stream
 from experiments.norms import norm
 from experiments.optim import Parted
 from experiments.transfer import check_frozen, fitted, freeze_statistics, split
@@ -47,20 +47,6 @@ class State(NamedTuple):
     ema: Tree  # averages of (params, model_state), or None
     step: jax.Array | np.int32  # batches seen
     diverged_at: jax.Array | np.int32  # first step whose loss or gradient was not finite, or -1
-
-
-def root_key(seed: int | np.ndarray) -> jax.Array:
-    """`jax.random.key` of a seed below 2^31, or of each of several.
-
-    Taken from its bits, for which JAX would compile a program, a tenth of a second.
-    """
-    bits = np.stack([np.zeros_like(seed), seed], axis=-1).astype(np.uint32)
-    return jax.random.wrap_key_data(jnp.asarray(bits), impl="threefry2x32")
-
-
-def stream(root: jax.Array, name: str, step: Any = 0) -> jax.Array:
-    """The key of a named stream at a step; nothing random needs any other state."""
-    return jax.random.fold_in(jax.random.fold_in(root, zlib.crc32(name.encode())), step)
 
 
 def hyperparameters(config: Mapping[str, Any]) -> dict[str, float]:
@@ -119,7 +105,8 @@ class Experiment:
         self.frozen = [freeze] if isinstance(freeze, str) else freeze
         self.step = jax.jit(self.train_step)  # traced once for all who need its shapes or call it
         options = compiler_options(0)
-        self._sample = jax.jit(self._sampled, static_argnums=(2, 3), compiler_options=options)
+        self._sample = jax.jit(self._sampled, static_argnums=(3, 4), compiler_options=options)
+        self._derive = jax.jit(initial_keys, compiler_options=options)
         self._complete = jax.jit(self._completed, compiler_options=options)
 
     # ------------------------------------------------------------------ objects, inside a trace
@@ -131,7 +118,7 @@ class Experiment:
             input_shape=self.input_shape,
             num_classes=self.spec.num_classes,
             kernel_init=kernel_init,
-            rngs=nnx.Rngs(params=jax.random.key(0)),
+            rngs=keys_of_layers(self.config["model"]),
         )
 
     def objective(self, hparams: Hparams) -> Any:
@@ -173,11 +160,11 @@ class Experiment:
         the time that one program of all layers takes. Where `call` is given,
         `call(key, function, *arguments, static=...)` calls these jitted functions.
         """
-        keys = nnx.Rngs(params=stream(key, "init"))
         call = call or _called
+        keys = keys_of_weights(lambda first: call("keys", self._derive, key, first))
 
         def kernel_init(_key, shape, dtype):
-            return self._drawn(call, keys.params(), hparams, tuple(shape), jnp.dtype(dtype))
+            return self._drawn(call, next(keys), hparams, tuple(shape), jnp.dtype(dtype))
 
         complete = functools.partial(call, "complete", self._complete)
         return self._initial(hparams, kernel_init, complete, found)
@@ -328,27 +315,37 @@ class Experiment:
         return State(params, model_state, opt_state, ema, np.int32(0), np.int32(-1))
 
     def _drawn(
-        self, call: Callable, key: jax.Array, hparams: Hparams, shape: tuple, dtype: Any
+        self,
+        call: Callable,
+        key: tuple[jax.Array, np.uint32],
+        hparams: Hparams,
+        shape: tuple,
+        dtype: Any,
     ) -> jax.Array:
-        """New weights, the first of a number that one program draws for many shapes."""
+        """New weights, the first of a number that one program draws for many shapes.
+
+        `key` is one of several keys, and which of them.
+        """
         config = self.config["init"]
         pool = pooled(config, shape)
         if pool is None:
             of = (shape, dtype)
-            return call(f"sample {of}", self._sample, key, hparams, static=of)
+            return call(f"sample {of}", self._sample, *key, hparams, static=of)
         if "scale" in config:
             scale = hparams.get("init.scale", config["scale"])
             hparams = {**hparams, "init.scale": scale * np.float32(pool.scale)}
         of = ((pool.size, 1), dtype)
-        numbers = call(f"sample {of}", self._sample, key, hparams, static=of)
+        numbers = call(f"sample {of}", self._sample, *key, hparams, static=of)
         size = math.prod(shape)
         if isinstance(numbers, jax.core.Tracer):
             return numbers[:size, 0].reshape(shape)
         # NumPy, as JAX would compile the cut, and to take it back as well, for every shape
         return jax.device_put(np.asarray(numbers)[:size, 0].reshape(shape))
 
-    def _sampled(self, key: jax.Array, hparams: Hparams, shape: tuple, dtype: Any) -> jax.Array:
-        return build(place(self.config["init"], hparams, "init"))(key, shape, dtype)
+    def _sampled(
+        self, keys: jax.Array, number: Any, hparams: Hparams, shape: tuple, dtype: Any
+    ) -> jax.Array:
+        return build(place(self.config["init"], hparams, "init"))(keys[number], shape, dtype)
 
     def _completed(self, weights: tuple[Tree, Tree], hparams: Hparams) -> tuple[Tree, Tree]:
         """The optimizer state and the averages that go with initial weights."""

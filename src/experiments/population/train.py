@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.experiment import State, Tree, root_key
+from experiments.experiment import State, Tree
+from experiments.keys import root_key
 from experiments.population.lane import Lane, Member
 from experiments.population.records import Records
 from experiments.population.saving import Saving

@@ -15,8 +15,8 @@ from experiments.experiment import (
     Hparams,
     State,
     Tree,
-    stream,
 )
+from experiments.keys import stream
 from experiments.training.recorder import ends_line
 
 UNTRACEABLE = (

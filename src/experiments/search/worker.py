@@ -14,6 +14,7 @@ from experiments.search.results import write_results
 from experiments.search.study import Study, Trial
 from experiments.search.together import run_together
 from experiments.search.winner import conclude
+from experiments.tracking.choice import warm_up
 from experiments.training.devices import split_processor
 from experiments.training.kept import Kept
 from experiments.training.signals import StopRequest
@@ -35,6 +36,7 @@ def work(
         Exit: it was asked to stop; its trials are saved and free again.
     """
     study, kept = Study(folder, config_folder, name, configs), Kept()
+    warm_up(study.configs.plain()["logger"])
     split_processor(int(study.plan.lanes) * study.plan.seeds)
     with StopRequest() as stop:
 

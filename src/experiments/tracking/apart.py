@@ -73,9 +73,14 @@ class Apart(Tracker):
 # ---------------------------------------------------------------------- in the other process
 
 _trackers: dict[int, Tracker] = {}
+_adopted: set[str] = set()  # names of the environment that are the run's; clients add their own
 
 
 def _take(number: int, tracker: Tracker, environment: dict[str, str]) -> None:
+    for name in _adopted - environment.keys():
+        os.environ.pop(name, None)
+    _adopted.clear()
+    _adopted.update(environment)
     os.environ.update(environment)
     _trackers[number] = tracker
 

@@ -114,17 +114,20 @@ def workers_ahead(arguments: list[str], config_folder: Path) -> Iterator[None]:
 
 
 def warm_up(config: DictConfig) -> None:
-    """Has the process beside a training import what it will need, while this one imports JAX."""
-    if config.mode != "train" or config.cluster or os.environ.get("JAX_PROCESS_ID", "0") != "0":
+    """Has the process beside a run import what it will need, while this one imports JAX."""
+    if config.mode not in ("train", "figures") or config.cluster:
+        return
+    if os.environ.get("JAX_PROCESS_ID", "0") != "0":
         return
     from experiments.helper import helper
     from experiments.insight import drawing
     from experiments.tracking import choice
 
     with contextlib.suppress(Exception):  # which the run will meet, and explain
-        if config.trainer.figures:
+        if config.trainer.figures or config.mode == "figures":
             helper().submit("drawing", drawing.warm_up)
-        choice.warm_up(OmegaConf.to_container(config.logger, resolve=True))  # type: ignore[arg-type]
+        if config.mode == "train":
+            choice.warm_up(OmegaConf.to_container(config.logger, resolve=True))  # type: ignore[arg-type]
 
 
 def _report_unraisable(unraisable: Any) -> None:

@@ -3,6 +3,8 @@ import logging
 import pytest
 
 from experiments.errors import UserError
+from experiments.tracking.apart import Apart
+from experiments.tracking.jsonl import METRICS, JsonLines, read_history
 from experiments.tracking.tracker import Tracker, Trackers
 
 
@@ -75,3 +77,23 @@ def test_summary_says_where_else_the_run_is():
     Trackers([notes, Elsewhere()]).finish({"val/loss": 0.1}, "finished")
     expected = {"val/loss": 0.1, "wandb": "https://example.org/run"}
     assert notes.calls == [(expected, "finished")]
+
+
+def test_a_tracker_apart_is_told_all_in_order(run_info):
+    tracker, run = Apart(JsonLines()), run_info()
+    tracker.start(run)
+    for step in range(1, 6):
+        tracker.log(step, {"train/loss": step / 4})
+    tracker.finish({}, "finished")
+    history = read_history(run.directory / METRICS)
+    assert [(line["step"], line["train/loss"]) for line in history] == [
+        (step, step / 4) for step in range(1, 6)
+    ]
+
+
+def test_what_a_tracker_apart_raises_comes_out_of_a_later_call(run_info, tmp_path):
+    tracker = Apart(JsonLines())
+    tracker.start(run_info(directory=tmp_path / "nowhere"))
+    assert tracker.location is None
+    with pytest.raises(UserError, match="cannot write"):
+        tracker.finish({}, "finished")

@@ -32,8 +32,11 @@ class Apart(Tracker):
 
     @property
     def location(self) -> str | None:
-        self._wait()
-        return helper().submit("tracking", _location, self._number).result()
+        try:
+            self._wait()
+            return helper().submit("tracking", _location, self._number).result()
+        except Exception:  # which comes out of whatever it is told next
+            return None
 
     def start(self, run: RunInfo) -> None:
         self._pending.append(
@@ -62,12 +65,17 @@ class Apart(Tracker):
 
     def _later(self, name: str, *arguments: Any) -> None:
         while self._pending and self._pending[0].done():
-            self._pending.pop(0).result()
+            self._first()
         self._pending.append(helper().submit("tracking", _call, self._number, name, *arguments))
 
     def _wait(self) -> None:
         while self._pending:
-            self._pending.pop(0).result()
+            self._first()
+
+    def _first(self) -> None:
+        """Waits for the first call that is pending; one that failed does so for good."""
+        self._pending[0].result()
+        self._pending.pop(0)
 
 
 # ---------------------------------------------------------------------- in the other process

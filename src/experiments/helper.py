@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 from experiments.errors import UserError
 
+ENDED = "the process beside the run has ended"
 OURS = ("builtins", UserError.__module__)  # where errors come from that every process has
 Queue = Literal["tracking", "drawing"]
 SOURCE = Path(__file__).resolve().parents[1]
@@ -103,7 +104,7 @@ class Helper:
 
     def _lose(self, number: int) -> None:
         if (future := self._waiting.pop(number, None)) is not None:
-            future.set_exception(ChildProcessError("the process beside the run has ended"))
+            future.set_exception(ChildProcessError(ENDED))
 
 
 _helper: Helper | None = None

@@ -2,6 +2,7 @@ import logging
 
 import pytest
 
+from experiments import helper
 from experiments.errors import UserError
 from experiments.tracking.apart import Apart
 from experiments.tracking.jsonl import METRICS, JsonLines, read_history
@@ -97,3 +98,16 @@ def test_what_a_tracker_apart_raises_comes_out_of_a_later_call(run_info, tmp_pat
     assert tracker.location is None
     with pytest.raises(UserError, match="cannot write"):
         tracker.finish({}, "finished")
+
+
+def test_a_tracker_whose_process_has_ended_says_so(run_info):
+    tracker = Apart(JsonLines())
+    tracker.start(run_info())
+    assert tracker.location is None  # it has started, and nothing else is under way
+    helper.end()
+    with pytest.raises(ChildProcessError, match="has ended"):
+        tracker.finish({}, "finished")
+
+
+def test_a_tracker_apart_that_was_never_started_has_nothing_to_finish():
+    Apart(JsonLines()).finish({}, "failed")

@@ -127,7 +127,7 @@ def worker(folder: Path, config_folder: Path, options: Options) -> None:
         importlib.import_module("orbax.checkpoint")  # the launcher is still planning
         try:
             folder, configs = pickle.load(sys.stdin.buffer)
-        except EOFError:  # there is to be no study
+        except (EOFError, pickle.UnpicklingError):  # there is to be no study
             return
         with (folder / LOGS / f"{name}.log").open("w") as log:
             for stream in (sys.stdout, sys.stderr):

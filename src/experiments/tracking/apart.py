@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from experiments.helper import helper
+from experiments.helper import ENDED, helper
 from experiments.tracking.tracker import RunInfo, Tracker
 
 _numbers = itertools.count()
@@ -24,6 +24,7 @@ class Apart(Tracker):
     def __init__(self, tracker: Tracker):
         self.tracker = tracker
         self._number = next(_numbers)
+        self._started = False
         self._pending: list[Future] = []
 
     @property
@@ -39,6 +40,7 @@ class Apart(Tracker):
             return None
 
     def start(self, run: RunInfo) -> None:
+        self._started = True
         self._pending.append(
             helper().submit("tracking", _take, self._number, self.tracker, dict(os.environ))
         )
@@ -58,6 +60,8 @@ class Apart(Tracker):
         self._wait()
 
     def finish(self, summary: Mapping[str, object], status: str) -> None:
+        if not self._started:
+            return
         try:
             self._wait()
         finally:
@@ -93,14 +97,21 @@ def _take(number: int, tracker: Tracker, environment: dict[str, str]) -> None:
     _trackers[number] = tracker
 
 
+def _taken(number: int) -> Tracker:
+    if number not in _trackers:  # another process had it
+        raise ChildProcessError(ENDED)
+    return _trackers[number]
+
+
 def _call(number: int, name: str, *arguments: Any) -> None:
-    getattr(_trackers[number], name)(*arguments)
+    getattr(_taken(number), name)(*arguments)
 
 
 def _location(number: int) -> str | None:
-    return _trackers[number].location if number in _trackers else None
+    return _taken(number).location
 
 
 def _finish(number: int, summary: Mapping[str, object], status: str) -> None:
-    if (tracker := _trackers.pop(number, None)) is not None:
-        tracker.finish(summary, status)
+    tracker = _taken(number)
+    del _trackers[number]
+    tracker.finish(summary, status)

@@ -195,6 +195,7 @@ def _error(answer: bytes) -> BaseException:
 def main() -> None:
     """What the process does."""
     number, *sys.argv = sys.argv[1:]  # clients look for the program that was started
+    os.set_inheritable(int(number), False)  # processes of clients are not to hold it open
     for received in SIGNALS:
         signal.signal(received, signal.SIG_IGN)
     with contextlib.suppress(OSError):

@@ -74,7 +74,7 @@ class Helper:
         return self._reader.is_alive()
 
     def close(self) -> None:
-        """Ends the process; what it has not been asked for in time is not done."""
+        """Ends the process, whatever it is at."""
         with self._sending:
             self._process.kill()
             self._process.wait()

@@ -6,9 +6,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from experiments.checking import check_config
 from experiments.cli import explain
 from experiments.config import leaves
-from experiments.main import check_config
 from experiments.training.session import open_session
 from support import composed
 

@@ -18,13 +18,15 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
-
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from typing import TYPE_CHECKING, Any
 
 from experiments.errors import UserError, suggest
 from experiments.saved import run_folder
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+# Hydra and OmegaConf are imported where they are used: the workers of a search start before that.
 
 EXIT_CODES = {"finished": 0, "stopped_early": 0, "diverged": 1, "failed": 1, "interrupted": 75}
 
@@ -40,8 +42,6 @@ OPTIONS = "+hydra.sweeper.options."
 # Python looks through all objects once more as it ends, 0.3 s with JAX; frozen ones it passes over.
 # Registered before all others, it is called after them.
 atexit.register(gc.freeze)
-
-OmegaConf.register_new_resolver("unique", lambda: uuid.uuid4().hex[:6], use_cache=True)
 
 
 class Exit(BaseException):
@@ -113,12 +113,24 @@ def workers_ahead(arguments: list[str], config_folder: Path) -> Iterator[None]:
         yield
 
 
-def warm_up(config: DictConfig) -> None:
+def with_config(run: "Callable[[DictConfig], None]", folder: Path) -> None:
+    """Calls `run` with the config that the command line makes of those in `folder`."""
+    import hydra
+    from omegaconf import OmegaConf
+
+    if not OmegaConf.has_resolver("unique"):
+        OmegaConf.register_new_resolver("unique", lambda: uuid.uuid4().hex[:6], use_cache=True)
+    hydra.main(version_base="1.3", config_path=str(folder), config_name="config")(run)()
+
+
+def warm_up(config: "DictConfig") -> None:
     """Has the process beside a run import what it will need, while this one imports JAX."""
     if config.mode not in ("train", "figures") or config.cluster:
         return
     if os.environ.get("JAX_PROCESS_ID", "0") != "0":
         return
+    from omegaconf import OmegaConf
+
     from experiments.helper import helper
     from experiments.insight import drawing
     from experiments.tracking import choice
@@ -169,6 +181,7 @@ def for_hydra(arguments: list[str]) -> list[str]:
 def explain(error: BaseException) -> str | None:
     """What to tell the user, or None for an error of the program."""
     from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+    from omegaconf.errors import OmegaConfBaseException
 
     for cause in _causes(error):
         if isinstance(cause, UserError):
@@ -236,6 +249,8 @@ def _valid_keys() -> list[str]:
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     from experiments.config import leaves
 

@@ -1,23 +1,19 @@
 """A run from its composed config to its exit code."""
 
-import functools
 import importlib
-import pickle
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.checking import check_config
 from experiments.compiler import set_up_compiler
-from experiments.config import build, check, leaves, mismatch
+from experiments.config import build, check, mismatch
 from experiments.errors import UserError
-from experiments.saved import saved_config
-from experiments.tracking.choice import nodes
+from experiments.saved_config import saved_config
 from experiments.training.distributed import join
-from experiments.types import Mode, PositiveInt, Seed
-
-MISSING = "???"  # OmegaConf's word for a value that is still to be given
+from experiments.types import Mode, PositiveInt
 
 
 def run(config: DictConfig) -> None:
@@ -71,30 +67,3 @@ def as_plain(config: DictConfig, directory: Path) -> dict[str, Any]:
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     return {str(k): v for k, v in plain.items()} | {"name": plain["name"] or directory.name}
-
-
-def check_config(config: dict[str, Any]) -> None:
-    """Holds every value of a config against what it is for, before anything is read or compiled."""
-    missing = sorted(path for path, value in leaves(config) if value == MISSING)
-    if missing:
-        raise UserError(f"{missing[0]} has no value; say {missing[0]}=...")
-    if complaint := mismatch(config["seed"], Seed):
-        raise UserError(f"seed={config['seed']}: must be {complaint}")
-    for key, value, hint in (
-        ("model.pretrained", config["model"]["pretrained"], str | None),
-        ("freeze", config["freeze"], str | list[str] | None),
-    ):
-        if complaint := mismatch(value, hint):
-            raise UserError(f"{key}={value}: must be {complaint}")
-    groups = {group: node for group, node in config.items() if isinstance(node, dict)}
-    loggers = nodes(groups.pop("logger"))
-    for name, node in (groups | loggers).items():
-        _check_group(pickle.dumps({name: node}))
-    for group in ("optim", "discriminator_optim"):
-        build(config.get(group))  # checks the arguments of its rule
-
-
-@functools.lru_cache(maxsize=256)
-def _check_group(pickled: bytes) -> None:
-    """`check` of a group; most trials of a study share most of theirs."""
-    check(pickle.loads(pickled))

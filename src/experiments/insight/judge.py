@@ -13,7 +13,7 @@ from experiments.data.augment import resize
 from experiments.errors import UserError
 from experiments.insight.frechet import frechet_distance
 from experiments.models.kinds import Function
-from experiments.saved import saved_config
+from experiments.saved_config import saved_config
 from experiments.training.restored import saved_weights
 from experiments.training.session import open_session
 

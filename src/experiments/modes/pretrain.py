@@ -8,7 +8,8 @@ from typing import Any
 from hydra import compose
 from omegaconf import OmegaConf
 
-from experiments.main import as_plain, check_config
+from experiments.checking import check_config
+from experiments.main import as_plain
 from experiments.modes import train
 from experiments.tracking.jsonl import SUMMARY, write_json
 from experiments.tracking.terminal import number

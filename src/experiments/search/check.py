@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from experiments.checking import check_config
 from experiments.errors import UserError
-from experiments.main import check_config
 from experiments.search.distributions import Choice, Distribution, Integers
 from experiments.search.space import Space
 

@@ -1,21 +1,21 @@
-"""Composing the configs of trials, outside of Hydra's own command line."""
+"""Composing the configs of trials, outside of Hydra's own command line.
+
+Hydra is imported where something is composed: a worker's configs come from its launcher.
+"""
 
 import functools
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.object_type import ObjectType
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from omegaconf import OmegaConf
 
 from experiments.config import leaves
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
 
 
 class Configs:
@@ -52,6 +52,8 @@ class Configs:
     @functools.cached_property
     def groups(self) -> dict[str, list[str]]:
         """The config groups, each with its choices."""
+        from hydra.core.object_type import ObjectType
+
         found = {}
         with self._hydra() as loader:
             for group in loader.list_groups(""):
@@ -67,13 +69,18 @@ class Configs:
             self._paths[key] = frozenset(_nodes(config)) | {path for path, _ in leaves(config)}
         return self._paths[key]
 
-    def parse(self, arguments: Sequence[str]) -> list[Override]:
+    def parse(self, arguments: Sequence[str]) -> "list[Override]":
         """Arguments of a command line as Hydra understands them."""
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+
         with self._hydra() as loader:
             return OverridesParser.create(config_loader=loader).parse_overrides(list(arguments))
 
     def _of_choices(self, choices: tuple) -> dict[str, Any]:
         if choices not in self._composed:
+            from hydra import compose
+            from omegaconf import OmegaConf
+
             overrides = [*self.overrides, *assignments(dict(choices))]
             with self._hydra():
                 config = OmegaConf.to_container(compose("config", overrides=overrides))
@@ -83,6 +90,9 @@ class Configs:
     @contextmanager
     def _hydra(self) -> Iterator[Any]:
         """Hydra at work in this folder; one that is at work already is left as it was."""
+        from hydra import initialize_config_dir
+        from hydra.core.global_hydra import GlobalHydra
+
         before = GlobalHydra.instance().hydra
         GlobalHydra.instance().clear()
         try:
@@ -103,6 +113,8 @@ def configs_of(folder: Path, overrides: tuple[str, ...]) -> Configs:
 def resolved(config: dict[str, Any]) -> dict[str, Any]:
     """A config whose interpolations have been replaced by what they stand for."""
     if any(isinstance(value, str) and "${" in value for _, value in leaves(config)):
+        from omegaconf import OmegaConf
+
         return OmegaConf.to_container(OmegaConf.create(config), resolve=True)  # type: ignore[return-value]
     return config
 
@@ -147,4 +159,8 @@ def as_override(value: Any) -> str:
         return "''"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, int | float):
+        return str(value)
+    from hydra.core.override_parser.types import Override
+
     return Override._get_value_element_as_str(value)

@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
+from experiments.checking import check_config
 from experiments.compiler import set_up_compiler
 from experiments.errors import UserError
-from experiments.main import check_config
 from experiments.search.configs import as_yaml, assignments, resolved
 from experiments.search.study import Study, Trial
 from experiments.tracking.choice import chosen

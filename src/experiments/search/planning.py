@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.checking import check_config
 from experiments.config import build, check_arguments
 from experiments.errors import UserError
-from experiments.main import check_config
 from experiments.search import grammar, methods
 from experiments.search.check import problems
 from experiments.search.configs import Configs, configs_of

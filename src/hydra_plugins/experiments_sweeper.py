@@ -52,5 +52,5 @@ class StudySweeper(Sweeper):
             from experiments.search.launch import begin
             from experiments.search.planning import plan_of_arguments
 
-            plan = plan_of_arguments(arguments, options, config_folder)
+            plan = plan_of_arguments(arguments, options, config_folder, crew)
             begin(plan, self.study.absolute(), config_folder, options, crew)

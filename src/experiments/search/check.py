@@ -1,27 +1,72 @@
-"""Every value that a search may draw, held against the config before anything starts."""
+"""What is looked up in a search's configs before anything starts: values that no run would take."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from experiments.checking import check_config
+from experiments.config import build
 from experiments.errors import UserError
 from experiments.search.distributions import Choice, Distribution, Integers
 from experiments.search.space import Space
 
 
-def problems(space: Space) -> Iterator[tuple[str, str]]:
-    """(parameter, what is wrong with it) for paths and values that no run would take."""
-    wrong = dict(space.check_paths())
-    yield from wrong.items()
+@dataclass(frozen=True)
+class Case:
+    """A config, and the values that a search may draw for parameters of it."""
+
+    config: dict[str, Any]
+    values: dict[str, list]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What `examine` found.
+
+    Args:
+      wrong: (parameter, what is wrong with it).
+      monitor: (the metric that the objective goes by, "min" or "max"), if nothing is wrong.
+    """
+
+    wrong: list[tuple[str, str]]
+    monitor: tuple[str, str] | None = None
+
+
+def cases(space: Space) -> list[Case]:
+    """What `examine` is to look at: every choice of every group, the ends of every range."""
+    return [
+        Case(
+            space.configs.plain(choices),
+            {name: representatives(space.parameters[name]) for name in space.existing(choices)},
+        )
+        for choices in space.contexts
+    ]
+
+
+def examine(cases: Sequence[Case]) -> Findings:
+    """Holds all values against their configs. Imports what they name, and with that JAX.
+
+    Raises:
+        UserError: something is wrong with the first config as it is.
+    """
+    wrong = dict(_problems(cases))
     if wrong:
-        return
-    for choices in space.contexts:
-        config = space.configs.plain(choices)
-        for name in space.existing(choices):
-            for value in representatives(space.parameters[name]):
-                complaint = complaint_about(config, name, value)
-                if complaint and name not in wrong:
-                    wrong[name] = complaint
+        return Findings(list(wrong.items()))
+    config = cases[0].config
+    check_config(config)
+    objective = build(config["objective"], loss=build(config.get("loss")), num_classes=2)
+    return Findings([], objective.monitor)
+
+
+def _problems(cases: Sequence[Case]) -> Iterator[tuple[str, str]]:
+    """(parameter, what is wrong with it), each once."""
+    seen: set[str] = set()
+    for case in cases:
+        for name, values in case.values.items():
+            for value in values:
+                complaint = complaint_about(case.config, name, value)
+                if complaint and name not in seen:
+                    seen.add(name)
                     yield name, complaint
 
 

@@ -9,10 +9,8 @@ python sweep.py worker=<study folder>    one worker, as clusters start it
 """
 
 import dataclasses
-import importlib
 import logging
 import os
-import pickle
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +18,7 @@ from typing import Literal
 
 from experiments.config import mismatch
 from experiments.errors import UserError, suggest
-from experiments.search.local import LOGS, standing_by
+from experiments.search import local
 from experiments.search.options import Options, divide, study_folder
 from experiments.search.plan import read_plan
 from experiments.types import PositiveInt
@@ -50,12 +48,12 @@ def sweep(arguments: Sequence[str], config_folder: Path) -> None:
 
 def begin(file: Path, overrides: Sequence[str], options: Options, config_folder: Path) -> None:
     """Makes the study that a sweep file describes and has it worked on."""
-    with standing_by(options, config_folder) as crew:
+    with local.standing_by(options, config_folder) as crew:
         from experiments.search import launch
         from experiments.search.planning import plan_of_file
         from experiments.search.sweepfile import read_sweep_file
 
-        plan = plan_of_file(read_sweep_file(file), overrides, options, config_folder)
+        plan = plan_of_file(read_sweep_file(file), overrides, options, config_folder, crew)
         launch.begin(plan, study_folder(options, plan.name), config_folder, options, crew)
 
 
@@ -93,7 +91,7 @@ def resume(folder: Path, config_folder: Path, options: Options) -> None:
         raise UserError(f"n_trials={budget}: must be a whole number of at least {plan.n_trials}")
     changes = options.get("cluster", {})
     cluster = changes if "name" in changes else plan.cluster | changes
-    with standing_by(options, config_folder, cluster["name"]) as crew:
+    with local.standing_by(options, config_folder, cluster["name"]) as crew:
         from experiments.search.launch import launch
         from experiments.search.slurm import read_cluster
         from experiments.search.study import CANCEL, Study
@@ -119,19 +117,18 @@ def cancel(folder: Path, config_folder: Path, _: Options) -> None:
 
 
 def worker(folder: Path, config_folder: Path, options: Options) -> None:
-    """Runs one worker; one of this machine's launcher, `-`, waits for the folder of its study."""
-    from experiments.search.worker import work  # imports JAX
-
+    """Runs one worker; one of this machine's launcher, `-`, waits for what it is told to do."""
     name, configs = options.get("name"), None
     if folder == Path("-"):
-        importlib.import_module("orbax.checkpoint")  # the launcher is still planning
-        try:
-            folder, configs = pickle.load(sys.stdin.buffer)
-        except (EOFError, pickle.UnpicklingError):  # there is to be no study
+        ordered = local.orders()
+        if ordered is None:
             return
-        with (folder / LOGS / f"{name}.log").open("w") as log:
+        folder, configs = ordered
+        with (folder / local.LOGS / f"{name}.log").open("w") as log:
             for stream in (sys.stdout, sys.stderr):
                 os.dup2(log.fileno(), stream.fileno())
+    from experiments.search.worker import work  # imports JAX
+
     logging.basicConfig(
         format="%(asctime)s %(message)s",
         level=logging.INFO,

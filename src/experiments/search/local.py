@@ -1,9 +1,11 @@
 """Workers as processes of this machine, which share its cores and GPUs.
 
-This module imports nothing that takes long: workers start before their study is planned.
+This module imports nothing that takes long: workers start before their study is planned. They
+import JAX meanwhile, which their launcher has no need of: what takes JAX to say it asks of one.
 """
 
 import contextlib
+import importlib
 import os
 import pickle
 import signal
@@ -16,11 +18,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from experiments.errors import UserError
 from experiments.search.options import Options, worker_count
 
 if TYPE_CHECKING:
+    from experiments.search.configs import Configs
     from experiments.search.study import Study
 
 LOGS = "workers"  # the folder of what they print, in that of a study
@@ -36,13 +40,62 @@ class Process:
     slot: int
     popen: subprocess.Popen
 
+    def ask(self, question: "Question") -> Any:
+        """Its answer.
+
+        Raises:
+            EOFError: it has ended.
+        """
+        assert self.popen.stdin is not None
+        assert self.popen.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.popen.stdin.write(pickle.dumps(question))
+            self.popen.stdin.flush()
+        return pickle.load(self.popen.stdout)
+
     def begin(self, study: "Study") -> None:
         """Tells it which study it is to work on; from then on it prints into its log."""
         assert self.popen.stdin is not None
+        assert self.popen.stdout is not None
+        self.popen.stdout.close()
         (study.folder / LOGS).mkdir(exist_ok=True)
         with contextlib.suppress(BrokenPipeError):  # it has ended, which is seen to later
             self.popen.stdin.write(pickle.dumps((study.folder, study.configs)))
             self.popen.stdin.close()
+
+
+@dataclass(frozen=True)
+class Question:
+    """A call that a worker is to make for its launcher."""
+
+    function: Callable[..., Any]
+    arguments: tuple
+
+
+def orders() -> "tuple[Path, Configs] | None":
+    """The study that the launcher of this worker has it work on, once its questions are answered.
+
+    None if there is to be no study. Whatever is printed meanwhile goes to standard error, as
+    standard output is for the answers.
+    """
+    with os.fdopen(os.dup(1), "wb") as answers:
+        os.dup2(2, 1)
+        importlib.import_module("experiments.search.worker")
+        while True:
+            try:
+                order = pickle.load(sys.stdin.buffer)
+            except (EOFError, pickle.UnpicklingError):
+                return None
+            if not isinstance(order, Question):
+                return order
+            try:
+                answer = order.function(*order.arguments)
+            except UserError as error:
+                answer = error
+            except Exception:  # the launcher meets it again, and says where
+                return None
+            pickle.dump(answer, answers)
+            answers.flush()
 
 
 class Crew:
@@ -65,6 +118,16 @@ class Crew:
         for process in self.running:
             process.popen.kill()
             process.popen.wait()
+
+    def ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What a function returns, or raises of `UserError`, in a worker."""
+        try:
+            answer = self.running[0].ask(Question(function, arguments))
+        except (EOFError, pickle.UnpicklingError):  # it has ended
+            return function(*arguments)
+        if isinstance(answer, UserError):
+            raise answer
+        return answer
 
     def work(self, study: "Study", look: Callable[[], None]) -> bool:
         """Works until the study is complete or the workers stop; returns whether it was asked.
@@ -98,6 +161,7 @@ class Crew:
         popen = subprocess.Popen(
             [sys.executable, str(self.sweep), "worker=-", f"name={name}"],
             stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             env=os.environ | gpu_share(slot, self.count),
             start_new_session=True,  # Ctrl-C in the terminal is for the launcher alone
         )

@@ -5,12 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.checking import check_config
-from experiments.config import build, check_arguments
+from experiments.config import check_arguments
 from experiments.errors import UserError
 from experiments.search import grammar, methods
-from experiments.search.check import problems
+from experiments.search.check import Findings, cases, examine
 from experiments.search.configs import Configs, configs_of
+from experiments.search.local import Crew
 from experiments.search.options import Options
 from experiments.search.plan import Plan
 from experiments.search.slurm import read_cluster
@@ -19,9 +19,16 @@ from experiments.search.sweepfile import SweepFile
 
 
 def plan_of_file(
-    file: SweepFile, overrides: Sequence[str], options: Options, config_folder: Path
+    file: SweepFile,
+    overrides: Sequence[str],
+    options: Options,
+    config_folder: Path,
+    crew: Crew | None = None,
 ) -> Plan:
     """The plan of a sweep file, with overrides and options of the command line.
+
+    Args:
+      crew: workers that can be asked what takes JAX to say.
 
     Raises:
         UserError: a line for each thing that is wrong, with the line of the file.
@@ -43,13 +50,19 @@ def plan_of_file(
         settings | options,
         config_folder,
         lambda *keys: "" if keys[0] in options else f"{file.where(*keys)}: ",
+        crew,
     )
 
 
-def plan_of_arguments(arguments: Sequence[str], options: Options, config_folder: Path) -> Plan:
+def plan_of_arguments(
+    arguments: Sequence[str], options: Options, config_folder: Path, crew: Crew | None = None
+) -> Plan:
     """The plan of a command line in Hydra's grammar.
 
     Without `n_trials` and `method`, finite lists are searched as a full grid.
+
+    Args:
+      crew: workers that can be asked what takes JAX to say.
     """
     for argument in arguments:
         if argument.partition("=")[0] in ("mode", "resume", "checkpoint"):
@@ -63,7 +76,9 @@ def plan_of_arguments(arguments: Sequence[str], options: Options, config_folder:
     finite = all("distribution" not in node for node in parameters.values())
     if "n_trials" not in options and finite:
         settings["method"] = "grid"
-    return make_plan(parameters, overrides, settings | options, config_folder, lambda *keys: "")
+    return make_plan(
+        parameters, overrides, settings | options, config_folder, lambda *keys: "", crew
+    )
 
 
 def make_plan(
@@ -72,6 +87,7 @@ def make_plan(
     settings: Options,
     config_folder: Path,
     where: Callable[..., str],
+    crew: Crew | None,
 ) -> Plan:
     """A plan that will not fail for a reason that could be seen beforehand.
 
@@ -88,11 +104,13 @@ def make_plan(
     if not parameters:
         raise UserError("the command line settles every parameter; there is nothing to search")
     space = read_space(parameters, configs)
-    wrong = [f"{where('parameters', name)}{text}" for name, text in problems(space)]
-    if wrong:
+    found = Findings(list(space.check_paths()))
+    if not found.wrong:
+        found = crew.ask(examine, cases(space)) if crew else examine(cases(space))
+    if found.wrong:
+        wrong = [f"{where('parameters', name)}{text}" for name, text in found.wrong]
         raise UserError("\n".join(wrong))
     config = configs.plain(space.contexts[0])
-    check_config(config)
     if config["nodes"] != 1:
         raise UserError(f"nodes={config['nodes']}: a trial runs on one node; say workers=...")
     settings = {k: v for k, v in settings.items() if k not in ("study", "workers")}
@@ -100,7 +118,7 @@ def make_plan(
     settings["name"] = re.sub(r"[^\w.-]+", "-", str(settings["name"]))
     settings["cluster"] = {"name": "local"} | settings.get("cluster", {})
     read_cluster(config_folder, settings["cluster"])
-    settings["overrides"] = [*overrides, *monitoring(settings, config)]
+    settings["overrides"] = [*overrides, *monitoring(settings, config, found)]
     if settings.get("method") == "grid":
         points = len(space.grid(settings.get("n_trials")))
         settings["n_trials"] = min(settings.get("n_trials", points), points)
@@ -111,11 +129,11 @@ def make_plan(
     return checked(settings, where)
 
 
-def monitoring(settings: Options, config: Mapping[str, Any]) -> list[str]:
+def monitoring(settings: Options, config: Mapping[str, Any], found: Findings) -> list[str]:
     """Settles metric and goal, and what a trial's config needs for its best epoch to be by them."""
     trainer = config["trainer"]
-    objective = build(config["objective"], loss=build(config.get("loss")), num_classes=2)
-    own, mode = objective.monitor
+    assert found.monitor is not None
+    own, mode = found.monitor
     chosen = trainer["monitor"] or own
     mode = trainer["monitor_mode"] or mode
     settings.setdefault("metric", f"val/{chosen}")

@@ -1,0 +1,53 @@
+"""Workers of this machine before there is a study: what their launcher asks of them."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from experiments.errors import UserError
+from experiments.search.check import Case, cases, examine
+from experiments.search.configs import Configs
+from experiments.search.local import Crew
+from experiments.search.space import read_space
+from support import ROOT
+
+
+def space_of(values, *overrides):
+    parameters = {"optim.learning_rate": {"values": values}}
+    return read_space(parameters, Configs(ROOT / "conf", overrides))
+
+
+def test_a_worker_says_what_takes_jax_to_say(capfd):
+    good, bad = cases(space_of([0.1, 1])), cases(space_of([0.1, -1, "fast"]))
+    broken = [Case(case.config, {}) for case in cases(space_of([0.1], "model.hidden=[0]"))]
+    with Crew(1, ROOT / "sweep.py") as crew:
+        assert crew.ask(examine, good).monitor == ("accuracy", "max")
+        (wrong,) = crew.ask(examine, bad).wrong
+        assert wrong[0] == "optim.learning_rate"
+        assert "-1" in wrong[1]
+        with pytest.raises(UserError, match=r"model\.hidden"):
+            crew.ask(examine, broken)
+        with pytest.raises(IndexError):  # no word for a user: the launcher meets it itself
+            crew.ask(examine, [])
+        crew.running[0].popen.wait(timeout=60)  # and the worker has ended without a word of its own
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_launcher_whose_worker_was_killed_answers_itself():
+    with Crew(1, ROOT / "sweep.py") as crew:
+        os.kill(crew.running[0].popen.pid, signal.SIGKILL)
+        assert crew.ask(examine, cases(space_of([0.1]))).monitor == ("accuracy", "max")
+
+
+def test_neither_side_imports_what_the_other_has():
+    for modules, other in (
+        ("launch, planning", "jax"),
+        ("worker", "hydra"),
+        ("worker", "omegaconf"),
+    ):
+        program = f"import sys\nfrom experiments.search import {modules}\n"
+        program += f"assert {other!r} not in sys.modules"
+        subprocess.run([sys.executable, "-c", program], check=True)

@@ -163,6 +163,23 @@ class PopulationPrograms:
         )
         return lowered.compile(compiler_options=compiler_options(work))
 
+    def compile_select(self, weights: tuple[Tree, Tree]) -> jax.stages.Compiled:
+        """`select(better, new, old) -> weights`, compiled: the new ones of lanes that are better.
+
+        `better` [lanes] is on the devices of the lanes.
+        """
+
+        def select(better: jax.Array, new: Tree, old: Tree) -> Tree:
+            return jax.tree.map(
+                lambda a, b: jnp.where(better.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old
+            )
+
+        stack = self._shapes(weights, self.stacked)
+        lanes = jax.tree.leaves(weights)[0].shape[:1]
+        better = jax.ShapeDtypeStruct(lanes, bool, sharding=self.stacked)
+        lowered = jax.jit(select).lower(better, stack, stack)
+        return lowered.compile(compiler_options=compiler_options(0))
+
     def _steps(self, state, hparams, key, arrays, order, first, done, count):
         """`count` steps of one lane."""
 

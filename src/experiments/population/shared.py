@@ -110,11 +110,16 @@ class Shared:
         init = self._kept(("initial", rows), lambda: self._compile_init(rows))
         return init(hparams, keys)
 
+    def select(self, rows: int) -> jax.stages.Compiled:
+        """`select(better, new, old)`; see `PopulationPrograms.compile_select`."""
+        return self._kept(("select", rows), lambda: self._compile_select(rows))
+
     def compile_ahead(self, pool: Executor, rows: int, width: int | None) -> None:
         """Has `pool` compile what a new population needs, as far as nothing need be timed."""
         for key, compile, *arguments in (
             (("population", rows, width), self._compile, rows, width, None),
             (("initial", rows), self._compile_init, rows),
+            (("select", rows), self._compile_select, rows),
         ):
             key = self._key(key)
             if self.session.kept.get(key) is None:
@@ -151,6 +156,10 @@ class Shared:
 
     def _compile_init(self, rows: int) -> jax.stages.Compiled:
         return self.programs.compile_init(*self._inputs(rows))
+
+    def _compile_select(self, rows: int) -> jax.stages.Compiled:
+        states = stored.stacked(self.shapes, rows)
+        return self.programs.compile_select(self.session.experiment.weights(states))
 
     def _inputs(self, rows: int) -> tuple[dict[str, Any], Any]:
         """Shapes of the hyperparameters and keys of so many rows."""

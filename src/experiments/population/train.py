@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import jax
@@ -106,9 +107,9 @@ class Population:
         """Puts the lanes on the device, as they were saved or at step 0."""
         self._restack()
         if not resume:
+            if self.trainer.checkpoints:
+                Thread(target=importlib.import_module, args=("orbax.checkpoint",)).start()
             with ThreadPoolExecutor() as pool:  # while XLA works, the weights are drawn
-                if self.trainer.checkpoints:
-                    pool.submit(importlib.import_module, "orbax.checkpoint")
                 initial = pool.submit(self.shared.initial, self.hparams, self.keys)
                 self._compile(lambda: initial.result()[0])
             self.states, self.best = initial.result()
@@ -145,6 +146,7 @@ class Population:
             self.rows, self.width, lambda program, steps: self._time(program, states(), steps)
         )
         self.width, self.run, self.evaluate = made
+        self.select = self.shared.select(self.rows)
 
     def _time(self, program: Any, states: State, steps: int) -> float:
         """Seconds of so many steps from these states, if an epoch has as many."""
@@ -257,7 +259,7 @@ class Population:
             line = lines[row] | epochs[row] | values[row]
             better[row] = lane.see(line)
             self.unlogged.append((lane, self.records.step, line))
-        self.best = _select(self.shared.spread(better), weights, self.best)
+        self.best = self.select(self.shared.spread(better), weights, self.best)
 
     def _log(self) -> None:
         for lane, step, line in self.unlogged:
@@ -326,13 +328,3 @@ class Population:
                 for row, lane in lanes.items()
             },
         )
-
-
-@jax.jit
-def _select(better: jax.Array, new: Tree, old: Tree) -> Tree:
-    """Of each lane the new weights where they are better."""
-
-    def choose(a: jax.Array, b: jax.Array) -> jax.Array:
-        return jnp.where(better.reshape(-1, *[1] * (a.ndim - 1)), a, b)
-
-    return jax.tree.map(choose, new, old)

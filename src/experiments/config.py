@@ -64,16 +64,24 @@ def build(node: Any, **extra: Any) -> Any:
     return node
 
 
-def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(node: Any, path: str = "") -> list[tuple[str, Any]]:
     """Every (dotted path, scalar) of a config; list items are addressed by their index."""
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            yield from leaves(value, f"{path}.{key}" if path else str(key))
-    elif isinstance(node, list | tuple):
-        for index, value in enumerate(node):
-            yield from leaves(value, f"{path}.{index}")
-    else:
-        yield path, node
+    found: list[tuple[str, Any]] = []
+
+    def walk(node: Any, path: str) -> None:
+        if node is None or isinstance(node, str | int | float):  # most are, and this is soon seen
+            found.append((path, node))
+        elif isinstance(node, Mapping):
+            for key, value in node.items():
+                walk(value, f"{path}.{key}" if path else str(key))
+        elif isinstance(node, list | tuple):
+            for index, value in enumerate(node):
+                walk(value, f"{path}.{index}")
+        else:
+            found.append((path, node))
+
+    walk(node, path)
+    return found
 
 
 def static(node: Any, path: str = "") -> Iterator[str]:
@@ -89,6 +97,8 @@ def static(node: Any, path: str = "") -> Iterator[str]:
 
 def place(node: Any, values: Mapping[str, Any], path: str = "") -> Any:
     """A copy of the config in which `values` (dotted path to number, traced or not) stand in."""
+    if node is None or isinstance(node, str | int | float):
+        return values.get(path, node)
     if isinstance(node, Mapping):
         return {
             key: place(value, values, f"{path}.{key}" if path else str(key))

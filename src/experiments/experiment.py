@@ -9,6 +9,7 @@ scalars in place, so that one compiled program serves every value, and `jax.vmap
 import dataclasses
 import functools
 import math
+import pickle
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -54,19 +55,27 @@ def hyperparameters(config: Mapping[str, Any]) -> dict[str, float]:
 
     A float that is exactly 0 switches a feature off and stays in the program as that.
     """
-    found = {}
-    groups = {group: config.get(group) for group in TRACED_GROUPS}
-    constants = set(static(groups))
-    for path, value in leaves(groups):
-        if path in constants:
-            continue
-        if isinstance(value, float) and value != 0 and math.isfinite(value):
-            found[path] = value
+    found: dict[str, float] = {}
+    for group in TRACED_GROUPS:
+        found |= _floats(pickle.dumps({group: config.get(group)}))
     augment = (config.get("data") or {}).get("augment")
     for path, value in leaves(augment, "data.augment"):
         if isinstance(value, float) and value != 0:
             found[path] = value
     return found
+
+
+@functools.lru_cache(maxsize=256)
+def _floats(pickled: bytes) -> dict[str, float]:
+    """`hyperparameters` of a group; most trials of a study share most of theirs."""
+    group = pickle.loads(pickled)
+    constants = set(static(group))
+    return {
+        path: value
+        for path, value in leaves(group)
+        if isinstance(value, float) and value != 0 and math.isfinite(value)
+        if path not in constants
+    }
 
 
 class Experiment:

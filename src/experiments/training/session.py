@@ -40,12 +40,8 @@ class Session:
     batch_size: int
     eval_batch_size: int
     kept: Kept
-    untried: str  # the static configuration if every hyperparameter can be traced
-
-    @functools.cached_property
-    def static(self) -> str:
-        """What runs that can share a program have in common."""
-        return static_key(self.config, self.hparams)
+    static: str  # what runs that can share a program have in common
+    untried: str  # the same if every hyperparameter can be traced
 
     @property
     def shuffle_seed(self) -> int:
@@ -121,7 +117,9 @@ def open_session(config: Mapping[str, Any], kept: Kept | None = None) -> Session
     total_steps = steps_per_epoch * trainer.epochs
     candidates = hyperparameters(config)
     untried = static_key(config, candidates)
-    names = kept.get(("traced", untried)) or tuple(candidates)
+    names = kept.get(("traced", untried))
+    names = tuple(candidates) if names is None else names
+    static = untried if len(names) == len(candidates) else static_key(config, names)
     hparams = {name: np.float32(candidates[name]) for name in names}
 
     def experiment() -> Experiment:
@@ -141,12 +139,13 @@ def open_session(config: Mapping[str, Any], kept: Kept | None = None) -> Session
         data,
         splits,
         mesh,
-        kept.once(("experiment", static_key(config, names)), experiment),
+        kept.once(("experiment", static), experiment),
         hparams,
         key,
         batch_size,
         eval_batch_size,
         kept,
+        static,
         untried,
     )
 

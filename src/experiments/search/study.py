@@ -31,6 +31,7 @@ from experiments.search.space import read_space
 from experiments.search.storage import at_once, open_storage
 
 CANCEL = "cancel"
+BEGUN_AT_ONCE = 16  # trials whose values are drawn while others wait for the journal
 STATES = ("waiting", "running", "finished", "pruned", "diverged", "failed")
 
 
@@ -108,7 +109,7 @@ class Study:
         A trial that cost several workers their lives is recorded as failed and not handed out.
         """
         trials, claims, now = self.trials(), self.claims.latest(), self.claims.now()
-        taken: list[Trial] = []
+        taken: list[tuple[FrozenTrial, Claim]] = []
         for trial in trials:
             if len(taken) == most or not methods.may_start(self.plan, trials, trial.number):
                 break
@@ -126,9 +127,12 @@ class Study:
                 reason = f"{deaths} workers died while they ran it"
                 self._record(trial._trial_id, TrialState.FAIL, None, {"reason": reason})
                 continue
+            taken.append((trial, claim))
+        begun: list[Trial] = []
+        for start in range(0, len(taken), BEGUN_AT_ONCE):
             with self.at_once():
-                taken.append(self._begin(trial, claim))
-        return taken
+                begun += [self._begin(*one) for one in taken[start : start + BEGUN_AT_ONCE]]
+        return begun
 
     def finish(self, trial: Trial, state: str, value: float | None, **attributes: Any) -> None:
         """Records what came out of a trial, unless another worker has taken it over."""

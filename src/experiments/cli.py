@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments import garbage
 from experiments.errors import UserError, suggest
 from experiments.saved import run_folder
 
@@ -66,6 +67,7 @@ def command_line(main: Callable[[], Any], *, hydra: bool = True) -> int:
     Errors that a user can put right are printed as one or two plain lines, with the nearest valid
     names; `HYDRA_FULL_ERROR=1` shows the traceback of any error.
     """
+    garbage.seldom()
     full = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
     # Hydra would print its own account of an error and exit with 1; told to raise, it leaves the
     # account to this function

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import garbage
 from experiments.experiment import State, Tree
 from experiments.keys import root_key
 from experiments.population.lane import Lane, Member
@@ -81,6 +82,7 @@ class Population:
 
     def train(self) -> list[dict[str, Any]]:
         """All epochs that are left; returns the summaries in the order of the members."""
+        garbage.as_usual()
         steps_per_epoch = self.experiment.steps_per_epoch
         for lane in self.lanes:
             lane.start(self.records.step if self.resumed else None)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments import garbage
 from experiments.experiment import State, Tree
 from experiments.tracking.tracker import Trackers
 from experiments.training import stored
@@ -76,6 +77,7 @@ class Run:
 
     def train(self) -> str:
         """All epochs that are left; returns the status that the run ends with."""
+        garbage.as_usual()
         trainer = self.session.trainer
         self.started = time.perf_counter()
         self.decisions.start()

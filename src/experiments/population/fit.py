@@ -2,7 +2,7 @@
 
 import logging
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
@@ -63,12 +63,14 @@ def fit_together(
     width: int | None = None,
     most: int | None = None,
     test: bool = True,
+    trained: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
     """Trains runs side by side where they can; returns their summaries in order.
 
     Runs of one static configuration that are at the same step form a population, in chunks of at
     most `most`. Each is written as if it had run alone. `folder` takes the checkpoints of
-    populations. Members with something saved in their folders go on from there.
+    populations. Members with something saved in their folders go on from there. `trained` is called
+    whenever a population has been trained, before it is saved.
     """
     summaries: dict[int, dict[str, Any]] = {}
     groups: dict[tuple[str, int], list[int]] = {}
@@ -87,7 +89,7 @@ def fit_together(
             chosen = [members[index] for index in chunk]
             where = folder / uuid.uuid4().hex[:8]
             population = Population(chosen, where, width, test=test, resume=step > 0)
-            summaries |= dict(zip(chunk, population.train(), strict=True))
+            summaries |= dict(zip(chunk, population.train(trained), strict=True))
     return [summaries[index] for index in range(len(members))]
 
 

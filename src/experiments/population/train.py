@@ -80,8 +80,12 @@ class Population:
         """Rows of the stack."""
         return self.keys.shape[0]
 
-    def train(self) -> list[dict[str, Any]]:
-        """All epochs that are left; returns the summaries in the order of the members."""
+    def train(self, trained: Callable[[], None] = lambda: None) -> list[dict[str, Any]]:
+        """All epochs that are left; returns the summaries in the order of the members.
+
+        `trained` is called after the last of them, unless they were cut short, before the lanes are
+        saved.
+        """
         garbage.as_usual()
         steps_per_epoch = self.experiment.steps_per_epoch
         for lane in self.lanes:
@@ -96,6 +100,8 @@ class Population:
             if epoch + 1 < self.trainer.epochs:
                 self._leave([lane.verdict() for lane in self.lanes])
         self._log()
+        if not self.interrupted:
+            trained()
         if self.trainer.checkpoints and self.lanes:
             self._save(last=True)
         left = "interrupted" if self.interrupted else "finished"

@@ -78,7 +78,7 @@ def orders() -> "tuple[Path, Configs] | None":
     None if there is to be no study. Whatever is printed meanwhile goes to standard error, as
     standard output is for the answers.
     """
-    with os.fdopen(os.dup(1), "wb") as answers:
+    with os.fdopen(os.dup(1), "wb", buffering=0) as answers:
         os.dup2(2, 1)
         importlib.import_module("experiments.search.worker")
         while True:
@@ -94,8 +94,8 @@ def orders() -> "tuple[Path, Configs] | None":
                 answer = error
             except Exception:  # the launcher meets it again, and says where
                 return None
-            pickle.dump(answer, answers)
-            answers.flush()
+            with contextlib.suppress(BrokenPipeError):  # the launcher has ended
+                answers.write(pickle.dumps(answer))
 
 
 class Crew:
@@ -121,9 +121,13 @@ class Crew:
 
     def ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """What a function returns, or raises of `UserError`, in a worker."""
+        process = self.running[0]
         try:
-            answer = self.running[0].ask(Question(function, arguments))
+            answer = process.ask(Question(function, arguments))
         except (EOFError, pickle.UnpicklingError):  # it has ended
+            process.popen.kill()
+            process.popen.wait()
+            self.running[0] = self._start(process.slot)
             return function(*arguments)
         if isinstance(answer, UserError):
             raise answer

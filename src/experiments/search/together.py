@@ -26,6 +26,7 @@ from experiments.search.study import Study, Trial
 from experiments.tracking.choice import chosen
 from experiments.tracking.jsonl import JsonLines
 from experiments.tracking.tracker import Trackers
+from experiments.training.compiled import compile_evaluation_ahead
 from experiments.training.kept import Kept
 from experiments.training.lock import exclusive
 from experiments.training.session import Session
@@ -69,6 +70,7 @@ def run_together(
                 width=options.width,
                 most=options.most,
                 test=False,
+                trained=lambda: _compile_test_ahead(study, trials, members[0].session, pool),
             )
         except Exception as error:  # which trial is to blame shows when each runs alone
             log.warning("one after another instead: %s", in_one_line(error), exc_info=True)
@@ -116,6 +118,18 @@ def _compile_ahead(
         width=options.width,
         most=options.most,
     )
+
+
+def _compile_test_ahead(
+    study: Study, trials: Sequence[Trial], session: Session, pool: Executor
+) -> None:
+    """Where these are the last trials, has `pool` compile the test of the winner.
+
+    While a population is saved a processor is idle.
+    """
+    own = {trial.number for trial in trials}
+    if all(t.number in own or t.state.is_finished() for t in study.trials()):
+        compile_evaluation_ahead(session, pool)
 
 
 def _outcome(summaries: Sequence[dict[str, Any]], metric: str) -> Outcome:

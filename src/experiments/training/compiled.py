@@ -97,17 +97,32 @@ def compile_evaluation(session: Session, state: State, ready: ReadyPrograms) -> 
     """What a run needs that has nothing left to train."""
     made = session.kept.get(("programs", session.static))
     if made is None:
-        evaluate: Future[Program] = Future()
-        traced = tuple(session.hparams)
-        try:
-            evaluate.set_result(_evaluation(session, state, ready, traced))
-        except UNTRACEABLE:
-            traced = ()
-            evaluate.set_result(_evaluation(session, state, ready, traced))
-        if len(traced) == len(session.hparams):
-            ready.put("evaluate", {"evaluate": evaluate.result()})
-        made = Executables(Future(), evaluate, traced, threading.Event())
+        ahead = session.kept.get(("evaluation", session.static))
+        made = _evaluation_alone(session, state, ready) if ahead is None else ahead.result()
     return _for_run(session, made)
+
+
+def compile_evaluation_ahead(session: Session, pool: Executor) -> None:
+    """Has `pool` compile what `compile_evaluation` will be asked for by a run like this one."""
+
+    def compile() -> Executables:
+        state = session.experiment.abstract_state(session.hparams)
+        return _evaluation_alone(session, state, ready_programs(session))
+
+    session.kept.put(("evaluation", session.static), pool.submit(compile))
+
+
+def _evaluation_alone(session: Session, state: State, ready: ReadyPrograms) -> Executables:
+    evaluate: Future[Program] = Future()
+    traced = tuple(session.hparams)
+    try:
+        evaluate.set_result(_evaluation(session, state, ready, traced))
+    except UNTRACEABLE:
+        traced = ()
+        evaluate.set_result(_evaluation(session, state, ready, traced))
+    if len(traced) == len(session.hparams):
+        ready.put("evaluate", {"evaluate": evaluate.result()})
+    return Executables(Future(), evaluate, traced, threading.Event())
 
 
 def _for_run(session: Session, made: Executables) -> Compiled:

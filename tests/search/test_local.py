@@ -1,6 +1,7 @@
 """Workers of this machine before there is a study: what their launcher asks of them."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -42,12 +43,14 @@ def test_a_launcher_whose_worker_was_killed_answers_itself():
         assert crew.running[0].popen.poll() is None  # another one
 
 
-def test_neither_side_imports_what_the_other_has():
-    for modules, other in (
-        ("launch, planning", "jax"),
-        ("worker", "hydra"),
-        ("worker", "omegaconf"),
-    ):
-        program = f"import sys\nfrom experiments.search import {modules}\n"
-        program += f"assert {other!r} not in sys.modules"
+def test_neither_side_imports_what_the_other_has(tmp_path):
+    (tmp_path / "cases").write_bytes(pickle.dumps(cases(space_of([0.1]))))
+    launcher = "import experiments.search.launch, experiments.search.planning"
+    worker = f"""
+import pathlib, pickle
+import experiments.search.worker
+from experiments.search.check import examine
+examine(pickle.loads(pathlib.Path({str(tmp_path / "cases")!r}).read_bytes()))"""
+    for side, others in ((launcher, {"jax", "flax"}), (worker, {"hydra", "omegaconf"})):
+        program = f"{side}\nimport sys\nassert not {others} & set(sys.modules)"
         subprocess.run([sys.executable, "-c", program], check=True)

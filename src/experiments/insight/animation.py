@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from PIL import Image
-
 SECONDS = 0.25  # that a picture is shown; the last one longer
 
 
 def animate(folder: Path, name: str) -> Path | None:
     """Joins `<name>_<step>.png` in `folder` to `<name>.gif`; None where there are none."""
+    from PIL import Image  # takes a while to import, and few runs have pictures to join
+
     frames = [Image.open(path).convert("P") for path in sorted(folder.glob(f"{name}_[0-9]*.png"))]
     if not frames:
         return None

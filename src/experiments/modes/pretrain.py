@@ -5,11 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra import compose
-from omegaconf import OmegaConf
-
 from experiments.checking import check_config
-from experiments.main import as_plain
 from experiments.modes import train
 from experiments.tracking.jsonl import SUMMARY, write_json
 from experiments.tracking.terminal import number
@@ -31,6 +27,11 @@ class Pretrain:
 
 def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
     """Three runs in folders of their own; prints what the two classifiers reached in the test."""
+    from hydra import compose  # every run holds its keys of `pretrain` against this module
+    from omegaconf import OmegaConf
+
+    from experiments.main import as_plain
+
     folders = {name: directory / name for name in ("pretraining", "pretrained", "from_scratch")}
     first = as_plain(compose("config", config["pretrain"]["overrides"]), folders["pretraining"])
     data = config["data"] | {"limit": None, "batch_size": first["data"]["batch_size"]}

@@ -28,6 +28,7 @@ class Configs:
         self.folder, self.overrides = folder, tuple(overrides)
         self._composed: dict[tuple, dict[str, Any]] = {}
         self._paths: dict[tuple, frozenset[str]] = {}
+        self._given: dict[str, Any] | None = None
 
     def compose(self, values: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The config in which `values`, dotted path or group to value, replace what was there.
@@ -69,6 +70,12 @@ class Configs:
             self._paths[key] = frozenset(_nodes(config)) | {path for path, _ in leaves(config)}
         return self._paths[key]
 
+    def given(self) -> dict[str, Any]:
+        """The overrides, by path or group."""
+        if self._given is None:
+            self._given = {o.key_or_group: o.value() for o in self.parse(self.overrides)}
+        return self._given
+
     def parse(self, arguments: Sequence[str]) -> "list[Override]":
         """Arguments of a command line as Hydra understands them."""
         from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -81,6 +88,7 @@ class Configs:
             from hydra import compose
             from omegaconf import OmegaConf
 
+            self.given()  # kept too
             overrides = [*self.overrides, *assignments(dict(choices))]
             with self._hydra():
                 config = OmegaConf.to_container(compose("config", overrides=overrides))

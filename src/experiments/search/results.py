@@ -49,10 +49,7 @@ def command(study: Study, trial: FrozenTrial) -> str:
 
 def recipe(study: Study, trial: FrozenTrial) -> str:
     """A trial as a file of `conf/experiment`."""
-    values: dict[str, Any] = {}
-    for override in study.configs.parse(study.plan.overrides):
-        values[override.key_or_group] = override.value()
-    values |= trial.user_attrs["values"]
+    values = study.configs.given() | trial.user_attrs["values"]
     choices = {name: values.pop(name) for name in list(values) if name in study.configs.groups}
     defaults: list[Any] = [base] if (base := choices.pop("experiment", None)) else []
     defaults += [{f"override /{group}": choice} for group, choice in choices.items()]

@@ -7,7 +7,7 @@ one process, with data and compiled programs kept (`lanes=1`), (iii) Optuna arou
 PyTorch loop in one process (`benchmarks/peers/torch_search.py`, run by the interpreter `--torch`).
 The compilation cache is empty at the start of every measurement of ours, and shared by the
 processes of (i). Of the MLP's 128 the first compiles, eight more are timed, and the rest is taken
-to be like those. Ours is the median of three sweeps.
+to be like those. Ours is the median of three sweeps, between which those processes are timed.
 """
 
 import argparse
@@ -68,9 +68,9 @@ def measure(name: str, python: str, **changes: Any) -> list[dict]:
     """One case, with `changes` to it, against its peers, one after another."""
     case = CASES[name] | changes
     trials = case["trials"]
-    ours = statistics.median(sweep(case["config"], trials, "auto") for _ in range(SWEEPS))
+    ours, alone = in_turns(case["config"], trials, case["alone"])
     peers = {
-        "(i) a process a trial": alone(case["config"], trials, case["alone"]),
+        "(i) a process a trial": alone,
         "(ii) one process, programs kept": sweep(case["config"], trials, 1),
     }
     probe = subprocess.run([python, "-c", "import torch, optuna"], capture_output=True)
@@ -103,20 +103,27 @@ def sweep(config: Sequence[str], trials: int, lanes: str | int) -> float:
         return _run(["run.py", "-m", *config, SEARCH, *COMMON, cache, *own])
 
 
-def alone(config: Sequence[str], trials: int, timed: int) -> float:
-    """Seconds of so many processes of `run.py`, one after another, of which some are `timed`.
+def in_turns(config: Sequence[str], trials: int, timed: int) -> tuple[float, float]:
+    """Seconds of a sweep, the median of `SWEEPS`, and of a process a trial, one after another.
 
-    The first one compiles for all. Those that are not timed take as long as the others on average.
+    Of those processes some are `timed`, a few after each sweep, as machines change their speed. The
+    first one compiles for all. Those that are not timed take as long as the others on average.
     """
     with tempfile.TemporaryDirectory() as folder:
         cache = f"trainer.compilation_cache={folder}/xla"
         rates = np.geomspace(1e-4, 1e-1, timed)
-        runs = [
+        first, *others = (
             [f"optim.learning_rate={rate:.3g}", f"hydra.run.dir={folder}/{index}"]
             for index, rate in enumerate(rates)
-        ]
-        first, *others = [_run(["run.py", *config, *COMMON, cache, *run]) for run in runs]
-        return first + (trials - 1) * statistics.mean(others)
+        )
+        compiling = _run(["run.py", *config, *COMMON, cache, *first])
+        sweeps: list[float] = []
+        seconds: list[float] = []
+        for turn in range(SWEEPS):
+            sweeps.append(sweep(config, trials, "auto"))
+            for run in others[turn::SWEEPS]:
+                seconds.append(_run(["run.py", *config, *COMMON, cache, *run]))
+    return statistics.median(sweeps), compiling + (trials - 1) * statistics.mean(seconds)
 
 
 def by_torch(name: str, config: Sequence[str], trials: int, epochs: int, python: str) -> float:

@@ -1,5 +1,6 @@
 """The command line: what a user can get wrong ends in one or two plain lines and exit code 2."""
 
+import gc
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import time
 
 import pytest
 
+from experiments import garbage
 from support import ROOT
 
 FAST = ["debug=fast", "model.hidden=[8]"]
@@ -20,6 +22,7 @@ def test_a_fast_run_exits_with_0(run_cli, tmp_path):
     assert (tmp_path / "run" / "metrics.jsonl").exists()
     assert (tmp_path / "run" / "summary.json").exists()
     assert (tmp_path / "run" / ".hydra" / "config.yaml").exists()
+    assert gc.get_threshold() == garbage.USUAL  # starting, it looked for garbage seldom
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
-"""What is looked up in a search's configs before anything starts: values that no run would take."""
+"""Every value that a search may draw, held against the config before anything starts."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,25 +49,18 @@ def examine(cases: Sequence[Case]) -> Findings:
     Raises:
         UserError: something is wrong with the first config as it is.
     """
-    wrong = dict(_problems(cases))
+    wrong: dict[str, str] = {}
+    for case in cases:
+        for name, values in case.values.items():
+            complaints = (complaint_about(case.config, name, value) for value in values)
+            if name not in wrong and (complaint := next(filter(None, complaints), None)):
+                wrong[name] = complaint
     if wrong:
         return Findings(list(wrong.items()))
     config = cases[0].config
     check_config(config)
     objective = build(config["objective"], loss=build(config.get("loss")), num_classes=2)
     return Findings([], objective.monitor)
-
-
-def _problems(cases: Sequence[Case]) -> Iterator[tuple[str, str]]:
-    """(parameter, what is wrong with it), each once."""
-    seen: set[str] = set()
-    for case in cases:
-        for name, values in case.values.items():
-            for value in values:
-                complaint = complaint_about(case.config, name, value)
-                if complaint and name not in seen:
-                    seen.add(name)
-                    yield name, complaint
 
 
 def representatives(parameter: Distribution) -> list:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 STORED = (  # whose results go through memory; what is between them is fused
-    *("dot_general", "conv_general_dilated", "concatenate", "stack"),
+    *("dot_general", "conv_general_dilated", "multiply_windows", "sum_windows"),
+    *("concatenate", "stack"),
     *("scan", "while", "dynamic_update_slice", "gather", "scatter-add"),
 )
 LAYER = "@"  # begins the name scopes that stand for layers
@@ -72,10 +73,16 @@ def _bytes_stored(jaxpr: Any) -> int:
 def flops(equation: Any) -> int:
     """The operations of one equation of a jaxpr: 0 unless it is a product or a convolution."""
     name = equation.primitive.name
-    if name not in ("dot_general", "conv_general_dilated"):
+    if name not in ("dot_general", "conv_general_dilated", "multiply_windows", "sum_windows"):
         return 0
     left, right = (variable.aval.shape for variable in equation.invars)
     out = equation.outvars[0].aval.shape
+    if name in ("multiply_windows", "sum_windows"):  # of lanes; places [lanes, N, H, W, C]
+        first, second, kernel = (
+            (left, out, right) if name == "multiply_windows" else (left, right, out)
+        )
+        places = min(math.prod(first[1:4]), math.prod(second[1:4]))
+        return 2 * max(first[0], second[0]) * places * math.prod(kernel[1:])
     if name == "dot_general":
         (contracted, _), _ = equation.params["dimension_numbers"]
         return 2 * math.prod(out) * math.prod(left[axis] for axis in contracted)

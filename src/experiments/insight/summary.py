@@ -22,7 +22,7 @@ from experiments.experiment import Experiment, Hparams, Tree
 from experiments.insight.flops import LAYER, Operation, operations
 from experiments.models.dense_block import DenseBlock
 from experiments.models.repeated import Repeated
-from experiments.ops.convolution import stock_convolutions
+from experiments.ops.product import stock_operations
 
 Shapes = Sequence[tuple[int, ...]]
 REST = "rest"  # what is in no layer: preprocessing, losses, the optimizer
@@ -82,7 +82,7 @@ def summarize(config: Mapping[str, Any]) -> Summary:
     mask = jax.ShapeDtypeStruct((size,), jnp.float32)
     key = jax.eval_shape(jax.random.key, 0)
     state = experiment.abstract_state({})
-    with stock_convolutions():
+    with stock_operations():
         evaluate = functools.partial(experiment.eval_step, hparams={})
         forward = jax.make_jaxpr(evaluate)(*experiment.weights(state), batch | {"mask": mask})
         step = functools.partial(experiment.train_step, measured=False)

@@ -16,7 +16,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from experiments.initializers import Initializer
-from experiments.ops import convolution
+from experiments.ops import convolution, product
 
 Moments = tuple[jax.Array, jax.Array]  # E[x] and E[x²]
 KEPT = "kept"  # name of what a backward pass that computes things again has kept: see repeated.py
@@ -38,7 +38,7 @@ class Dense(nnx.Module):
         self.bias = nnx.Param(np.zeros(features, np.float32)) if use_bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = x @ self.kernel[...]
+        y = product.matmul(x, self.kernel[...])
         return y if self.bias is None else y + self.bias[...]
 
 

@@ -6,31 +6,18 @@ threaded library code: Winograd's where they apply, patches times the kernel els
 plain differentiable JAX: grad of grad, forward mode, vmap and scan just work.
 """
 
-import contextlib
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
-from contextvars import ContextVar
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from experiments.ops.product import can_multiply, multiply_windows, stock_only
 from experiments.ops.winograd import winograd_conv
 
 Padding = str | int | Sequence[int | tuple[int, int]]
-
-_stock_only = ContextVar("stock_only", default=False)
-
-
-@contextlib.contextmanager
-def stock_convolutions() -> Iterator[None]:
-    """Within it a trace holds XLA's own convolutions: for programs that run on other platforms."""
-    token = _stock_only.set(True)
-    try:
-        yield
-    finally:
-        _stock_only.reset(token)
 
 
 def conv(
@@ -78,7 +65,7 @@ def conv(
     window = [d * (k - 1) + 1 for k, d in zip(kernel.shape[:-2], dilation, strict=True)]
     pads = explicit_padding(padding, x.shape[1:-1], window, strides)
     dtype = jnp.result_type(x, kernel)
-    if jax.default_backend() != "cpu" or _stock_only.get():
+    if jax.default_backend() != "cpu" or stock_only():
         return _stock(x.astype(dtype), kernel.astype(dtype), strides, pads, dilation, groups)
     # CPUs compute in float32: smaller types would be converted there and back at each step.
     wide = jnp.promote_types(dtype, jnp.float32)
@@ -138,6 +125,10 @@ def _cpu_conv(x, kernel, strides, pads, dilation, groups):
     kernel, pads = _without_dead_taps(kernel, x.shape[1:-1], strides, pads, dilation)
     if groups > 1:
         return _grouped_conv(x, kernel, strides, pads, dilation, groups)
+    if x.ndim == 4 and set(dilation) == {1} and min(min(pads)) >= 0:
+        near, narrow, rest = _at_stride_one(x, kernel, strides, pads)
+        if can_multiply(near, narrow, rest):
+            return multiply_windows(near, narrow, (*rest[0], *rest[1]))
     if (
         kernel.shape[:-2] == (3, 3)
         and set(strides + dilation) == {1}
@@ -146,6 +137,37 @@ def _cpu_conv(x, kernel, strides, pads, dilation, groups):
     ):
         return winograd_conv(x, kernel, pads)
     return _patches_conv(x, kernel, strides, pads, dilation)
+
+
+def _at_stride_one(x, kernel, strides, pads):
+    """The same convolution at stride 1: what a stride passes over becomes channels.
+
+    Images [N, H, W, C] become [N, H / s, W / s, s² C], kernels as much smaller; neither changes
+    where the stride is 1 already. Returns images, kernel and padding.
+    """
+    if set(strides) == {1}:
+        return x, kernel, pads
+    *window, c_in, c_out = kernel.shape
+    out = [
+        (n + sum(p) - k) // s + 1
+        for n, p, k, s in zip(x.shape[1:3], pads, window, strides, strict=True)
+    ]
+    if window == [1, 1] and not any(map(sum, pads)):
+        return x[:, :: strides[0], :: strides[1]], kernel, pads
+    (sh, sw), (kh, kw) = strides, (-(-k // s) for k, s in zip(window, strides, strict=True))
+    height, width = out[0] + kh - 1, out[1] + kw - 1
+    pads = [
+        (p[0], n * s - p[0] - size)
+        for p, n, s, size in zip(pads, (height, width), strides, x.shape[1:3], strict=True)
+    ]
+    x = _pad(x, pads).reshape(-1, height, sh, width, sw, c_in).transpose(0, 1, 3, 2, 4, 5)
+    kernel = jnp.pad(kernel, [(0, kh * sh - window[0]), (0, kw * sw - window[1]), (0, 0), (0, 0)])
+    kernel = kernel.reshape(kh, sh, kw, sw, c_in, c_out).transpose(0, 2, 1, 3, 4, 5)
+    return (
+        x.reshape(-1, height, width, sh * sw * c_in),
+        kernel.reshape(kh, kw, -1, c_out),
+        ((0, 0), (0, 0)),
+    )
 
 
 def _without_dead_taps(kernel, size, strides, pads, dilation):

@@ -29,6 +29,7 @@ import jax.monitoring
 
 import experiments
 from experiments.config import leaves
+from experiments.ops import library
 from experiments.processor import cores
 
 log = logging.getLogger(__name__)
@@ -241,6 +242,7 @@ def surroundings() -> str:
         [(device.id, device.device_kind) for device in devices],
         devices[0].client.platform_version,
         processor(),
+        library.available() and hashlib.sha256(library.SOURCE.read_bytes()).hexdigest(),
     ]
     return json.dumps(parts, sort_keys=True)
 

@@ -1,0 +1,208 @@
+"""Matrix products and convolutions at stride 1 by the matrix units of a processor (`products.c`).
+
+Three operations, each linear in both of its factors: outputs, the gradient of the inputs and that
+of the kernel. Each is the derivative of the others, so gradients of gradients, forward mode and
+vmap work. Results are as exact as JAX's precision "high": they differ from those in float32 by some
+5e-6 of the largest. With `JAX_DEFAULT_MATMUL_PRECISION=highest` nothing of this is used.
+"""
+
+import contextlib
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from experiments.ops import library
+
+Pads = tuple[int, int, int, int]  # top, bottom, left, right
+
+WORTH = 2**20  # operations below which XLA's own product is as quick
+
+_stock_only = ContextVar("stock_only", default=False)
+
+
+@contextlib.contextmanager
+def stock_operations() -> Iterator[None]:
+    """Within it a trace holds operations of XLA alone: for programs that run on other platforms."""
+    token = _stock_only.set(True)
+    try:
+        yield
+    finally:
+        _stock_only.reset(token)
+
+
+def stock_only() -> bool:
+    """Whether a trace is to hold operations of XLA alone."""
+    return _stock_only.get()
+
+
+def usable(*arrays: jax.Array) -> bool:
+    """Whether a product of these can go to the matrix units.
+
+    Not where XLA divides the program among several devices: it would gather their parts first.
+    """
+    if stock_only() or jax.default_backend() != "cpu":
+        return False
+    asked = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    exact = asked in ("highest", "float32")
+    if exact or any(array.dtype != jnp.float32 for array in arrays) or not _one_device():
+        return False
+    return library.available()
+
+
+def _one_device() -> bool:
+    """Whether the program at hand runs on a device by itself, or says what each device does."""
+    cores = jax.config.values["jax_num_cpu_devices"] > 1  # of which a run by itself takes one
+    return jax.local_device_count() == 1 == jax.process_count() or cores
+
+
+def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`x` `[..., inputs]` times `kernel` `[inputs, outputs]`: `[..., outputs]`."""
+    rows, (inputs, outputs) = math.prod(x.shape[:-1]), kernel.shape
+    if 2 * rows * inputs * outputs < WORTH or not usable(x, kernel):
+        return x @ kernel
+    y = multiply_windows(x.reshape(rows, 1, 1, inputs), kernel[None, None], (0, 0, 0, 0))
+    return y.reshape(*x.shape[:-1], outputs)
+
+
+def kernel_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
+    """`x` `[rows, inputs]` turned round times `dy` `[rows, outputs]`: `[inputs, outputs]`."""
+    if 2 * math.prod(x.shape) * dy.shape[1] < WORTH or not usable(x, dy):
+        return x.T @ dy
+    places = (1, -1, 1, 1)
+    x, dy = x.reshape(*places, x.shape[1]), dy.reshape(*places, dy.shape[1])
+    return _sum(x, dy, pads=(0, 0, 0, 0), window=(1, 1))[0, 0, 0]
+
+
+def multiply_windows(x: jax.Array, kernel: jax.Array, pads: Pads) -> jax.Array:
+    """The cross-correlation of `x` `[N, H, W, C]` with `kernel` `[kh, kw, C, O]` at stride 1.
+
+    `pads` are less than the kernel is wide. Returns `[N, H', W', O]` with
+    `H' = H + top + bottom - kh + 1` and `W' = W + left + right - kw + 1`.
+    """
+    return _multiply(x[None], kernel[None], pads=pads, turned=False)[0]
+
+
+def can_multiply(x: jax.Array, kernel: jax.Array, pads: Sequence[tuple[int, int]]) -> bool:
+    """Whether `multiply_windows` takes these, and is worth it."""
+    if any(not 0 <= p < k for k, both in zip(kernel.shape, pads, strict=False) for p in both):
+        return False
+    out = [n + sum(p) - k + 1 for n, k, p in zip(x.shape[1:], kernel.shape, pads, strict=False)]
+    operations = 2 * x.shape[0] * math.prod(out) * math.prod(kernel.shape)
+    return operations >= WORTH and usable(x, kernel)
+
+
+def _multiply(x: jax.Array, kernel: jax.Array, *, pads: Pads, turned: bool) -> jax.Array:
+    return multiply_p.bind(x, kernel, pads=pads, turned=turned)
+
+
+def _sum(x: jax.Array, dy: jax.Array, *, pads: Pads, window: tuple[int, int]) -> jax.Array:
+    return sum_p.bind(x, dy, pads=pads, window=window)
+
+
+def _rest(pads: Pads, window: Sequence[int]) -> Pads:
+    """What the gradient of the inputs is padded with."""
+    kh, kw = window
+    top, bottom, left, right = pads
+    return (kh - 1 - top, kh - 1 - bottom, kw - 1 - left, kw - 1 - right)
+
+
+# x [lanes, N, H, W, C] and kernel [lanes, kh, kw, C, O] to y [lanes, N, H', W', O]; turned, the
+# kernel is [lanes, kh, kw, O, C] and read backwards. Lanes have nothing to do with each other; a
+# single one stands for all.
+multiply_p = Primitive("multiply_windows")
+# x [lanes, N, H, W, C] and dy [lanes, N, H', W', O] to the kernel's gradient [lanes, kh, kw, C, O]
+sum_p = Primitive("sum_windows")
+
+
+@multiply_p.def_abstract_eval
+def _(x, kernel, *, pads, turned):
+    lanes = max(x.shape[0], kernel.shape[0])
+    kh, kw = kernel.shape[1:3]
+    top, bottom, left, right = pads
+    height, width = x.shape[2] + top + bottom - kh + 1, x.shape[3] + left + right - kw + 1
+    channels = kernel.shape[3 if turned else 4]
+    return x.update(shape=(lanes, x.shape[1], height, width, channels))
+
+
+@sum_p.def_abstract_eval
+def _(x, dy, *, pads, window):
+    lanes = max(x.shape[0], dy.shape[0])
+    return x.update(shape=(lanes, *window, x.shape[4], dy.shape[4]))
+
+
+def _gradient_of_x(dy, x, kernel, *, pads, turned):
+    window = kernel.shape[1:3]
+    dx = _multiply(dy, kernel, pads=_rest(pads, window), turned=not turned)
+    return _of_lanes(dx, x.aval.shape[0])
+
+
+def _gradient_of_kernel(dy, x, kernel, *, pads, turned):
+    window = kernel.aval.shape[1:3]
+    if turned:
+        dk = _sum(dy, x, pads=_rest(pads, window), window=window)
+    else:
+        dk = _sum(x, dy, pads=pads, window=window)
+    return _of_lanes(dk, kernel.aval.shape[0])
+
+
+def _gradient_of_seen(dk, x, dy, *, pads, window):
+    dx = _multiply(dy, dk, pads=_rest(pads, window), turned=True)
+    return _of_lanes(dx, x.aval.shape[0])
+
+
+def _gradient_of_gradient(dk, x, dy, *, pads, window):
+    return _of_lanes(_multiply(x, dk, pads=pads, turned=False), dy.aval.shape[0])
+
+
+def _of_lanes(gradient, lanes):
+    """The gradient of an array that stood for all lanes is the sum of theirs."""
+    return gradient if gradient.shape[0] == lanes else jnp.sum(gradient, 0, keepdims=True)
+
+
+ad.defbilinear(multiply_p, _gradient_of_x, _gradient_of_kernel)
+ad.defbilinear(sum_p, _gradient_of_seen, _gradient_of_gradient)
+
+
+def _batch(operation, arrays, axes, **parameters):
+    """New lanes in front of those that are there."""
+    size = next(a.shape[i] for a, i in zip(arrays, axes, strict=True) if i is not None)
+    own = [a.shape[0 if i is None or i > 0 else 1] for a, i in zip(arrays, axes, strict=True)]
+    old = max(own)
+    arrays = [
+        a[None] if i is None else jnp.moveaxis(a, i, 0) for a, i in zip(arrays, axes, strict=True)
+    ]
+    flat = []
+    for a in arrays:
+        if a.shape[:2] != (1, 1):  # one that stands for all lanes may stay one
+            a = jnp.broadcast_to(a, (size, old, *a.shape[2:]))
+        flat.append(a.reshape(-1, *a.shape[2:]))
+    out = operation(*flat, **parameters)
+    return out.reshape(size, old, *out.shape[1:]), 0
+
+
+def _lower(target, context, *operands, pads, turned=False, **_):
+    if not library.available():
+        raise RuntimeError("there is no library of products (`usable` says so)")
+    geometry = np.array([*pads, turned], np.int64)
+    return jax.ffi.ffi_lowering(target)(context, *operands, geometry=geometry)
+
+
+def _set_up(primitive: Primitive, operation: Any) -> None:
+    target = library.TARGETS[primitive.name]
+    mlir.register_lowering(primitive, functools.partial(_lower, target), platform="cpu")
+    batching.primitive_batchers[primitive] = functools.partial(_batch, operation)
+    primitive.def_impl(
+        lambda *arrays, **parameters: jax.jit(functools.partial(operation, **parameters))(*arrays)
+    )
+
+
+_set_up(multiply_p, _multiply)
+_set_up(sum_p, _sum)

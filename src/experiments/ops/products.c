@@ -1,0 +1,765 @@
+/* Convolutions and matrix products in float32 by the matrix units of a processor (AMX).
+ *
+ * The units multiply bfloat16. A float is the sum of two of them up to 2^-17 of itself, and a product
+ * of two floats that of three products, high high + high low + low high, which are added in float32
+ * (Henry, Tang & Heinecke, "Leveraging the bfloat16 artificial intelligence datatype for
+ * higher-precision computations", 2019). That is as exact as it gets to some 2^-17 of the largest
+ * output.
+ *
+ * Everything is one operation: a window of kh x kw places moves over images, at stride 1. A dense
+ * layer is a window of one place on images of one. Images are `staged`: split into their high and
+ * low halves, in rows with zeros between them, so that what any window sees in one of its rows is
+ * one piece of memory, and the same tap of neighbouring windows is one matrix with overlapping
+ * rows. Nothing else is copied. The zeros right of one row are those left of the next.
+ *
+ * Arrays have a first axis of lanes, which have nothing to do with each other; of length 1 in one
+ * array it stands for all lanes of the other.
+ */
+#include <immintrin.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "xla/ffi/api/c_api.h"
+
+typedef uint16_t half; /* the bits of a bfloat16 */
+
+/* Nanoseconds that one number, and one product of two, take a thread, about. */
+static const double STAGING = 0.5, MULTIPLYING = 0.008;
+
+enum {
+  TILE = 16,             /* rows and columns of a tile of results */
+  DEPTH = 32,            /* how many products a unit adds up at once */
+  BLOCK = TILE * DEPTH,  /* halves of a tile of factors */
+  CACHE = 1 << 18,       /* bytes of staged images that stay close to a core */
+  SLICES = 16,           /* most parts of a batch whose gradients are added up: not one a thread,
+                            so that sums are the same on any processor */
+  NARROW = 8,            /* widest images that are staged in rows of windows */
+  WAKING = 30000,        /* nanoseconds of work that a thread is woken for */
+};
+
+static long least(long a, long b) { return a < b ? a : b; }
+static long most(long a, long b) { return a > b ? a : b; }
+static long parts(long all, long each) { return (all + each - 1) / each; }
+
+/* ---- Units of work for all threads of the device ------------------------------------------- */
+
+typedef void Work(const void* what, long unit);
+
+typedef struct {
+  Work* work;
+  const void* what;
+  long units;
+  atomic_long next, left;
+  atomic_int users; /* a thread that comes late still reads `next` */
+} Job;
+
+static void take(Job* job) {
+  for (long unit; (unit = atomic_fetch_add(&job->next, 1)) < job->units;) {
+    job->work(job->what, unit);
+    atomic_fetch_sub(&job->left, 1);
+  }
+}
+
+static void leave(Job* job) {
+  if (atomic_fetch_sub(&job->users, 1) == 1) free(job);
+}
+
+static void help(void* job) {
+  take(job);
+  leave(job);
+}
+
+static int failed(const XLA_FFI_CallFrame* frame, XLA_FFI_Error* error) {
+  if (!error) return 0;
+  XLA_FFI_Error_Destroy_Args args = {XLA_FFI_Error_Destroy_Args_STRUCT_SIZE, NULL, error};
+  frame->api->XLA_FFI_Error_Destroy(&args);
+  return 1;
+}
+
+static long threads_of(const XLA_FFI_CallFrame* frame) {
+  int64_t count = 1;
+  XLA_FFI_ThreadPool_NumThreads_Args args = {XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE, NULL,
+                                             frame->ctx, &count};
+  return failed(frame, frame->api->XLA_FFI_ThreadPool_NumThreads(&args)) ? 1 : count;
+}
+
+/* All units, by this thread and by those of the device that have nothing else to do. It waits for
+ * units that somebody has begun, never for a thread to come: XLA promises none. What takes about so
+ * many nanoseconds in all is not worth waking more threads for than have WAKING each. */
+static void share(const XLA_FFI_CallFrame* frame, Work* work, const void* what, long units,
+                  double nanoseconds) {
+  long helpers = least(least(threads_of(frame), units), (long)(nanoseconds / WAKING)) - 1;
+  Job* job = malloc(sizeof *job);
+  job->work = work, job->what = what, job->units = units;
+  atomic_init(&job->next, 0), atomic_init(&job->left, units), atomic_init(&job->users, 1);
+  for (long i = 0; i < helpers; i++) {
+    atomic_fetch_add(&job->users, 1);
+    XLA_FFI_ThreadPool_Schedule_Args args = {XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE, NULL,
+                                             frame->ctx, help, job};
+    if (failed(frame, frame->api->XLA_FFI_ThreadPool_Schedule(&args))) leave(job);
+  }
+  take(job);
+  for (long turns = 0; atomic_load(&job->left) > 0; turns++)
+    turns < 2000 ? _mm_pause() : (void)sched_yield();
+  leave(job);
+}
+
+/* ---- Working memory, which a thread keeps -------------------------------------------------- */
+
+enum { ALL_A, ALL_B, ALL_SUMS, OWN_A, OWN_B, OWN_WINDOWS, OWN_PLACES, PLACES };
+
+static _Thread_local struct {
+  void* at;
+  size_t size;
+} kept[PLACES];
+
+static void* room(int place, size_t size) {
+  if (kept[place].size < size) {
+    free(kept[place].at);
+    kept[place].size = parts(size, 4096) * 4096;
+    kept[place].at = aligned_alloc(4096, kept[place].size);
+    if (!kept[place].at) abort();
+  }
+  return kept[place].at;
+}
+
+/* ---- Halves -------------------------------------------------------------------------------- */
+
+static inline __mmask16 first(long count) {
+  return count >= 16 ? 0xffff : count <= 0 ? 0 : (1u << count) - 1;
+}
+
+static inline void split(__m512 x, __m256i* high, __m256i* low) {
+  *high = (__m256i)_mm512_cvtneps_pbh(x);
+  __m512i back = _mm512_slli_epi32(_mm512_cvtepu16_epi32(*high), 16);
+  *low = (__m256i)_mm512_cvtneps_pbh(_mm512_sub_ps(x, _mm512_castsi512_ps(back)));
+}
+
+static void split_row(const float* x, half* high, half* low, long count) {
+  for (long i = 0; i < count; i += 16) {
+    __mmask16 live = first(count - i);
+    __m256i h, l;
+    split(_mm512_maskz_loadu_ps(live, x + i), &h, &l);
+    _mm256_mask_storeu_epi16(high + i, live, h);
+    _mm256_mask_storeu_epi16(low + i, live, l);
+  }
+}
+
+/* a0 b0 a1 b1 ...: the units read what they add up in pairs */
+static inline __m512i paired(__m256i a, __m256i b) {
+  return _mm512_or_si512(_mm512_cvtepu16_epi32(a), _mm512_slli_epi32(_mm512_cvtepu16_epi32(b), 16));
+}
+
+static inline __m512i joined(__m256i a, __m256i b) {
+  return _mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1);
+}
+
+/* 16 rows of 16 words become columns */
+static inline void transpose(__m512i r[16]) {
+  __m512i t[16];
+  for (int i = 0; i < 8; i++) {
+    t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+    t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+  for (int i = 0; i < 4; i++) {
+    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+  }
+  for (int i = 0; i < 8; i++) {
+    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+  }
+}
+
+static void tiles_on(void) {
+  struct __attribute__((packed, aligned(64))) {
+    uint8_t palette, start, reserved[14];
+    uint16_t bytes[16];
+    uint8_t rows[16];
+  } tiles = {.palette = 1};
+  for (int i = 0; i < 8; i++) tiles.bytes[i] = 2 * DEPTH, tiles.rows[i] = TILE;
+  __asm__ volatile("" ::: "memory"); /* the intrinsics do not say what they read */
+  _tile_loadconfig(&tiles);
+}
+
+/* ---- Shapes and staging -------------------------------------------------------------------- */
+
+typedef struct {
+  long n, h, w, c, kh, kw, o; /* inputs [n, h, w, c], window [kh, kw], c to o channels */
+  long top, bottom, left, right;
+  int turned;         /* the kernel is [kh, kw, o, c], to be read backwards */
+  long ho, wo;        /* outputs [n, ho, wo, o] */
+  long joined;        /* rows of a window that are staged as one place: see `shape` */
+  long hp, wp, wide;  /* staged [n, hp, wp, wide], windows of */
+  long rows, columns; /*   rows x columns such places, */
+  long deep;          /*   of which a row has so many numbers */
+} Shape;
+
+/* Where a whole window fits a tile's depth, it is staged as one place. On `narrow` images its rows
+ * are, as there the zeros between rows of places would cost more than that. */
+static Shape shape(const int64_t* inputs, long kh, long kw, long o, const int64_t* geometry,
+                   long narrow) {
+  Shape s = {.n = inputs[1], .h = inputs[2], .w = inputs[3], .c = inputs[4], .kh = kh, .kw = kw, .o = o,
+             .top = geometry[0], .bottom = geometry[1], .left = geometry[2], .right = geometry[3],
+             .turned = geometry[4]};
+  s.ho = s.h + s.top + s.bottom - kh + 1, s.wo = s.w + s.left + s.right - kw + 1;
+  s.hp = s.h + most(s.top, s.bottom), s.wp = s.w + most(s.left, s.right);
+  s.wide = s.c, s.rows = kh, s.columns = kw, s.deep = kw * s.c;
+  if (kh * kw > 1 && kh * s.deep <= DEPTH)
+    s.joined = kh, s.hp = s.ho, s.wp = s.wo, s.wide = DEPTH, s.rows = s.columns = 1, s.deep *= kh;
+  else if (kw > 1 && s.w <= narrow)
+    s.joined = 1, s.wp = s.wo, s.wide = s.deep, s.columns = 1;
+  return s;
+}
+
+/* Halves of so many staged images, with all that tiles read beyond the last place. */
+static long staged(const Shape* s, long images) {
+  return (images * s->hp * s->wp + s->rows * s->wp + s->columns + 4 * TILE + DEPTH) * s->wide + DEPTH;
+}
+
+static void clear(half* high, half* low, long from, long to) {
+  if (to <= from) return;
+  memset(high + from, 0, (to - from) * sizeof(half));
+  memset(low + from, 0, (to - from) * sizeof(half));
+}
+
+static void stage_rows(const Shape* s, const float* x, long images, long hp, long wp, half* high,
+                       half* low, long size) {
+  long at = 0, row = s->w * s->c;
+  for (long image = 0; image < images; image++)
+    for (long i = 0; i < s->h; i++) {
+      long to = ((image * hp + i + s->top) * wp + s->left) * s->c;
+      clear(high, low, at, to);
+      split_row(x + (image * s->h + i) * row, high + to, low + to, row);
+      at = to + row;
+    }
+  clear(high, low, at, size);
+}
+
+static void stage_windows(const Shape* s, const float* x, long images, half* high, half* low,
+                          long size) {
+  long hp = s->h + most(s->top, s->bottom), wp = s->w + most(s->left, s->right), row = s->kw * s->c;
+  long count = (hp + s->kh) * wp * s->c + row + DEPTH, at = 0;
+  half *h = room(OWN_WINDOWS, 2 * count * sizeof(half)), *l = h + count;
+  for (long image = 0; image < images; image++) {
+    stage_rows(s, x + image * s->h * s->w * s->c, 1, hp, wp, h, l, count);
+    for (long i = 0; i < s->hp; i++)
+      for (long j = 0; j < s->wp; j++, at += s->wide)
+        for (long k = 0; k < s->joined; k++)
+          for (long m = 0; m < row; m += DEPTH) { /* zeros behind it are where the next one goes */
+            long from = ((i + k) * wp + j) * s->c + m, to = at + k * row + m;
+            __mmask32 live = row - m >= DEPTH ? ~0u : (1u << (row - m)) - 1;
+            _mm512_storeu_si512(high + to, _mm512_maskz_loadu_epi16(live, h + from));
+            _mm512_storeu_si512(low + to, _mm512_maskz_loadu_epi16(live, l + from));
+          }
+  }
+  clear(high, low, at, size);
+}
+
+/* `images` images as two planes of `size` halves. */
+static void stage(const Shape* s, const float* x, long images, half* high, half* low, long size) {
+  if (s->joined)
+    stage_windows(s, x, images, high, low, size);
+  else
+    stage_rows(s, x, images, s->hp, s->wp, high, low, size);
+}
+
+/* ---- Outputs, and with a kernel that is turned the gradient of the inputs ------------------- */
+
+typedef struct {
+  Shape s;
+  const float *x, *kernel;
+  float* y;
+  long x_lane, kernel_lane;   /* floats from lane to lane, 0 where all share one */
+  long panels, panel;         /* pairs of tiles of output channels, halves of each */
+  long group, groups, plane;  /* images that are staged together, how often, halves of a plane */
+  half *packed, *planes;
+} Product;
+
+/* One or two tiles of output channels, as tiles read them: [rows][deep][tiles][high, low]. */
+static void pack(const Shape* s, const float* kernel, long channel, int tiles, half* to) {
+  __m256i h0, l0, h1, l1;
+  for (long row = 0; row < s->rows; row++)
+    for (long k = 0; k < s->deep; k += DEPTH)
+      for (int t = 0; t < tiles; t++, to += 2 * BLOCK) {
+        long n = channel + t * TILE;
+        if (!s->turned) {
+          __mmask16 live = first(s->o - n);
+          for (long r = 0; r < TILE; r++) {
+            long i = k + 2 * r;
+            const float* from = kernel + (row * s->deep + i) * s->o + n;
+            _mm_prefetch(from + DEPTH * s->o, _MM_HINT_T0);
+            _mm_prefetch(from + (DEPTH + 1) * s->o, _MM_HINT_T0);
+            split(_mm512_maskz_loadu_ps(i < s->deep ? live : 0, from), &h0, &l0);
+            split(_mm512_maskz_loadu_ps(i + 1 < s->deep ? live : 0, from + s->o), &h1, &l1);
+            _mm512_store_si512(to + r * DEPTH, paired(h0, h1));
+            _mm512_store_si512(to + BLOCK + r * DEPTH, paired(l0, l1));
+          }
+          continue;
+        }
+        __m512i high[TILE], low[TILE];
+        for (long j = 0; j < TILE; j++) {
+          float line[DEPTH] = {0};
+          for (long i = k; n + j < s->o && i < least(s->deep, k + DEPTH);) {
+            long tap = s->kh * s->kw - 1 - (row * s->kw + i / s->c), c = i % s->c;
+            long run = least(least(s->c - c, s->deep - i), k + DEPTH - i);
+            memcpy(line + i - k, kernel + (tap * s->o + n + j) * s->c + c, run * sizeof *line);
+            i += run;
+          }
+          split(_mm512_loadu_ps(line), &h0, &l0);
+          split(_mm512_loadu_ps(line + 16), &h1, &l1);
+          high[j] = joined(h0, h1), low[j] = joined(l0, l1);
+        }
+        transpose(high), transpose(low);
+        for (long r = 0; r < TILE; r++) {
+          _mm512_store_si512(to + r * DEPTH, high[r]);
+          _mm512_store_si512(to + BLOCK + r * DEPTH, low[r]);
+        }
+      }
+}
+
+/* 32 places times 32 channels: out [32][32]. `bytes` from place to place, `down` halves to the next
+ * row of the window. */
+static void two_by_two(const Shape* s, const half* high, const half* low, const half* b, float* out) {
+  long bytes = s->wide * sizeof(half), next = TILE * s->wide, down = s->wp * s->wide;
+  _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+  for (long row = 0; row < s->rows; row++, high += down, low += down)
+    for (long k = 0; k < s->deep; k += DEPTH, b += 4 * BLOCK) {
+      const half *h = high + k, *l = low + k;
+      _tile_loadd(4, l, bytes); _tile_loadd(6, b, 64); _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(7, b + 2 * BLOCK, 64); _tile_dpbf16ps(1, 4, 7);
+      _tile_loadd(5, l + next, bytes); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
+      _tile_loadd(4, h, bytes); _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7);
+      _tile_loadd(5, h + next, bytes); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
+      _tile_loadd(6, b + BLOCK, 64); _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(2, 5, 6);
+      _tile_loadd(7, b + 3 * BLOCK, 64); _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(3, 5, 7);
+    }
+  _tile_stored(0, out, 128); _tile_stored(1, out + TILE, 128);
+  _tile_stored(2, out + 512, 128); _tile_stored(3, out + 512 + TILE, 128);
+}
+
+/* 48 places times 16 channels: out [48][16]. */
+static void three_by_one(const Shape* s, const half* high, const half* low, const half* b,
+                         float* out) {
+  long bytes = s->wide * sizeof(half), next = TILE * s->wide, down = s->wp * s->wide;
+  _tile_zero(0); _tile_zero(1); _tile_zero(2);
+  for (long row = 0; row < s->rows; row++, high += down, low += down)
+    for (long k = 0; k < s->deep; k += DEPTH, b += 2 * BLOCK) {
+      const half *h = high + k, *l = low + k;
+      _tile_loadd(3, b, 64); _tile_loadd(5, h, bytes); _tile_dpbf16ps(0, 5, 3);
+      _tile_loadd(6, h + next, bytes); _tile_dpbf16ps(1, 6, 3);
+      _tile_loadd(7, h + 2 * next, bytes); _tile_dpbf16ps(2, 7, 3);
+      _tile_loadd(4, b + BLOCK, 64); _tile_dpbf16ps(0, 5, 4); _tile_dpbf16ps(1, 6, 4);
+      _tile_dpbf16ps(2, 7, 4); _tile_loadd(5, l, bytes); _tile_dpbf16ps(0, 5, 3);
+      _tile_loadd(6, l + next, bytes); _tile_dpbf16ps(1, 6, 3);
+      _tile_loadd(7, l + 2 * next, bytes); _tile_dpbf16ps(2, 7, 3);
+    }
+  _tile_stored(0, out, 64); _tile_stored(1, out + 256, 64); _tile_stored(2, out + 512, 64);
+}
+
+/* Staged images times a panel: the outputs' channels from `channel` on. Places in a row are
+ * neighbours across rows and, where images are small, across images; what windows that stand on a
+ * border give is left out. */
+static void multiply(const Shape* s, const half* high, const half* low, long images, const half* b,
+                     long channel, int tiles, float* y) {
+  float out[4 * TILE * TILE] __attribute__((aligned(64)));
+  long image_places = s->hp * s->wp, own = (s->ho - 1) * s->wp + s->wo;
+  int together = s->ho * s->wp < 64;
+  long pieces = together ? 1 : images, places = together ? (images - 1) * image_places + own : own;
+  long block = tiles == 2 ? 2 * TILE : 3 * TILE, width = tiles * TILE;
+  __mmask16 left = first(s->o - channel), right = first(s->o - channel - TILE);
+  for (long piece = 0; piece < pieces; piece++) {
+    long image = piece, i = 0, j = 0;
+    for (long q = 0; q < places; q += block) {
+      long at = (piece * image_places + q) * s->wide;
+      (tiles == 2 ? two_by_two : three_by_one)(s, high + at, low + at, b, out);
+      for (const float *from = out, *end = out + least(block, places - q) * width; from < end;
+           from += width) {
+        if (i < s->ho && j < s->wo) {
+          float* to = y + ((image * s->ho + i) * s->wo + j) * s->o + channel;
+          _mm512_mask_storeu_ps(to, left, _mm512_load_ps(from));
+          if (right) _mm512_mask_storeu_ps(to + TILE, right, _mm512_load_ps(from + TILE));
+        }
+        if (++j < s->wp) continue;
+        j = 0;
+        if (++i < s->hp) continue;
+        i = 0, image++;
+      }
+    }
+  }
+}
+
+static int tiles_of(const Product* p, long panel) {
+  return p->s.o - panel * 2 * TILE > TILE ? 2 : 1;
+}
+
+static void pack_panel(const void* what, long unit) {
+  const Product* p = what;
+  long lane = unit / p->panels, panel = unit % p->panels;
+  pack(&p->s, p->kernel + lane * p->kernel_lane, panel * 2 * TILE, tiles_of(p, panel),
+       p->packed + unit * p->panel);
+}
+
+static void stage_group(const void* what, long unit) {
+  const Product* p = what;
+  const Shape* s = &p->s;
+  long lane = unit / p->groups, from = unit % p->groups * p->group;
+  half* high = p->planes + unit * 2 * p->plane;
+  stage(s, p->x + lane * p->x_lane + from * s->h * s->w * s->c, least(p->group, s->n - from), high,
+        high + p->plane, p->plane);
+}
+
+/* A group of images times all panels, */
+static void multiply_group(const void* what, long unit) {
+  const Product* p = what;
+  const Shape* s = &p->s;
+  long lane = unit / p->groups, from = unit % p->groups * p->group;
+  long images = least(p->group, s->n - from);
+  half *high = room(OWN_A, 2 * p->plane * sizeof(half)), *low = high + p->plane;
+  stage(s, p->x + lane * p->x_lane + from * s->h * s->w * s->c, images, high, low, p->plane);
+  tiles_on();
+  for (long panel = 0; panel < p->panels; panel++)
+    multiply(s, high, low, images, p->packed + ((p->kernel_lane ? lane : 0) * p->panels + panel) * p->panel,
+             panel * 2 * TILE, tiles_of(p, panel), p->y + (lane * s->n + from) * s->ho * s->wo * s->o);
+  _tile_release();
+}
+
+/* or a panel times all groups. */
+static void multiply_panel(const void* what, long unit) {
+  const Product* p = what;
+  const Shape* s = &p->s;
+  long lane = unit / p->panels, panel = unit % p->panels;
+  half* b = room(OWN_B, p->panel * sizeof(half));
+  pack(s, p->kernel + lane * p->kernel_lane, panel * 2 * TILE, tiles_of(p, panel), b);
+  tiles_on();
+  for (long group = 0; group < p->groups; group++) {
+    long from = group * p->group;
+    const half* high = p->planes + ((p->x_lane ? lane : 0) * p->groups + group) * 2 * p->plane;
+    multiply(s, high, high + p->plane, least(p->group, s->n - from), b, panel * 2 * TILE,
+             tiles_of(p, panel), p->y + (lane * s->n + from) * s->ho * s->wo * s->o);
+  }
+  _tile_release();
+}
+
+/* ---- The gradient of the kernel ------------------------------------------------------------- */
+
+/* For each tap the sum over all places of what the tap sees times the gradient of the output. The
+ * units add up along rows, so the images are turned: a row for each of their channels. Taps of a
+ * window see the same rows from different places on. The gradients of the outputs stand in the
+ * places of the staged images, with zeros at borders, where no window begins. */
+typedef struct {
+  Shape s;
+  const float *x, *dy;
+  float* dk;
+  long x_lane, dy_lane;
+  long taps_across;          /* taps of a row of the window that have tiles of their own, */
+  long inner;                /*   over so many numbers: all of the row's, where they are few */
+  long c_tiles, o_tiles;
+  long reach;                /* places from the first tap to the last */
+  long group, each, slices;  /* images that are staged together, of a slice, slices */
+  long row, turned, paired;  /* halves of a row of images, of all rows, of gradients in pairs */
+  long sums;                 /* floats of a slice's sums */
+  float* partial;
+  half *a, *b;
+} Gradient;
+
+static long depth(const Gradient* p, long images) {
+  return parts(images * p->s.hp * p->s.wp, DEPTH) * DEPTH;
+}
+
+/* What taps see: [c_tiles][16][row], high and low. */
+static void turn(const Gradient* p, const float* x, long images, half* to) {
+  const Shape* s = &p->s;
+  long size = staged(s, p->group);
+  half *high = room(OWN_PLACES, 2 * size * sizeof(half)), *low = high + size;
+  stage(s, x, images, high, low, size);
+  for (long q = 0; q < depth(p, images) + p->reach; q += DEPTH)
+    for (long t = 0; t < p->c_tiles; t++) {
+      __mmask16 live = first(p->inner - t * TILE);
+      for (int plane = 0; plane < 2; plane++) {
+        const half* from = (plane ? low : high) + q * s->wide + t * TILE;
+        __m512i rows[TILE];
+        for (long r = 0; r < TILE; r++, from += 2 * s->wide)
+          rows[r] = paired(_mm256_maskz_loadu_epi16(live, from),
+                           _mm256_maskz_loadu_epi16(live, from + s->wide));
+        transpose(rows);
+        half* line = to + plane * p->turned + t * TILE * p->row + q;
+        for (long r = 0; r < TILE; r++) _mm512_storeu_si512(line + r * p->row, rows[r]);
+      }
+    }
+}
+
+/* The gradients of the outputs in pairs of places: [depth / 32][o_tiles][16][16][2], high and low. */
+static void pair_up(const Gradient* p, const float* dy, long images, half* to) {
+  const Shape* s = &p->s;
+  long image = 0, i = 0, j = 0;
+  for (long q = 0; q < depth(p, images); q += 2) {
+    const float* from[2];
+    for (int r = 0; r < 2; r++) {
+      int inside = image < images && i < s->ho && j < s->wo;
+      from[r] = inside ? dy + ((image * s->ho + i) * s->wo + j) * s->o : NULL;
+      if (++j < s->wp) continue;
+      j = 0;
+      if (++i < s->hp) continue;
+      i = 0, image++;
+    }
+    half* here = to + q / DEPTH * p->o_tiles * BLOCK + q % DEPTH * TILE;
+    for (long t = 0; t < p->o_tiles; t++, here += BLOCK) {
+      __mmask16 live = first(s->o - t * TILE);
+      __m512 even = from[0] ? _mm512_maskz_loadu_ps(live, from[0] + t * TILE) : _mm512_setzero_ps();
+      __m512 odd = from[1] ? _mm512_maskz_loadu_ps(live, from[1] + t * TILE) : _mm512_setzero_ps();
+      __m256i h0, l0, h1, l1;
+      split(even, &h0, &l0), split(odd, &h1, &l1);
+      _mm512_store_si512(here, paired(h0, h1));
+      _mm512_store_si512(here + p->paired, paired(l0, l1));
+    }
+  }
+}
+
+/* Sums of products over places of up to 2 x 2 tiles: [2][2][16 inputs][16 outputs], added to those
+ * of `from` where there is one. */
+static void accumulate(const Gradient* p, const half* a, const half* b, long places, int c_tiles,
+                       int o_tiles, const float* from, float* to) {
+  long bytes = p->row * sizeof(half), next = TILE * p->row, far = p->o_tiles * BLOCK;
+  _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+  if (from) {
+    _tile_loadd(0, from, 64); _tile_loadd(1, from + 256, 64);
+    _tile_loadd(2, from + 512, 64); _tile_loadd(3, from + 768, 64);
+  }
+  for (long q = 0; q < places; q += DEPTH, a += DEPTH, b += far) {
+    const half *l = a + p->turned, *bl = b + p->paired;
+    if (c_tiles == 2 && o_tiles == 2) {
+      _tile_loadd(4, l, bytes); _tile_loadd(6, b, 64); _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(7, b + BLOCK, 64); _tile_dpbf16ps(1, 4, 7);
+      _tile_loadd(5, l + next, bytes); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
+      _tile_loadd(4, a, bytes); _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7);
+      _tile_loadd(5, a + next, bytes); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
+      _tile_loadd(6, bl, 64); _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(2, 5, 6);
+      _tile_loadd(7, bl + BLOCK, 64); _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(3, 5, 7);
+      continue;
+    }
+    _tile_loadd(4, a, bytes); _tile_loadd(6, b, 64); _tile_dpbf16ps(0, 4, 6);
+    if (o_tiles == 2) {
+      _tile_loadd(7, b + BLOCK, 64); _tile_dpbf16ps(1, 4, 7);
+      _tile_loadd(5, l, bytes); _tile_dpbf16ps(0, 5, 6); _tile_dpbf16ps(1, 5, 7);
+      _tile_loadd(6, bl, 64); _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(7, bl + BLOCK, 64); _tile_dpbf16ps(1, 4, 7);
+    } else if (c_tiles == 2) {
+      _tile_loadd(5, a + next, bytes); _tile_dpbf16ps(2, 5, 6);
+      _tile_loadd(7, bl, 64); _tile_dpbf16ps(0, 4, 7); _tile_dpbf16ps(2, 5, 7);
+      _tile_loadd(4, l, bytes); _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(5, l + next, bytes); _tile_dpbf16ps(2, 5, 6);
+    } else {
+      _tile_loadd(7, bl, 64); _tile_dpbf16ps(0, 4, 7);
+      _tile_loadd(5, l, bytes); _tile_dpbf16ps(0, 5, 6);
+    }
+  }
+  _tile_stored(0, to, 64); _tile_stored(1, to + 256, 64);
+  _tile_stored(2, to + 512, 64); _tile_stored(3, to + 768, 64);
+}
+
+typedef struct {
+  long tap, c, o; /* first tiles */
+} Block;
+
+static long block_count(const Gradient* p) {
+  return p->s.rows * p->taps_across * parts(p->c_tiles, 2) * parts(p->o_tiles, 2);
+}
+
+static Block block_at(const Gradient* p, long index) {
+  long taps = p->s.rows * p->taps_across, pairs = parts(p->o_tiles, 2);
+  return (Block){index % taps, index / taps / pairs * 2, index / taps % pairs * 2};
+}
+
+static void sum_block(const Gradient* p, Block block, const half* a, const half* b, long images,
+                      const float* from, float* to) {
+  long moved = block.tap / p->taps_across * p->s.wp + block.tap % p->taps_across;
+  accumulate(p, a + block.c * TILE * p->row + moved, b + block.o * BLOCK, depth(p, images),
+             least(2, p->c_tiles - block.c), least(2, p->o_tiles - block.o), from, to);
+}
+
+/* Adds the sums of all slices up, always in the same order. */
+static void put(const Gradient* p, Block block, const float* sums, long slices, float* dk) {
+  for (int t = 0; t < 4; t++) {
+    long c = (block.c + t / 2) * TILE, o = (block.o + t % 2) * TILE;
+    __mmask16 live = first(p->s.o - o);
+    for (long r = 0; live && r < least(TILE, p->inner - c); r++) {
+      const float* from = sums + t * 256 + r * TILE;
+      __m512 sum = _mm512_load_ps(from);
+      for (long slice = 1; slice < slices; slice++)
+        sum = _mm512_add_ps(sum, _mm512_load_ps(from + slice * p->sums));
+      _mm512_mask_storeu_ps(dk + (block.tap * p->inner + c + r) * p->s.o + o, live, sum);
+    }
+  }
+}
+
+static const float* inputs_of(const Gradient* p, long lane, long image) {
+  return p->x + lane * p->x_lane + image * p->s.h * p->s.w * p->s.c;
+}
+
+static const float* gradients_of(const Gradient* p, long lane, long image) {
+  return p->dy + lane * p->dy_lane + image * p->s.ho * p->s.wo * p->s.o;
+}
+
+static float* kernel_of(const Gradient* p, long lane) {
+  return p->dk + lane * p->s.kh * p->s.kw * p->s.c * p->s.o;
+}
+
+/* Where kernels are smaller than images: slices of the batch, each with sums of its own, */
+static void sum_slice(const void* what, long unit) {
+  const Gradient* p = what;
+  long lane = unit / p->slices, start = unit % p->slices * p->each;
+  long stop = least(p->s.n, start + p->each);
+  half* a = room(OWN_A, 2 * p->turned * sizeof(half));
+  half* b = room(OWN_B, 2 * p->paired * sizeof(half));
+  for (long image = start; image < stop; image += p->group) {
+    long images = least(p->group, stop - image);
+    turn(p, inputs_of(p, lane, image), images, a);
+    pair_up(p, gradients_of(p, lane, image), images, b);
+    tiles_on();
+    for (long i = 0; i < block_count(p); i++) {
+      float* sums = p->partial + unit * p->sums + i * 4 * TILE * TILE;
+      sum_block(p, block_at(p, i), a, b, images, image == start ? NULL : sums, sums);
+    }
+    _tile_release();
+  }
+}
+
+static void put_block(const void* what, long unit) {
+  const Gradient* p = what;
+  long lane = unit / block_count(p), i = unit % block_count(p);
+  put(p, block_at(p, i), p->partial + lane * p->slices * p->sums + i * 4 * TILE * TILE, p->slices,
+      kernel_of(p, lane));
+}
+
+/* elsewhere the whole batch at once, and tiles of the kernel, each with all of its taps. */
+static void stage_lane(const void* what, long unit) {
+  const Gradient* p = what;
+  long lane = unit / 2;
+  if (unit % 2)
+    pair_up(p, gradients_of(p, lane, 0), p->s.n, p->b + lane * 2 * p->paired);
+  else
+    turn(p, inputs_of(p, lane, 0), p->s.n, p->a + lane * 2 * p->turned);
+}
+
+static void sum_taps(const void* what, long unit) {
+  const Gradient* p = what;
+  long taps = p->s.rows * p->taps_across, units = block_count(p) / taps, lane = unit / units;
+  float out[4 * TILE * TILE] __attribute__((aligned(64)));
+  tiles_on();
+  for (long tap = 0; tap < taps; tap++) {
+    Block block = block_at(p, unit % units * taps + tap);
+    sum_block(p, block, p->a + lane * 2 * p->turned, p->b + lane * 2 * p->paired, p->s.n, NULL, out);
+    put(p, block, out, 1, kernel_of(p, lane));
+  }
+  _tile_release();
+}
+
+/* ---- What XLA calls ------------------------------------------------------------------------- */
+
+static int asks_for_version(XLA_FFI_CallFrame* frame) {
+  XLA_FFI_Extension_Base* extension = frame->extension_start;
+  if (!extension || extension->type != XLA_FFI_Extension_Metadata) return 0;
+  XLA_FFI_Metadata* metadata = ((XLA_FFI_Metadata_Extension*)extension)->metadata;
+  metadata->api_version.major_version = XLA_FFI_API_MAJOR;
+  metadata->api_version.minor_version = XLA_FFI_API_MINOR;
+  return 1;
+}
+
+/* Floats from lane to lane of an array. */
+static long lane_size(const XLA_FFI_Buffer* array) {
+  if (array->dims[0] == 1) return 0;
+  long size = 1;
+  for (long i = 1; i < array->rank; i++) size *= array->dims[i];
+  return size;
+}
+
+/* (x [lanes, n, h, w, c], kernel [lanes, kh, kw, c, o]) to y [lanes, n, ho, wo, o] */
+XLA_FFI_Error* multiply_windows(XLA_FFI_CallFrame* frame) {
+  if (asks_for_version(frame)) return NULL;
+  const XLA_FFI_Buffer *x = frame->args.args[0], *kernel = frame->args.args[1];
+  const XLA_FFI_Buffer* y = frame->rets.rets[0];
+  const int64_t *k = kernel->dims, *geometry = ((XLA_FFI_Array*)frame->attrs.attrs[0])->data;
+  Product p = {.s = shape(x->dims, k[1], k[2], y->dims[4], geometry, NARROW), .x = x->data,
+               .kernel = kernel->data, .y = y->data, .x_lane = lane_size(x),
+               .kernel_lane = lane_size(kernel)};
+  const Shape* s = &p.s;
+  long lanes = y->dims[0], one = s->hp * s->wp * s->wide;
+  p.panels = parts(s->o, 2 * TILE), p.panel = s->rows * parts(s->deep, DEPTH) * 4 * BLOCK;
+  p.group = CACHE / (most(one * 2 * sizeof(half), s->ho * s->wo * s->o * sizeof(float)));
+  p.group = least(p.group, parts(s->n * lanes, 2 * threads_of(frame)));
+  p.group = most(1, least(p.group, s->n)), p.groups = parts(s->n, p.group);
+  p.plane = parts(staged(s, p.group), DEPTH) * DEPTH;
+  double work = lanes * s->n * s->ho * s->wo * s->rows * s->deep * s->o * MULTIPLYING;
+  double packing = lanes * s->rows * s->deep * s->o * STAGING;
+  if (s->rows * s->deep * s->o > s->n * one || lanes * s->n * one * STAGING < 2 * WAKING) {
+    long staged_lanes = p.x_lane ? lanes : 1;
+    p.planes = room(ALL_A, staged_lanes * p.groups * 2 * p.plane * sizeof(half));
+    share(frame, stage_group, &p, staged_lanes * p.groups, staged_lanes * s->n * one * STAGING);
+    share(frame, multiply_panel, &p, lanes * p.panels, work + packing);
+  } else {
+    long packed_lanes = p.kernel_lane ? lanes : 1;
+    p.packed = room(ALL_B, packed_lanes * p.panels * p.panel * sizeof(half));
+    share(frame, pack_panel, &p, packed_lanes * p.panels, packing);
+    share(frame, multiply_group, &p, lanes * p.groups, work + lanes * s->n * one * STAGING);
+  }
+  return NULL;
+}
+
+/* (x [lanes, n, h, w, c], dy [lanes, n, ho, wo, o]) to dk [lanes, kh, kw, c, o] */
+XLA_FFI_Error* sum_windows(XLA_FFI_CallFrame* frame) {
+  if (asks_for_version(frame)) return NULL;
+  const XLA_FFI_Buffer *x = frame->args.args[0], *dy = frame->args.args[1];
+  const XLA_FFI_Buffer* dk = frame->rets.rets[0];
+  const int64_t *k = dk->dims, *geometry = ((XLA_FFI_Array*)frame->attrs.attrs[0])->data;
+  Gradient p = {.s = shape(x->dims, k[1], k[2], k[4], geometry, 0), .x = x->data, .dy = dy->data,
+                .dk = dk->data, .x_lane = lane_size(x), .dy_lane = lane_size(dy)};
+  const Shape* s = &p.s;
+  long lanes = k[0], one = s->hp * s->wp;
+  int whole_rows = s->c < TILE || s->joined;
+  p.taps_across = whole_rows ? 1 : s->columns, p.inner = whole_rows ? s->deep : s->wide;
+  p.c_tiles = parts(p.inner, TILE), p.o_tiles = parts(s->o, TILE);
+  p.reach = (s->rows - 1) * s->wp + p.taps_across - 1;
+  p.sums = block_count(&p) * 4 * TILE * TILE;
+  int at_once = s->n * one * most(p.inner, s->o) < 4 * s->rows * s->deep * s->o || s->n == 1;
+  double staging = lanes * s->n * one * (p.inner + s->o) * STAGING;
+  double work = lanes * s->n * one * s->rows * s->deep * s->o * MULTIPLYING;
+  double putting = lanes * s->rows * s->deep * s->o * STAGING;
+  p.slices = least(SLICES, s->n * one * (p.inner + s->o) / (4 * p.sums)); /* they go through memory */
+  p.each = at_once ? s->n : parts(s->n, most(1, least(s->n, p.slices)));
+  p.slices = parts(s->n, p.each);
+  p.group = CACHE / (one * (p.c_tiles + p.o_tiles) * TILE * 2 * sizeof(half));
+  p.group = at_once ? s->n : most(1, least(p.group, p.each));
+  p.row = (parts(depth(&p, p.group) + p.reach, DEPTH) | 1) * DEPTH; /* odd: not all in one set */
+  p.turned = p.c_tiles * TILE * p.row, p.paired = depth(&p, p.group) * p.o_tiles * TILE;
+  if (at_once) {
+    p.a = room(ALL_A, lanes * 2 * p.turned * sizeof(half));
+    p.b = room(ALL_B, lanes * 2 * p.paired * sizeof(half));
+    share(frame, stage_lane, &p, lanes * 2, staging);
+    share(frame, sum_taps, &p, lanes * block_count(&p) / (s->rows * p.taps_across), work + putting);
+  } else {
+    p.partial = room(ALL_SUMS, lanes * p.slices * p.sums * sizeof(float));
+    share(frame, sum_slice, &p, lanes * p.slices, staging + work);
+    share(frame, put_block, &p, lanes * block_count(&p), p.slices * putting);
+  }
+  return NULL;
+}
+
+/* Asks the system for the units, which programs that do not ask do not get; 0 where it agrees. */
+int ask_for_tiles(void) {
+  enum { ARCH_REQ_XCOMP_PERM = 0x1023, TILE_DATA = 18 };
+  return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA) != 0;
+}

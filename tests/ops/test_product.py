@@ -1,0 +1,213 @@
+"""The processor's matrix units against XLA's own operations."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from experiments.ops import library, product
+
+needs_units = pytest.mark.skipif(
+    not library.available(), reason="no matrix units (AMX) here, or no C compiler"
+)
+
+
+def random(seed, shape):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+
+def stock(x, kernel, pads):
+    top, bottom, left, right = pads
+    order = ("NHWC", "HWIO", "NHWC")
+    padding = ((top, bottom), (left, right))
+    return lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=order)
+
+
+def assert_close(actual, expected):
+    """Equal to 1e-5 times the largest expected value."""
+    expected = np.asarray(expected)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+WINDOWS = [
+    # x, kernel, padding: top, bottom, left, right
+    ((1, 1, 1, 1), (1, 1, 1, 1), (0, 0, 0, 0)),
+    ((37, 1, 1, 70), (1, 1, 70, 50), (0, 0, 0, 0)),  # a dense layer; no tile is full
+    ((3, 12, 10, 1), (5, 5, 1, 6), (2, 2, 2, 2)),  # a whole window is one place
+    ((5, 9, 30, 2), (3, 4, 2, 33), (0, 2, 3, 0)),
+    ((3, 14, 11, 6), (5, 5, 6, 16), (0, 0, 0, 0)),  # all of a row's numbers have tiles together
+    ((2, 13, 40, 16), (3, 3, 16, 16), (1, 1, 1, 1)),  # a row of output tiles, long rows
+    ((9, 4, 4, 40), (3, 3, 40, 72), (1, 1, 1, 1)),  # images that share tiles
+    ((5, 2, 3, 64), (2, 3, 64, 20), (1, 0, 2, 1)),
+    ((40, 9, 12, 17), (3, 2, 17, 35), (2, 1, 0, 1)),  # slices of the batch
+    ((1, 7, 7, 96), (3, 3, 96, 96), (2, 2, 2, 2)),
+    ((2, 17, 3, 130), (1, 3, 130, 5), (0, 0, 1, 1)),
+]
+
+
+@needs_units
+@pytest.mark.parametrize(("x_shape", "kernel_shape", "pads"), WINDOWS)
+def test_outputs_and_gradients_equal_the_stock_convolution(x_shape, kernel_shape, pads):
+    x, kernel = random(0, x_shape), random(1, kernel_shape)
+
+    @jax.jit
+    def both(x, kernel):
+        results = []
+        for f in (product.multiply_windows, stock):
+            y, pull = jax.vjp(lambda x, k, f=f: f(x, k, pads), x, kernel)
+            results.append((y, *pull(random(2, y.shape))))
+        return results
+
+    for ours, expected in zip(*both(x, kernel), strict=True):
+        assert_close(ours, expected)
+
+
+@needs_units
+def test_a_product_differs_from_the_exact_one_by_some_millionths():
+    x, kernel = random(0, (64, 1000)), random(1, (1000, 96))
+    exact = np.asarray(x, np.float64) @ np.asarray(kernel, np.float64)
+    assert "multiply_windows" in str(jax.make_jaxpr(product.matmul)(x, kernel))
+    error = np.abs(jax.jit(product.matmul)(x, kernel) - exact).max() / np.abs(exact).max()
+    assert error < 8e-6
+    # as small next to numbers that are far from one
+    scaled = jax.jit(product.matmul)(x * 1e20, kernel * 1e-30)
+    np.testing.assert_allclose(
+        scaled, exact * 1e-10, rtol=0, atol=8e-6 * np.abs(exact).max() * 1e-10
+    )
+
+
+@needs_units
+def test_the_same_product_has_the_same_bits():
+    x, dy = random(0, (64, 12, 12, 16)), random(1, (64, 12, 12, 32))
+    kernel = random(2, (3, 3, 16, 32))
+
+    @jax.jit
+    def gradients(x, kernel, dy):
+        y, pull = jax.vjp(lambda x, k: product.multiply_windows(x, k, (1, 1, 1, 1)), x, kernel)
+        return y, *pull(dy)
+
+    first = gradients(x, kernel, dy)
+    for _ in range(20):
+        for a, b in zip(first, gradients(x, kernel, dy), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@needs_units
+class TestTransformations:
+    pads = (1, 1, 1, 1)
+    x = random(0, (3, 4, 6, 6, 8))
+    kernel = random(1, (3, 3, 3, 8, 20))
+
+    def ours(self, x, kernel):
+        return jnp.sum(product.multiply_windows(x, kernel, self.pads) ** 2)
+
+    def over(self, axes):
+        return zip((self.x, self.kernel), axes, strict=True)
+
+    def theirs(self, x, kernel):
+        return jnp.sum(stock(x, kernel, self.pads) ** 2)
+
+    @pytest.mark.parametrize("axes", [(0, 0), (0, None), (None, 0)])
+    def test_lanes_have_the_bits_that_they_have_by_themselves(self, axes):
+        x, kernel = (
+            a[0] if i is None else a for a, i in zip((self.x, self.kernel), axes, strict=False)
+        )
+        gradient = jax.grad(self.ours, (0, 1))
+        lanes = jax.jit(jax.vmap(gradient, axes))(x, kernel)
+        for lane in range(3):
+            own = (a if i is None else a[lane] for a, i in zip((x, kernel), axes, strict=False))
+            for together, alone in zip(lanes, jax.jit(gradient)(*own), strict=True):
+                np.testing.assert_array_equal(together[lane], alone)
+
+    @pytest.mark.parametrize("axes", [(0, 0), (0, None), (None, 0)])
+    def test_gradients_through_lanes(self, axes):
+        x, kernel = (
+            a[0] if i is None else a for a, i in zip((self.x, self.kernel), axes, strict=False)
+        )
+        results = [
+            jax.jit(jax.grad(lambda *a, f=f: jnp.sum(jax.vmap(f, axes)(*a)), (0, 1)))(x, kernel)
+            for f in (self.ours, self.theirs)
+        ]
+        for actual, expected in zip(*results, strict=True):
+            assert_close(actual, expected)
+
+    def test_lanes_of_lanes(self):
+        def table(f):
+            return jax.jit(jax.vmap(jax.vmap(jax.grad(f, 1), (None, 0)), (0, None)))
+
+        assert_close(table(self.ours)(self.x, self.kernel), table(self.theirs)(self.x, self.kernel))
+
+    def test_gradient_penalty_and_forward_mode(self):
+        x, kernel = self.x[0], self.kernel[0]
+
+        def penalty(f):
+            slope = jax.grad(lambda x, k: jnp.tanh(f(x, k) / 1e4))
+            return jax.jit(jax.grad(lambda k: jnp.sum(slope(x, k) ** 2)))(kernel)
+
+        def tangent(f):
+            return jax.jit(lambda *a: jax.jvp(jax.grad(f), a, a)[1])(x, kernel)
+
+        assert_close(penalty(self.ours), penalty(self.theirs))
+        assert_close(tangent(self.ours), tangent(self.theirs))
+
+    def test_outside_of_a_program_and_inside_a_loop(self):
+        x, kernel = self.x[0], self.kernel[0]
+        assert_close(jax.grad(self.ours, 1)(x, kernel), jax.grad(self.theirs, 1)(x, kernel))
+
+        def descend(f):
+            step = lambda _, k: k - 1e-4 * jax.grad(jax.checkpoint(f), 1)(x, k)  # noqa: E731
+            return jax.jit(lambda n: lax.fori_loop(0, n, step, kernel))(3)
+
+        assert_close(descend(self.ours), descend(self.theirs))
+
+
+@needs_units
+def test_layers_use_the_units_where_it_is_worth_it():
+    def used(rows):
+        program = jax.make_jaxpr(lambda x: product.matmul(x, kernel))(random(0, (rows, 64)))
+        return "multiply_windows" in str(program)
+
+    kernel = random(1, (64, 64))
+    assert used(128)
+    assert not used(8)
+    with product.stock_operations():
+        assert not used(128)
+    with jax.default_matmul_precision("highest"):
+        assert not used(128)
+
+
+LOADS = """
+import logging
+logging.basicConfig(format="%(message)s", level=logging.INFO)
+from experiments.ops import library
+print(library.available())
+"""
+
+
+@needs_units
+@pytest.mark.parametrize(
+    ("compiler", "said"),
+    [("/no/such/cc", "No such file"), ("{folder}/fails", "error: no room"), (None, "")],
+)
+def test_a_library_that_cannot_be_made_is_done_without(tmp_path, compiler, said):
+    failing = tmp_path / "fails"
+    failing.write_text("#!/bin/sh\necho error: no room >&2\nexit 1\n")
+    failing.chmod(0o755)
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "JAX_PLATFORMS": "cpu"}
+    environment.pop("CC", None)
+    if compiler:
+        environment["CC"] = compiler.format(folder=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", LOADS], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == str(compiler is None), done.stderr
+    lines = [line for line in done.stderr.splitlines() if "matrix units" in line]
+    assert len(lines) == (compiler is not None)
+    assert all(said in line for line in lines)
+    made = list((tmp_path / "cache").rglob("*.so"))
+    assert len(made) == (compiler is None)

@@ -48,7 +48,7 @@ def usable(*arrays: jax.Array) -> bool:
 
     Not where XLA divides the program among several devices: it would gather their parts first.
     """
-    if stock_only() or jax.default_backend() != "cpu":
+    if jax.default_backend() != "cpu":
         return False
     asked = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     exact = asked in ("highest", "float32")
@@ -65,19 +65,19 @@ def _one_device() -> bool:
 
 def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """`x` `[..., inputs]` times `kernel` `[inputs, outputs]`: `[..., outputs]`."""
-    rows, (inputs, outputs) = math.prod(x.shape[:-1]), kernel.shape
-    if 2 * rows * inputs * outputs < WORTH or not usable(x, kernel):
+    # the number of rows is not known in a program for any batch, which is one of XLA's alone
+    if stock_only() or 2 * x.size * kernel.shape[1] < WORTH or not usable(x, kernel):
         return x @ kernel
-    y = multiply_windows(x.reshape(rows, 1, 1, inputs), kernel[None, None], (0, 0, 0, 0))
-    return y.reshape(*x.shape[:-1], outputs)
+    places, window = (1, -1, 1, 1, x.shape[-1]), (1, 1, 1, *kernel.shape)
+    y = _multiply(x.reshape(places), kernel.reshape(window), pads=(0, 0, 0, 0), turned=False)
+    return y.reshape(*x.shape[:-1], kernel.shape[1])
 
 
 def kernel_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
     """`x` `[rows, inputs]` turned round times `dy` `[rows, outputs]`: `[inputs, outputs]`."""
-    if 2 * math.prod(x.shape) * dy.shape[1] < WORTH or not usable(x, dy):
+    if stock_only() or 2 * x.size * dy.shape[1] < WORTH or not usable(x, dy):
         return x.T @ dy
-    places = (1, -1, 1, 1)
-    x, dy = x.reshape(*places, x.shape[1]), dy.reshape(*places, dy.shape[1])
+    x, dy = (a.reshape(1, -1, 1, 1, a.shape[1]) for a in (x, dy))
     return _sum(x, dy, pads=(0, 0, 0, 0), window=(1, 1))[0, 0, 0]
 
 

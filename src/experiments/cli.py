@@ -127,6 +127,9 @@ def with_config(run: "Callable[[DictConfig], None]", folder: Path) -> None:
 
 def warm_up(config: "DictConfig") -> None:
     """Has the process beside a run import what it will need, while this one imports JAX."""
+    from experiments.ops import library
+
+    library.begin()
     if config.mode not in ("train", "figures") or config.cluster:
         return
     if os.environ.get("JAX_PROCESS_ID", "0") != "0":

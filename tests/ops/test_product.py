@@ -192,7 +192,11 @@ print(library.available())
 @needs_units
 @pytest.mark.parametrize(
     ("compiler", "said"),
-    [("/no/such/cc", "No such file"), ("{folder}/fails", "error: no room"), (None, "")],
+    [
+        ("/no/such/cc", "/no/such/cc cannot make their library"),
+        ("{folder}/fails", "fails cannot make their library: error: no room"),
+        (None, ""),
+    ],
 )
 def test_a_library_that_cannot_be_made_is_done_without(tmp_path, compiler, said):
     failing = tmp_path / "fails"

@@ -8,35 +8,38 @@ works without it, by XLA's own operations.
 import ctypes
 import functools
 import hashlib
+import importlib.util
 import logging
 import os
 import platform
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
-
-import jax
-import jaxlib
 
 log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("products.c")
-TARGETS = {
+TARGETS = {  # names of functions, and those that XLA knows them by
     "multiply_windows": "experiments_multiply_windows",
     "sum_windows": "experiments_sum_windows",
 }
-NEEDED = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "amx_tile", "amx_bf16")
-MACHINE = (
-    "-mavx512f",
-    "-mavx512bw",
-    "-mavx512vl",
-    "-mavx512dq",
-    "-mavx512bf16",
-    "-mamx-tile",
-    "-mamx-bf16",
-)
-FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC", *MACHINE)
+NEEDED = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "amx_tile", "amx_bf16"}
+FLAGS = ["-O3", "-std=gnu11", "-shared", "-fPIC"]
+FLAGS += [f"-m{flag.replace('avx512_', 'avx512').replace('_', '-')}" for flag in sorted(NEEDED)]
+# compiled under another name: others may be at it as well, or this process end before
+COMPILE = 'file=$0; "$@" -o "$file.$$" && mv "$file.$$" "$file"'
+
+_compiling: subprocess.Popen[str] | None = None
+
+
+def begin() -> None:
+    """Has the library compiled, where that is needed, beside what else a program starts with."""
+    global _compiling
+    if _has_units() and not (path := _path()).exists() and (compiler := _compiler()):
+        try:
+            _compiling = _compile(path, compiler)
+        except OSError as error:
+            log.debug("begun in vain: %s", error)  # `available` says so where it matters
 
 
 @functools.cache
@@ -44,11 +47,12 @@ def available() -> bool:
     """Whether XLA can call the library; loads it, and compiles it before where nobody has."""
     if not _has_units():
         return False
+    import jax
+
     try:
-        library = ctypes.CDLL(str(_compiled()))
-    except (OSError, subprocess.CalledProcessError) as error:
-        said = getattr(error, "stderr", None) or str(error)
-        log.info("the processor's matrix units are not used: %s", said.strip().splitlines()[0])
+        library = ctypes.CDLL(str(_made()))
+    except OSError as error:
+        log.info("the processor's matrix units are not used: %s", error)
         return False
     if library.ask_for_tiles() != 0:
         log.info("the processor's matrix units are not used: the system does not allow it")
@@ -60,38 +64,62 @@ def available() -> bool:
 
 
 def _has_units() -> bool:
-    described = Path("/proc/cpuinfo")
+    described = Path("/proc/cpuinfo")  # of Linux
     if platform.machine() != "x86_64" or not described.exists():
         return False
-    flags = next((n for n in described.read_text().splitlines() if n.startswith("flags")), "")
-    return set(NEEDED) <= set(flags.split())
+    with described.open() as lines:
+        flags = next((line for line in lines if line.startswith("flags")), "")
+    return set(flags.split()) >= NEEDED
 
 
-def _compiled() -> Path:
+def _path() -> Path:
+    """Where the library is, or will be: a file for each version of it and of XLA's interface."""
+    known = hashlib.sha256(repr(FLAGS).encode())
+    for source in (SOURCE, _headers() / "xla/ffi/api/c_api.h"):
+        known.update(source.read_bytes())
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "experiments" / "libraries" / f"products-{known.hexdigest()[:16]}.so"
+
+
+def _headers() -> Path:
+    """Those of XLA, found without importing it."""
+    found = importlib.util.find_spec("jaxlib")
+    assert found is not None
+    assert found.submodule_search_locations is not None
+    return Path(found.submodule_search_locations[0], "include")
+
+
+def _compiler() -> list[str]:
+    """The command of the C compiler, empty where there is none."""
+    if given := os.environ.get("CC"):
+        return given.split()
+    return [path for path in map(shutil.which, ("cc", "gcc", "clang")) if path][:1]
+
+
+def _compile(path: Path, compiler: list[str]) -> subprocess.Popen[str]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return subprocess.Popen(
+        ["sh", "-c", COMPILE, str(path), *compiler, *FLAGS, f"-I{_headers()}", str(SOURCE)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _made() -> Path:
     """The library's file.
 
     Raises:
-      OSError: no compiler, or nowhere to write.
-      subprocess.CalledProcessError: the compiler refuses the source; `stderr` says why.
+      OSError: no compiler, one that refuses the source, or nowhere to write.
     """
-    known = hashlib.sha256(SOURCE.read_bytes())
-    known.update(repr((FLAGS, jaxlib.__version__)).encode())
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    path = base / "experiments" / "libraries" / f"products-{known.hexdigest()[:16]}.so"
+    path = _path()
     if path.exists():
         return path
-    given = os.environ.get("CC")
-    compiler = given or next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
-    if compiler is None:
+    if not (compiler := _compiler()):
         raise OSError("there is no C compiler (cc) to make their library with")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # others may be at it as well
-        made = Path(folder, path.name)
-        subprocess.run(
-            [*compiler.split(), *FLAGS, f"-I{jax.ffi.include_dir()}", str(SOURCE), "-o", str(made)],
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-        made.replace(path)
+    process = _compiling or _compile(path, compiler)
+    _, said = process.communicate()
+    if process.returncode != 0:
+        first = next(iter(said.strip().splitlines()), f"exit code {process.returncode}")
+        raise OSError(f"{compiler[0]} cannot make their library: {first}")
     return path

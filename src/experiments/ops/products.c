@@ -249,6 +249,14 @@ static void stage_rows(const Shape* s, const float* x, long images, long hp, lon
   clear(high, low, at, size);
 }
 
+/* Rows of up to eight halves, `down` apart, one behind the other in a place of DEPTH. */
+static inline void join_short_rows(const half* from, half* to, long rows, long row, long down) {
+  __mmask8 live = (1u << row) - 1;
+  _mm512_storeu_si512(to, _mm512_setzero_si512());
+  for (long k = 0; k < rows; k++)
+    _mm_storeu_si128((void*)(to + k * row), _mm_maskz_loadu_epi16(live, from + k * down));
+}
+
 static void stage_windows(const Shape* s, const float* x, long images, half* high, half* low,
                           long size) {
   long hp = s->h + most(s->top, s->bottom), wp = s->w + most(s->left, s->right), row = s->kw * s->c;
@@ -257,14 +265,21 @@ static void stage_windows(const Shape* s, const float* x, long images, half* hig
   for (long image = 0; image < images; image++) {
     stage_rows(s, x + image * s->h * s->w * s->c, 1, hp, wp, h, l, count);
     for (long i = 0; i < s->hp; i++)
-      for (long j = 0; j < s->wp; j++, at += s->wide)
+      for (long j = 0; j < s->wp; j++, at += s->wide) {
+        long from = (i * wp + j) * s->c;
+        if (row <= 8 && s->joined > 1) {
+          join_short_rows(h + from, high + at, s->joined, row, wp * s->c);
+          join_short_rows(l + from, low + at, s->joined, row, wp * s->c);
+          continue;
+        }
         for (long k = 0; k < s->joined; k++)
           for (long m = 0; m < row; m += DEPTH) { /* zeros behind it are where the next one goes */
-            long from = ((i + k) * wp + j) * s->c + m, to = at + k * row + m;
+            long to = at + k * row + m;
             __mmask32 live = row - m >= DEPTH ? ~0u : (1u << (row - m)) - 1;
-            _mm512_storeu_si512(high + to, _mm512_maskz_loadu_epi16(live, h + from));
-            _mm512_storeu_si512(low + to, _mm512_maskz_loadu_epi16(live, l + from));
+            _mm512_storeu_si512(high + to, _mm512_maskz_loadu_epi16(live, h + from + k * wp * s->c + m));
+            _mm512_storeu_si512(low + to, _mm512_maskz_loadu_epi16(live, l + from + k * wp * s->c + m));
           }
+      }
   }
   clear(high, low, at, size);
 }
@@ -529,15 +544,23 @@ static void pair_up(const Gradient* p, const float* dy, long images, half* to) {
   }
 }
 
+static void add(float* to, const float* from) {
+  for (long i = 0; i < TILE * TILE; i += TILE)
+    _mm512_store_ps(to + i, _mm512_add_ps(_mm512_load_ps(to + i), _mm512_load_ps(from + i)));
+}
+
 /* Sums of products over places of up to 2 x 2 tiles: [2][2][16 inputs][16 outputs], added to those
- * of `from` where there is one. */
+ * of `from` where there is one. Where tiles are fewer, the units need not wait for one product to
+ * begin the next: there are other tiles to add some to. */
 static void accumulate(const Gradient* p, const half* a, const half* b, long places, int c_tiles,
                        int o_tiles, const float* from, float* to) {
   long bytes = p->row * sizeof(half), next = TILE * p->row, far = p->o_tiles * BLOCK;
   _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
   if (from) {
-    _tile_loadd(0, from, 64); _tile_loadd(1, from + 256, 64);
-    _tile_loadd(2, from + 512, 64); _tile_loadd(3, from + 768, 64);
+    _tile_loadd(0, from, 64);
+    if (o_tiles == 2) _tile_loadd(1, from + 256, 64);
+    if (c_tiles == 2) _tile_loadd(2, from + 512, 64);
+    if (c_tiles == 2 && o_tiles == 2) _tile_loadd(3, from + 768, 64);
   }
   for (long q = 0; q < places; q += DEPTH, a += DEPTH, b += far) {
     const half *l = a + p->turned, *bl = b + p->paired;
@@ -554,21 +577,23 @@ static void accumulate(const Gradient* p, const half* a, const half* b, long pla
     _tile_loadd(4, a, bytes); _tile_loadd(6, b, 64); _tile_dpbf16ps(0, 4, 6);
     if (o_tiles == 2) {
       _tile_loadd(7, b + BLOCK, 64); _tile_dpbf16ps(1, 4, 7);
-      _tile_loadd(5, l, bytes); _tile_dpbf16ps(0, 5, 6); _tile_dpbf16ps(1, 5, 7);
+      _tile_loadd(5, l, bytes); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
       _tile_loadd(6, bl, 64); _tile_dpbf16ps(0, 4, 6);
       _tile_loadd(7, bl + BLOCK, 64); _tile_dpbf16ps(1, 4, 7);
     } else if (c_tiles == 2) {
       _tile_loadd(5, a + next, bytes); _tile_dpbf16ps(2, 5, 6);
-      _tile_loadd(7, bl, 64); _tile_dpbf16ps(0, 4, 7); _tile_dpbf16ps(2, 5, 7);
+      _tile_loadd(7, bl, 64); _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(3, 5, 7);
       _tile_loadd(4, l, bytes); _tile_dpbf16ps(0, 4, 6);
       _tile_loadd(5, l + next, bytes); _tile_dpbf16ps(2, 5, 6);
     } else {
-      _tile_loadd(7, bl, 64); _tile_dpbf16ps(0, 4, 7);
-      _tile_loadd(5, l, bytes); _tile_dpbf16ps(0, 5, 6);
+      _tile_loadd(7, bl, 64); _tile_dpbf16ps(1, 4, 7);
+      _tile_loadd(5, l, bytes); _tile_dpbf16ps(2, 5, 6);
     }
   }
   _tile_stored(0, to, 64); _tile_stored(1, to + 256, 64);
   _tile_stored(2, to + 512, 64); _tile_stored(3, to + 768, 64);
+  if (o_tiles == 1) add(to, to + 256), add(to + 512, to + 768);
+  if (c_tiles == 1) add(to, to + 512), add(to + 256, to + 768);
 }
 
 typedef struct {

@@ -69,7 +69,7 @@ def test_outputs_and_gradients_equal_the_stock_convolution(x_shape, kernel_shape
 
 @needs_units
 def test_a_product_differs_from_the_exact_one_by_some_millionths():
-    x, kernel = random(0, (64, 1000)), random(1, (1000, 96))
+    x, kernel = random(0, (512, 1000)), random(1, (1000, 96))
     exact = np.asarray(x, np.float64) @ np.asarray(kernel, np.float64)
     assert "multiply_windows" in str(jax.make_jaxpr(product.matmul)(x, kernel))
     error = np.abs(jax.jit(product.matmul)(x, kernel) - exact).max() / np.abs(exact).max()
@@ -169,16 +169,16 @@ class TestTransformations:
 @needs_units
 def test_layers_use_the_units_where_it_is_worth_it():
     def used(rows):
-        program = jax.make_jaxpr(lambda x: product.matmul(x, kernel))(random(0, (rows, 64)))
+        program = jax.make_jaxpr(lambda x: product.matmul(x, kernel))(random(0, (rows, 128)))
         return "multiply_windows" in str(program)
 
-    kernel = random(1, (64, 64))
-    assert used(128)
-    assert not used(8)
+    kernel = random(1, (128, 64))
+    assert used(512)
+    assert not used(128)
     with product.stock_operations():
-        assert not used(128)
+        assert not used(512)
     with jax.default_matmul_precision("highest"):
-        assert not used(128)
+        assert not used(512)
 
 
 LOADS = """

@@ -1,9 +1,10 @@
 """Convolution with channels last, quick on every backend.
 
 On an accelerator this is `lax.conv_general_dilated`. XLA's CPU backend runs that slowly (above all
-its gradients, and inside loops), so there a convolution becomes matrix products, which XLA hands to
-threaded library code: Winograd's where they apply, patches times the kernel elsewhere. All of it is
-plain differentiable JAX: grad of grad, forward mode, vmap and scan just work.
+its gradients, and inside loops). There one in two dimensions goes to the processor's matrix units
+(`product.py`) where it has some, and elsewhere becomes matrix products, which XLA hands to threaded
+library code: Winograd's where they apply, patches times the kernel where they do not.
+All of it is differentiable JAX: grad of grad, forward mode, vmap and scan just work.
 """
 
 import functools
@@ -117,7 +118,7 @@ def _stock(x, kernel, strides, pads, dilation, groups):
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
 def _cpu_conv(x, kernel, strides, pads, dilation, groups):
-    """Winograd for 3x3 kernels at stride 1 with enough channels to be worth it, else patches.
+    """Matrix units, else Winograd for 3x3 kernels at stride 1 with some channels, else patches.
 
     Under a jit of its own, so that the layers of one shape are traced once: ResNet-152's training
     step takes 2.9 instead of 7.0 s of tracing.

@@ -23,7 +23,9 @@ from experiments.ops import library
 
 Pads = tuple[int, int, int, int]  # top, bottom, left, right
 
-WORTH = 2**20  # operations below which XLA's own product is as quick
+WORTH = 2**20  # operations below which XLA's own product is as quick, as it is
+ROWS = 512  # for fewer rows than these, for which a kernel would be taken apart,
+NARROW = 64  # and where one side of the kernel is shorter than this
 
 _stock_only = ContextVar("stock_only", default=False)
 
@@ -63,10 +65,15 @@ def _one_device() -> bool:
     return jax.local_device_count() == 1 == jax.process_count() or cores
 
 
-def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`x` `[..., inputs]` times `kernel` `[inputs, outputs]`: `[..., outputs]`."""
+def matmul(x: jax.Array, kernel: jax.Array, *, in_loop: bool = False) -> jax.Array:
+    """`x` `[..., inputs]` times `kernel` `[inputs, outputs]`: `[..., outputs]`.
+
+    `in_loop`: of a recurrence, where XLA's products are slower than elsewhere.
+    """
     # the number of rows is not known in a program for any batch, which is one of XLA's alone
-    if stock_only() or 2 * x.size * kernel.shape[1] < WORTH or not usable(x, kernel):
+    if stock_only() or 2 * x.size * kernel.shape[1] < WORTH or min(kernel.shape) < NARROW:
+        return x @ kernel
+    if not (in_loop or math.prod(x.shape[:-1]) >= ROWS) or not usable(x, kernel):
         return x @ kernel
     places, window = (1, -1, 1, 1, x.shape[-1]), (1, 1, 1, *kernel.shape)
     y = _multiply(x.reshape(places), kernel.reshape(window), pads=(0, 0, 0, 0), turned=False)

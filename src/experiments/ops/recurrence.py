@@ -79,7 +79,7 @@ def recur(
 def _forward(update, apart, reverse, inputs, bias, kernel, parameters, carry, keep):
     def step(carry, at):
         inputs, keep = at
-        z = join(inputs + bias, matmul(carry[0], kernel), apart)
+        z = join(inputs + bias, matmul(carry[0], kernel, in_loop=True), apart)
         new = _held(update(z, carry, parameters), carry, keep)
         return new, (new[0], z, carry)
 
@@ -104,7 +104,7 @@ def _backward(update, apart, reverse, residuals, cotangents):
         d_carry = (d_carry[0] + d_output, *d_carry[1:])
         _, pull = jax.vjp(lambda *a: _held(update(*a), a[1], keep), z, carry, parameters)
         dz, d_before, d_own = pull(d_carry)
-        d_before = (d_before[0] + matmul(of_recurrent(dz), transposed), *d_before[1:])
+        d_before = (d_before[0] + matmul(of_recurrent(dz), transposed, in_loop=True), *d_before[1:])
         return (d_before, jax.tree.map(jnp.add, d_parameters, d_own)), dz
 
     zeros = jax.tree.map(jnp.zeros_like, parameters)

@@ -30,6 +30,8 @@ from experiments.variables import copied, count_parameters
 
 log = logging.getLogger(__name__)
 
+LARGE = 64 * 2**20  # bytes of a state that are not copied for the saver
+
 
 class Run:
     """A training under way: the state on the device, and what was seen so far."""
@@ -138,13 +140,20 @@ class Run:
         return self.seconds_before + time.perf_counter() - self.started
 
     def save(self, *, last: bool = False) -> None:
-        """Saves a checkpoint in the background; the last one when no step will follow."""
+        """Saves a checkpoint in the background; the last one when no step will follow.
+
+        A processor waits for a large one, which takes less than a second, and saves a copy of it.
+        """
         if self.checkpoints is None:
             self.checkpoints = self._open_checkpoints()
         if not self.checkpoints.has(self.step):
+            large = sum(leaf.nbytes for leaf in jax.tree.leaves(self.state)) > LARGE
+            wait = large and jax.default_backend() == "cpu" and not last
             # the copy is the saver's own: the next step is free to overwrite the state
-            state = self.state if last else copied(self.state)
+            state = self.state if last or wait else copied(self.state)
             self.checkpoints.save(self.step, state, self.best_weights, self.progress)
+            if wait:
+                self.checkpoints.wait()
         self.decisions.saved()
 
     def begin(self, state: State) -> None:

@@ -135,11 +135,11 @@ def test_a_server_that_answers_500_costs_at_most_10_seconds(
     monkeypatch.setattr(Apart, "log", logging)
     run_cli(*OPTIONS, "logger=none", folder=tmp_path / "alone")  # compiles
     began = time.monotonic()
-    run_cli(*OPTIONS, "logger=none", folder=tmp_path / "alone")
-    alone = time.monotonic() - began
+    run_cli(*OPTIONS, "logger.mode=offline", folder=tmp_path / "offline")
+    offline = time.monotonic() - began
     code, error = run_cli(*OPTIONS, folder=tmp_path / "run")
     assert code == 0, error
-    assert time.monotonic() - began - 2 * alone < 10
+    assert time.monotonic() - began - 2 * offline < 10
     assert "wandb sync" in error or "offline" in error
     assert timeless(tmp_path / "run") == timeless(tmp_path / "alone")
     local = map(reader.read, reader.find(tmp_path / "run"))

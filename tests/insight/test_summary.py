@@ -9,6 +9,7 @@ import pytest
 
 from experiments.insight.flops import operations
 from experiments.insight.summary import summarize
+from experiments.ops import product
 from support import choices, composed
 
 QUICK = ("cnn", "lenet5", "mlp", "perceptron", "resnet20", "vgg16")
@@ -101,6 +102,18 @@ def test_both_gradients_of_a_convolution_cost_what_it_costs(strides, padding, di
     once = 2 * out.size * 9 * 8 // groups
     assert total_flops(conv, x, kernel) == once
     both = jax.grad(lambda *a: conv(*a).sum(), argnums=(0, 1))
+    assert total_flops(both, x, kernel) == 3 * once
+
+
+@pytest.mark.parametrize("pads", [(1, 1, 1, 1), (0, 0, 0, 0)])
+def test_matrix_units_do_what_a_convolution_costs(pads):
+    x, kernel = jnp.ones((4, 2, 9, 9, 8)), jnp.ones((4, 3, 3, 8, 12))
+    lanes = jax.vmap(lambda x, kernel: product.multiply_windows(x, kernel, pads))
+    out = jax.eval_shape(lanes, x, kernel)
+    once = 2 * out.size * 9 * 8
+    assert total_flops(lanes, x, kernel) == once
+    assert total_flops(lanes, x[:, :1], kernel) == once / 2
+    both = jax.grad(lambda *a: lanes(*a).sum(), argnums=(0, 1))
     assert total_flops(both, x, kernel) == 3 * once
 
 

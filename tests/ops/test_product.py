@@ -11,6 +11,7 @@ import pytest
 from jax import lax
 
 from experiments.ops import library, product
+from experiments.ops.convolution import conv
 
 needs_units = pytest.mark.skipif(
     not library.available(), reason="no matrix units (AMX) here, or no C compiler"
@@ -60,6 +61,39 @@ def test_outputs_and_gradients_equal_the_stock_convolution(x_shape, kernel_shape
         results = []
         for f in (product.multiply_windows, stock):
             y, pull = jax.vjp(lambda x, k, f=f: f(x, k, pads), x, kernel)
+            results.append((y, *pull(random(2, y.shape))))
+        return results
+
+    for ours, expected in zip(*both(x, kernel), strict=True):
+        assert_close(ours, expected)
+
+
+@needs_units
+@pytest.mark.parametrize(
+    ("x_shape", "kernel_shape", "strides", "padding"),
+    [
+        ((3, 15, 17, 5), (3, 3, 5, 7), (2, 2), ((1, 1), (1, 1))),
+        ((3, 12, 16, 5), (4, 4, 5, 7), (2, 2), ((1, 1), (1, 1))),
+        ((2, 23, 20, 3), (7, 5, 3, 9), (3, 2), ((0, 4), (2, 1))),
+        ((2, 11, 14, 5), (1, 1, 5, 7), (2, 3), ((0, 0), (0, 0))),
+        ((2, 9, 9, 5), (2, 3, 5, 7), (4, 5), ((0, 0), (1, 0))),  # places that no window sees
+    ],
+)
+def test_strides_become_channels(monkeypatch, x_shape, kernel_shape, strides, padding):
+    monkeypatch.setattr(product, "WORTH", 0)
+    x, kernel = random(0, x_shape), random(1, kernel_shape)
+    program = jax.make_jaxpr(lambda *a: conv(*a, strides=strides, padding=padding))(x, kernel)
+    assert "multiply_windows" in str(program)
+
+    def theirs(x, kernel):
+        order = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=order)
+
+    @jax.jit
+    def both(x, kernel):
+        results = []
+        for f in (lambda *a: conv(*a, strides=strides, padding=padding), theirs):
+            y, pull = jax.vjp(f, x, kernel)
             results.append((y, *pull(random(2, y.shape))))
         return results
 

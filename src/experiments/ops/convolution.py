@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from experiments.ops.product import can_multiply, multiply_windows, stock_only
+from experiments.ops.product import is_worth_it, multiply_windows, stock_only, usable
 from experiments.ops.winograd import winograd_conv
 
 Padding = str | int | Sequence[int | tuple[int, int]]
@@ -126,9 +126,9 @@ def _cpu_conv(x, kernel, strides, pads, dilation, groups):
     kernel, pads = _without_dead_taps(kernel, x.shape[1:-1], strides, pads, dilation)
     if groups > 1:
         return _grouped_conv(x, kernel, strides, pads, dilation, groups)
-    if x.ndim == 4 and set(dilation) == {1} and min(min(pads)) >= 0:
+    if x.ndim == 4 and set(dilation) == {1} and usable(x, kernel):
         near, narrow, rest = _at_stride_one(x, kernel, strides, pads)
-        if can_multiply(near, narrow, rest):
+        if is_worth_it(near, narrow, rest):
             return multiply_windows(near, narrow, (*rest[0], *rest[1]))
     if (
         kernel.shape[:-2] == (3, 3)

@@ -23,9 +23,10 @@ from experiments.ops import library
 
 Pads = tuple[int, int, int, int]  # top, bottom, left, right
 
-WORTH = 2**20  # operations below which XLA's own product is as quick, as it is
-ROWS = 512  # for fewer rows than these, for which a kernel would be taken apart,
-NARROW = 64  # and where one side of the kernel is shorter than this
+# XLA's own product is as quick
+WORTH = 2**20  # below so many operations,
+ROWS = 512  # for fewer rows, which are not worth taking a kernel apart,
+NARROW = 64  # and where one side of the kernel is shorter.
 
 _stock_only = ContextVar("stock_only", default=False)
 
@@ -97,13 +98,12 @@ def multiply_windows(x: jax.Array, kernel: jax.Array, pads: Pads) -> jax.Array:
     return _multiply(x[None], kernel[None], pads=pads, turned=False)[0]
 
 
-def can_multiply(x: jax.Array, kernel: jax.Array, pads: Sequence[tuple[int, int]]) -> bool:
-    """Whether `multiply_windows` takes these, and is worth it."""
+def is_worth_it(x: jax.Array, kernel: jax.Array, pads: Sequence[tuple[int, int]]) -> bool:
+    """Whether `multiply_windows` takes these, and is quicker than XLA."""
     if any(not 0 <= p < k for k, both in zip(kernel.shape, pads, strict=False) for p in both):
         return False
     out = [n + sum(p) - k + 1 for n, k, p in zip(x.shape[1:], kernel.shape, pads, strict=False)]
-    operations = 2 * x.shape[0] * math.prod(out) * math.prod(kernel.shape)
-    return operations >= WORTH and usable(x, kernel)
+    return 2 * x.shape[0] * math.prod(out) * math.prod(kernel.shape) >= WORTH
 
 
 def _multiply(x: jax.Array, kernel: jax.Array, *, pads: Pads, turned: bool) -> jax.Array:

@@ -26,7 +26,7 @@ Pads = tuple[int, int, int, int]  # top, bottom, left, right
 # XLA's own product is as quick
 WORTH = 2**20  # below so many operations,
 ROWS = 512  # for fewer rows, which are not worth taking a kernel apart,
-NARROW = 64  # and where one side of the kernel is shorter.
+NARROW = 16  # and where one side of the kernel is shorter.
 
 _stock_only = ContextVar("stock_only", default=False)
 

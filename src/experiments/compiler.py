@@ -10,6 +10,8 @@ from typing import Any
 
 import jax
 
+from experiments.user_cache import user_cache
+
 log = logging.getLogger(__name__)
 
 SHORT = 1e11  # floating-point operations: a second or two on two cores
@@ -45,8 +47,7 @@ def set_up_compiler(folder: str | None) -> None:
     _leave_out_slow_passes()
     if folder == "":
         return
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    path = Path(folder).expanduser() if folder else base / "experiments" / "xla"
+    path = Path(folder).expanduser() if folder else user_cache() / "xla"
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

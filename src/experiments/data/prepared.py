@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from experiments.errors import UserError, suggest
+from experiments.user_cache import user_cache
 
 FORMAT = "array_record"  # the only format of TFDS with random access; read without TensorFlow
 Kind = Literal["image", "text"]
@@ -26,9 +27,7 @@ def data_dir(directory: str | None) -> Path:
 
 def cache_dir(directory: str | None) -> Path:
     """The folder of what can be made again: `directory`, else the user's cache folder."""
-    if directory:
-        return Path(directory).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "experiments"
+    return Path(directory).expanduser() if directory else user_cache()
 
 
 @dataclass(frozen=True)

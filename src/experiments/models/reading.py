@@ -39,11 +39,12 @@ def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
     A token stands for a one-hot vector. Of many different ones the row is looked up instead; of few
     the product is faster, since the gradient of looking up is one addition after the other.
     """
+    rows = x.shape[:2]
     if jnp.issubdtype(x.dtype, jnp.integer):
         if len(kernel) > ONE_HOT:
             return kernel[x]
         x = jax.nn.one_hot(x, len(kernel), dtype=kernel.dtype)
-    return matmul(x, kernel)
+    return matmul(x.reshape(-1, x.shape[-1]), kernel).reshape(*rows, -1)
 
 
 def real_steps(length: int, lengths: jax.Array | None) -> jax.Array | None:

@@ -16,6 +16,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from experiments.user_cache import user_cache
+
 log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("products.c")
@@ -77,8 +79,7 @@ def _path() -> Path:
     known = hashlib.sha256(repr(FLAGS).encode())
     for source in (SOURCE, _headers() / "xla/ffi/api/c_api.h"):
         known.update(source.read_bytes())
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "experiments" / "libraries" / f"products-{known.hexdigest()[:16]}.so"
+    return user_cache() / "libraries" / f"products-{known.hexdigest()[:16]}.so"
 
 
 def _headers() -> Path:

@@ -142,7 +142,7 @@ class Run:
     def save(self, *, last: bool = False) -> None:
         """Saves a checkpoint in the background; the last one when no step will follow.
 
-        A processor waits for a large one, which takes less than a second, and saves a copy of it.
+        On a CPU a large one is waited for, which spares the memory of a copy.
         """
         if self.checkpoints is None:
             self.checkpoints = self._open_checkpoints()

@@ -1,4 +1,4 @@
-"""The C library with `products.c`, compiled for this machine when it is first used.
+"""The C library of operations by matrix units, compiled for this machine when it is first used.
 
 As `torch.compile` and Triton do it, by the C compiler at hand, once: the library stays in the
 user's cache folder. Where there is no compiler, or the processor has no matrix units, everything
@@ -20,11 +20,9 @@ from experiments.user_cache import user_cache
 
 log = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).with_name("products.c")
-TARGETS = {  # names of functions, and those that XLA knows them by
-    "multiply_windows": "experiments_multiply_windows",
-    "sum_windows": "experiments_sum_windows",
-}
+FOLDER = Path(__file__).parent
+SOURCES = ("products.c",)
+FUNCTIONS = ("multiply_windows", "sum_windows")
 NEEDED = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "amx_tile", "amx_bf16"}
 FLAGS = ["-O3", "-std=gnu11", "-shared", "-fPIC"]
 FLAGS += [f"-m{flag.replace('avx512_', 'avx512').replace('_', '-')}" for flag in sorted(NEEDED)]
@@ -59,10 +57,25 @@ def available() -> bool:
     if library.ask_for_tiles() != 0:
         log.info("the processor's matrix units are not used: the system does not allow it")
         return False
-    for function, target in TARGETS.items():
+    for function in FUNCTIONS:
         capsule = jax.ffi.pycapsule(getattr(library, function))
-        jax.ffi.register_ffi_target(target, capsule, platform="cpu")
+        jax.ffi.register_ffi_target(target(function), capsule, platform="cpu")
     return True
+
+
+def target(function: str) -> str:
+    """What XLA knows a function of the library by."""
+    return f"experiments_{function}"
+
+
+@functools.cache
+def version() -> str:
+    """Of the library: another source or another interface of XLA is another one."""
+    known = hashlib.sha256(repr(FLAGS).encode())
+    headers = [FOLDER / "units.h", _headers() / "xla/ffi/api/c_api.h"]
+    for source in [*(FOLDER / name for name in SOURCES), *headers]:
+        known.update(source.read_bytes())
+    return known.hexdigest()[:16]
 
 
 def _has_units() -> bool:
@@ -75,11 +88,8 @@ def _has_units() -> bool:
 
 
 def _path() -> Path:
-    """Where the library is, or will be: a file for each version of it and of XLA's interface."""
-    known = hashlib.sha256(repr(FLAGS).encode())
-    for source in (SOURCE, _headers() / "xla/ffi/api/c_api.h"):
-        known.update(source.read_bytes())
-    return user_cache() / "libraries" / f"products-{known.hexdigest()[:16]}.so"
+    """Where the library is, or will be."""
+    return user_cache() / "libraries" / f"units-{version()}.so"
 
 
 def _headers() -> Path:
@@ -99,8 +109,9 @@ def _compiler() -> list[str]:
 
 def _compile(path: Path, compiler: list[str]) -> subprocess.Popen[str]:
     path.parent.mkdir(parents=True, exist_ok=True)
+    sources = [str(FOLDER / name) for name in SOURCES]
     return subprocess.Popen(
-        ["sh", "-c", COMPILE, str(path), *compiler, *FLAGS, f"-I{_headers()}", str(SOURCE)],
+        ["sh", "-c", COMPILE, str(path), *compiler, *FLAGS, f"-I{_headers()}", *sources],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

@@ -7,7 +7,6 @@ vmap work. Results are as exact as JAX's precision "high": they differ from thos
 """
 
 import contextlib
-import functools
 import math
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
@@ -15,17 +14,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad
 
 from experiments.ops import library
+from experiments.ops.foreign import lanes, set_up
 
 Pads = tuple[int, int, int, int]  # top, bottom, left, right
 
 # XLA's own product is as quick
 WORTH = 2**20  # below so many operations,
-ROWS = 512  # for fewer rows, which are not worth taking a kernel apart,
+ROWS = 128  # for fewer rows, which are not worth taking a kernel apart,
 NARROW = 16  # and where one side of the kernel is shorter.
 
 _stock_only = ContextVar("stock_only", default=False)
@@ -122,8 +121,7 @@ def _rest(pads: Pads, window: Sequence[int]) -> Pads:
 
 
 # x [lanes, N, H, W, C] and kernel [lanes, kh, kw, C, O] to y [lanes, N, H', W', O]; turned, the
-# kernel is [lanes, kh, kw, O, C] and read backwards. Lanes have nothing to do with each other; a
-# single one stands for all.
+# kernel is [lanes, kh, kw, O, C] and read backwards
 multiply_p = Primitive("multiply_windows")
 # x [lanes, N, H, W, C] and dy [lanes, N, H', W', O] to the kernel's gradient [lanes, kh, kw, C, O]
 sum_p = Primitive("sum_windows")
@@ -131,18 +129,16 @@ sum_p = Primitive("sum_windows")
 
 @multiply_p.def_abstract_eval
 def _(x, kernel, *, pads, turned):
-    lanes = max(x.shape[0], kernel.shape[0])
     kh, kw = kernel.shape[1:3]
     top, bottom, left, right = pads
     height, width = x.shape[2] + top + bottom - kh + 1, x.shape[3] + left + right - kw + 1
     channels = kernel.shape[3 if turned else 4]
-    return x.update(shape=(lanes, x.shape[1], height, width, channels))
+    return x.update(shape=(lanes(x, kernel), x.shape[1], height, width, channels))
 
 
 @sum_p.def_abstract_eval
 def _(x, dy, *, pads, window):
-    lanes = max(x.shape[0], dy.shape[0])
-    return x.update(shape=(lanes, *window, x.shape[4], dy.shape[4]))
+    return x.update(shape=(lanes(x, dy), *window, x.shape[4], dy.shape[4]))
 
 
 def _gradient_of_x(dy, x, kernel, *, pads, turned):
@@ -169,47 +165,18 @@ def _gradient_of_gradient(dk, x, dy, *, pads, window):
     return _of_lanes(_multiply(x, dk, pads=pads, turned=False), dy.aval.shape[0])
 
 
-def _of_lanes(gradient, lanes):
+def _of_lanes(gradient, count):
     """The gradient of an array that stood for all lanes is the sum of theirs."""
-    return gradient if gradient.shape[0] == lanes else jnp.sum(gradient, 0, keepdims=True)
+    return gradient if gradient.shape[0] == count else jnp.sum(gradient, 0, keepdims=True)
 
 
 ad.defbilinear(multiply_p, _gradient_of_x, _gradient_of_kernel)
 ad.defbilinear(sum_p, _gradient_of_seen, _gradient_of_gradient)
 
 
-def _batch(operation, arrays, axes, **parameters):
-    """New lanes in front of those that are there."""
-    size = next(a.shape[i] for a, i in zip(arrays, axes, strict=True) if i is not None)
-    own = [a.shape[0 if i is None or i > 0 else 1] for a, i in zip(arrays, axes, strict=True)]
-    old = max(own)
-    arrays = [
-        a[None] if i is None else jnp.moveaxis(a, i, 0) for a, i in zip(arrays, axes, strict=True)
-    ]
-    flat = []
-    for a in arrays:
-        if a.shape[:2] != (1, 1):  # one that stands for all lanes may stay one
-            a = jnp.broadcast_to(a, (size, old, *a.shape[2:]))
-        flat.append(a.reshape(-1, *a.shape[2:]))
-    out = operation(*flat, **parameters)
-    return out.reshape(size, old, *out.shape[1:]), 0
+def _options(*, pads: Pads, turned: bool = False, **_: Any) -> list[int]:
+    return [*pads, turned]
 
 
-def _lower(target, context, *operands, pads, turned=False, **_):
-    if not library.available():
-        raise RuntimeError("there is no library of products (`usable` says so)")
-    geometry = np.array([*pads, turned], np.int64)
-    return jax.ffi.ffi_lowering(target)(context, *operands, geometry=geometry)
-
-
-def _set_up(primitive: Primitive, operation: Any) -> None:
-    target = library.TARGETS[primitive.name]
-    mlir.register_lowering(primitive, functools.partial(_lower, target), platform="cpu")
-    batching.primitive_batchers[primitive] = functools.partial(_batch, operation)
-    primitive.def_impl(
-        lambda *arrays, **parameters: jax.jit(functools.partial(operation, **parameters))(*arrays)
-    )
-
-
-_set_up(multiply_p, _multiply)
-_set_up(sum_p, _sum)
+set_up(multiply_p, _multiply, _options)
+set_up(sum_p, _sum, _options)

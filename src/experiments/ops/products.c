@@ -1,199 +1,24 @@
-/* Convolutions and matrix products in float32 by the matrix units of a processor (AMX).
- *
- * The units multiply bfloat16. A float is the sum of two of them up to 2^-17 of itself, and a product
- * of two floats that of three products, high high + high low + low high, which are added in float32
- * (Henry, Tang & Heinecke, "Leveraging the bfloat16 artificial intelligence datatype for
- * higher-precision computations", 2019). That is as exact as it gets to some 2^-17 of the largest
- * output.
+/* Convolutions and matrix products in float32 by the matrix units of a processor.
  *
  * Everything is one operation: a window of kh x kw places moves over images, at stride 1. A dense
  * layer is a window of one place on images of one. Images are `staged`: split into their high and
  * low halves, in rows with zeros between them, so that what any window sees in one of its rows is
  * one piece of memory, and the same tap of neighbouring windows is one matrix with overlapping
  * rows. Nothing else is copied. The zeros right of one row are those left of the next.
- *
- * Arrays have a first axis of lanes, which have nothing to do with each other; of length 1 in one
- * array it stands for all lanes of the other.
  */
-#include <immintrin.h>
-#include <sched.h>
-#include <stdatomic.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
-#include "xla/ffi/api/c_api.h"
-
-typedef uint16_t half; /* the bits of a bfloat16 */
+#include "units.h"
 
 /* Nanoseconds that one number, and one product of two, take a thread, about. */
 static const double STAGING = 0.5, MULTIPLYING = 0.008;
 
 enum {
-  TILE = 16,             /* rows and columns of a tile of results */
-  DEPTH = 32,            /* how many products a unit adds up at once */
-  BLOCK = TILE * DEPTH,  /* halves of a tile of factors */
-  CACHE = 1 << 18,       /* bytes of staged images that stay close to a core */
-  SLICES = 16,           /* most parts of a batch whose gradients are added up: not one a thread,
-                            so that sums are the same on any processor */
-  NARROW = 8,            /* widest images that are staged in rows of windows */
-  WAKING = 30000,        /* nanoseconds of work that a thread is woken for */
+  CACHE = 1 << 18, /* bytes of staged images that stay close to a core */
+  SLICES = 16,     /* most parts of a batch whose gradients are added up: not one a thread, so that
+                      sums are the same on any processor */
+  NARROW = 8,      /* widest images that are staged in rows of windows */
 };
 
-static long least(long a, long b) { return a < b ? a : b; }
-static long most(long a, long b) { return a > b ? a : b; }
-static long parts(long all, long each) { return (all + each - 1) / each; }
-
-/* ---- Units of work for all threads of the device ------------------------------------------- */
-
-typedef void Work(const void* what, long unit);
-
-typedef struct {
-  Work* work;
-  const void* what;
-  long units;
-  atomic_long next, left;
-  atomic_int users; /* a thread that comes late still reads `next` */
-} Job;
-
-static void take(Job* job) {
-  for (long unit; (unit = atomic_fetch_add(&job->next, 1)) < job->units;) {
-    job->work(job->what, unit);
-    atomic_fetch_sub(&job->left, 1);
-  }
-}
-
-static void leave(Job* job) {
-  if (atomic_fetch_sub(&job->users, 1) == 1) free(job);
-}
-
-static void help(void* job) {
-  take(job);
-  leave(job);
-}
-
-static int failed(const XLA_FFI_CallFrame* frame, XLA_FFI_Error* error) {
-  if (!error) return 0;
-  XLA_FFI_Error_Destroy_Args args = {XLA_FFI_Error_Destroy_Args_STRUCT_SIZE, NULL, error};
-  frame->api->XLA_FFI_Error_Destroy(&args);
-  return 1;
-}
-
-static long threads_of(const XLA_FFI_CallFrame* frame) {
-  int64_t count = 1;
-  XLA_FFI_ThreadPool_NumThreads_Args args = {XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE, NULL,
-                                             frame->ctx, &count};
-  return failed(frame, frame->api->XLA_FFI_ThreadPool_NumThreads(&args)) ? 1 : count;
-}
-
-/* All units, by this thread and by those of the device that have nothing else to do. It waits for
- * units that somebody has begun, never for a thread to come: XLA promises none. What takes about so
- * many nanoseconds in all is not worth waking more threads for than have WAKING each. */
-static void share(const XLA_FFI_CallFrame* frame, Work* work, const void* what, long units,
-                  double nanoseconds) {
-  long helpers = least(least(threads_of(frame), units), (long)(nanoseconds / WAKING)) - 1;
-  Job* job = malloc(sizeof *job);
-  job->work = work, job->what = what, job->units = units;
-  atomic_init(&job->next, 0), atomic_init(&job->left, units), atomic_init(&job->users, 1);
-  for (long i = 0; i < helpers; i++) {
-    atomic_fetch_add(&job->users, 1);
-    XLA_FFI_ThreadPool_Schedule_Args args = {XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE, NULL,
-                                             frame->ctx, help, job};
-    if (failed(frame, frame->api->XLA_FFI_ThreadPool_Schedule(&args))) leave(job);
-  }
-  take(job);
-  for (long turns = 0; atomic_load(&job->left) > 0; turns++)
-    turns < 2000 ? _mm_pause() : (void)sched_yield();
-  leave(job);
-}
-
-/* ---- Working memory, which a thread keeps -------------------------------------------------- */
-
-enum { ALL_A, ALL_B, ALL_SUMS, OWN_A, OWN_B, OWN_WINDOWS, OWN_PLACES, PLACES };
-
-static _Thread_local struct {
-  void* at;
-  size_t size;
-} kept[PLACES];
-
-static void* room(int place, size_t size) {
-  if (kept[place].size < size) {
-    free(kept[place].at);
-    kept[place].size = parts(size, 4096) * 4096;
-    kept[place].at = aligned_alloc(4096, kept[place].size);
-    if (!kept[place].at) abort();
-  }
-  return kept[place].at;
-}
-
-/* ---- Halves -------------------------------------------------------------------------------- */
-
-static inline __mmask16 first(long count) {
-  return count >= 16 ? 0xffff : count <= 0 ? 0 : (1u << count) - 1;
-}
-
-static inline void split(__m512 x, __m256i* high, __m256i* low) {
-  *high = (__m256i)_mm512_cvtneps_pbh(x);
-  __m512i back = _mm512_slli_epi32(_mm512_cvtepu16_epi32(*high), 16);
-  *low = (__m256i)_mm512_cvtneps_pbh(_mm512_sub_ps(x, _mm512_castsi512_ps(back)));
-}
-
-static void split_row(const float* x, half* high, half* low, long count) {
-  for (long i = 0; i < count; i += 16) {
-    __mmask16 live = first(count - i);
-    __m256i h, l;
-    split(_mm512_maskz_loadu_ps(live, x + i), &h, &l);
-    _mm256_mask_storeu_epi16(high + i, live, h);
-    _mm256_mask_storeu_epi16(low + i, live, l);
-  }
-}
-
-/* a0 b0 a1 b1 ...: the units read what they add up in pairs */
-static inline __m512i paired(__m256i a, __m256i b) {
-  return _mm512_or_si512(_mm512_cvtepu16_epi32(a), _mm512_slli_epi32(_mm512_cvtepu16_epi32(b), 16));
-}
-
-static inline __m512i joined(__m256i a, __m256i b) {
-  return _mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1);
-}
-
-/* 16 rows of 16 words become columns */
-static inline void transpose(__m512i r[16]) {
-  __m512i t[16];
-  for (int i = 0; i < 8; i++) {
-    t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
-    t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
-  }
-  for (int i = 0; i < 16; i += 4) {
-    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-  }
-  for (int i = 0; i < 4; i++) {
-    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
-    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
-    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
-    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
-  }
-  for (int i = 0; i < 8; i++) {
-    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
-  }
-}
-
-static void tiles_on(void) {
-  struct __attribute__((packed, aligned(64))) {
-    uint8_t palette, start, reserved[14];
-    uint16_t bytes[16];
-    uint8_t rows[16];
-  } tiles = {.palette = 1};
-  for (int i = 0; i < 8; i++) tiles.bytes[i] = 2 * DEPTH, tiles.rows[i] = TILE;
-  __asm__ volatile("" ::: "memory"); /* the intrinsics do not say what they read */
-  _tile_loadconfig(&tiles);
-}
+enum { ALL_A, ALL_B, ALL_SUMS, OWN_A, OWN_B, OWN_WINDOWS, OWN_PLACES }; /* working memory */
 
 /* ---- Shapes and staging -------------------------------------------------------------------- */
 
@@ -217,7 +42,7 @@ static Shape shape(const int64_t* inputs, long kh, long kw, long o, const int64_
              .turned = geometry[4]};
   s.ho = s.h + s.top + s.bottom - kh + 1, s.wo = s.w + s.left + s.right - kw + 1;
   s.hp = s.h + most(s.top, s.bottom), s.wp = s.w + most(s.left, s.right);
-  s.wide = s.c, s.rows = kh, s.columns = kw, s.deep = kw * s.c;
+  s.wide = kw == 1 && s.c > DEPTH ? parts(s.c, DEPTH) * DEPTH : s.c, s.rows = kh, s.columns = kw, s.deep = kw * s.c;
   if (kh * kw > 1 && kh * s.deep <= DEPTH)
     s.joined = kh, s.hp = s.ho, s.wp = s.wo, s.wide = DEPTH, s.rows = s.columns = 1, s.deep *= kh;
   else if (kw > 1 && s.w <= narrow)
@@ -236,16 +61,17 @@ static void clear(half* high, half* low, long from, long to) {
   memset(low + from, 0, (to - from) * sizeof(half));
 }
 
-static void stage_rows(const Shape* s, const float* x, long images, long hp, long wp, half* high,
-                       half* low, long size) {
-  long at = 0, row = s->w * s->c;
+static void stage_rows(const Shape* s, const float* x, long images, long hp, long wp, long wide,
+                       half* high, half* low, long size) {
+  long runs = wide == s->c ? 1 : s->w, run = s->w * s->c / runs, at = 0;
   for (long image = 0; image < images; image++)
-    for (long i = 0; i < s->h; i++) {
-      long to = ((image * hp + i + s->top) * wp + s->left) * s->c;
-      clear(high, low, at, to);
-      split_row(x + (image * s->h + i) * row, high + to, low + to, row);
-      at = to + row;
-    }
+    for (long i = 0; i < s->h; i++)
+      for (long j = 0; j < runs; j++, x += run) {
+        long to = ((image * hp + i + s->top) * wp + s->left + j) * wide;
+        clear(high, low, at, to);
+        split_row(x, high + to, low + to, run);
+        at = to + run;
+      }
   clear(high, low, at, size);
 }
 
@@ -263,7 +89,7 @@ static void stage_windows(const Shape* s, const float* x, long images, half* hig
   long count = (hp + s->kh) * wp * s->c + row + DEPTH, at = 0;
   half *h = room(OWN_WINDOWS, 2 * count * sizeof(half)), *l = h + count;
   for (long image = 0; image < images; image++) {
-    stage_rows(s, x + image * s->h * s->w * s->c, 1, hp, wp, h, l, count);
+    stage_rows(s, x + image * s->h * s->w * s->c, 1, hp, wp, s->c, h, l, count);
     for (long i = 0; i < s->hp; i++)
       for (long j = 0; j < s->wp; j++, at += s->wide) {
         long from = (i * wp + j) * s->c;
@@ -289,7 +115,7 @@ static void stage(const Shape* s, const float* x, long images, half* high, half*
   if (s->joined)
     stage_windows(s, x, images, high, low, size);
   else
-    stage_rows(s, x, images, s->hp, s->wp, high, low, size);
+    stage_rows(s, x, images, s->hp, s->wp, s->wide, high, low, size);
 }
 
 /* ---- Outputs, and with a kernel that is turned the gradient of the inputs ------------------- */
@@ -306,73 +132,34 @@ typedef struct {
 
 /* One or two tiles of output channels, as tiles read them: [rows][deep][tiles][high, low]. */
 static void pack(const Shape* s, const float* kernel, long channel, int tiles, half* to) {
-  __m256i h0, l0, h1, l1;
   for (long row = 0; row < s->rows; row++)
     for (long k = 0; k < s->deep; k += DEPTH)
       for (int t = 0; t < tiles; t++, to += 2 * BLOCK) {
         long n = channel + t * TILE;
         if (!s->turned) {
-          __mmask16 live = first(s->o - n);
-          for (long r = 0; r < TILE; r++) {
-            long i = k + 2 * r;
-            const float* from = kernel + (row * s->deep + i) * s->o + n;
-            _mm_prefetch(from + DEPTH * s->o, _MM_HINT_T0);
-            _mm_prefetch(from + (DEPTH + 1) * s->o, _MM_HINT_T0);
-            split(_mm512_maskz_loadu_ps(i < s->deep ? live : 0, from), &h0, &l0);
-            split(_mm512_maskz_loadu_ps(i + 1 < s->deep ? live : 0, from + s->o), &h1, &l1);
-            _mm512_store_si512(to + r * DEPTH, paired(h0, h1));
-            _mm512_store_si512(to + BLOCK + r * DEPTH, paired(l0, l1));
-          }
+          const float* from = kernel + (row * s->deep + k) * s->o + n;
+          pack_tile(from, s->o, s->deep - k, first(s->o - n), to);
           continue;
         }
-        __m512i high[TILE], low[TILE];
-        for (long j = 0; j < TILE; j++) {
-          float line[DEPTH] = {0};
-          for (long i = k; n + j < s->o && i < least(s->deep, k + DEPTH);) {
+        float columns[TILE][DEPTH] = {{0}};
+        for (long j = 0; j < least(TILE, s->o - n); j++)
+          for (long i = k; i < least(s->deep, k + DEPTH);) {
             long tap = s->kh * s->kw - 1 - (row * s->kw + i / s->c), c = i % s->c;
             long run = least(least(s->c - c, s->deep - i), k + DEPTH - i);
-            memcpy(line + i - k, kernel + (tap * s->o + n + j) * s->c + c, run * sizeof *line);
+            memcpy(columns[j] + i - k, kernel + (tap * s->o + n + j) * s->c + c, run * sizeof(float));
             i += run;
           }
-          split(_mm512_loadu_ps(line), &h0, &l0);
-          split(_mm512_loadu_ps(line + 16), &h1, &l1);
-          high[j] = joined(h0, h1), low[j] = joined(l0, l1);
-        }
-        transpose(high), transpose(low);
-        for (long r = 0; r < TILE; r++) {
-          _mm512_store_si512(to + r * DEPTH, high[r]);
-          _mm512_store_si512(to + BLOCK + r * DEPTH, low[r]);
-        }
+        pack_columns(columns, to);
       }
 }
 
-/* 32 places times 32 channels: out [32][32]. `bytes` from place to place, `down` halves to the next
- * row of the window. */
-static void two_by_two(const Shape* s, const half* high, const half* low, const half* b, float* out) {
-  long bytes = s->wide * sizeof(half), next = TILE * s->wide, down = s->wp * s->wide;
-  _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
-  for (long row = 0; row < s->rows; row++, high += down, low += down)
-    for (long k = 0; k < s->deep; k += DEPTH, b += 4 * BLOCK) {
-      const half *h = high + k, *l = low + k;
-      _tile_loadd(4, l, bytes); _tile_loadd(6, b, 64); _tile_dpbf16ps(0, 4, 6);
-      _tile_loadd(7, b + 2 * BLOCK, 64); _tile_dpbf16ps(1, 4, 7);
-      _tile_loadd(5, l + next, bytes); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
-      _tile_loadd(4, h, bytes); _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7);
-      _tile_loadd(5, h + next, bytes); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
-      _tile_loadd(6, b + BLOCK, 64); _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(2, 5, 6);
-      _tile_loadd(7, b + 3 * BLOCK, 64); _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(3, 5, 7);
-    }
-  _tile_stored(0, out, 128); _tile_stored(1, out + TILE, 128);
-  _tile_stored(2, out + 512, 128); _tile_stored(3, out + 512 + TILE, 128);
-}
-
 /* 48 places times 16 channels: out [48][16]. */
-static void three_by_one(const Shape* s, const half* high, const half* low, const half* b,
-                         float* out) {
-  long bytes = s->wide * sizeof(half), next = TILE * s->wide, down = s->wp * s->wide;
+static void three_by_one(Rows a, const half* high, const half* low, const half* b, float* out,
+                         long width) {
+  long bytes = a.wide * sizeof(half), next = TILE * a.wide, line = width * sizeof *out;
   _tile_zero(0); _tile_zero(1); _tile_zero(2);
-  for (long row = 0; row < s->rows; row++, high += down, low += down)
-    for (long k = 0; k < s->deep; k += DEPTH, b += 2 * BLOCK) {
+  for (long piece = 0; piece < a.pieces; piece++, high += a.down, low += a.down)
+    for (long k = 0; k < a.deep; k += DEPTH, b += 2 * BLOCK) {
       const half *h = high + k, *l = low + k;
       _tile_loadd(3, b, 64); _tile_loadd(5, h, bytes); _tile_dpbf16ps(0, 5, 3);
       _tile_loadd(6, h + next, bytes); _tile_dpbf16ps(1, 6, 3);
@@ -382,7 +169,8 @@ static void three_by_one(const Shape* s, const half* high, const half* low, cons
       _tile_loadd(6, l + next, bytes); _tile_dpbf16ps(1, 6, 3);
       _tile_loadd(7, l + 2 * next, bytes); _tile_dpbf16ps(2, 7, 3);
     }
-  _tile_stored(0, out, 64); _tile_stored(1, out + 256, 64); _tile_stored(2, out + 512, 64);
+  _tile_stored(0, out, line); _tile_stored(1, out + TILE * width, line);
+  _tile_stored(2, out + 2 * TILE * width, line);
 }
 
 /* Staged images times a panel: the outputs' channels from `channel` on. Places in a row are
@@ -395,12 +183,13 @@ static void multiply(const Shape* s, const half* high, const half* low, long ima
   int together = s->ho * s->wp < 64;
   long pieces = together ? 1 : images, places = together ? (images - 1) * image_places + own : own;
   long block = tiles == 2 ? 2 * TILE : 3 * TILE, width = tiles * TILE;
+  Rows rows = {s->wide, s->rows, s->wp * s->wide, s->deep};
   __mmask16 left = first(s->o - channel), right = first(s->o - channel - TILE);
   for (long piece = 0; piece < pieces; piece++) {
     long image = piece, i = 0, j = 0;
     for (long q = 0; q < places; q += block) {
       long at = (piece * image_places + q) * s->wide;
-      (tiles == 2 ? two_by_two : three_by_one)(s, high + at, low + at, b, out);
+      (tiles == 2 ? two_by_two : three_by_one)(rows, high + at, low + at, b, out, width);
       for (const float *from = out, *end = out + least(block, places - q) * width; from < end;
            from += width) {
         if (i < s->ho && j < s->wo) {
@@ -549,11 +338,20 @@ static void add(float* to, const float* from) {
     _mm512_store_ps(to + i, _mm512_add_ps(_mm512_load_ps(to + i), _mm512_load_ps(from + i)));
 }
 
-/* Sums of products over places of up to 2 x 2 tiles: [2][2][16 inputs][16 outputs], added to those
- * of `from` where there is one. Where tiles are fewer, the units need not wait for one product to
- * begin the next: there are other tiles to add some to. */
+/* Where 2 x 2 tiles of sums are: rows `line` floats apart, tiles of inputs `down`, of outputs `on`. */
+typedef struct {
+  float* at;
+  long line, down, on;
+} Sums;
+
+/* [2][2][16 inputs][16 outputs] */
+static Sums scratch(float* at) { return (Sums){at, TILE, 2 * TILE * TILE, TILE * TILE}; }
+
+/* Sums of products over places of up to 2 x 2 tiles, added to those of `from` where there are any.
+ * Where tiles are fewer, the units need not wait for one product to begin the next: there are other
+ * tiles to add some to, and `to` is scratch. */
 static void accumulate(const Gradient* p, const half* a, const half* b, long places, int c_tiles,
-                       int o_tiles, const float* from, float* to) {
+                       int o_tiles, const float* from, Sums to) {
   long bytes = p->row * sizeof(half), next = TILE * p->row, far = p->o_tiles * BLOCK;
   _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
   if (from) {
@@ -590,10 +388,11 @@ static void accumulate(const Gradient* p, const half* a, const half* b, long pla
       _tile_loadd(5, l, bytes); _tile_dpbf16ps(2, 5, 6);
     }
   }
-  _tile_stored(0, to, 64); _tile_stored(1, to + 256, 64);
-  _tile_stored(2, to + 512, 64); _tile_stored(3, to + 768, 64);
-  if (o_tiles == 1) add(to, to + 256), add(to + 512, to + 768);
-  if (c_tiles == 1) add(to, to + 512), add(to + 256, to + 768);
+  long line = to.line * sizeof *to.at;
+  _tile_stored(0, to.at, line); _tile_stored(1, to.at + to.on, line);
+  _tile_stored(2, to.at + to.down, line); _tile_stored(3, to.at + to.down + to.on, line);
+  if (o_tiles == 1) add(to.at, to.at + to.on), add(to.at + to.down, to.at + to.down + to.on);
+  if (c_tiles == 1) add(to.at, to.at + to.down), add(to.at + to.on, to.at + to.down + to.on);
 }
 
 typedef struct {
@@ -610,7 +409,7 @@ static Block block_at(const Gradient* p, long index) {
 }
 
 static void sum_block(const Gradient* p, Block block, const half* a, const half* b, long images,
-                      const float* from, float* to) {
+                      const float* from, Sums to) {
   long moved = block.tap / p->taps_across * p->s.wp + block.tap % p->taps_across;
   accumulate(p, a + block.c * TILE * p->row + moved, b + block.o * BLOCK, depth(p, images),
              least(2, p->c_tiles - block.c), least(2, p->o_tiles - block.o), from, to);
@@ -657,7 +456,8 @@ static void sum_slice(const void* what, long unit) {
     tiles_on();
     for (long i = 0; i < block_count(p); i++) {
       float* sums = p->partial + unit * p->sums + i * 4 * TILE * TILE;
-      sum_block(p, block_at(p, i), a, b, images, image == start ? NULL : sums, sums);
+      sum_block(p, block_at(p, i), a, b, images, image == start ? NULL : sums,
+                scratch(sums));
     }
     _tile_release();
   }
@@ -687,30 +487,16 @@ static void sum_taps(const void* what, long unit) {
   tiles_on();
   for (long tap = 0; tap < taps; tap++) {
     Block block = block_at(p, unit % units * taps + tap);
-    sum_block(p, block, p->a + lane * 2 * p->turned, p->b + lane * 2 * p->paired, p->s.n, NULL, out);
-    put(p, block, out, 1, kernel_of(p, lane));
+    long c = block.c * TILE, o = block.o * TILE, whole = c + 2 * TILE <= p->inner && o + 2 * TILE <= p->s.o;
+    float* dk = kernel_of(p, lane) + (block.tap * p->inner + c) * p->s.o + o;
+    sum_block(p, block, p->a + lane * 2 * p->turned, p->b + lane * 2 * p->paired, p->s.n, NULL,
+              whole ? (Sums){dk, p->s.o, TILE * p->s.o, TILE} : scratch(out));
+    if (!whole) put(p, block, out, 1, kernel_of(p, lane));
   }
   _tile_release();
 }
 
 /* ---- What XLA calls ------------------------------------------------------------------------- */
-
-static int asks_for_version(XLA_FFI_CallFrame* frame) {
-  XLA_FFI_Extension_Base* extension = frame->extension_start;
-  if (!extension || extension->type != XLA_FFI_Extension_Metadata) return 0;
-  XLA_FFI_Metadata* metadata = ((XLA_FFI_Metadata_Extension*)extension)->metadata;
-  metadata->api_version.major_version = XLA_FFI_API_MAJOR;
-  metadata->api_version.minor_version = XLA_FFI_API_MINOR;
-  return 1;
-}
-
-/* Floats from lane to lane of an array. */
-static long lane_size(const XLA_FFI_Buffer* array) {
-  if (array->dims[0] == 1) return 0;
-  long size = 1;
-  for (long i = 1; i < array->rank; i++) size *= array->dims[i];
-  return size;
-}
 
 /* (x [lanes, n, h, w, c], kernel [lanes, kh, kw, c, o]) to y [lanes, n, ho, wo, o] */
 XLA_FFI_Error* multiply_windows(XLA_FFI_CallFrame* frame) {
@@ -755,7 +541,7 @@ XLA_FFI_Error* sum_windows(XLA_FFI_CallFrame* frame) {
   const Shape* s = &p.s;
   long lanes = k[0], one = s->hp * s->wp;
   int whole_rows = s->c < TILE || s->joined;
-  p.taps_across = whole_rows ? 1 : s->columns, p.inner = whole_rows ? s->deep : s->wide;
+  p.taps_across = whole_rows ? 1 : s->columns, p.inner = whole_rows ? s->deep : s->c;
   p.c_tiles = parts(p.inner, TILE), p.o_tiles = parts(s->o, TILE);
   p.reach = (s->rows - 1) * s->wp + p.taps_across - 1;
   p.sums = block_count(&p) * 4 * TILE * TILE;

@@ -242,7 +242,7 @@ def surroundings() -> str:
         [(device.id, device.device_kind) for device in devices],
         devices[0].client.platform_version,
         processor(),
-        library.available() and hashlib.sha256(library.SOURCE.read_bytes()).hexdigest(),
+        library.available() and library.version(),
     ]
     return json.dumps(parts, sort_keys=True)
 

@@ -1,0 +1,261 @@
+/* What the operations by the matrix units of a processor (AMX) share.
+ *
+ * The units multiply bfloat16. A float is the sum of two of them up to 2^-17 of itself, and a product
+ * of two floats that of three products, high high + high low + low high, which are added in float32
+ * (Henry, Tang & Heinecke, "Leveraging the bfloat16 artificial intelligence datatype for
+ * higher-precision computations", 2019). That is as exact as it gets to some 2^-17 of the largest
+ * output.
+ *
+ * Arrays have a first axis of lanes, which have nothing to do with each other; of length 1 in one
+ * array it stands for all lanes of the other.
+ */
+#pragma once
+
+#include <immintrin.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "xla/ffi/api/c_api.h"
+
+typedef uint16_t half; /* the bits of a bfloat16 */
+
+enum {
+  TILE = 16,            /* rows and columns of a tile of results */
+  DEPTH = 32,           /* how many products a unit adds up at once */
+  BLOCK = TILE * DEPTH, /* halves of a tile of factors */
+  WAKING = 30000,       /* nanoseconds of work that a thread is woken for */
+};
+
+static inline long least(long a, long b) { return a < b ? a : b; }
+static inline long most(long a, long b) { return a > b ? a : b; }
+static inline long parts(long all, long each) { return (all + each - 1) / each; }
+
+/* ---- Units of work for all threads of the device ------------------------------------------- */
+
+typedef void Work(const void* what, long unit);
+
+typedef struct {
+  Work* work;
+  const void* what;
+  long units;
+  atomic_long next, left;
+  atomic_int users; /* a thread that comes late still reads `next` */
+} Job;
+
+static inline void take(Job* job) {
+  for (long unit; (unit = atomic_fetch_add(&job->next, 1)) < job->units;) {
+    job->work(job->what, unit);
+    atomic_fetch_sub(&job->left, 1);
+  }
+}
+
+static inline void leave(Job* job) {
+  if (atomic_fetch_sub(&job->users, 1) == 1) free(job);
+}
+
+static inline void help(void* job) {
+  take(job);
+  leave(job);
+}
+
+static inline int failed(const XLA_FFI_CallFrame* frame, XLA_FFI_Error* error) {
+  if (!error) return 0;
+  XLA_FFI_Error_Destroy_Args args = {XLA_FFI_Error_Destroy_Args_STRUCT_SIZE, NULL, error};
+  frame->api->XLA_FFI_Error_Destroy(&args);
+  return 1;
+}
+
+static inline long threads_of(const XLA_FFI_CallFrame* frame) {
+  int64_t count = 1;
+  XLA_FFI_ThreadPool_NumThreads_Args args = {XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE, NULL,
+                                             frame->ctx, &count};
+  return failed(frame, frame->api->XLA_FFI_ThreadPool_NumThreads(&args)) ? 1 : count;
+}
+
+/* All units, by this thread and by those of the device that have nothing else to do. It waits for
+ * units that somebody has begun, never for a thread to come: XLA promises none. What takes about so
+ * many nanoseconds in all is not worth waking more threads for than have WAKING each. */
+static inline void share(const XLA_FFI_CallFrame* frame, Work* work, const void* what, long units,
+                  double nanoseconds) {
+  long helpers = least(least(threads_of(frame), units), (long)(nanoseconds / WAKING)) - 1;
+  Job* job = malloc(sizeof *job);
+  job->work = work, job->what = what, job->units = units;
+  atomic_init(&job->next, 0), atomic_init(&job->left, units), atomic_init(&job->users, 1);
+  for (long i = 0; i < helpers; i++) {
+    atomic_fetch_add(&job->users, 1);
+    XLA_FFI_ThreadPool_Schedule_Args args = {XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE, NULL,
+                                             frame->ctx, help, job};
+    if (failed(frame, frame->api->XLA_FFI_ThreadPool_Schedule(&args))) leave(job);
+  }
+  take(job);
+  for (long turns = 0; atomic_load(&job->left) > 0; turns++)
+    turns < 2000 ? _mm_pause() : (void)sched_yield();
+  leave(job);
+}
+
+/* ---- Working memory, which a thread keeps -------------------------------------------------- */
+
+enum { PLACES = 8 };
+
+static _Thread_local struct {
+  void* at;
+  size_t size;
+} kept[PLACES];
+
+static inline void* room(int place, size_t size) {
+  if (kept[place].size < size) {
+    free(kept[place].at);
+    kept[place].size = parts(size, 4096) * 4096;
+    kept[place].at = aligned_alloc(4096, kept[place].size);
+    if (!kept[place].at) abort();
+  }
+  return kept[place].at;
+}
+
+/* ---- Halves -------------------------------------------------------------------------------- */
+
+static inline __mmask16 first(long count) {
+  return count >= 16 ? 0xffff : count <= 0 ? 0 : (1u << count) - 1;
+}
+
+static inline void split(__m512 x, __m256i* high, __m256i* low) {
+  *high = (__m256i)_mm512_cvtneps_pbh(x);
+  __m512i back = _mm512_slli_epi32(_mm512_cvtepu16_epi32(*high), 16);
+  *low = (__m256i)_mm512_cvtneps_pbh(_mm512_sub_ps(x, _mm512_castsi512_ps(back)));
+}
+
+static inline void split_row(const float* x, half* high, half* low, long count) {
+  for (long i = 0; i < count; i += 16) {
+    __mmask16 live = first(count - i);
+    __m256i h, l;
+    split(_mm512_maskz_loadu_ps(live, x + i), &h, &l);
+    _mm256_mask_storeu_epi16(high + i, live, h);
+    _mm256_mask_storeu_epi16(low + i, live, l);
+  }
+}
+
+/* a0 b0 a1 b1 ...: the units read what they add up in pairs */
+static inline __m512i paired(__m256i a, __m256i b) {
+  return _mm512_or_si512(_mm512_cvtepu16_epi32(a), _mm512_slli_epi32(_mm512_cvtepu16_epi32(b), 16));
+}
+
+static inline __m512i joined(__m256i a, __m256i b) {
+  return _mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1);
+}
+
+/* 16 rows of 16 words become columns */
+static inline void transpose(__m512i r[16]) {
+  __m512i t[16];
+  for (int i = 0; i < 8; i++) {
+    t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+    t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+  for (int i = 0; i < 4; i++) {
+    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+  }
+  for (int i = 0; i < 8; i++) {
+    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+  }
+}
+
+static inline void tiles_on(void) {
+  struct __attribute__((packed, aligned(64))) {
+    uint8_t palette, start, reserved[14];
+    uint16_t bytes[16];
+    uint8_t rows[16];
+  } tiles = {.palette = 1};
+  for (int i = 0; i < 8; i++) tiles.bytes[i] = 2 * DEPTH, tiles.rows[i] = TILE;
+  __asm__ volatile("" ::: "memory"); /* the intrinsics do not say what they read */
+  _tile_loadconfig(&tiles);
+}
+
+/* ---- Tiles of factors, and products of them -------------------------------------------------- */
+
+/* The second factor as the units read it: 32 rows, of which `rows` count, times 16 columns. */
+static inline void pack_tile(const float* from, long stride, long rows, __mmask16 columns, half* to) {
+  for (long r = 0; r < TILE; r++, from += 2 * stride) {
+    __m256i h0, l0, h1, l1;
+    _mm_prefetch(from + DEPTH * stride, _MM_HINT_T0);
+    _mm_prefetch(from + (DEPTH + 1) * stride, _MM_HINT_T0);
+    split(_mm512_maskz_loadu_ps(2 * r < rows ? columns : 0, from), &h0, &l0);
+    split(_mm512_maskz_loadu_ps(2 * r + 1 < rows ? columns : 0, from + stride), &h1, &l1);
+    _mm512_store_si512(to + r * DEPTH, paired(h0, h1));
+    _mm512_store_si512(to + BLOCK + r * DEPTH, paired(l0, l1));
+  }
+}
+
+/* The same of its 16 columns, one line each. */
+static inline void pack_columns(const float columns[TILE][DEPTH], half* to) {
+  __m512i high[TILE], low[TILE];
+  for (long j = 0; j < TILE; j++) {
+    __m256i h0, l0, h1, l1;
+    split(_mm512_loadu_ps(columns[j]), &h0, &l0);
+    split(_mm512_loadu_ps(columns[j] + 16), &h1, &l1);
+    high[j] = joined(h0, h1), low[j] = joined(l0, l1);
+  }
+  transpose(high), transpose(low);
+  for (long r = 0; r < TILE; r++) {
+    _mm512_store_si512(to + r * DEPTH, high[r]);
+    _mm512_store_si512(to + BLOCK + r * DEPTH, low[r]);
+  }
+}
+
+/* Where the first factor is: rows `wide` halves apart, of `pieces` that lie `down` apart, each of
+ * which has `deep` numbers. */
+typedef struct {
+  long wide, pieces, down, deep;
+} Rows;
+
+/* 32 rows times 32 columns, packed as [pieces][deep / 32][2 tiles][high, low]: out [32][width]. */
+static inline void two_by_two(Rows a, const half* high, const half* low, const half* b, float* out,
+                              long width) {
+  long bytes = a.wide * sizeof(half), next = TILE * a.wide, line = width * sizeof *out;
+  _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+  for (long piece = 0; piece < a.pieces; piece++, high += a.down, low += a.down)
+    for (long k = 0; k < a.deep; k += DEPTH, b += 4 * BLOCK) {
+      const half *h = high + k, *l = low + k;
+      _tile_loadd(4, l, bytes); _tile_loadd(6, b, 64); _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(7, b + 2 * BLOCK, 64); _tile_dpbf16ps(1, 4, 7);
+      _tile_loadd(5, l + next, bytes); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
+      _tile_loadd(4, h, bytes); _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7);
+      _tile_loadd(5, h + next, bytes); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
+      _tile_loadd(6, b + BLOCK, 64); _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(2, 5, 6);
+      _tile_loadd(7, b + 3 * BLOCK, 64); _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(3, 5, 7);
+    }
+  _tile_stored(0, out, line); _tile_stored(1, out + TILE, line);
+  _tile_stored(2, out + TILE * width, line); _tile_stored(3, out + TILE * width + TILE, line);
+}
+
+/* ---- What XLA calls an operation with -------------------------------------------------------- */
+
+static inline int asks_for_version(XLA_FFI_CallFrame* frame) {
+  XLA_FFI_Extension_Base* extension = frame->extension_start;
+  if (!extension || extension->type != XLA_FFI_Extension_Metadata) return 0;
+  XLA_FFI_Metadata* metadata = ((XLA_FFI_Metadata_Extension*)extension)->metadata;
+  metadata->api_version.major_version = XLA_FFI_API_MAJOR;
+  metadata->api_version.minor_version = XLA_FFI_API_MINOR;
+  return 1;
+}
+
+/* Floats from lane to lane of an array. */
+static inline long lane_size(const XLA_FFI_Buffer* array) {
+  if (array->dims[0] == 1) return 0;
+  long size = 1;
+  for (long i = 1; i < array->rank; i++) size *= array->dims[i];
+  return size;
+}

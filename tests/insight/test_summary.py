@@ -9,7 +9,7 @@ import pytest
 
 from experiments.insight.flops import operations
 from experiments.insight.summary import summarize
-from experiments.ops import product
+from experiments.ops import lstm, product
 from support import choices, composed
 
 QUICK = ("cnn", "lenet5", "mlp", "perceptron", "resnet20", "vgg16")
@@ -115,6 +115,21 @@ def test_matrix_units_do_what_a_convolution_costs(pads):
     assert total_flops(lanes, x[:, :1], kernel) == once / 2
     both = jax.grad(lambda *a: lanes(*a).sum(), argnums=(0, 1))
     assert total_flops(both, x, kernel) == 3 * once
+
+
+def test_an_lstm_in_one_operation_does_what_its_steps_cost():
+    steps, batch, inputs, hidden = 3, 4, 5, 6
+    shapes = [(steps, batch, inputs), (inputs, 4 * hidden), (hidden, 4 * hidden), (4 * hidden,)]
+    given = [jnp.ones(shape) for shape in shapes]
+    start = (jnp.ones((batch, hidden)),) * 2
+
+    def run(*given):
+        return lstm.lstm(False, *given, start, None)[0]
+
+    once = 2 * steps * batch * 4 * hidden * (inputs + hidden)
+    assert total_flops(run, *given) == once
+    gradients = jax.grad(lambda *given: run(*given).sum(), argnums=range(4))
+    assert total_flops(gradients, *given) == 3 * once
 
 
 def test_a_loop_counts_as_often_as_it_runs():

@@ -10,8 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+PRODUCTS = ("dot_general", "conv_general_dilated", "multiply_windows", "sum_windows")
+LSTM = ("lstm_forward", "lstm_backward")
 STORED = (  # whose results go through memory; what is between them is fused
-    *("dot_general", "conv_general_dilated", "multiply_windows", "sum_windows"),
+    *PRODUCTS,
+    *LSTM,
     *("concatenate", "stack"),
     *("scan", "while", "dynamic_update_slice", "gather", "scatter-add"),
 )
@@ -73,7 +76,11 @@ def _bytes_stored(jaxpr: Any) -> int:
 def flops(equation: Any) -> int:
     """The operations of one equation of a jaxpr: 0 unless it is a product or a convolution."""
     name = equation.primitive.name
-    if name not in ("dot_general", "conv_general_dilated", "multiply_windows", "sum_windows"):
+    if name in LSTM:  # outputs [lanes, T, B, H], or gradients [lanes, T, B, 4 H]
+        steps = math.prod(equation.outvars[0].aval.shape[:3])
+        kernels = equation.invars[1:3] if name == "lstm_forward" else equation.invars[3:4]
+        return 2 * steps * sum(math.prod(kernel.aval.shape[1:]) for kernel in kernels)
+    if name not in PRODUCTS:
         return 0
     left, right = (variable.aval.shape for variable in equation.invars)
     out = equation.outvars[0].aval.shape

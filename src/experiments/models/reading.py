@@ -33,18 +33,23 @@ class Reader(nnx.Module):
         return x.reshape(x.shape[0], *steps_and_features(x.shape[1:]))
 
 
-def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x W for all steps as one matrix product: [B, T, F] or tokens [B, T] to [B, T, G].
+def vectors(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Tokens [B, T] as the one-hot vectors that they stand for, if there are few different ones.
 
-    A token stands for a one-hot vector. Of many different ones the row is looked up instead; of few
-    the product is faster, since the gradient of looking up is one addition after the other.
+    Then their product with a kernel is faster than looking its rows up, since the gradient of that
+    is one addition after the other. What is none of this comes back as it is.
     """
-    rows = x.shape[:2]
+    if jnp.issubdtype(x.dtype, jnp.integer) and len(kernel) <= ONE_HOT:
+        return jax.nn.one_hot(x, len(kernel), dtype=kernel.dtype)
+    return x
+
+
+def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x W for all steps as one matrix product: [B, T, F] or tokens [B, T] to [B, T, G]."""
+    x = vectors(x, kernel)
     if jnp.issubdtype(x.dtype, jnp.integer):
-        if len(kernel) > ONE_HOT:
-            return kernel[x]
-        x = jax.nn.one_hot(x, len(kernel), dtype=kernel.dtype)
-    return matmul(x.reshape(-1, x.shape[-1]), kernel).reshape(*rows, -1)
+        return kernel[x]
+    return matmul(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:2], -1)
 
 
 def real_steps(length: int, lengths: jax.Array | None) -> jax.Array | None:

@@ -12,7 +12,8 @@ from experiments.errors import UserError
 from experiments.initializers import Initializer
 from experiments.models.cells import CELLS, NORMALISED_CELLS, layer_norm
 from experiments.models.layers import Dense, Dropout
-from experiments.models.reading import Reader, project, real_steps, steps_and_features
+from experiments.models.reading import Reader, project, real_steps, steps_and_features, vectors
+from experiments.ops.lstm import is_worth_it, lstm
 from experiments.ops.recurrence import Carry, recur
 from experiments.types import Decay, PositiveInt
 
@@ -79,14 +80,18 @@ class Direction(nnx.Module):
         last step comes first.
         """
         # by time before it grows by its projection: the transposed copy is smaller, or cancels out
-        projected = project(jnp.swapaxes(x, 0, 1), self.kernel[...])
+        x = vectors(jnp.swapaxes(x, 0, 1), self.kernel[...])
+        kernel, recurrent, bias = self.kernel[...], self.recurrent_kernel[...], self.bias[...]
+        if self.cell is CELLS["lstm"] and x.ndim == 3 and is_worth_it(x, recurrent):
+            outputs, end = lstm(reverse, x, kernel, recurrent, bias, carry, keep)
+            return jnp.swapaxes(outputs, 0, 1), end
+        projected = project(x, kernel)
         if self.input_scale is not None:
             projected = layer_norm(projected, self.input_scale[...])
         own = {name: parameter[...] for name, parameter in self.own.items()}
         apart = self.cell.apart * self.hidden
-        bias, kernel = self.bias[...], self.recurrent_kernel[...]
         outputs, end = recur(
-            self.cell.update, apart, reverse, projected, bias, kernel, own, carry, keep
+            self.cell.update, apart, reverse, projected, bias, recurrent, own, carry, keep
         )
         return jnp.swapaxes(outputs, 0, 1), end
 

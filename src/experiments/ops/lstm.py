@@ -1,0 +1,182 @@
+"""All steps of an LSTM in one operation, by the matrix units of a processor (`lstm.c`).
+
+There are two, forwards and back through time. The gradients of the kernels are matrix products of
+what they leave. `_steps` and `_steps_back` say the same in JAX: derivatives of higher order, and
+those in forward mode, are theirs. A training step of an LSTM (128 sequences, 28 steps, 128 units)
+takes FIGURE of the time that it takes with a loop of XLA's around products by the same units.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Primitive
+from jax.interpreters import ad
+
+from experiments.ops.foreign import Aliases, lanes, set_up
+from experiments.ops.product import kernel_gradient, matmul, stock_only, usable
+from experiments.ops.recurrence import Carry
+
+WORTH = 64  # steps of all sequences together; for fewer it does not pay to pack the kernels
+ROWS = 32  # sequences whose gradients of the bias are added up one after the other
+
+
+def is_worth_it(x: jax.Array, recurrent: jax.Array) -> bool:
+    """Whether `lstm` takes inputs [T, B, F] and a kernel, and is quicker than a loop of XLA's."""
+    # the size of the batch is not known in a program for any, which is one of XLA's alone
+    return not stock_only() and x.shape[0] * x.shape[1] >= WORTH and usable(x, recurrent)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def lstm(
+    reverse: bool,
+    x: jax.Array,
+    kernel: jax.Array,
+    recurrent: jax.Array,
+    bias: jax.Array,
+    start: Carry,
+    keep: jax.Array | None,
+) -> tuple[jax.Array, Carry]:
+    """The outputs of all steps [T, B, H], and output and cells [B, H] after the last one.
+
+    Args:
+      reverse: from the last step to the first.
+      x: [T, B, F], the inputs.
+      kernel: [F, 4 · H], projects them to the gates i, f, g and o (`models.cells`).
+      recurrent: [H, 4 · H], projects the output of the step before.
+      bias: [4 · H].
+      start: output and cells before the first step.
+      keep: bool [T, B, 1]; where False both stay as they are. None: nowhere.
+    """
+    return _forward(reverse, x, kernel, recurrent, bias, start, keep, save=False)[0]
+
+
+def _forward(reverse, x, kernel, recurrent, bias, start, keep, save=True):
+    moves = jnp.ones(x.shape[:2], bool) if keep is None else keep[..., 0]
+    factors = (x, kernel, recurrent, bias, *start, moves)
+    outputs, cells, gates = _one_lane(_run, *factors, reverse=reverse, save=save)
+    last = 0 if reverse else -1
+    residuals = (x, kernel, recurrent, start, moves, outputs, cells, gates)
+    return (outputs, (outputs[last], cells[last])), residuals
+
+
+def _backward(reverse, residuals, cotangents):
+    x, kernel, recurrent, start, moves, outputs, cells, gates = residuals
+    d_outputs, d_ends = cotangents
+    factors = (gates, cells, start[1], recurrent, moves, d_outputs, *d_ends)
+    dz, dh, dc, d_bias = _one_lane(_run_back, *factors, reverse=reverse)
+    rows = dz.reshape(-1, dz.shape[-1])
+    d_kernel, d_recurrent = (
+        kernel_gradient(seen.reshape(-1, seen.shape[-1]), rows)
+        for seen in (x, _before(outputs, start[0], reverse))
+    )
+    dx = matmul(rows, kernel.T).reshape(x.shape)
+    return dx, d_kernel, d_recurrent, jnp.sum(d_bias, axis=0), (dh, dc), None
+
+
+lstm.defvjp(_forward, _backward)
+
+
+def _before(states, start, reverse):
+    """What was there before each step: the states after all steps [T, B, H] but one."""
+    states = [states[1:], start[None]] if reverse else [start[None], states[:-1]]
+    return jnp.concatenate(states)
+
+
+def _steps(x, kernel, recurrent, bias, h, c, moves, *, reverse, save):
+    """The way forwards, of one lane: outputs, cells and gates of all steps."""
+
+    def step(before, at):
+        x, moves = at
+        i, f, g, o = jnp.split(x @ kernel + before[0] @ recurrent + bias, 4, axis=-1)
+        i, f, g, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
+        c = f * before[1] + i * g
+        h = jnp.where(moves, o * jnp.tanh(c), before[0])
+        c = jnp.where(moves, c, before[1])
+        return (h, c), (h, c, jnp.concatenate([i, f, g, o], axis=-1))
+
+    _, (outputs, cells, gates) = jax.lax.scan(step, (h, c), (x, moves[..., None]), reverse=reverse)
+    return [outputs, cells, gates if save else gates[..., :0]]
+
+
+def _steps_back(gates, cells, c, recurrent, moves, d_outputs, dh, dc, *, reverse):
+    """The way back, of one lane: gradients of z, of the first state, of parts of the bias."""
+
+    def step(after, at):
+        gates, cell, before, moves, d_output = at
+        i, f, g, o = jnp.split(gates, 4, axis=-1)
+        seen, dh = jnp.tanh(cell), after[0] + d_output
+        dc = after[1] + dh * o * (1 - seen**2)
+        of_sigmoid = (dc * g * i * (1 - i), dc * before * f * (1 - f), dh * seen * o * (1 - o))
+        di, df, do = of_sigmoid
+        dz = jnp.concatenate([di, df, dc * i * (1 - g**2), do], axis=-1)
+        dz = jnp.where(moves, dz, 0)
+        dh = jnp.where(moves, dz @ recurrent.T, dh)
+        return (dh, jnp.where(moves, dc * f, after[1])), dz
+
+    scanned = (gates, cells, _before(cells, c, reverse), moves[..., None], d_outputs)
+    (dh, dc), dz = jax.lax.scan(step, (dh, dc), scanned, reverse=not reverse)
+    d_bias = jnp.pad(jnp.sum(dz, axis=0), ((0, -dz.shape[1] % ROWS), (0, 0)))
+    return [dz, dh, dc, jnp.sum(d_bias.reshape(-1, ROWS, dz.shape[2]), axis=1)]
+
+
+lstm_p, lstm_back_p = Primitive("lstm_forward"), Primitive("lstm_backward")
+lstm_p.multiple_results = lstm_back_p.multiple_results = True
+
+
+def _run(*factors: jax.Array, reverse: bool, save: bool) -> list[jax.Array]:
+    return lstm_p.bind(*factors, reverse=reverse, save=save)
+
+
+def _run_back(*factors: jax.Array, reverse: bool) -> list[jax.Array]:
+    return lstm_back_p.bind(*factors, reverse=reverse)
+
+
+def _one_lane(run: Any, *factors: jax.Array, **parameters: bool) -> list[jax.Array]:
+    return [result[0] for result in run(*(factor[None] for factor in factors), **parameters)]
+
+
+@lstm_p.def_abstract_eval
+def _(x, kernel, recurrent, *others, reverse, save):
+    hidden = recurrent.shape[1]
+    places = (lanes(x, kernel, recurrent, *others), *x.shape[1:3])
+    return [x.update(shape=(*places, w)) for w in (hidden, hidden, 4 * hidden if save else 0)]
+
+
+@lstm_back_p.def_abstract_eval
+def _(gates, cells, *others, reverse):
+    count, (steps, batch, hidden) = lanes(gates, cells, *others), cells.shape[1:]
+    state, sums = (count, batch, hidden), (count, -(-batch // ROWS), 4 * hidden)
+    shapes = [(count, steps, batch, 4 * hidden), state, state, sums]
+    return [gates.update(shape=shape) for shape in shapes]
+
+
+def _derive(operation, factors, tangents, **parameters):
+    """Derivatives in forward mode, by the steps in JAX."""
+
+    def in_lanes(*factors):
+        count = lanes(*factors)
+        wide = [jnp.broadcast_to(a, (count, *a.shape[1:])) for a in factors]
+        return jax.vmap(functools.partial(operation, **parameters))(*wide)
+
+    def filled(tangent: Any) -> Any:
+        if not isinstance(tangent, ad.Zero):
+            return tangent
+        like: Any = tangent.aval
+        return np.zeros(like.shape, like.dtype)
+
+    return jax.jvp(in_lanes, tuple(factors), tuple(map(filled, tangents)))
+
+
+def _in_place(context: Any) -> Aliases:
+    """The gradients of z take the place of the gates, from which they follow."""
+    gates, dz = context.avals_in[0], context.avals_out[0]
+    return {0: 0} if gates.shape == dz.shape else {}
+
+
+set_up(lstm_p, _run, lambda reverse, save: [reverse])
+set_up(lstm_back_p, _run_back, lambda reverse: [reverse], _in_place)
+ad.primitive_jvps[lstm_p] = functools.partial(_derive, _steps)
+ad.primitive_jvps[lstm_back_p] = functools.partial(_derive, _steps_back)

@@ -13,6 +13,7 @@ import numpy as np
 from experiments.compiler import compiler_options
 from experiments.experiment import State
 from experiments.insight.flops import work
+from experiments.memory import give_back
 from experiments.training.feed import ResidentFeed, StreamedFeed
 from experiments.training.kept import static_key
 from experiments.training.program import UNTRACEABLE, Programs, traceable
@@ -54,6 +55,7 @@ class Compiled:
     def wait(self) -> None:
         """Until training can start."""
         self.made.train.result()
+        give_back()  # what compiling has left, before steps take their memory
 
     @property
     def evaluate(self) -> Program:
@@ -164,6 +166,7 @@ def _keep(
 ) -> None:
     begun.wait()
     ready.put(name, {name: program.result()})
+    give_back()
 
 
 def _evaluation(

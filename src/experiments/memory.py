@@ -1,7 +1,7 @@
 """Memory that this process is done with.
 
-The C library keeps what a program has freed for the next time that it asks. Of compiling VGG-16 that
-is 180 MiB, as much as the training state, in pieces too small for its arrays.
+The C library keeps what a program has freed for the next time that it asks. Of compiling VGG-16
+that is 180 MiB, as much as the training state, in pieces too small for its arrays.
 """
 
 import ctypes

@@ -75,12 +75,39 @@ static void stage_rows(const Shape* s, const float* x, long images, long hp, lon
   clear(high, low, at, size);
 }
 
-/* Rows of up to eight halves, `down` apart, one behind the other in a place of DEPTH. */
-static inline void join_short_rows(const half* from, half* to, long rows, long row, long down) {
-  __mmask8 live = (1u << row) - 1;
-  _mm512_storeu_si512(to, _mm512_setzero_si512());
-  for (long k = 0; k < rows; k++)
-    _mm_storeu_si128((void*)(to + k * row), _mm_maskz_loadu_epi16(live, from + k * down));
+/* Windows of up to eight rows of up to eight halves: of eight halves of each row come as many windows
+ * as lie in them. */
+typedef struct {
+  long count;
+  __m512i from[8]; /* of 8 x 8 halves those that a window consists of */
+  __mmask32 live;
+} Windows;
+
+static Windows short_windows(const Shape* s) {
+  long row = s->kw * s->c, all = s->joined * row;
+  Windows w = {.count = 1 + (8 - row) / s->c, .live = all == DEPTH ? ~0u : (1u << all) - 1};
+  uint16_t from[8][DEPTH] = {{0}};
+  for (long i = 0; i < w.count; i++)
+    for (long k = 0; k < s->joined; k++)
+      for (long m = 0; m < row; m++) from[i][k * row + m] = k * 8 + m + i * s->c;
+  memcpy(w.from, from, sizeof from);
+  return w;
+}
+
+/* A row of them, as places of DEPTH one behind the other. */
+static void join_short_rows(const Shape* s, const Windows* w, const half* from, long wp, half* to) {
+  for (long j = 0; j < s->wp; j += w->count, from += w->count * s->c) {
+    __m512i upper = _mm512_setzero_si512(), lower = upper;
+    for (long k = 0; k < s->joined; k++) {
+      __m128i row = _mm_loadu_si128((void*)(from + k * wp * s->c));
+      if (k < 4)
+        upper = _mm512_mask_broadcast_i32x4(upper, 15 << 4 * k, row);
+      else
+        lower = _mm512_mask_broadcast_i32x4(lower, 15 << 4 * (k - 4), row);
+    }
+    for (long i = 0; i < least(w->count, s->wp - j); i++, to += DEPTH)
+      _mm512_storeu_si512(to, _mm512_maskz_permutex2var_epi16(w->live, upper, w->from[i], lower));
+  }
 }
 
 static void stage_windows(const Shape* s, const float* x, long images, half* high, half* low,
@@ -88,24 +115,27 @@ static void stage_windows(const Shape* s, const float* x, long images, half* hig
   long hp = s->h + most(s->top, s->bottom), wp = s->w + most(s->left, s->right), row = s->kw * s->c;
   long count = (hp + s->kh) * wp * s->c + row + DEPTH, at = 0;
   half *h = room(OWN_WINDOWS, 2 * count * sizeof(half)), *l = h + count;
+  int few = row <= 8 && s->joined > 1 && s->joined <= 8;
+  Windows windows = few ? short_windows(s) : (Windows){0};
   for (long image = 0; image < images; image++) {
     stage_rows(s, x + image * s->h * s->w * s->c, 1, hp, wp, s->c, h, l, count);
-    for (long i = 0; i < s->hp; i++)
-      for (long j = 0; j < s->wp; j++, at += s->wide) {
-        long from = (i * wp + j) * s->c;
-        if (row <= 8 && s->joined > 1) {
-          join_short_rows(h + from, high + at, s->joined, row, wp * s->c);
-          join_short_rows(l + from, low + at, s->joined, row, wp * s->c);
-          continue;
-        }
+    for (long i = 0; i < s->hp; i++) {
+      const half *h_row = h + i * wp * s->c, *l_row = l + i * wp * s->c;
+      if (few) {
+        join_short_rows(s, &windows, h_row, wp, high + at);
+        join_short_rows(s, &windows, l_row, wp, low + at);
+        at += s->wp * DEPTH;
+        continue;
+      }
+      for (long j = 0; j < s->wp; j++, at += s->wide)
         for (long k = 0; k < s->joined; k++)
           for (long m = 0; m < row; m += DEPTH) { /* zeros behind it are where the next one goes */
-            long to = at + k * row + m;
+            long to = at + k * row + m, from = (j + k * wp) * s->c + m;
             __mmask32 live = row - m >= DEPTH ? ~0u : (1u << (row - m)) - 1;
-            _mm512_storeu_si512(high + to, _mm512_maskz_loadu_epi16(live, h + from + k * wp * s->c + m));
-            _mm512_storeu_si512(low + to, _mm512_maskz_loadu_epi16(live, l + from + k * wp * s->c + m));
+            _mm512_storeu_si512(high + to, _mm512_maskz_loadu_epi16(live, h_row + from));
+            _mm512_storeu_si512(low + to, _mm512_maskz_loadu_epi16(live, l_row + from));
           }
-      }
+    }
   }
   clear(high, low, at, size);
 }

@@ -34,7 +34,9 @@ typedef struct {
 } Sequences;
 
 static long round_up(long count, long to) { return parts(count, to) * to; }
-static long odd(long depths) { return (depths / DEPTH | 1) * DEPTH; } /* not all in one set */
+
+/* Halves of a row of so many, such that rows do not begin in one set of the cache all. */
+static long spread(long count) { return (count / DEPTH | 1) * DEPTH; }
 
 /* ---- Functions of 16 numbers ----------------------------------------------------------------- */
 
@@ -58,9 +60,10 @@ static inline __m512 exponential(__m512 x, __m512* n) {
 }
 
 static inline __m512 sigmoid(__m512 x) {
-  __m512 one = _mm512_set1_ps(1), n, most = _mm512_set1_ps(80);
-  x = _mm512_min_ps(most, _mm512_sub_ps(_mm512_setzero_ps(), x)); /* a NaN stays one: it is second */
-  __m512 q = exponential(_mm512_max_ps(_mm512_set1_ps(-80), x), &n);
+  __m512 one = _mm512_set1_ps(1), n;
+  x = _mm512_sub_ps(_mm512_setzero_ps(), x); /* of two limits and a NaN comes what stands second */
+  x = _mm512_max_ps(_mm512_set1_ps(-80), _mm512_min_ps(_mm512_set1_ps(80), x));
+  __m512 q = exponential(x, &n);
   return inverse(_mm512_add_ps(one, _mm512_scalef_ps(_mm512_add_ps(one, q), n)));
 }
 
@@ -327,7 +330,7 @@ XLA_FFI_Error* lstm_forward(XLA_FFI_CallFrame* frame) {
   p.h0 = take_array(frame, 4, &p.h0_lane), p.c0 = take_array(frame, 5, &p.c0_lane);
   p.keep = take_array(frame, 6, &p.keep_lane);
   p.outputs = outputs->data, p.cells = cells->data, p.gates = gates->dims[3] ? gates->data : NULL;
-  p.wide = odd(p.deep_x + p.deep_h), p.packed_size = p.blocks * 8 * BLOCK * ((p.deep_x + p.deep_h) / DEPTH);
+  p.wide = spread(p.deep_x + p.deep_h), p.packed_size = p.blocks * 8 * BLOCK * ((p.deep_x + p.deep_h) / DEPTH);
   p.packed = room(ALL_PACKED, p.lanes * p.packed_size * sizeof(half));
   share(frame, pack_gates, &p, p.lanes * p.blocks, p.lanes * p.packed_size * 0.5);
   share(frame, forwards, &p, p.lanes * p.groups, work(&p));
@@ -350,7 +353,7 @@ XLA_FFI_Error* lstm_backward(XLA_FFI_CallFrame* frame) {
   p.after_h = take_array(frame, 6, &p.after_h_lane), p.after_c = take_array(frame, 7, &p.after_c_lane);
   p.dz = dz->data, p.dh0 = dh0->data, p.dc0 = dc0->data, p.db = db->data;
   long panels = p.deep_h / (2 * TILE);
-  p.wide = odd(GATE_COUNT * p.deep_h), p.packed_size = 2 * GATE_COUNT * p.deep_h * p.deep_h;
+  p.wide = spread(GATE_COUNT * p.deep_h), p.packed_size = 2 * GATE_COUNT * p.deep_h * p.deep_h;
   p.packed = room(ALL_PACKED, p.lanes * p.packed_size * sizeof(half));
   share(frame, pack_turned, &p, p.lanes * panels, p.lanes * p.packed_size * 0.5);
   share(frame, backwards, &p, p.lanes * p.groups, work(&p));

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 
 from experiments.compiler import compiler_options
+from experiments.conditions import if_measured, only_if
 from experiments.config import build, leaves, locate, place, static
 from experiments.data.augment import resize
 from experiments.data.crops import Averaged
@@ -215,32 +215,26 @@ class Experiment:
         diverged_at = jnp.where(first, state.step, state.diverged_at)
         accept = finite if self.skip_bad_updates else finite & (state.diverged_at < 0)
 
-        @jax.jit  # traced once for its two uses
-        def update(trained: Tree, before: Tree) -> tuple[Tree, Tree]:
-            updates, opt_state = optimizer.update(grads, before, trained, factor)
-            for part, every in getattr(objective, "update_every", {}).items():
-                due = (state.step + 1) % every == 0
-                updates, opt_state = optimizer.only_if(due, part, updates, opt_state, before)
-            return updates, opt_state
-
-        def updated(old: tuple) -> tuple:
-            trained, before, ema, _ = old
-            updates, opt_state = update(trained, before)
-            params = optax.apply_updates(trained, updates)
-            if ema is not None:
-                ema = optimizer.average(ema, (merged(params, frozen), model_state), state.step)
-            return params, opt_state, ema, model_state
-
+        rhythm = getattr(objective, "update_every", {})
+        due = {part: (state.step + 1) % every == 0 for part, every in rhythm.items()}
+        update = optimizer.step(grads, state.opt_state, trained, factor, due)
         # made once more where it is measured: to hold it for both uses would cost every step
-        update_norm = _if_measured(measured, lambda: norm(update(trained, state.opt_state)[0]))
+        update_norm = if_measured(measured, lambda: norm(update.updates()))
         accept &= ~(update_norm < 0)  # which tells XLA to overwrite the state only after that
-        old = (trained, state.opt_state, state.ema, state.model_state)
-        params, opt_state, ema, new_model_state = _only_if(accept, updated, old)
+        params, opt_state = update.taken_if(accept)
         params = merged(params, frozen)
+
+        def averages(old: tuple) -> tuple:
+            ema = old[0]
+            if ema is not None:
+                ema = optimizer.average(ema, (params, model_state), state.step)
+            return ema, model_state
+
+        ema, new_model_state = only_if(accept, averages, (state.ema, state.model_state))
         metrics |= {
             "learning_rate": jnp.asarray(optimizer.learning_rate * factor, jnp.float32),
             "grad_norm": grad_norm,
-            "param_norm": _if_measured(measured, lambda: norm(params)),
+            "param_norm": if_measured(measured, lambda: norm(params)),
             "update_norm": jnp.where(accept, update_norm, 0),
         }
         step = state.step + 1
@@ -361,26 +355,6 @@ class Experiment:
         averaged = self.config["optim"]["ema_decay"] is not None
         opt_state = self.optimizer(hparams).init(split(weights[0], self.frozen)[0])
         return opt_state, jax.tree.map(jnp.copy, weights) if averaged else None
-
-
-def _only_if(accept: jax.Array, update: Callable[[Tree], Tree], old: Tree) -> Tree:
-    """`update(old)` if `accept`, else `old`.
-
-    XLA's CPU backend makes loops of their own of choices between arrays, two or three a parameter:
-    without them a step of VGG-16 takes 0.88 of the time, one of a dense autoencoder 0.93.
-    A GPU would wait for the host to read the condition.
-    """
-    if jax.default_backend() == "cpu":
-        return jax.lax.cond(accept, update, lambda old: old, old)
-    return jax.tree.map(lambda a, b: jnp.where(accept, a, b), update(old), old)
-
-
-def _if_measured(measured: jax.Array | bool, value: Callable[[], jax.Array]) -> jax.Array:
-    """`value()`, or NaN if it is not `measured`; a GPU, which would wait, always measures."""
-    if measured is True or jax.default_backend() != "cpu":
-        return value()
-    nan = jnp.float32(jnp.nan)
-    return nan if measured is False else jax.lax.cond(measured, value, lambda: nan)
 
 
 def _called(_key: str, function: Callable, *arguments: Any, static: tuple = ()) -> Any:

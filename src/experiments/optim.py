@@ -6,7 +6,8 @@ The learning rate is applied outside of the rule, so every rule takes every sche
 learning rate. The penalties enter as gradients; reported losses are the data term alone.
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.conditions import chosen, only_if
 from experiments.config import check_arguments, locate
+from experiments.errors import UserError
+from experiments.fused_adam import FusedAdam
 from experiments.transfer import check_patterns, matches, name_of, named
 from experiments.types import Decay, NonNegative, Positive, PositiveInt
 
@@ -34,6 +38,7 @@ class Optimizer:
     learning_rate: Any  # number, possibly traced
     learning_rates: Mapping[str, Any]  # the same by pattern of names; see experiments.transfer
     ema_decay: Any  # number, possibly traced, or None
+    fused: FusedAdam | None = None  # the same as `transform` in one operation
 
     def init(self, params: Tree) -> Tree:
         """The optimizer state for `params`; raises `UserError` for a pattern of nothing."""
@@ -45,15 +50,67 @@ class Optimizer:
         directions, state = self.transform.update(grads, state, params)
 
         def step(path: tuple, direction: jax.Array) -> jax.Array:
-            own = (r for p, r in self.learning_rates.items() if matches(name_of(path), p))
-            return -next(own, self.learning_rate) * factor * direction
+            return -self.rate(path) * factor * direction
 
         return jax.tree_util.tree_map_with_path(step, directions), state
+
+    def step(
+        self, grads: Tree, state: Tree, params: Tree, factor: Any, due: Mapping[str, Any]
+    ) -> "Step":
+        """An update that may be taken, or only measured.
+
+        Raises:
+          UserError: single parts are `due` at some steps only, which takes an optimizer each.
+        """
+        if due:
+            raise UserError(
+                f"{' and '.join(due)} would be trained at some steps only, which takes an "
+                "optimizer for each part: add optim@discriminator_optim=gan"
+            )
+        return Step(self, grads, state, params, factor)
+
+    def rate(self, path: tuple) -> Any:
+        """The learning rate of the leaf at a path, before the schedule's factor."""
+        own = (r for p, r in self.learning_rates.items() if matches(name_of(path), p))
+        return next(own, self.learning_rate)
 
     def average(self, ema: Tree, values: Tree, step: Any) -> Tree:
         """The exponential moving average; the decay warms up as (1 + t) / (10 + t)."""
         decay = jnp.minimum(self.ema_decay, (1.0 + step) / (10.0 + step))
         return jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, ema, values)
+
+
+@dataclass(frozen=True)
+class Step:
+    """An update of `params` by an optimizer."""
+
+    optimizer: Optimizer
+    grads: Tree
+    state: Tree
+    params: Tree
+    factor: Any
+
+    @functools.cached_property
+    def _update(self) -> Callable[[Tree, Tree], tuple[Tree, Tree]]:
+        """Traced once for its two uses."""
+        return jax.jit(lambda p, s: self.optimizer.update(self.grads, s, p, self.factor))
+
+    def updates(self) -> Tree:
+        """What would be added to the parameters."""
+        return self._update(self.params, self.state)[0]
+
+    def taken_if(self, accept: jax.Array) -> tuple[Tree, Tree]:
+        """(params, state) after the update if `accept`, else as they were."""
+        fused = self.optimizer.fused
+        if fused is not None and fused.is_usable(self.params):
+            given = (self.grads, self.state, self.params)
+            return fused.step(*given, self.optimizer.rate, self.factor, accept)
+
+        def take(old: tuple[Tree, Tree]) -> tuple[Tree, Tree]:
+            updates, state = self._update(*old)
+            return optax.apply_updates(old[0], updates), state
+
+        return only_if(accept, take, (self.params, self.state))
 
 
 @dataclass(frozen=True)
@@ -75,22 +132,15 @@ class Parted:
         """The optimizer state of each part of `params`."""
         return {part: self._of(part).init(values) for part, values in params.items()}
 
-    def update(self, grads: Tree, state: Tree, params: Tree, factor: Any) -> tuple[Tree, Tree]:
-        """(what to add to `params`, the new state); `factor` comes from the schedule."""
+    def step(
+        self, grads: Tree, state: Tree, params: Tree, factor: Any, due: Mapping[str, Any]
+    ) -> "PartedStep":
+        """An update that may be taken, or only measured; `due` says of some parts whether."""
         steps = {
-            part: self._of(part).update(grads[part], state[part], params[part], factor)
+            part: self._of(part).step(grads[part], state[part], params[part], factor, {})
             for part in params
         }
-        updates = {part: step[0] for part, step in steps.items()}
-        return updates, {part: step[1] for part, step in steps.items()}
-
-    def only_if(
-        self, due: jax.Array, part: str, updates: Tree, state: Tree, before: Tree
-    ) -> tuple[Tree, Tree]:
-        """(updates, state) in which `part` stays as it was unless `due`."""
-        still = jax.tree.map(lambda u: jnp.where(due, u, 0), updates[part])
-        kept = jax.tree.map(lambda a, b: jnp.where(due, a, b), state[part], before[part])
-        return updates | {part: still}, state | {part: kept}
+        return PartedStep(steps, due)
 
     def average(self, ema: Tree, values: Tree, step: Any) -> Tree:
         """The exponential moving average that `rest` asks for."""
@@ -98,6 +148,25 @@ class Parted:
 
     def _of(self, part: str) -> Optimizer:
         return self.own.get(part, self.rest)
+
+
+@dataclass(frozen=True)
+class PartedStep:
+    """An update of every part; those in `due` stay as they are unless it is True for them."""
+
+    steps: Mapping[str, Step]
+    due: Mapping[str, Any]
+
+    def updates(self) -> Tree:
+        """What would be added to the parameters."""
+        updates = {part: step.updates() for part, step in self.steps.items()}
+        still = {part: jax.tree.map(jnp.zeros_like, updates[part]) for part in self.due}
+        return updates | {p: chosen(due, updates[p], still[p]) for p, due in self.due.items()}
+
+    def taken_if(self, accept: jax.Array) -> tuple[Tree, Tree]:
+        """(params, state) after the update if `accept`, else as they were."""
+        taken = {p: s.taken_if(accept & self.due.get(p, True)) for p, s in self.steps.items()}
+        return {p: new[0] for p, new in taken.items()}, {p: new[1] for p, new in taken.items()}
 
 
 def optimizer(
@@ -141,6 +210,9 @@ def optimizer(
         chain.append(optax.clip(clip_value))
     function = locate(rule)
     check_arguments(function, {k: v for k, v in arguments.items() if _plain(v)}, "optim")
+    fused = None
+    if function is optax.scale_by_adam and set(arguments) == {"b1", "b2", "eps"}:
+        fused = FusedAdam(chain.copy(), **arguments, weight_decay=weight_decay, mask=mask)
     chain.append(function(**arguments))
     if not _off(weight_decay):
         chain.append(optax.add_decayed_weights(weight_decay, mask))
@@ -149,7 +221,9 @@ def optimizer(
     transform = optax.chain(*chain)
     if accumulate > 1:
         transform = optax.MultiSteps(transform, accumulate).gradient_transformation()
-    return Optimizer(transform, learning_rate, learning_rates or {}, ema_decay)
+    if trust_ratio or accumulate > 1:
+        fused = None
+    return Optimizer(transform, learning_rate, learning_rates or {}, ema_decay, fused)
 
 
 def regularized(params: Tree) -> Tree:

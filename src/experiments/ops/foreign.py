@@ -5,7 +5,7 @@ a single one stands for all lanes of the others.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -46,7 +46,7 @@ def set_up(
         return jax.jit(functools.partial(operation, **parameters))(*arrays)
 
     mlir.register_lowering(primitive, lower, platform="cpu")
-    batching.primitive_batchers[primitive] = functools.partial(_batch, operation)
+    batching.primitive_batchers[primitive] = functools.partial(batch, operation)
     primitive.def_impl(run)
 
 
@@ -55,8 +55,13 @@ def lanes(*arrays: Any) -> int:
     return max(array.shape[0] for array in arrays)
 
 
-def _batch(operation, arrays, axes, **parameters):
-    """New lanes in front of those that are there."""
+def batch(
+    operation: Callable[..., Any],
+    arrays: Sequence[jax.Array],
+    axes: Sequence[int | None],
+    **parameters: Any,
+) -> tuple[Any, Any]:
+    """The operation with new lanes in front of those that are there; a rule of vmap."""
     size = next(a.shape[i] for a, i in zip(arrays, axes, strict=True) if i is not None)
     arrays = [
         a[None] if i is None else jnp.moveaxis(a, i, 0) for a, i in zip(arrays, axes, strict=True)

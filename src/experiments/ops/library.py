@@ -21,8 +21,8 @@ from experiments.user_cache import user_cache
 log = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
-SOURCES = ("products.c", "lstm.c")
-FUNCTIONS = ("multiply_windows", "sum_windows", "lstm_forward", "lstm_backward")
+SOURCES = ("products.c", "lstm.c", "adam.c")
+FUNCTIONS = ("multiply_windows", "sum_windows", "lstm_forward", "lstm_backward", "adam_step")
 NEEDED = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "amx_tile", "amx_bf16"}
 FLAGS = ["-O3", "-std=gnu11", "-shared", "-fPIC"]
 FLAGS += [f"-m{flag.replace('avx512_', 'avx512').replace('_', '-')}" for flag in sorted(NEEDED)]

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import overhead, population, processes, startup, steps
+from benchmarks import gpu, overhead, population, processes, startup, steps
 from benchmarks.results import LeftOutError, Record, machine, record, surroundings
 from benchmarks.turns import ROOT
 
@@ -37,6 +37,8 @@ def benchmarks(compiled: bool) -> dict[str, Benchmark]:
         "memory": overhead.memory,
         "tracking": processes.tracking,
         "lightning_epoch": processes.lightning_epoch,
+        **{name: functools.partial(gpu.measure, name) for name in gpu.CASES},
+        "gpu_input": gpu.gpu_input,
         **{f"startup_{model}": functools.partial(start, model) for model in startup.MODELS},
         **{f"population_{name}": functools.partial(sweep, name) for name in population.CASES},
     }

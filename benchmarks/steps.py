@@ -6,10 +6,10 @@ for another one that the machine has taken from it.
 """
 
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
-from benchmarks.results import LeftOutError, Record, alternate, record
+from benchmarks.results import LeftOutError, Pair, Record, alternate, record
 from benchmarks.turns import Worker
 
 
@@ -21,6 +21,7 @@ class Case:
     batch_size: int
     image: tuple[int, int, int]
     steps: int
+    classes: int = 10
 
 
 CASES = {
@@ -35,12 +36,19 @@ CASES = {
     "dcgan": Case(("model=dcgan", "data=mnist"), 128, (28, 28, 1), 20),
 }
 BATCHES = 32  # of images in memory, over which both go round
-QUICK_BATCH = 2
+QUICK_BATCH, QUICK_SIDE = 2, 32
 
 
-def batch_size(case: Case, quick: bool) -> int:
-    """The examples of a step."""
-    return QUICK_BATCH if quick else case.batch_size
+def sized(case: Case, quick: bool) -> Case:
+    """The case itself; or, `quick`, a step of a tiny batch of images of 32 pixels at most."""
+    if not quick:
+        return case
+    side, channels = min(QUICK_SIDE, case.image[0]), case.image[2]
+    config = case.config
+    if side < case.image[0]:
+        config += (f"data.image_size={side}", f"data.input_shape=[{side},{side},{channels}]")
+    tiny = (side, side, channels)
+    return replace(case, config=config, batch_size=QUICK_BATCH, image=tiny, steps=1)
 
 
 def measure(name: str, pairs: int, quick: bool, compiled: bool) -> list[Record]:
@@ -50,31 +58,41 @@ def measure(name: str, pairs: int, quick: bool, compiled: bool) -> list[Record]:
         LeftOutError: PyTorch is not installed.
         RuntimeError: the two models do not have as many parameters.
     """
-    if find_spec("torch") is None:
-        raise LeftOutError("PyTorch is not installed: pip install -e '.[bench]'")
-    steps = 1 if quick else CASES[name].steps
+    check_torch()
+    case = sized(CASES[name], quick)
     size = ["--quick"] if quick else []
     peers = {"PyTorch, eager": []} | ({"PyTorch, torch.compile": ["--compile"]} if compiled else {})
     results = []
     with Worker("benchmarks.our_step", name, *size) as ours:
         for label, arguments in peers.items():
             with Worker("benchmarks.peers.torch_step", name, *size, *arguments) as peer:
-                if ours.facts["parameters"] != peer.facts["parameters"]:
-                    raise RuntimeError(f"{name}: {ours.facts} and {peer.facts} are not alike")
-                measured = alternate(
-                    lambda: ours.seconds_a_step(steps),
-                    lambda peer=peer: peer.seconds_a_step(steps),
-                    pairs,
-                )
+                measured = by_turns(name, ours, peer, case.steps, pairs)
                 cpu = [statistics.median(w.cpu[-pairs:]) for w in (ours, peer)]
                 facts = {
                     "cpu_seconds": cpu,
                     "cpu_ratio": cpu[1] / cpu[0],
-                    "steps_a_turn": steps,
-                    "batch_size": batch_size(CASES[name], quick),
+                    "steps_a_turn": case.steps,
+                    "batch_size": case.batch_size,
                 }
                 commands = (ours.command, peer.command)
                 results.append(
                     record(f"{name}_step", label, measured, commands, **facts, **ours.facts)
                 )
     return results
+
+
+def check_torch() -> None:
+    """Raises `LeftOutError` unless PyTorch is installed."""
+    if find_spec("torch") is None:
+        raise LeftOutError("PyTorch is not installed: pip install -e '.[bench]'")
+
+
+def by_turns(name: str, ours: Worker, peer: Worker, steps: int, pairs: int) -> list[Pair]:
+    """Seconds a step of both workers, in turns of so many steps.
+
+    Raises:
+        RuntimeError: the two models do not have as many parameters.
+    """
+    if ours.facts["parameters"] != peer.facts["parameters"]:
+        raise RuntimeError(f"{name}: {ours.facts} and {peer.facts} are not alike")
+    return alternate(lambda: ours.seconds_a_step(steps), lambda: peer.seconds_a_step(steps), pairs)

@@ -22,7 +22,7 @@ import jax
 
 from benchmarks.our_step import session_of
 from benchmarks.results import alternate
-from benchmarks.steps import BATCHES, CASES, batch_size
+from benchmarks.steps import BATCHES, CASES, sized
 from experiments.tracking.choice import chosen
 from experiments.tracking.jsonl import JsonLines
 from experiments.tracking.terminal import Terminal
@@ -78,9 +78,9 @@ def bare(session: Session, steps: int) -> Callable[[], float]:
 
 def session_for(name: str, steps: int, quick: bool) -> Session:
     """The session of a case with epochs of so many steps."""
-    size = batch_size(CASES[name], quick)
+    case = sized(CASES[name], quick)
     own = [
-        f"data.limit={steps * size}",
+        f"data.limit={steps * case.batch_size}",
         "trainer.epochs=2",
         "trainer.keep_every=1",
         "trainer.figures=false",
@@ -88,7 +88,7 @@ def session_for(name: str, steps: int, quick: bool) -> Session:
         "data.eval_batch_size=1",
         "logger.mode=offline",
     ]
-    return session_of(name, size, *own)
+    return session_of(case.config, case.batch_size, *own)
 
 
 def main() -> None:

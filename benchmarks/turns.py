@@ -6,10 +6,11 @@ for its next line of input.
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Worker:
-    """A process that runs `python -m MODULE ARGUMENTS`, which calls `serve`."""
+    """A process that runs `python -m MODULE ARGUMENTS`, which calls `serve`.
 
-    def __init__(self, module: str, *arguments: str):
+    `environment` is what it has beside the variables of this process.
+    """
+
+    def __init__(self, module: str, *arguments: str, environment: Mapping[str, str] | None = None):
         self.command = f"python -m {module} {' '.join(arguments)}".strip()
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
@@ -27,6 +31,7 @@ class Worker:
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,
+            env={**os.environ, **(environment or {})},
         )
         self.facts: dict[str, Any] = self._read()
         self.cpu: list[float] = []

@@ -3,11 +3,12 @@
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 
 from benchmarks.__main__ import add
-from benchmarks.results import alternate, record
+from benchmarks.results import LeftOutError, alternate, record
 from support import ROOT
 
 FIELDS = {"name", "peer", "ours_seconds", "peer_seconds", "ratio", "machine", "versions"}
@@ -57,16 +58,43 @@ def test_an_unknown_name_is_told_with_the_known_ones():
     assert "lenet5_step" in ended.stderr
 
 
-def test_a_missing_peer_is_left_out_and_said(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("name", ["lenet5_step", "gpu_lstm"])
+def test_a_missing_peer_is_left_out_and_said(name, tmp_path, monkeypatch, capsys):
     from benchmarks import __main__, steps
 
     monkeypatch.setattr(steps, "find_spec", lambda name: None)
     path = tmp_path / "results.json"
-    arguments = ["benchmarks", "--quick", "--only", "lenet5_step", "--json", str(path)]
+    arguments = ["benchmarks", "--quick", "--only", name, "--json", str(path)]
     monkeypatch.setattr(sys, "argv", arguments)
     __main__.main()
-    assert "lenet5_step            left out: PyTorch is not installed" in capsys.readouterr().out
+    assert f"{name:22} left out: PyTorch is not installed" in capsys.readouterr().out
     assert not path.exists()
+
+
+def test_without_a_gpu_its_steps_are_left_out(tmp_path, monkeypatch):
+    from benchmarks import gpu, steps
+
+    monkeypatch.setattr(steps, "find_spec", lambda name: "found")
+    monkeypatch.setattr(gpu, "DEVICES", tmp_path)
+    with pytest.raises(LeftOutError, match="there is no GPU here"):
+        gpu.measure("gpu_lstm", 1, quick=False)
+
+
+@pytest.mark.skipif(find_spec("torch") is None, reason="PyTorch is not installed")
+def test_the_step_for_gpus_runs_without_one_in_quick_mode(tmp_path):
+    ended = suite("--quick", "--only", "gpu_lstm", "--json", str(tmp_path / "results.json"))
+    assert ended.returncode == 0, ended.stderr
+    (result,) = json.loads((tmp_path / "results.json").read_text())
+    assert result.keys() >= FIELDS | {"tokens_per_second", "share_of_ceiling"}
+    assert result["tokens_per_second"][0] == pytest.approx(2 * 28 / result["ours_seconds"])
+
+
+def test_a_stream_is_held_against_the_rates_of_gpus(tmp_path):
+    ended = suite("--quick", "--only", "gpu_input", "--json", str(tmp_path / "results.json"))
+    assert ended.returncode == 0, ended.stderr
+    (result,) = json.loads((tmp_path / "results.json").read_text())
+    assert result.keys() >= FIELDS | {"images_per_second", "by_workers"}
+    assert result["workers_needed"].keys() == {"1000", "3000"}
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from torch import nn
 from benchmarks.peers.torch_classifiers import CLASSIFIERS
 from benchmarks.peers.torch_generative import DCGAN, VAE, Autoencoder
 from benchmarks.results import cores
-from benchmarks.steps import BATCHES, CASES, batch_size
+from benchmarks.steps import BATCHES, CASES, sized
 from benchmarks.turns import serve
 
 CHANNELS_LAST = ("lenet5", "resnet20", "dcgan")
@@ -33,8 +33,8 @@ def main() -> None:
     name, compiled = sys.argv[1], "--compile" in sys.argv
     torch.set_num_threads(cores())
     torch.manual_seed(0)
-    case = CASES[name]
-    size = batch_size(case, "--quick" in sys.argv)
+    case = sized(CASES[name], "--quick" in sys.argv)
+    size = case.batch_size
     height, width, channels = case.image
     images = torch.rand(BATCHES * size, channels, height, width)
     labels = torch.randint(0, 10, (BATCHES * size,))

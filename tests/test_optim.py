@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.config import build
+from experiments.errors import UserError
 from support import choices, composed
 
 PARAMS = {"dense": {"kernel": jnp.array([[3.0, -4.0]]), "bias": jnp.array([2.0])}}
@@ -62,6 +63,12 @@ def test_accumulated_batches_make_the_update_of_their_mean():
     np.testing.assert_array_equal(first["dense"]["kernel"], [[0.0, 0.0]])
     mean = update("optim=adam", grads=jax.tree.map(lambda g: 2 * g, GRADS))
     np.testing.assert_allclose(second["dense"]["kernel"], mean["kernel"], rtol=1e-5)
+
+
+def test_one_optimizer_cannot_leave_a_part_out_at_some_steps():
+    optimizer = build(composed("optim=adam")["optim"])
+    with pytest.raises(UserError, match=r"generator .*discriminator_optim"):
+        optimizer.step(GRADS, optimizer.init(PARAMS), PARAMS, 1.0, {"generator": jnp.bool_(True)})
 
 
 def test_the_average_warms_up_and_then_follows_its_decay():

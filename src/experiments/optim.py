@@ -210,8 +210,8 @@ def optimizer(
         chain.append(optax.clip(clip_value))
     function = locate(rule)
     check_arguments(function, {k: v for k, v in arguments.items() if _plain(v)}, "optim")
-    fused = None
-    if function is optax.scale_by_adam and set(arguments) == {"b1", "b2", "eps"}:
+    fused, plain = None, not trust_ratio and accumulate == 1
+    if plain and function is optax.scale_by_adam and set(arguments) == {"b1", "b2", "eps"}:
         fused = FusedAdam(chain.copy(), **arguments, weight_decay=weight_decay, mask=mask)
     chain.append(function(**arguments))
     if not _off(weight_decay):
@@ -221,8 +221,6 @@ def optimizer(
     transform = optax.chain(*chain)
     if accumulate > 1:
         transform = optax.MultiSteps(transform, accumulate).gradient_transformation()
-    if trust_ratio or accumulate > 1:
-        fused = None
     return Optimizer(transform, learning_rate, learning_rates or {}, ema_decay, fused)
 
 

@@ -1,7 +1,7 @@
 """Adam's step for all weights in one pass through memory (`adam.c`).
 
 XLA's CPU backend makes a loop for each result, three an array, which read and write ten arrays
-where seven do. An autoencoder's step takes 0.90 of the time without them, VGG-16's 0.92.
+where seven do. Without them an autoencoder's step takes 0.90 to 0.95 of the time, VGG-16's 0.92.
 """
 
 from collections.abc import Sequence

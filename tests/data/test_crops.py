@@ -29,6 +29,13 @@ def test_ten_crops_are_the_corners_the_centre_and_their_mirror_images():
     np.testing.assert_array_equal(views(IMAGES, "five_crop", 6, 0), crops[:, :5])
 
 
+@pytest.mark.parametrize("size", [None, 6])
+def test_flip_gives_the_image_and_its_mirror_image(size):
+    seen = views(IMAGES, "flip", size, 3)
+    whole = centre_crop(IMAGES, size or 8)
+    np.testing.assert_array_equal(seen, jnp.stack([whole, whole[:, :, ::-1]], axis=1))
+
+
 @pytest.mark.parametrize(("padding", "border"), [(0, 1), (3, 3)])
 def test_without_a_crop_size_the_crops_are_shifts_over_a_border(padding, border):
     crops = views(IMAGES, "five_crop", None, padding)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from experiments.errors import UserError
 
-Crops = Literal["five_crop", "ten_crop"]
+Crops = Literal["flip", "five_crop", "ten_crop"]
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,9 @@ class Evaluation:
     """The keys of `eval`.
 
     Args:
-      tta: evaluate by the mean prediction over the four corners and the centre of each image, and
-        with `ten_crop` their mirror images too (Krizhevsky et al. 2012, section 4.1).
+      tta: evaluate by the mean prediction over each image and its mirror image (`flip`), or over
+        its four corners and its centre, and with `ten_crop` their mirror images too (Krizhevsky et
+        al. 2012, section 4.1).
     """
 
     tta: Crops | None
@@ -31,11 +32,15 @@ def centre_crop(images: jax.Array, size: int) -> jax.Array:
 
 
 def views(images: jax.Array, kind: Crops, size: int | None, padding: int) -> jax.Array:
-    """Five or ten crops of each image: [batch, H, W, C] to [batch, 5 or 10, h, w, C].
+    """Two, five or ten crops of each image: [batch, H, W, C] to [batch, crops, h, w, C].
 
-    They have `size` pixels a side. None means the size of the image, out of which it then gets by
-    `padding` pixels of black border, as in training, or where that is 0 by a sixteenth of its side.
+    They have `size` pixels a side. None means the size of the image, out of which corners then get
+    by `padding` pixels of black border, as in training, or where that is 0 by a sixteenth of its
+    side.
     """
+    if kind == "flip":
+        crop = images if size is None else centre_crop(images, size)
+        return jnp.stack([crop, crop[:, :, ::-1]], axis=1)
     height, width = images.shape[1:3]
     if size is None:
         border = padding or max(1, round(min(height, width) / 16))

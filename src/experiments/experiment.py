@@ -85,6 +85,7 @@ class Experiment:
       config: the composed config as plain dicts.
       spec: shapes of the data; pipeline: from stored examples to model inputs.
       steps_per_epoch, total_steps: what schedules are measured in.
+      examples: gives stored examples, for a model part of whose state follows from the data.
     """
 
     def __init__(
@@ -94,10 +95,12 @@ class Experiment:
         pipeline: Any,
         steps_per_epoch: int,
         total_steps: int,
+        examples: Callable[[], Mapping[str, Any]] | None = None,
     ):
         self.config = config
         self.spec, self.pipeline = spec, pipeline
         self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
+        self.examples = examples
         self.precision = jnp.dtype(
             {"fp32": "float32", "bf16": "bfloat16"}[config["trainer"]["precision"]]
         )
@@ -176,6 +179,7 @@ class Experiment:
             return self._drawn(call, next(keys), hparams, tuple(shape), jnp.dtype(dtype))
 
         complete = functools.partial(call, "complete", self._complete)
+        found = {**self.state_of_data, **(found or {})}
         return self._initial(hparams, kernel_init, complete, found)
 
     def train_step(
@@ -278,6 +282,16 @@ class Experiment:
             inputs = inputs.astype(self.precision)
         return prepared | {name: inputs}
 
+    @functools.cached_property
+    def state_of_data(self) -> dict[str, Any]:
+        """The part of a new state that follows from the data, by dotted name; mostly nothing.
+
+        Raises:
+          ValueError: there is such a part and the experiment knows no `examples`.
+        """
+        of = getattr(locate(self.config["model"]["_target_"]), "state_of_data", None)
+        return of(self.config["model"], self._seen) if of else {}
+
     def trained_model(self, hparams: Hparams, params: Tree, model_state: Tree) -> nnx.Module:
         """The model with these weights as it is evaluated; inside a trace."""
         return self._with(hparams, params, model_state, train=False)
@@ -303,6 +317,16 @@ class Experiment:
         model.train() if train else model.eval()
         freeze_statistics(model, self.frozen)
         return model
+
+    def _seen(self) -> np.ndarray:
+        """Examples as the model sees them in evaluation, without test-time augmentation."""
+        if self.examples is None:
+            raise ValueError("a part of this model follows from data: hand over examples")
+        with jax.ensure_compile_time_eval():  # a population asks while it is traced
+            _, inputs = model_input(self.pipeline(self.examples(), train=False))
+            if inputs.shape[1:] != self.input_shape:
+                inputs = resize(inputs, self.input_shape[:2])
+            return np.asarray(inputs)
 
     def _initial(
         self,

@@ -125,6 +125,7 @@ def test_an_image_can_be_read_as_a_signal_or_a_volume():
         ("[{dense:classes}]", "model.layers[0] (dense), whose input is 8x8x1: a dense layer needs"),
         ("[flatten,{dense:7}]", "ends in 7, which is not one score for each of 10 classes"),
         ("[]", "model.layers ends in 8x8x1"),
+        ("[relu,whiten]", "model.layers[1]: whiten reads the images, so it comes first"),
     ],
 )
 def test_a_wrong_list_ends_in_a_line_that_names_the_layer(layers, complaint):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -102,6 +104,21 @@ class Stream:
         each training batch are read.
         """
         return self.open(batch_size, seed, train, rows)
+
+
+def some_examples(split: Arrays | Stream) -> Batch:
+    """Stored examples to take statistics of: up to 5,000, or as few as make 16 million values."""
+    if isinstance(split, Arrays):
+        count = _enough(len(split), model_input(split.arrays)[1].shape[1:])
+        return split.take(np.arange(count) * (len(split) // count)).arrays
+    with contextlib.closing(split.iterate(1, 0, train=False)) as one:
+        shape = model_input(next(one))[1].shape[1:]
+    with contextlib.closing(split.iterate(_enough(len(split), shape), 0, train=False)) as batches:
+        return next(batches)
+
+
+def _enough(length: int, shape: tuple[int, ...]) -> int:
+    return min(length, 5000, max(1, 2**24 // math.prod(shape)))
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ arguments are the functions of `experiments.models.kinds`.
 
 import inspect
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from experiments.config import check_arguments
@@ -21,6 +22,9 @@ from experiments.errors import UserError, suggest
 from experiments.initializers import Initializer
 from experiments.models.kinds import KINDS, Site, by
 from experiments.models.layers import Dropout
+from experiments.models.whitening import whitening_kernel
+
+State = dict[str, np.ndarray]  # by dotted name
 
 
 class CNN(nnx.Module):
@@ -78,11 +82,25 @@ class CNN(nnx.Module):
             kind, arguments = parsed(entry)
             if kind not in KINDS:
                 raise UserError(f"{where}: there is no layer {kind!r}{suggest(kind, KINDS)}")
+            if kind == "whiten" and index:
+                raise UserError(f"{where}: whiten reads the images, so it comes first")
             check_arguments(KINDS[kind], arguments, f"{where}.{kind}")
             try:
                 inspect.signature(KINDS[kind]).bind(None, **arguments)
             except TypeError as error:
                 raise UserError(f"{where}.{kind}: {error}") from error
+
+    @staticmethod
+    def state_of_data(config: Mapping[str, Any], images: Callable[[], np.ndarray]) -> State:
+        """The part of the state that follows from images [N, H, W, C] as the model sees them."""
+        kind, arguments = parsed(config["layers"][0]) if config["layers"] else ("", {})
+        if kind != "whiten":
+            return {}
+        given = inspect.signature(KINDS[kind]).bind(None, **arguments)
+        given.apply_defaults()
+        size, epsilon = given.arguments["kernel"], given.arguments["epsilon"]
+        sides = (size, size) if isinstance(size, int) else size
+        return {"whiten1.kernel": whitening_kernel(images(), sides, epsilon)}
 
 
 def parsed(entry: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -15,6 +15,7 @@ from flax import nnx
 from experiments.errors import UserError
 from experiments.initializers import Initializer
 from experiments.models.layers import ACTIVATIONS, BatchNorm, Conv, Dense, Dropout, flatten
+from experiments.models.whitening import Whitening
 from experiments.ops import pooling
 from experiments.ops.normalisation import local_response_norm
 from experiments.types import Activation, Decay, NonNegative, NonNegativeInt, Positive, PositiveInt
@@ -160,6 +161,13 @@ def depthwise(
     )
 
 
+def whiten(site: Site, /, kernel: Sizes = 2, epsilon: Positive = 5e-4) -> nnx.Module:
+    """Patches of the images without correlations, for the first layer; see `whitening`."""
+    if len(site.shape) != 3:
+        raise UserError("it needs images")
+    return Whitening(site.shape[-1], site.each(kernel))
+
+
 def max_pool(
     site: Site, /, window: Sizes, stride: Sizes | None = None, padding: Padding = "valid"
 ) -> nnx.Module:
@@ -250,6 +258,7 @@ def _activation(name: str) -> Callable[..., nnx.Module]:
 KINDS: dict[str, Callable[..., nnx.Module]] = {
     "conv": conv,
     "depthwise": depthwise,
+    "whiten": whiten,
     "max_pool": max_pool,
     "avg_pool": avg_pool,
     "weighted_avg_pool": weighted_avg_pool,

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.config import build
-from experiments.data.dataset import Splits, Stream
+from experiments.data.dataset import Splits, Stream, some_examples
 from experiments.errors import UserError
 from experiments.experiment import Experiment, hyperparameters
 from experiments.keys import root_key
@@ -123,7 +123,8 @@ def open_session(config: Mapping[str, Any], kept: Kept | None = None) -> Session
     hparams = {name: np.float32(candidates[name]) for name in names}
 
     def experiment() -> Experiment:
-        made = Experiment(config, data.spec, data.pipeline, steps_per_epoch, total_steps)
+        examples = functools.partial(some_examples, splits.train)
+        made = Experiment(config, data.spec, data.pipeline, steps_per_epoch, total_steps, examples)
         if made.input_shape != tuple(data.spec.input_shape):
             shapes = (data.spec.input_shape, made.input_shape)
             small, large = ("x".join(map(str, shape[:2])) for shape in shapes)

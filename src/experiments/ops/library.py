@@ -132,6 +132,7 @@ def _made() -> Path:
     process = _compiling or _compile(path, compiler)
     _, said = process.communicate()
     if process.returncode != 0:
-        first = next(iter(said.strip().splitlines()), f"exit code {process.returncode}")
+        lines = [*said.strip().splitlines(), f"exit code {process.returncode}"]
+        first = next((line for line in lines if "error" in line), lines[0])
         raise OSError(f"{compiler[0]} cannot make their library: {first}")
     return path

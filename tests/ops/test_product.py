@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +67,38 @@ def test_outputs_and_gradients_equal_the_stock_convolution(x_shape, kernel_shape
 
     for ours, expected in zip(*both(x, kernel), strict=True):
         assert_close(ours, expected)
+
+
+@needs_units
+@pytest.mark.parametrize(("x_shape", "kernel_shape", "pads"), WINDOWS)
+def test_one_product_of_halves_equals_three_of_the_same_numbers(x_shape, kernel_shape, pads):
+    def rounded(seed, shape):
+        return random(seed, shape).astype(jnp.bfloat16).astype(jnp.float32)
+
+    x, kernel = rounded(0, x_shape), rounded(1, kernel_shape)
+
+    @jax.jit
+    def both(x, kernel):
+        results = []
+        for halves in (True, False):
+            f = partial(product.multiply_windows, pads=pads, halves=halves)
+            y, pull = jax.vjp(f, x, kernel)
+            results.append((y, *pull(rounded(2, y.shape))))
+        return results
+
+    for one, three in zip(*both(x, kernel), strict=True):
+        np.testing.assert_array_equal(one, three)
+
+
+@needs_units
+def test_bfloat16_takes_one_product():
+    image, kernel = jnp.ones((64, 8, 8, 16), jnp.bfloat16), jnp.ones((3, 3, 16, 16), jnp.bfloat16)
+    for function, arguments in ((conv, (image, kernel)), (product.matmul, (image, kernel[0, 0]))):
+        gradient = jax.grad(lambda *a, f=function: f(*a).astype(jnp.float32).sum(), (0, 1))
+        assert {g.dtype for g in gradient(*arguments)} == {jnp.dtype(jnp.bfloat16)}
+        made = str(jax.make_jaxpr(gradient)(*arguments))
+        assert made.count("halves=True") >= 3
+        assert "halves=False" not in made
 
 
 @needs_units

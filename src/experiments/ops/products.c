@@ -26,6 +26,7 @@ typedef struct {
   long n, h, w, c, kh, kw, o; /* inputs [n, h, w, c], window [kh, kw], c to o channels */
   long top, bottom, left, right;
   int turned;         /* the kernel is [kh, kw, o, c], to be read backwards */
+  int halves;         /* all numbers are bfloat16 */
   long ho, wo;        /* outputs [n, ho, wo, o] */
   long joined;        /* rows of a window that are staged as one place: see `shape` */
   long hp, wp, wide;  /* staged [n, hp, wp, wide], windows of */
@@ -39,7 +40,7 @@ static Shape shape(const int64_t* inputs, long kh, long kw, long o, const int64_
                    long narrow) {
   Shape s = {.n = inputs[1], .h = inputs[2], .w = inputs[3], .c = inputs[4], .kh = kh, .kw = kw, .o = o,
              .top = geometry[0], .bottom = geometry[1], .left = geometry[2], .right = geometry[3],
-             .turned = geometry[4]};
+             .halves = geometry[4], .turned = geometry[5]};
   s.ho = s.h + s.top + s.bottom - kh + 1, s.wo = s.w + s.left + s.right - kw + 1;
   s.hp = s.h + most(s.top, s.bottom), s.wp = s.w + most(s.left, s.right);
   s.wide = kw == 1 && s.c > DEPTH ? parts(s.c, DEPTH) * DEPTH : s.c, s.rows = kh, s.columns = kw, s.deep = kw * s.c;
@@ -194,6 +195,7 @@ static void three_by_one(Rows a, const half* high, const half* low, const half* 
       _tile_loadd(3, b, 64); _tile_loadd(5, h, bytes); _tile_dpbf16ps(0, 5, 3);
       _tile_loadd(6, h + next, bytes); _tile_dpbf16ps(1, 6, 3);
       _tile_loadd(7, h + 2 * next, bytes); _tile_dpbf16ps(2, 7, 3);
+      if (a.halves) continue;
       _tile_loadd(4, b + BLOCK, 64); _tile_dpbf16ps(0, 5, 4); _tile_dpbf16ps(1, 6, 4);
       _tile_dpbf16ps(2, 7, 4); _tile_loadd(5, l, bytes); _tile_dpbf16ps(0, 5, 3);
       _tile_loadd(6, l + next, bytes); _tile_dpbf16ps(1, 6, 3);
@@ -213,7 +215,7 @@ static void multiply(const Shape* s, const half* high, const half* low, long ima
   int together = s->ho * s->wp < 64;
   long pieces = together ? 1 : images, places = together ? (images - 1) * image_places + own : own;
   long block = tiles == 2 ? 2 * TILE : 3 * TILE, width = tiles * TILE;
-  Rows rows = {s->wide, s->rows, s->wp * s->wide, s->deep};
+  Rows rows = {s->wide, s->rows, s->wp * s->wide, s->deep, s->halves};
   __mmask16 left = first(s->o - channel), right = first(s->o - channel - TILE);
   for (long piece = 0; piece < pieces; piece++) {
     long image = piece, i = 0, j = 0;
@@ -392,6 +394,13 @@ static void accumulate(const Gradient* p, const half* a, const half* b, long pla
   }
   for (long q = 0; q < places; q += DEPTH, a += DEPTH, b += far) {
     const half *l = a + p->turned, *bl = b + p->paired;
+    if (p->s.halves) {
+      _tile_loadd(4, a, bytes); _tile_loadd(6, b, 64); _tile_dpbf16ps(0, 4, 6);
+      if (o_tiles == 2) { _tile_loadd(7, b + BLOCK, 64); _tile_dpbf16ps(1, 4, 7); }
+      if (c_tiles == 2) { _tile_loadd(5, a + next, bytes); _tile_dpbf16ps(2, 5, 6); }
+      if (c_tiles == 2 && o_tiles == 2) { _tile_dpbf16ps(3, 5, 7); }
+      continue;
+    }
     if (c_tiles == 2 && o_tiles == 2) {
       _tile_loadd(4, l, bytes); _tile_loadd(6, b, 64); _tile_dpbf16ps(0, 4, 6);
       _tile_loadd(7, b + BLOCK, 64); _tile_dpbf16ps(1, 4, 7);

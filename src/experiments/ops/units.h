@@ -4,7 +4,7 @@
  * of two floats that of three products, high high + high low + low high, which are added in float32
  * (Henry, Tang & Heinecke, "Leveraging the bfloat16 artificial intelligence datatype for
  * higher-precision computations", 2019). That is as exact as it gets to some 2^-17 of the largest
- * output.
+ * output. Numbers that are bfloat16 already have no low halves: of them one product is enough.
  *
  * Arrays have a first axis of lanes, which have nothing to do with each other; of length 1 in one
  * array it stands for all lanes of the other.
@@ -216,9 +216,10 @@ static inline void pack_columns(const float columns[TILE][DEPTH], half* to) {
 }
 
 /* Where the first factor is: rows `wide` halves apart, of `pieces` that lie `down` apart, each of
- * which has `deep` numbers. */
+ * which has `deep` numbers; `halves` if all low halves are 0. */
 typedef struct {
   long wide, pieces, down, deep;
+  int halves;
 } Rows;
 
 /* 32 rows times 32 columns, packed as [pieces][deep / 32][2 tiles][high, low]: out [32][width]. */
@@ -229,6 +230,12 @@ static inline void two_by_two(Rows a, const half* high, const half* low, const h
   for (long piece = 0; piece < a.pieces; piece++, high += a.down, low += a.down)
     for (long k = 0; k < a.deep; k += DEPTH, b += 4 * BLOCK) {
       const half *h = high + k, *l = low + k;
+      if (a.halves) {
+        _tile_loadd(4, h, bytes); _tile_loadd(6, b, 64); _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, b + 2 * BLOCK, 64); _tile_dpbf16ps(1, 4, 7);
+        _tile_loadd(5, h + next, bytes); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
+        continue;
+      }
       _tile_loadd(4, l, bytes); _tile_loadd(6, b, 64); _tile_dpbf16ps(0, 4, 6);
       _tile_loadd(7, b + 2 * BLOCK, 64); _tile_dpbf16ps(1, 4, 7);
       _tile_loadd(5, l + next, bytes); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);

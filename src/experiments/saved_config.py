@@ -35,10 +35,14 @@ def saved_config(source: Path, overrides: list[str]) -> DictConfig:
             continue
         current = OmegaConf.select(config, key, default=OWN)
         if current is OWN or isinstance(current, DictConfig):
-            keys = [str(k) for k in config]
+            where, problem = f"{key}={value}: the config of {folder}", "keeps its choices"
+            if current is OWN:
+                parent, _, name = key.rpartition(".")
+                around = OmegaConf.select(config, parent) if parent else config
+                beside = map(str, around) if isinstance(around, DictConfig) else ()
+                problem = f"has no such value{suggest(name, beside)}"
             raise UserError(
-                f"{key}={value}: the config of {folder} has no such value{suggest(key, keys)}; "
-                f"single values can be changed, such as trainer.epochs=20"
+                f"{where} {problem}; single values can be changed, such as trainer.epochs=20"
             )
         OmegaConf.update(config, key, OmegaConf.create(f"value: {value}").value)
     return config

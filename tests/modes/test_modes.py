@@ -64,6 +64,20 @@ def test_an_epoch_that_was_kept_can_be_evaluated(run_cli, trained, tmp_path):
     assert "there are 40, 80, 120" in error
 
 
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("logger=none", "keeps its choices; single values can be changed"),
+        ("eval.tt=flip", "has no such value; did you mean 'tta'?"),
+        ("evil.tta=flip", "has no such value; single values"),
+    ],
+)
+def test_what_cannot_change_about_a_run_is_named(run_cli, trained, override, complaint):
+    code, error = run_cli("mode=evaluate", f"checkpoint={trained}", override)
+    assert code == 2
+    assert f"{override}: the config of {trained} {complaint}" in error
+
+
 def test_predictions_are_a_row_an_example_and_agree_with_the_test(run_cli, trained, tmp_path):
     code, error = run_cli("mode=predict", f"checkpoint={trained}")
     assert code == 0, error

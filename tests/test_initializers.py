@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from experiments.config import build
-from experiments.experiment import Experiment
 from experiments.initializers import pooled
+from experiments.new_weights import NewWeights, directly
 from support import choices, composed
 
 SHAPES = ((3, 3, 5, 7), (1, 1, 64, 16), (10, 3))
@@ -17,15 +17,9 @@ SHAPES = ((3, 3, 5, 7), (1, 1, 64, 16), (10, 3))
 def drawn():
     """Draws weights of a shape as an experiment with this initializer would."""
 
-    def call(_key, function, *arguments, static=()):
-        return function(*arguments, *static)
-
     def draw(config, key, shape):
-        core = object.__new__(Experiment)  # nothing of it but the initializer is needed
-        core.config = {"init": config}
-        core._sample = jax.jit(core._sampled, static_argnums=(3, 4))
         keys = key[None], np.uint32(0)
-        return core._drawn(call, keys, {}, shape, jnp.dtype("float32"))
+        return NewWeights(config).draw(directly, keys, {}, shape, jnp.dtype("float32"))
 
     return draw
 

@@ -24,9 +24,9 @@ from experiments.config import build, leaves, locate, place, static
 from experiments.data.augment import resize
 from experiments.data.crops import Averaged
 from experiments.data.dataset import Spec, model_input
-from experiments.initializers import pooled
 from experiments.input_shape import model_input_shape
-from experiments.keys import initial_keys, keys_of_layers, keys_of_weights, stream
+from experiments.keys import keys_of_layers, stream
+from experiments.new_weights import Call, NewWeights, directly
 from experiments.norms import norm
 from experiments.optim import Parted
 from experiments.transfer import check_frozen, fitted, freeze_statistics, split
@@ -116,10 +116,8 @@ class Experiment:
         freeze = config.get("freeze") or []
         self.frozen = [freeze] if isinstance(freeze, str) else freeze
         self.step = jax.jit(self.train_step)  # traced once for all who need its shapes or call it
-        options = compiler_options(0)
-        self._sample = jax.jit(self._sampled, static_argnums=(3, 4), compiler_options=options)
-        self._derive = jax.jit(initial_keys, compiler_options=options)
-        self._complete = jax.jit(self._completed, compiler_options=options)
+        self.new_weights = NewWeights(config["init"])
+        self._complete = jax.jit(self._completed, compiler_options=compiler_options(0))
 
     # ------------------------------------------------------------------ objects, inside a trace
 
@@ -164,20 +162,13 @@ class Experiment:
         hparams: Hparams,
         key: jax.Array,
         found: Mapping[str, Any] | None = None,
-        call: Callable[..., Any] | None = None,
+        call: Call = directly,
     ) -> State:
         """The state at step 0; `found` arrays take the place of new ones of their name and shape.
 
-        Meant to run outside of jit: a program for each size of weights compiles in a fraction of
-        the time that one program of all layers takes. Where `call` is given,
-        `call(key, function, *arguments, static=...)` calls these jitted functions.
+        Meant to run outside of jit, as `NewWeights` is; `call` calls its jitted functions.
         """
-        call = call or _called
-        keys = keys_of_weights(lambda first: call("keys", self._derive, key, first))
-
-        def kernel_init(_key, shape, dtype):
-            return self._drawn(call, next(keys), hparams, tuple(shape), jnp.dtype(dtype))
-
+        kernel_init = self.new_weights.by(hparams, key, call)
         complete = functools.partial(call, "complete", self._complete)
         found = {**self.state_of_data, **(found or {})}
         return self._initial(hparams, kernel_init, complete, found)
@@ -341,45 +332,8 @@ class Experiment:
         opt_state, ema = complete((params, model_state), hparams)
         return State(params, model_state, opt_state, ema, np.int32(0), np.int32(-1))
 
-    def _drawn(
-        self,
-        call: Callable,
-        key: tuple[jax.Array, np.uint32],
-        hparams: Hparams,
-        shape: tuple,
-        dtype: Any,
-    ) -> jax.Array:
-        """New weights, the first of a number that one program draws for many shapes.
-
-        `key` is one of several keys, and which of them.
-        """
-        config = self.config["init"]
-        pool = pooled(config, shape)
-        if pool is None:
-            of = (shape, dtype)
-            return call(f"sample {of}", self._sample, *key, hparams, static=of)
-        if "scale" in config:
-            scale = hparams.get("init.scale", config["scale"])
-            hparams = {**hparams, "init.scale": scale * np.float32(pool.scale)}
-        of = ((pool.size, 1), dtype)
-        numbers = call(f"sample {of}", self._sample, *key, hparams, static=of)
-        size = math.prod(shape)
-        if isinstance(numbers, jax.core.Tracer):
-            return numbers[:size, 0].reshape(shape)
-        # NumPy, as JAX would compile the cut, and to take it back as well, for every shape
-        return jax.device_put(np.asarray(numbers)[:size, 0].reshape(shape))
-
-    def _sampled(
-        self, keys: jax.Array, number: Any, hparams: Hparams, shape: tuple, dtype: Any
-    ) -> jax.Array:
-        return build(place(self.config["init"], hparams, "init"))(keys[number], shape, dtype)
-
     def _completed(self, weights: tuple[Tree, Tree], hparams: Hparams) -> tuple[Tree, Tree]:
         """The optimizer state and the averages that go with initial weights."""
         averaged = self.config["optim"]["ema_decay"] is not None
         opt_state = self.optimizer(hparams).init(split(weights[0], self.frozen)[0])
         return opt_state, jax.tree.map(jnp.copy, weights) if averaged else None
-
-
-def _called(_key: str, function: Callable, *arguments: Any, static: tuple = ()) -> Any:
-    return function(*arguments, *static)

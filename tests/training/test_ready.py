@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.experiment import Experiment
+from experiments.new_weights import NewWeights
 from experiments.tracking.jsonl import JsonLines, read_history
 from experiments.tracking.tracker import Trackers
 from experiments.training.loop import fit
@@ -37,8 +38,9 @@ def forbid_tracing(monkeypatch):
     def never(*_, **__):
         raise AssertionError("traced again")
 
-    for function in ("train_step", "eval_step", "_sampled"):
+    for function in ("train_step", "eval_step"):
         monkeypatch.setattr(Experiment, function, never)
+    monkeypatch.setattr(NewWeights, "_sampled", never)
 
 
 def test_a_later_run_traces_nothing_and_gives_the_same_numbers(train, monkeypatch):

@@ -12,7 +12,8 @@
 static const double STAGING = 0.5, MULTIPLYING = 0.008;
 
 enum {
-  CACHE = 1 << 18, /* bytes of staged images that stay close to a core */
+  CACHE = 1 << 18, /* bytes of staged images that stay close to a core, */
+  LARGE = 1 << 20, /*   or where a kernel is large that stay in its second cache */
   SLICES = 16,     /* most parts of a batch whose gradients are added up: not one a thread, so that
                       sums are the same on any processor */
   NARROW = 8,      /* widest images that are staged in rows of windows */
@@ -549,7 +550,9 @@ XLA_FFI_Error* multiply_windows(XLA_FFI_CallFrame* frame) {
   const Shape* s = &p.s;
   long lanes = y->dims[0], one = s->hp * s->wp * s->wide;
   p.panels = parts(s->o, 2 * TILE), p.panel = s->rows * parts(s->deep, DEPTH) * 4 * BLOCK;
-  p.group = CACHE / (most(one * 2 * sizeof(half), s->ho * s->wo * s->o * sizeof(float)));
+  /* a whole kernel goes by for each group: the larger it is, the larger are they */
+  long size = least(LARGE, most(CACHE, p.panels * p.panel * sizeof(half) / 2));
+  p.group = size / (most(one * 2 * sizeof(half), s->ho * s->wo * s->o * sizeof(float)));
   p.group = least(p.group, parts(s->n * lanes, 2 * threads_of(frame)));
   p.group = most(1, least(p.group, s->n)), p.groups = parts(s->n, p.group);
   p.plane = parts(staged(s, p.group), DEPTH) * DEPTH;

@@ -1,11 +1,16 @@
 """Helpers that tests import by name."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
+
+from experiments.training.checkpoints import Checkpoints
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -38,3 +43,27 @@ def shared_data() -> Path | None:
         if folder and (Path(folder) / "mnist").is_dir():
             return Path(folder)
     return None
+
+
+class Killed(BaseException):
+    """Nothing that a run could handle."""
+
+
+@contextlib.contextmanager
+def killed_after_saving(monkeypatch: pytest.MonkeyPatch, step: int) -> Iterator[None]:
+    """Ends what runs within at once when its checkpoint of `step` is on disk; it must get there."""
+    original = Checkpoints.save
+
+    def save(self, at, *rest):
+        original(self, at, *rest)
+        if at == step:
+            self.wait()
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save)
+        try:
+            yield
+        except Killed:
+            return
+    pytest.fail(f"step {step} was not saved")

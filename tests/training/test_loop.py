@@ -15,7 +15,7 @@ from experiments.training.loop import fit
 from experiments.training.program import Programs
 from experiments.training.session import open_session
 from experiments.training.signals import StopRequest
-from support import composed
+from support import composed, killed_after_saving
 
 TIMES = {"examples_per_second", "seconds", "training_seconds"}
 SMALL = ["model.hidden=[16]", "trainer.figures=false", "trainer.log_every=8"]
@@ -137,6 +137,16 @@ def test_saving_all_the_time_changes_no_number(train):
     saving = [*options, "trainer.checkpoints=true", "trainer.checkpoint_every=0"]
     _, saved = train(*saving, folder="saving")
     assert timeless(saved) == timeless(lines)
+
+
+def test_a_run_is_saved_after_epochs_that_are_one_dispatch(train, monkeypatch):
+    options = ["trainer.checkpoints=true", "trainer.checkpoint_every=0", "trainer.epochs=4"]
+    _, whole = train(*options, folder="whole")
+    with killed_after_saving(monkeypatch, step=40):
+        train(*options, folder="cut")
+    summary, resumed = train(*options, folder="cut", resume=True)
+    assert summary["status"] == "finished"
+    assert timeless(resumed) == timeless(whole)
 
 
 @pytest.mark.parametrize("epochs", [2, 3])  # with 2 it was the last one

@@ -109,7 +109,7 @@ class Run:
                 self.album.after_epoch(
                     self.step, copied(self.session.experiment.weights(self.state))
                 )
-            if trainer.checkpoints and self._kept_for_good():
+            if self.decisions.save_due or (trainer.checkpoints and self._kept_for_good()):
                 self.save()
         self.album.finish_drawing(self.step)
         return "finished"

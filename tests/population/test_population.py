@@ -22,7 +22,7 @@ from experiments.training import loop, stored
 from experiments.training.kept import Kept
 from experiments.training.session import open_session
 from experiments.training.signals import StopRequest
-from support import composed
+from support import composed, killed_after_saving
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 
@@ -196,12 +196,33 @@ def test_a_population_that_was_stopped_resumes_whole(member, tmp_path):
     assert {s["status"] for s in summaries} == {"finished"}
     for a, b in zip(plain, again, strict=True):
         equal(weights(a), weights(b))
-        lines = [read_history(m.directory / "metrics.jsonl") for m in (a, b)]
-        for one, other in zip(*lines, strict=True):
-            timeless = [{k: v for k, v in x.items() if "second" not in k} for x in (one, other)]
-            assert timeless[0].keys() == timeless[1].keys()
-            for name, value in timeless[0].items():
-                assert timeless[1][name] == pytest.approx(value, rel=1e-6)
+        same_lines(a, b)
+
+
+def test_a_population_that_was_killed_between_epochs_goes_on(member, base, tmp_path, monkeypatch):
+    """What was saved at the end of an epoch holds its validation too."""
+    often = {"trainer": base["trainer"] | {"checkpoint_every": 0}}
+    plain = [member(rate, f"lane{i}", tmp_path / "a", **often) for i, rate in enumerate(RATES)]
+    fit_together(plain, tmp_path / "a/all", test=False)
+    first = [member(rate, f"lane{i}", tmp_path / "b", **often) for i, rate in enumerate(RATES)]
+    with killed_after_saving(monkeypatch, step=10):
+        fit_together(first, tmp_path / "b/all", test=False)
+    again = [member(rate, f"lane{i}", tmp_path / "b", **often) for i, rate in enumerate(RATES)]
+    fit_together(again, tmp_path / "b/all", test=False)
+    for a, b in zip(plain, again, strict=True):
+        equal(weights(a), weights(b))
+        same_lines(a, b)
+
+
+def same_lines(a, b):
+    """But for their times."""
+    for one, other in zip(
+        *(read_history(m.directory / "metrics.jsonl") for m in (a, b)), strict=True
+    ):
+        timeless = [{k: v for k, v in x.items() if "second" not in k} for x in (one, other)]
+        assert timeless[0].keys() == timeless[1].keys()
+        for name, value in timeless[0].items():
+            assert timeless[1][name] == pytest.approx(value, rel=1e-6)
 
 
 def test_a_lane_goes_on_alone(member, tmp_path, base):

@@ -99,6 +99,9 @@ class Population:
                 self._log()
             if epoch + 1 < self.trainer.epochs:
                 self._leave([lane.verdict() for lane in self.lanes])
+                if self.lanes and self.saving.due:
+                    self._log()
+                    self._save()
         self._log()
         if not self.interrupted:
             trained()
@@ -191,7 +194,7 @@ class Population:
                 self._log()
                 self._collect(waiting, end, last)
                 waiting = dispatch
-            if self.saving.due:
+            if self.saving.due and self.records.step < end:  # at the end, once it is validated
                 self._save()
                 self.clock = time.perf_counter()
         return last

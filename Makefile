@@ -24,10 +24,10 @@ train: install  ## the main job on the embedded digits; OVERRIDES="model=vgg16 o
 	$(BIN)/python run.py $(OVERRIDES)
 
 test: install lint  ## lint, types and tests
-	$(BIN)/python -m pytest -m "not slow" -n 2
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
 
 test-all: install lint  ## the slower, fuller checks too
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: install  ## ruff and mypy
 	$(BIN)/ruff check .

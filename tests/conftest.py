@@ -15,6 +15,12 @@ from support import ROOT
 
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ["WANDB_ERROR_REPORTING"] = "false"
+# the tests' own programs are compiled as those of short runs are; see experiments.compiler
+SHORT = ("backend_optimization_level=1", "cpu_use_fusion_emitters=false")
+SHORT += ("cpu_parallel_codegen_split_count=2",)
+os.environ["XLA_FLAGS"] = " ".join(
+    [os.environ.get("XLA_FLAGS", ""), *(f"--xla_{option}" for option in SHORT)]
+)
 jax.config.update("jax_platforms", "cpu")
 # absl closes the stream that it was imported under when Hydra sets up logging: pytest's own
 absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
@@ -22,8 +28,10 @@ absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
-    """Programs that several tests compile are compiled once."""
-    set_up_compiler(str(tmp_path_factory.mktemp("xla")))
+    """Programs that several tests compile are compiled once, in all processes that run tests."""
+    folder = tmp_path_factory.getbasetemp()
+    shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    set_up_compiler(str(shared / "xla"))
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """Helpers that tests import by name."""
 
 import contextlib
+import copy
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def composed(*overrides: str) -> dict:
     """The config that these overrides compose, as `run.py` would pass it on."""
+    return copy.deepcopy(_composed(overrides))
+
+
+@functools.cache
+def _composed(overrides: tuple[str, ...]) -> dict:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose("config", overrides=list(overrides))

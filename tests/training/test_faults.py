@@ -86,7 +86,7 @@ def size(folder: Path) -> int:
 @pytest.mark.parametrize(
     ("kind", "kills", "epochs"),
     [
-        (CLASSIFIER, 3, 60),
+        (CLASSIFIER, 2, 60),
         pytest.param(CLASSIFIER, 30, 400, marks=pytest.mark.slow),
         pytest.param(STREAMED, 10, 150, marks=pytest.mark.slow),
         pytest.param(GAN, 5, 1000, marks=pytest.mark.slow),

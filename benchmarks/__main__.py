@@ -4,7 +4,8 @@
 
 Ours and a peer are measured by turns; `ratio` is the median of peer over ours, above 1 where ours
 is the faster one. Results are added to benchmarks/results/<machine>.json, each in the place of an
-older one of its name and peer. `--quick` runs everything once with tiny sizes, to see that it runs.
+older one of its name and peer, and the .md beside it becomes a table of all. `--quick` runs
+everything once with tiny sizes, to see that it runs.
 """
 
 import argparse
@@ -13,12 +14,13 @@ import json
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from benchmarks import gpu, overhead, population, processes, startup, steps
 from benchmarks.results import LeftOutError, Record, machine, record, surroundings
+from benchmarks.table import HEAD, line, markdown
 from benchmarks.turns import ROOT
 
 Benchmark = Callable[[int, bool], list[Record]]  # of (pairs, quick)
@@ -89,7 +91,7 @@ def main() -> None:
     if path is None and not options.quick:
         path = ROOT / "benchmarks/results" / f"{_slug(machine())}.json"
     print(machine())
-    print(f"{'benchmark':22} {'against':34} {'ours':>10} {'peer':>10} {'ratio':>6} {'CPU':>6}")
+    print(HEAD)
     for name in names:
         try:
             results = known[name](1 if options.quick else options.pairs, options.quick)
@@ -103,28 +105,15 @@ def main() -> None:
             add(path, results)
 
 
-def line(result: Mapping) -> str:
-    """A result as a line of the table."""
-    if result["ours_seconds"] is None:
-        sides = [f"{result[side]} MiB" for side in ("ours_mib", "peer_mib")]
-    else:
-        sides = [_time(result[side]) for side in ("ours_seconds", "peer_seconds")]
-    text = f"{result['name']:22} {result['peer']:34} {sides[0]:>10} {sides[1]:>10} "
-    cpu = f" {result['cpu_ratio']:6.2f}" if "cpu_ratio" in result else ""
-    return f"{text}{result['ratio']:6.2f}{cpu}"
-
-
 def add(path: Path, results: list[Record]) -> None:
-    """Writes results into a file, in the place of those that they repeat."""
+    """Writes results into a file, in the place of those that they repeat, and beside it a table."""
     new = {(result["name"], result["peer"]): result for result in results}
     old = json.loads(path.read_text()) if path.exists() else []
     kept = [result for result in old if (result["name"], result["peer"]) not in new]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([*kept, *new.values()], indent=1) + "\n")
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.2f} ms"
+    every = [*kept, *new.values()]
+    path.write_text(json.dumps(every, indent=1) + "\n")
+    path.with_suffix(".md").write_text(markdown(every))
 
 
 def _slug(text: str) -> str:

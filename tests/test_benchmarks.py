@@ -37,10 +37,16 @@ def test_each_side_goes_first_in_half_of_the_pairs():
 
 def test_a_new_result_takes_the_place_of_the_old_one(tmp_path):
     path = tmp_path / "new" / "results.json"
-    add(path, [{"name": "a", "peer": "x", "ratio": 1}, {"name": "a", "peer": "y", "ratio": 2}])
-    add(path, [{"name": "a", "peer": "x", "ratio": 3}])
+    mine = {(peer, s): record("a", peer, [(1.0, s)], ("a", peer)) for peer in "xy" for s in (2, 3)}
+    add(path, [mine["y", 2], mine["x", 2]])
+    add(path, [mine["x", 3]])
     ratios = {(r["name"], r["peer"]): r["ratio"] for r in json.loads(path.read_text())}
     assert ratios == {("a", "x"): 3, ("a", "y"): 2}
+    table = path.with_suffix(".md").read_text().splitlines()
+    assert table[2:] == [
+        "| `a` | x | 1.00 s | 3.00 s | 3.00 |  |",
+        "| `a` | y | 1.00 s | 2.00 s | 2.00 |  |",
+    ]
 
 
 def test_quick_mode_writes_complete_results(tmp_path):

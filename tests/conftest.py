@@ -10,17 +10,14 @@ import jax
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from experiments.compiler import set_up_compiler
+from experiments.compiler import CPU_OPTIONS, SHORT_OPTIONS, set_up_compiler
 from support import ROOT
 
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ["WANDB_ERROR_REPORTING"] = "false"
-# the tests' own programs are compiled as those of short runs are; see experiments.compiler
-SHORT = ("backend_optimization_level=1", "cpu_use_fusion_emitters=false")
-SHORT += ("cpu_parallel_codegen_split_count=2",)
-os.environ["XLA_FLAGS"] = " ".join(
-    [os.environ.get("XLA_FLAGS", ""), *(f"--xla_{option}" for option in SHORT)]
-)
+# the tests' own programs are compiled as those of short runs are
+FLAGS = [f"--{name}={value}".lower() for name, value in (CPU_OPTIONS | SHORT_OPTIONS).items()]
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 jax.config.update("jax_platforms", "cpu")
 # absl closes the stream that it was imported under when Hydra sets up logging: pytest's own
 absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__

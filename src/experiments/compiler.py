@@ -16,6 +16,9 @@ log = logging.getLogger(__name__)
 
 SHORT = 1e11  # floating-point operations: a second or two on two cores
 
+CPU_OPTIONS: dict[str, Any] = {"xla_backend_optimization_level": "1"}
+SHORT_OPTIONS = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 2}
+
 
 def compiler_options(work: float = math.inf) -> dict[str, Any] | None:
     """How XLA should compile for the device at hand.
@@ -33,10 +36,7 @@ def compiler_options(work: float = math.inf) -> dict[str, Any] | None:
     """
     if jax.default_backend() != "cpu":
         return None
-    options: dict[str, Any] = {"xla_backend_optimization_level": "1"}
-    if work < SHORT:
-        options |= {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 2}
-    return options
+    return CPU_OPTIONS | SHORT_OPTIONS if work < SHORT else dict(CPU_OPTIONS)
 
 
 def set_up_compiler(folder: str | None) -> None:

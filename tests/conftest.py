@@ -15,8 +15,9 @@ from support import ROOT
 
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ["WANDB_ERROR_REPORTING"] = "false"
-# the tests' own programs are compiled as those of short runs are
-FLAGS = [f"--{name}={value}".lower() for name, value in (CPU_OPTIONS | SHORT_OPTIONS).items()]
+# the tests' own programs are compiled as those of short runs are, and without LLVM's optimisation
+QUICK = CPU_OPTIONS | SHORT_OPTIONS | {"xla_backend_optimization_level": 0}
+FLAGS = [f"--{name}={value}".lower() for name, value in QUICK.items()]
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 jax.config.update("jax_platforms", "cpu")
 # absl closes the stream that it was imported under when Hydra sets up logging: pytest's own

@@ -183,9 +183,13 @@ def test_auxiliary_losses_count_in_training_only():
     image = jax.random.normal(jax.random.key(0), (4, 32, 32, 1))
     batch = {"image": image, "label": jnp.arange(4) % 3}
     net.train()
-    training = jax.jit(lambda net: objective(net, batch, nnx.Rngs(dropout=0), 0))
-    values, logits = training(net)
-    main, *halfway = jax.jit(lambda net: net(image, rngs=nnx.Rngs(dropout=0)))(net)
+
+    @jax.jit
+    def training(net):
+        rngs = [nnx.Rngs(dropout=0) for _ in range(2)]
+        return objective(net, batch, rngs[0], 0), net(image, rngs=rngs[1])
+
+    (values, logits), (main, *halfway) = training(net)
     target = objective.targets(batch)
     assert len(halfway) == 1  # of two, as this one has no module 4d
     expected = loss(main, target) + 0.3 * loss(halfway[0], target)

@@ -18,13 +18,13 @@ from support import ROOT
 @pytest.mark.parametrize(
     ("trials", "kills", "lanes"),
     [
-        (6, 2, 1),
+        (4, 2, 1),
         pytest.param(40, 15, 1, marks=pytest.mark.slow),
         pytest.param(24, 4, 6, marks=pytest.mark.slow),
     ],
 )
 def test_no_trial_is_lost_or_run_twice_when_workers_are_killed(make_study, trials, kills, lanes):
-    epochs = 30
+    epochs = 20
     study = make_study(
         n_trials=trials,
         attempts=50,

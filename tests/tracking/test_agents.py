@@ -86,6 +86,7 @@ def test_every_sweep_file_is_one_for_agents(server, tmp_path, data_home, path):
     assert_ran(server, made, agent(made, tmp_path, 2), 2)
 
 
+@pytest.mark.slow
 def test_early_termination_stops_a_run_cleanly(server, tmp_path, data_home):
     sweep = {
         "method": "random",

@@ -243,7 +243,7 @@ def test_a_stream_is_read_on_from_epoch_to_epoch(train, monkeypatch):
 
     moves = []
     monkeypatch.setattr(_Batches, "set_state", lambda self, state: moves.append(state))
-    options = ["data.stream=true", "data.workers=0", "trainer.epochs=3"]
+    options = ["data.stream=true", "data.workers=0", "data.limit=256", "trainer.epochs=3"]
     train(*options, "trainer.checkpoints=true", "trainer.checkpoint_every=0")
     assert moves == []  # starting the reading processes again takes seconds
 
@@ -254,7 +254,7 @@ def test_a_streamed_split_is_evaluated_every_epoch_by_the_same_readers(train, mo
     opened = []
     go_to = _Batches._go_to
     monkeypatch.setattr(_Batches, "_go_to", lambda self, at: (opened.append(at), go_to(self, at)))
-    options = ["data.stream=true", "data.workers=0", "data.eval_batch_size=100"]
+    options = ["data.stream=true", "data.workers=0", "data.limit=256", "data.eval_batch_size=20"]
     _, few = train(*options, "trainer.epochs=2", folder="few")
     started = len(opened)
     _, more = train(*options, "trainer.epochs=5", folder="more")

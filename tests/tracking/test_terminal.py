@@ -48,6 +48,7 @@ def test_plain_output(run_info, clock):
         "best": {"epoch": 4.0, "train/loss": 0.1, "val/loss": 0.2, "val/accuracy": 0.95},
         "test/loss": 0.21,
         "test/accuracy": 0.94,
+        "seconds": 80.2,  # of this sitting and those before
         "examples_per_second": 11800.0,
         "wandb": "https://wandb.ai/me/p/runs/ab12cd",
     }
@@ -61,7 +62,7 @@ def test_plain_output(run_info, clock):
         "status      finished",
         "best        val loss 0.2000 accuracy 0.9500 @ epoch 4",
         "test        loss 0.2100 accuracy 0.9400",
-        "time        19s",
+        "time        1:20",
         "speed       11.8k examples/s",
         "parameters  2,410",
         f"run folder  {run.directory}",

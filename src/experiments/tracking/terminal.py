@@ -46,7 +46,6 @@ class Terminal(Tracker):
 
     def start(self, run: RunInfo) -> None:
         self._run = run
-        self._began = time.monotonic()
         start = f" from step {run.start_step}" if run.start_step else ""
         self._print(f"{run.name}: {run.total_steps} steps{start}, {run.parameters:,} parameters")
         if self._console.is_terminal:
@@ -77,12 +76,12 @@ class Terminal(Tracker):
             self._bar = None
         if self._run is None:  # it never came to its first step
             return
-        speed = summary.get("examples_per_second")
+        seconds, speed = summary.get("seconds"), summary.get("examples_per_second")
         test = _metrics({k: v for k, v in summary.items() if k.startswith("test/")})
         lines = {
             "best": _best(summary),
             "test": test.removeprefix("test "),
-            "time": duration(time.monotonic() - self._began),
+            "time": duration(seconds) if isinstance(seconds, (int, float)) else "",
             "speed": f"{_count(speed)} examples/s" if isinstance(speed, (int, float)) else "",
             "parameters": f"{self._run.parameters:,}",
             "run folder": str(self._run.directory),

@@ -10,13 +10,13 @@ import jax
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from experiments.compiler import CPU_OPTIONS, SHORT_OPTIONS, set_up_compiler
+from experiments.compiler import SHORT_OPTIONS, set_up_compiler
 from support import ROOT
 
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ["WANDB_ERROR_REPORTING"] = "false"
 # the tests' own programs are compiled as those of short runs are, and without LLVM's optimisation
-QUICK = CPU_OPTIONS | SHORT_OPTIONS | {"xla_backend_optimization_level": 0}
+QUICK = SHORT_OPTIONS | {"xla_backend_optimization_level": 0}
 FLAGS = [f"--{name}={value}".lower() for name, value in QUICK.items()]
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 jax.config.update("jax_platforms", "cpu")

@@ -3,18 +3,23 @@
 import contextlib
 import copy
 import functools
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
+from experiments.tracking.jsonl import METRICS
 from experiments.training.checkpoints import Checkpoints
 
 ROOT = Path(__file__).resolve().parent.parent
+TIMES = {"examples_per_second", "seconds", "training_seconds"}
 
 
 def composed(*overrides: str) -> dict:
@@ -50,6 +55,25 @@ def shared_data() -> Path | None:
         if folder and (Path(folder) / "mnist").is_dir():
             return Path(folder)
     return None
+
+
+def timeless(lines: Iterable[dict]) -> list[dict]:
+    """Lines of a run without what the clock says."""
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+
+
+def lines_of(folder: Path) -> list[dict]:
+    """What a run wrote, line by line, without what the clock says."""
+    return timeless(map(json.loads, (folder / METRICS).read_text().splitlines()))
+
+
+def weights_of(folder: Path) -> list[np.ndarray]:
+    """Everything in the state of a run's newest checkpoint."""
+    import orbax.checkpoint as ocp  # takes seconds to import
+
+    newest = max((folder / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    state = ocp.StandardCheckpointer().restore((newest / "state").absolute())
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
 
 
 class Killed(BaseException):

@@ -13,16 +13,10 @@ import pytest
 from experiments.tracking.apart import Apart
 from experiments.tracking.jsonl import METRICS, read_history
 from experiments.training.evaluation import Evaluator
-from support import ROOT
+from support import ROOT, lines_of
 from wandb_server import reader
 
-TIMES = {"examples_per_second"}
 OPTIONS = ["model.hidden=[16]", "trainer.epochs=3", "trainer.figures=false", "trainer.log_every=8"]
-
-
-def timeless(folder: Path) -> list[dict]:
-    events = read_history(folder / METRICS)
-    return [{k: v for k, v in event.items() if k not in TIMES} for event in events]
 
 
 def record(folder: Path) -> list[dict]:
@@ -118,7 +112,7 @@ def test_a_client_that_dies_does_not_touch_the_run(run_cli, monkeypatch, client,
     assert code == 0, error
     assert killed
     assert "Wandb is dropped from this run" in error
-    assert timeless(tmp_path / "bereft") == timeless(tmp_path / "alone")
+    assert lines_of(tmp_path / "bereft") == lines_of(tmp_path / "alone")
 
 
 @pytest.mark.parametrize("when", ["from the start", "half-way"])
@@ -141,6 +135,6 @@ def test_a_server_that_answers_500_costs_at_most_10_seconds(
     assert code == 0, error
     assert time.monotonic() - began - 2 * offline < 10
     assert "wandb sync" in error or "offline" in error
-    assert timeless(tmp_path / "run") == timeless(tmp_path / "alone")
+    assert lines_of(tmp_path / "run") == lines_of(tmp_path / "alone")
     local = map(reader.read, reader.find(tmp_path / "run"))
     assert record(tmp_path / "run") in [run.metrics for run in local]

@@ -1,6 +1,5 @@
 """A run that is killed again and again ends like one that never was."""
 
-import json
 import os
 import random
 import signal
@@ -12,9 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from support import ROOT
+from support import ROOT, lines_of, weights_of
 
-TIMES = {"examples_per_second", "seconds"}
 CLASSIFIER = [
     "model=vgg16",
     "model.batch_norm=true",
@@ -31,22 +29,6 @@ GAN = ["model=gan", "model.hidden=[16]", "model.latents=8"]  # two optimizers
 def start(*arguments: str) -> subprocess.Popen:
     command = [sys.executable, "run.py", *arguments]
     return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-
-
-def lines_of(folder: Path) -> list[dict]:
-    whole = [line for line in (folder / "metrics.jsonl").read_text().splitlines() if line]
-    events = [json.loads(line) for line in whole]
-    return [{k: v for k, v in event.items() if k not in TIMES} for event in events]
-
-
-def weights_of(folder: Path) -> list[np.ndarray]:
-    """Everything in the newest checkpoint's state."""
-    import jax
-    import orbax.checkpoint as ocp
-
-    newest = max((folder / "checkpoints").iterdir(), key=lambda path: int(path.name))
-    state = ocp.StandardCheckpointer().restore((newest / "state").absolute())
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
 
 
 def finish_despite(kills: int, folder: Path, arguments: list[str]) -> list[int]:

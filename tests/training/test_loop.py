@@ -15,9 +15,8 @@ from experiments.training.loop import fit
 from experiments.training.program import Programs
 from experiments.training.session import open_session
 from experiments.training.signals import StopRequest
-from support import composed, killed_after_saving
+from support import composed, killed_after_saving, timeless
 
-TIMES = {"examples_per_second", "seconds", "training_seconds"}
 SMALL = ["model.hidden=[16]", "trainer.figures=false", "trainer.log_every=8"]
 
 
@@ -35,10 +34,6 @@ def train(tmp_path, data_home):
         return summary, read_history(directory / "metrics.jsonl")
 
     return call
-
-
-def timeless(lines):
-    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
 
 
 def test_a_run_learns_and_writes_what_it_saw(train, tmp_path):
@@ -94,8 +89,8 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(train, moment):
     second, resumed = train(*options, folder="cut", resume=True)
     assert second["status"] == "finished"
     assert timeless(resumed) == timeless(lines)
-    same = {k: v for k, v in second.items() if k not in TIMES and k != "best"}
-    assert same == {k: v for k, v in whole.items() if k not in TIMES and k != "best"}
+    mine, its = ({**summary, "best": None} for summary in (second, whole))
+    assert timeless([mine]) == timeless([its])
 
 
 @pytest.mark.parametrize("looks", [1, 2, 6])

@@ -14,10 +14,9 @@ from experiments.training.loop import fit
 from experiments.training.ready import FOLDER, ReadyPrograms
 from experiments.training.session import open_session
 from experiments.training.signals import StopRequest
-from support import composed
+from support import composed, timeless
 
 SMALL = ["model.hidden=[12]", "trainer.epochs=2", "trainer.figures=false"]
-TIMES = ("examples_per_second", "seconds", "training_seconds")
 
 
 @pytest.fixture
@@ -28,8 +27,7 @@ def train(own_cache, tmp_path, data_home):
             composed(*data_home, *SMALL, "trainer.checkpoints=false", *overrides)
         )
         fit(session, tmp_path / folder, Trackers([JsonLines()]), StopRequest())
-        lines = read_history(tmp_path / folder / "metrics.jsonl")
-        return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+        return timeless(read_history(tmp_path / folder / "metrics.jsonl"))
 
     return call
 

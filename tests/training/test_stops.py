@@ -8,37 +8,22 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
 from experiments.training import loop
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.evaluation import Evaluator
-from support import ROOT
+from support import ROOT, lines_of, weights_of
 
-TIMES = {"examples_per_second", "seconds"}
 OPTIONS = [
     *("model.hidden=[16]", "model.dropout=0.2", "logger=none", "trainer.figures=false"),
     *("trainer.epochs=3", "trainer.log_every=8", "trainer.max_steps_per_dispatch=4"),
 ]
 
 
-def lines_of(folder: Path) -> list[dict]:
-    events = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [{k: v for k, v in event.items() if k not in TIMES} for event in events]
-
-
 def status_of(folder: Path) -> str:
     return json.loads((folder / "summary.json").read_text())["status"]
-
-
-def weights_of(folder: Path) -> list[np.ndarray]:
-    """Everything in the newest checkpoint's state."""
-    newest = max((folder / "checkpoints").iterdir(), key=lambda path: int(path.name))
-    state = ocp.StandardCheckpointer().restore((newest / "state").absolute())
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
 
 
 def assert_same(folder: Path, other: Path) -> None:

@@ -70,6 +70,21 @@ def test_plain_output(run_info, clock):
     ]
 
 
+def test_long_lines_are_shown_as_they_grow(run_info, clock):
+    out = io.StringIO()
+    tracker = Terminal(Console(file=out, width=80))
+    tracker.start(run_info())
+    for step in range(1, 9):
+        clock.now += 3
+        (tracker.progress if step > 1 else tracker.log)(step, {"train/loss": 1.0 / step})
+    assert out.getvalue().splitlines()[1:] == [
+        " 1/40  epoch 0.10/4  train loss  1.000",
+        " 3/40  epoch 0.30/4  train loss 0.3333  1:51 left",
+        " 5/40  epoch 0.50/4  train loss 0.2000  1:45 left",
+        " 7/40  epoch 0.70/4  train loss 0.1429  1:39 left",
+    ]
+
+
 def test_short_epochs_cost_a_line_a_second(run_info, clock):
     events = [(0.1, 10 * i, {"val/loss": 1.0}) for i in range(1, 101)]
     lines = plain_lines(run_info(total_steps=1000), clock, events)

@@ -10,7 +10,7 @@ import pytest
 
 from experiments.compiler import SHORT, SHORT_OPTIONS, compiler_options
 from experiments.tracking.jsonl import JsonLines, read_history
-from experiments.tracking.tracker import Trackers
+from experiments.tracking.tracker import Tracker, Trackers
 from experiments.training.loop import fit
 from experiments.training.program import Programs
 from experiments.training.session import open_session
@@ -231,6 +231,25 @@ def test_streamed_data_train_through_the_same_loop(train):
     options = ["data.stream=true", "data.workers=0", "trainer.epochs=2", "optim.learning_rate=0.01"]
     summary, _ = train(*options, folder="streamed")
     assert summary["val/accuracy"] > 0.5
+
+
+def test_between_two_lines_it_is_said_how_far_a_run_is(train):
+    class Watching(Tracker):
+        def __init__(self):
+            self.seen = {}
+
+        def progress(self, step, scalars):
+            self.seen[step] = scalars["train/loss"]
+
+    watching, options = Watching(), ["trainer.epochs=1", "trainer.max_steps_per_dispatch=1"]
+    _, lines = train(*options, "trainer.log_every=1", folder="every")
+    losses = {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
+    train(*options, "trainer.log_every=16", trackers=[watching])
+    assert list(watching.seen) == [*range(2, 16), *range(17, 20)]
+    for step, loss in watching.seen.items():
+        first = 2 if step < 16 else 17
+        mean = np.mean([losses[i] for i in range(first, step + 1)])
+        assert loss == pytest.approx(mean, rel=1e-6)
 
 
 def test_a_stream_is_read_on_from_epoch_to_epoch(train, monkeypatch):

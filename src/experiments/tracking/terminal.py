@@ -70,6 +70,9 @@ class Terminal(Tracker):
             self._print("  ".join(filter(None, parts)))
             self._last_line = now
 
+    def progress(self, step: int, scalars: Mapping[str, float]) -> None:
+        self.log(step, scalars)
+
     def finish(self, summary: Mapping[str, object], status: str) -> None:
         if self._bar:
             self._bar.stop()

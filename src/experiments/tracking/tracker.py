@@ -65,6 +65,9 @@ class Tracker:
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
         """Record plain Python floats; steps never decrease."""
 
+    def progress(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Show where a run is between two lines; the scalars are those of the line so far."""
+
     def figure(self, step: int, name: str, path: Path) -> None:
         """Record a picture, a PNG file, under a metric-like name: `test/confusion_matrix`."""
 
@@ -104,6 +107,9 @@ class Trackers(Tracker):
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
         self._each(lambda t: t.log(step, scalars))
+
+    def progress(self, step: int, scalars: Mapping[str, float]) -> None:
+        self._each(lambda t: t.progress(step, scalars))
 
     def figure(self, step: int, name: str, path: Path) -> None:
         self._each(lambda t: t.figure(step, name, path))

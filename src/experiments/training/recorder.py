@@ -75,7 +75,8 @@ class Recorder:
                 self.totals[name] = self.totals.get(name, 0.0) + value
             ends = ends_line(self.step, self.log_every, self.steps_per_epoch)
             if ends or (flush and i == count - 1):
-                yield self.step, self._line()
+                line, self.line = self.line_so_far(), {}
+                yield self.step, line
 
     def end_epoch(self) -> Line:
         """The means over the epoch so far, as `train/epoch_*`; starts the next one."""
@@ -84,7 +85,8 @@ class Recorder:
         self.totals = {}
         return means
 
-    def _line(self) -> Line:
+    def line_so_far(self) -> Line:
+        """The line that the last step belongs to, up to that step."""
         line = {"epoch": self.step / self.steps_per_epoch}
         for name, values in self.line.items():
             if name not in LAST:
@@ -92,5 +94,4 @@ class Recorder:
             else:
                 line[name] = float(str(np.float32(values[-1])))  # 0.001, not 0.0010000000475
         line["examples_per_second"] = self.rate
-        self.line = {}
         return line

@@ -226,14 +226,18 @@ class Run:
         """Trains the rest of an epoch and logs its lines, all but the last, which is returned.
 
         The metrics of a dispatch are fetched while the next one runs: the device never waits for
-        the log. Before a checkpoint all of them are fetched, so that it holds one moment.
+        the log. Before a checkpoint all of them are fetched, so that it holds one moment. Between
+        two lines it is said how far the run is: with steps of seconds a line takes minutes.
         """
         end = (epoch + 1) * self.recorder.steps_per_epoch
         self.recorder.start_clock()
         while self.step < end and not self._stopping():
             waiting = None
             for dispatch in itertools.chain(self._dispatches(epoch), [None]):
-                for step, line in self._collect(waiting):
+                lines = self._collect(waiting)
+                if waiting and not lines and self.diverged_at is None:
+                    self.trackers.progress(self.step, self.recorder.line_so_far())
+                for step, line in lines:
                     if step == end:
                         return line
                     self.trackers.log(step, line)

@@ -29,6 +29,9 @@ test: install lint  ## lint, types and tests
 test-all: install lint  ## the slower, fuller checks too
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
+test-versions: install  ## the core tests on each Python here, with the oldest and the newest JAX
+	$(BIN)/python tests/versions.py
+
 lint: install  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -60,4 +63,4 @@ data: install  ## download and prepare DATA=mnist (needs a network and the extra
 clean:  ## remove what was built, but no runs
 	rm -rf .venv build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help install train test test-all lint format sweep bench report dashboard data clean
+.PHONY: help install train test test-all test-versions lint format sweep bench report dashboard data clean

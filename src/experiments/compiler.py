@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from experiments.user_cache import user_cache
 
@@ -17,7 +18,9 @@ log = logging.getLogger(__name__)
 SHORT = 1e11  # floating-point operations: a second or two on two cores
 
 CPU_OPTIONS: dict[str, Any] = {"xla_backend_optimization_level": "1"}
-SHORT_OPTIONS = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 2}
+SHORT_OPTIONS: dict[str, Any] = {"xla_cpu_parallel_codegen_split_count": 2}
+if jax.__version_info__ < (0, 11, 1):  # later versions have the newer emitters alone
+    SHORT_OPTIONS["xla_cpu_use_fusion_emitters"] = False
 
 
 def compiler_options(work: float = math.inf) -> dict[str, Any] | None:
@@ -53,6 +56,8 @@ def set_up_compiler(folder: str | None) -> None:
     except OSError as error:
         log.warning("no compilation cache: %s", error)
         return
+    if jax.config.values["jax_compilation_cache_dir"] not in (None, str(path)):
+        reset_cache()  # JAX stays with the first folder that it wrote to
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.03)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)

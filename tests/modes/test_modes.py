@@ -41,6 +41,7 @@ def images_of_the_test(data_home):
     return np.asarray(build(composed(*data_home)["data"]).load().test.arrays["image"])
 
 
+@pytest.mark.core
 def test_evaluation_reproduces_the_logged_figures_bit_for_bit(run_cli, trained, tmp_path):
     code, error = run_cli("mode=evaluate", f"checkpoint={trained}")
     assert code == 0, error
@@ -108,6 +109,7 @@ def test_predictions_of_the_training_examples_as_parquet(run_cli, trained, tmp_p
     assert "predict.splits" in error
 
 
+@pytest.mark.core
 def test_an_export_runs_without_this_project(run_cli, trained, tmp_path, data_home):
     for mode in ("export", "predict"):
         code, error = run_cli(f"mode={mode}", f"checkpoint={trained}", folder=tmp_path / mode)

@@ -59,6 +59,7 @@ def results_and_gradients(run, given):
     return jax.tree.leaves(both(*given))
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("stays", [False, True])
 @pytest.mark.parametrize("size", SIZES)

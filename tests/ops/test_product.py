@@ -52,6 +52,7 @@ WINDOWS = [
 ]
 
 
+@pytest.mark.core
 @needs_units
 @pytest.mark.parametrize(("x_shape", "kernel_shape", "pads"), WINDOWS)
 def test_outputs_and_gradients_equal_the_stock_convolution(x_shape, kernel_shape, pads):

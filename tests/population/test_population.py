@@ -99,6 +99,7 @@ def equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+@pytest.mark.core
 def test_lane_i_equals_solo_run_i(member, tmp_path):
     """Weights, and every line of metrics at the same steps; dropout draws the same keys."""
     lanes = [member(rate, f"lane{i}") for i, rate in enumerate(RATES)]
@@ -184,6 +185,7 @@ def test_chunks_do_not_change_results(member, tmp_path):
         close(weights(a), weights(b), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.core
 def test_a_population_that_was_stopped_resumes_whole(member, tmp_path):
     """In the middle of an epoch; then no line is missing or written twice."""
     plain = [member(rate, f"lane{i}", tmp_path / "a") for i, rate in enumerate(RATES)]

@@ -45,6 +45,7 @@ def results(folder: Path) -> list[dict]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.core
 def test_a_multirun_is_a_study_that_can_be_shown_and_extended(tmp_path, data_home, capsys):
     folder = tmp_path / "study"
     space = ["optim=adam,sgd", "optim.learning_rate=tag(log,interval(1e-4,1e-1))"]

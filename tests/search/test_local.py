@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from experiments.errors import UserError
+from experiments.search import local
 from experiments.search.check import Case, cases, examine
 from experiments.search.configs import Configs
 from experiments.search.local import Crew
@@ -54,3 +55,19 @@ examine(pickle.loads(pathlib.Path({str(tmp_path / "cases")!r}).read_bytes()))"""
     for side, others in ((launcher, {"jax", "flax"}), (worker, {"hydra", "omegaconf"})):
         program = f"{side}\nimport sys\nassert not {others} & set(sys.modules)"
         subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_workers_share_a_gpu_by_the_name_that_jaxlib_reads(monkeypatch):
+    """Of the old name and the new one together jaxlib makes an error."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    for name in local.MEMORY:
+        monkeypatch.delenv(name, raising=False)
+    assert local.environment(1, 2)["CUDA_VISIBLE_DEVICES"] == "5"
+    assert not set(local.MEMORY) & local.environment(1, 2).keys()
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", ".8")
+    shared = local.environment(2, 4)
+    assert shared["CUDA_VISIBLE_DEVICES"] == "3"
+    assert shared["XLA_CLIENT_MEM_FRACTION"] == "0.400"
+    assert "XLA_PYTHON_CLIENT_MEM_FRACTION" not in shared
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert local.environment(0, 4)["XLA_PYTHON_CLIENT_MEM_FRACTION"] == ".8"

@@ -11,6 +11,7 @@ import yaml
 
 from experiments.config import check
 from experiments.errors import UserError
+from experiments.saved import saved_steps
 from experiments.search import command
 from experiments.search.slurm import Task, cancel_jobs, jobs, read_cluster
 from slurm_cluster.cluster import Cluster, UnavailableError
@@ -96,8 +97,8 @@ def states(folder: Path) -> Counter[str]:
     return Counter(line.split(",")[1] for line in lines[1:])
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    return list(folder.glob("trials/*/checkpoints/[0-9]*"))
+def saved_trials(folder: Path) -> list[Path]:
+    return [trial for trial in folder.glob("trials/*") if saved_steps(trial)]
 
 
 def output(folder: Path) -> str:
@@ -111,7 +112,7 @@ def lines_of(run: Path) -> list[dict]:
 
 def test_an_array_of_workers_does_a_study_though_one_of_them_is_killed(cluster, submit, sweep):
     folder = submit(*LONG, "workers=2", trials=3, heartbeat=4)
-    until(lambda: len({path.parent for path in checkpoints(folder)}) == 2, folder)
+    until(lambda: len(saved_trials(folder)) == 2, folder)
     (job,) = jobs(folder)
     cluster.command("scancel", "--signal=KILL", f"{job}_1")
     until(lambda: queue_is_empty(cluster), folder)
@@ -125,7 +126,7 @@ def test_an_array_of_workers_does_a_study_though_one_of_them_is_killed(cluster, 
 def test_a_preempted_job_goes_on_from_its_checkpoint(cluster, submit, sweep):
     endless = [option for option in LONG if "max_time" not in option]
     folder = submit(*endless, "workers=1", trials=1)
-    until(lambda: checkpoints(folder), folder)
+    until(lambda: saved_trials(folder), folder)
     urgent = ["--partition=urgent", "--nodes=2", "--output=/dev/null", "--wrap=true"]
     cluster.command("sbatch", *urgent)
     until(lambda: "goes back into the queue" in output(folder), folder)
@@ -162,7 +163,7 @@ def test_agents_of_wandb_run_as_an_array(cluster, sweep, tmp_path, data_home, mo
 
 def test_a_cancelled_study_leaves_the_queue_and_can_be_resumed(cluster, submit, sweep):
     folder = submit(*LONG, "workers=3", trials=3)
-    until(lambda: checkpoints(folder), folder)
+    until(lambda: saved_trials(folder), folder)
     assert "1 pending, 2 running" in sweep(f"status={folder}")
     sweep(f"cancel={folder}")
     until(lambda: queue_is_empty(cluster), folder, seconds=30)

@@ -149,6 +149,7 @@ def test_a_static_configuration_is_compiled_once(make_study, own_cache):
     assert [what for what, _ in events].count("jit(_run)") == 2  # the training program
 
 
+@pytest.mark.core
 def test_trials_side_by_side_come_to_what_they_come_to_alone(make_study, tmp_path):
     """Also one that diverges and those of another width."""
     parameters = {

@@ -14,6 +14,7 @@ import pytest
 
 from experiments.config import build
 from experiments.errors import UserError
+from experiments.saved import saved_steps
 from experiments.training.distributed import COORDINATOR, COUNT, INDEX, join
 from experiments.training.session import device_mesh
 from slurm_cluster.cluster import free_ports
@@ -82,7 +83,7 @@ def test_a_signal_to_one_process_stops_both_and_one_alone_goes_on(tmp_path, data
     endless = ["trainer.epochs=100000", "trainer.checkpoint_every=0.5"]
     processes = start(2, *options, *endless, f"hydra.run.dir={folder}")
     deadline = time.monotonic() + 90
-    while not list((folder / "checkpoints").glob("[0-9]*")) and time.monotonic() < deadline:
+    while not saved_steps(folder) and time.monotonic() < deadline:
         time.sleep(0.1)
     processes[1].send_signal(signal.SIGTERM)
     end(processes, code=75)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments.saved import saved_steps
 from support import ROOT, lines_of, weights_of
 
 CLASSIFIER = [
@@ -35,7 +36,6 @@ def finish_despite(kills: int, folder: Path, arguments: list[str]) -> list[int]:
     """Starts a run, ends it at random moments, resumes it until it is done; the exit codes."""
     chance = random.Random(0)
     codes: list[int] = []
-    saved = folder / "checkpoints"
     arguments = [*arguments, f"hydra.run.dir={folder}"]
     for _ in range(kills):
         before = size(folder)
@@ -43,7 +43,7 @@ def finish_despite(kills: int, folder: Path, arguments: list[str]) -> list[int]:
         deadline = time.monotonic() + 90
         # a moment after the first new line; before the first checkpoint there is nothing to resume
         while process.poll() is None and time.monotonic() < deadline:
-            if size(folder) > before and saved.exists() and any(saved.glob("[0-9]*")):
+            if size(folder) > before and saved_steps(folder):
                 break
             time.sleep(0.02)
         time.sleep(chance.uniform(0, 1.0))
@@ -69,7 +69,7 @@ def size(folder: Path) -> int:
 @pytest.mark.parametrize(
     ("kind", "kills", "epochs"),
     [
-        (CLASSIFIER, 1, 40),
+        pytest.param(CLASSIFIER, 1, 40, marks=pytest.mark.core),
         pytest.param(CLASSIFIER, 30, 400, marks=pytest.mark.slow),
         pytest.param(STREAMED, 10, 150, marks=pytest.mark.slow),
         pytest.param(GAN, 5, 1000, marks=pytest.mark.slow),

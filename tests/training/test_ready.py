@@ -41,6 +41,7 @@ def forbid_tracing(monkeypatch):
     monkeypatch.setattr(NewWeights, "_sampled", never)
 
 
+@pytest.mark.core
 def test_a_later_run_traces_nothing_and_gives_the_same_numbers(train, monkeypatch):
     first = train("first", "seed=3")
 

@@ -19,7 +19,7 @@ from experiments.population.options import LrRange
 from experiments.tracking.jsonl import JsonLines, write_json
 from experiments.tracking.terminal import number
 from experiments.tracking.tracker import Trackers
-from experiments.training.devices import split_processor
+from experiments.training.devices import announce, split_processor
 from experiments.training.kept import Kept
 from experiments.training.lock import exclusive
 from experiments.training.signals import StopRequest
@@ -36,6 +36,7 @@ def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
     options = build(config["population"])
     rates = np.geomspace(wanted.low, wanted.high, wanted.lanes)
     kept, members = Kept(), []
+    announce()
     print(f"{wanted.lanes} learning rates, {wanted.epochs} epochs each", flush=True)
     with StopRequest() as stop, exclusive(directory):
         for rate in rates:

@@ -10,6 +10,7 @@ from experiments.tracking.jsonl import JsonLines
 from experiments.tracking.terminal import Terminal
 from experiments.tracking.tracker import Trackers
 from experiments.training import loop
+from experiments.training.devices import announce
 from experiments.training.distributed import is_first
 from experiments.training.lock import exclusive
 from experiments.training.session import open_session
@@ -24,6 +25,7 @@ def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
     if is_first():
         trackers = Trackers([JsonLines(), Terminal(), *chosen(config["logger"])])
     with StopRequest() as stop, exclusive(directory) if is_first() else nullcontext():
+        announce()
         trackers.status("reading data")
         summary: dict[str, Any] = {}
         ended = "failed"

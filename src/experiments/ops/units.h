@@ -251,7 +251,7 @@ static inline void two_by_two(Rows a, const half* high, const half* low, const h
 /* ---- What XLA calls an operation with -------------------------------------------------------- */
 
 static inline int asks_for_version(XLA_FFI_CallFrame* frame) {
-  XLA_FFI_Extension_Base* extension = frame->extension_start;
+  __auto_type extension = frame->extension_start; /* the name of its type goes with the version */
   if (!extension || extension->type != XLA_FFI_Extension_Metadata) return 0;
   XLA_FFI_Metadata* metadata = ((XLA_FFI_Metadata_Extension*)extension)->metadata;
   metadata->api_version.major_version = XLA_FFI_API_MAJOR;

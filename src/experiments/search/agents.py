@@ -18,7 +18,7 @@ from typing import Any
 from experiments.cli import EXIT_CODES, Exit
 from experiments.config import mismatch
 from experiments.errors import UserError
-from experiments.saved import CHECKPOINTS
+from experiments.saved import saved_steps
 from experiments.search.configs import Configs
 from experiments.search.options import Options, study_folder
 from experiments.search.slurm import Task, read_cluster
@@ -113,7 +113,7 @@ def trial(folder: Path, arguments: Sequence[str]) -> None:
     """Becomes the run that an agent asks for, or goes on with it where it was stopped before."""
     program = next(a for a in arguments if a.endswith("run.py") and "=" not in a)
     run = folder / os.environ["WANDB_RUN_ID"]
-    if any((run / CHECKPOINTS).glob("[0-9]*")):
+    if saved_steps(run):
         command = [sys.executable, program, f"resume={run}"]
     else:
         given = [a for a in arguments if a != program]

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 LOGS = "workers"  # the folder of what they print, in that of a study
 POLL, LOOK = 0.01, 0.5  # seconds between looks at the processes, and at the study
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# what jaxlib reads for the share of a GPU's memory that a process takes, and its name of before
+MEMORY = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ class Crew:
             [sys.executable, str(self.sweep), "worker=-", f"name={name}"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=os.environ | gpu_share(slot, self.count),
+            env=environment(slot, self.count),
             start_new_session=True,  # Ctrl-C in the terminal is for the launcher alone
         )
         if hasattr(os, "sched_setaffinity"):  # macOS divides its cores itself
@@ -210,14 +212,22 @@ def core_share(slot: int, count: int) -> set[int]:
     return set(cores[slot::count]) or {cores[slot % len(cores)]}
 
 
-def gpu_share(slot: int, count: int) -> dict[str, str]:
-    """The environment that gives a worker one GPU, or its part of one."""
+def environment(slot: int, count: int) -> dict[str, str]:
+    """The environment of one of `count` workers, in which it has one GPU, or its part of one.
+
+    What is set of the memory that all of them may take is divided among those that share a GPU.
+    """
+    own = dict(os.environ)
     gpus = visible_gpus()
     if not gpus:
-        return {}
+        return own
+    own["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
     sharing = -(-count // len(gpus))
-    part = {} if sharing == 1 else {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / sharing:.3f}"}
-    return {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} | part
+    if sharing > 1:
+        given = [own.pop(name, None) for name in MEMORY]  # jaxlib refuses both at once
+        share = float(next(filter(None, given), 0.9)) / sharing
+        own[MEMORY[0]] = f"{share:.3f}"
+    return own
 
 
 def visible_gpus() -> list[str]:

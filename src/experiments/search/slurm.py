@@ -24,7 +24,7 @@ import yaml
 from experiments.cli import EXIT_CODES
 from experiments.config import build, check
 from experiments.errors import UserError, suggest
-from experiments.saved import CHECKPOINTS
+from experiments.saved import saved_steps
 from experiments.types import NonNegativeInt, Positive, PositiveInt
 
 FOLDER = "slurm"  # scripts and output of the jobs, in the folder of their run or study
@@ -34,7 +34,7 @@ FIRST_PORT, PORTS = 61440, 4096  # above those that systems hand out by themselv
 
 @dataclass(frozen=True)
 class Task:
-    """What a job runs: `command`, or `again` where the folder `saved` holds a checkpoint.
+    """What a job runs: `command`, or `again` where there is a checkpoint of the run in `saved`.
 
     A job whose file `cancelled` exists does not go back into the queue.
     """
@@ -69,7 +69,7 @@ class Task:
             requeue()
 
     def _command(self) -> Sequence[str]:
-        saved = self.saved is not None and any(self.saved.glob("[0-9]*"))
+        saved = self.saved is not None and saved_steps(self.saved)
         return self.again if saved and self.again else self.command
 
 
@@ -186,7 +186,7 @@ def submit_run(folder: Path, cluster: Slurm, nodes: int, arguments: Sequence[str
         task = Task([*program, *arguments])
     else:
         command = [*program, *arguments, f"hydra.run.dir={folder}"]
-        task = Task(command, [*program, f"resume={folder}"], folder / CHECKPOINTS)
+        task = Task(command, [*program, f"resume={folder}"], folder)
     return cluster.submit([task], folder, folder.name, nodes)
 
 

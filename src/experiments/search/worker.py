@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.cli import EXIT_CODES, Exit
+from experiments.compiler import set_up_compiler
 from experiments.search.claims import Heart
 from experiments.search.configs import Configs
 from experiments.search.execution import TrialStop, run_trials
@@ -15,7 +16,7 @@ from experiments.search.study import Study, Trial
 from experiments.search.together import run_together
 from experiments.search.winner import conclude
 from experiments.tracking.choice import warm_up
-from experiments.training.devices import split_processor
+from experiments.training.devices import announce, split_processor
 from experiments.training.kept import Kept
 from experiments.training.signals import StopRequest
 
@@ -38,6 +39,8 @@ def work(
     study, kept = Study(folder, config_folder, name, configs), Kept()
     warm_up(study.configs.plain()["logger"])
     split_processor(int(study.plan.lanes) * study.plan.seeds)
+    set_up_compiler(study.configs.plain()["trainer"]["compilation_cache"])
+    announce()
     with StopRequest() as stop:
 
         def look() -> None:

@@ -5,8 +5,11 @@ XLA divides every operation among all cores, which small ones do not fill: a ste
 core is a device of its own; `python -m benchmarks.cores` shows what that gives.
 """
 
+import collections
 import contextlib
+import logging
 import os
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,6 +17,11 @@ from jax.sharding import Sharding
 
 from experiments.processor import cores
 from experiments.training.distributed import put
+
+log = logging.getLogger(__name__)
+
+DEVICE_FILES = Path("/dev")
+GPUS = {"an NVIDIA GPU": "nvidia[0-9]*", "an AMD GPU": "kfd"}  # by what Linux shows of them
 
 _split = False  # whether each core is a device
 
@@ -36,6 +44,27 @@ def of_one_run() -> list[jax.Device]:
     """The devices that a run by itself can use; one of them stands for all cores."""
     devices = jax.local_devices()
     return devices[:1] if _split and devices[0].platform == "cpu" else devices
+
+
+def announce() -> None:
+    """Says by which JAX and on which devices this process computes, and which it leaves idle."""
+    kinds = collections.Counter(device.device_kind for device in jax.devices())
+    if jax.default_backend() == "cpu":
+        found = f"CPU, {cores()} cores" if cores() > 1 else "CPU, one core"
+    else:
+        found = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    log.info("jax %s on %s", jax.__version__, found)
+    if (idle := unused_gpu()) is not None:
+        log.warning("%s is not used: this JAX has no support for it; see the README", idle)
+
+
+def unused_gpu() -> str | None:
+    """The kind of GPU that this machine has and JAX, unless it was told to, does not use."""
+    wanted = jax.config.values["jax_platforms"] or ""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if jax.default_backend() != "cpu" or "cpu" in wanted.split(",") or hidden:
+        return None
+    return next((kind for kind, files in GPUS.items() if any(DEVICE_FILES.glob(files))), None)
 
 
 def put_to_read(array: np.ndarray | jax.Array, sharding: Sharding) -> jax.Array:

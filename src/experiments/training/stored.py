@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from experiments.experiment import State, Tree
-from experiments.saved import CHECKPOINTS
+from experiments.saved import saved_steps
 from experiments.training.checkpoints import Checkpoints
 
 POINTER = "population.json"
@@ -46,8 +46,7 @@ def _in_population(directory: Path) -> int:
 
 
 def _newest(directory: Path) -> int:
-    names = [path.name for path in (directory / CHECKPOINTS).glob("*") if path.name.isdigit()]
-    return max(map(int, names), default=0)
+    return max(saved_steps(directory), default=0)
 
 
 def load(directories: Sequence[Path], state: State, best: tuple[Tree, Tree]) -> list[Saved]:

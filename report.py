@@ -10,7 +10,7 @@ python report.py <one of these, or a W&B project> wandb=workspace
 import sys
 from pathlib import Path
 
-from experiments.cli import command_line
+from experiments.cli.command_line import command_line
 from experiments.errors import UserError
 
 CONFIG = Path(__file__).resolve().parent / "conf"
@@ -20,7 +20,7 @@ def main() -> None:
     """Reports on the folders named on the command line."""
     arguments = sys.argv[1:]
     if "wandb=workspace" in arguments:
-        from experiments.insight.workspace import publish
+        from experiments.viz.workspace import publish
 
         arguments.remove("wandb=workspace")
         if len(arguments) != 1:
@@ -31,7 +31,7 @@ def main() -> None:
     if not folders:
         raise UserError(f"usage\n{__doc__}".rstrip())
     if len(folders) == 1 and not (folders[0] / "study.yaml").is_file():
-        from experiments.insight.comparison import compare_runs
+        from experiments.viz.comparison import compare_runs
 
         compare_runs(folders[0])
         return

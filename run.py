@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.cli import command_line, job, warm_up, with_config, workers_ahead
+from experiments.cli.command_line import command_line, job, warm_up, with_config, workers_ahead
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -20,7 +20,7 @@ def main() -> None:
 def run_one(config: "DictConfig") -> None:
     with job():
         warm_up(config)
-        from experiments.main import run  # imports JAX, which `--help` has no need of
+        from experiments.commands.dispatch import run  # imports JAX, which `--help` has no need of
 
         run(config)
 

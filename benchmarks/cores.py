@@ -62,11 +62,11 @@ def seconds_a_step(config: list[str], lanes: int, width: int, *, split: bool) ->
     import numpy as np
 
     from benchmarks.our_step import composed
-    from experiments.keys import root_key
-    from experiments.population.fit import open_lane
-    from experiments.population.shared import Shared
+    from experiments.core.rng import root_key
     from experiments.training.devices import split_processor
     from experiments.training.kept import Kept
+    from experiments.training.population_fit import open_lane
+    from experiments.training.population_shared import Shared
 
     split_processor(lanes if split else 1)
     session = open_lane(composed(*config, "data.limit=1280", "logger=none"), Kept())

@@ -9,8 +9,8 @@ import sys
 import numpy as np
 
 from benchmarks.our_step import composed
-from experiments.cli import command_line
-from experiments.config import build
+from experiments.cli.command_line import command_line
+from experiments.core.config import build
 
 
 def main() -> None:

@@ -21,10 +21,10 @@ from omegaconf import OmegaConf
 from benchmarks import gpu
 from benchmarks.steps import BATCHES, CASES, sized
 from benchmarks.turns import ROOT, serve
-from experiments.insight.summary import summarize
+from experiments.core.params import count_parameters
 from experiments.training.program import Programs
 from experiments.training.session import Session, open_session
-from experiments.variables import count_parameters
+from experiments.viz.summary import summarize
 
 
 def composed(*overrides: str) -> dict[str, Any]:

@@ -140,7 +140,7 @@ def _write_data(config: Sequence[str], path: Path) -> None:
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from experiments.config import build
+    from experiments.core.config import build
 
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         plain = OmegaConf.to_container(compose("config", overrides=list(config)), resolve=True)

@@ -77,7 +77,7 @@ def lanes() -> list[Row]:
     from jax.sharding import Mesh
 
     from benchmarks.our_step import composed
-    from experiments.population.programs import PopulationPrograms
+    from experiments.training.population_programs import PopulationPrograms
     from experiments.training.session import open_session
 
     session = open_session(composed("model=mlp", "model.hidden=[32]", "data=digits"))

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.core.experiment import Experiment
 from experiments.data.augment import Augment, Pipeline
 from experiments.data.crops import Averaged, centre_crop, views
 from experiments.data.dataset import Spec
 from experiments.data.stream import centre_box
 from experiments.data.tfds_images import TfdsImages
 from experiments.errors import UserError
-from experiments.experiment import Experiment
 from support import composed
 
 KEY = jax.random.key(0)

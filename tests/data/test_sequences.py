@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from experiments.config import build
+from experiments.core.config import build
 from experiments.data import records
 from experiments.errors import UserError
 from support import composed

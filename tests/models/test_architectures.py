@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments.config import build
+from experiments.core.config import build
+from experiments.core.experiment import Experiment
 from experiments.errors import UserError
-from experiments.experiment import Experiment
 from experiments.models.repeated import Repeated
 from experiments.models.resnet import Block
 from experiments.objectives.classification import Classification

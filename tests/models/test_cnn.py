@@ -7,10 +7,10 @@ import pytest
 import scipy.signal
 from flax import nnx
 
-from experiments.config import build, check
+from experiments.core.config import build, check
+from experiments.core.params import count_parameters, variables
 from experiments.errors import UserError
 from experiments.models.kinds import KINDS, Site
-from experiments.variables import count_parameters, variables
 from support import composed
 
 LENET5 = """[{conv:{features:6,kernel:5,padding:valid}},tanh,{avg_pool:2},

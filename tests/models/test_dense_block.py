@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from experiments.core.params import merged, variables
 from experiments.models.dense_block import DenseBlock
 from experiments.models.dense_loop import segments
-from experiments.variables import merged, variables
 
 CHANNELS, DEPTH, GROWTH, RATE = 5, 3, 3, 0.3
 MOMENTUM, EPSILON = 0.9, 1e-5

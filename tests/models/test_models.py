@@ -7,10 +7,10 @@ import pytest
 from flax import nnx
 from jax.test_util import check_grads
 
-from experiments.config import build, locate
-from experiments.experiment import Experiment
+from experiments.core.config import build, locate
+from experiments.core.experiment import Experiment
+from experiments.core.params import count_parameters, variables
 from experiments.models.layers import BatchNorm, Dropout, step
-from experiments.variables import count_parameters, variables
 from support import choices, composed
 
 

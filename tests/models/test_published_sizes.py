@@ -4,9 +4,9 @@ import jax
 import pytest
 from flax import nnx
 
-from experiments.config import build, check
+from experiments.core.config import build, check
+from experiments.core.params import count_parameters, variables
 from experiments.errors import UserError
-from experiments.variables import count_parameters, variables
 from support import composed
 
 

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 
 from experiments.data.dataset import Stream, some_examples
-from experiments.population.fit import fit_together, open_lane
-from experiments.population.lane import Member
 from experiments.tracking.jsonl import JsonLines
 from experiments.tracking.tracker import Trackers
 from experiments.training import stored
 from experiments.training.kept import Kept
+from experiments.training.population_fit import fit_together, open_lane
+from experiments.training.population_lane import Member
 from experiments.training.session import open_session
 from experiments.training.signals import StopRequest
 from support import composed

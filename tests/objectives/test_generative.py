@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments import adversarial_losses, losses
-from experiments.config import build
-from experiments.experiment import Experiment
-from experiments.likelihoods import logistic
+from experiments.core.config import build
+from experiments.core.experiment import Experiment
 from experiments.models.layers import Dense
 from experiments.models.spectral import Spectral
+from experiments.objectives import adversarial_losses, losses
 from experiments.objectives.adversarial import energy_distance
 from experiments.objectives.autoencoding import bernoulli_kl
+from experiments.objectives.likelihoods import logistic
 from support import composed
 
 KEY = jax.random.key(3)

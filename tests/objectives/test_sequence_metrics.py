@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments import losses
 from experiments.errors import UserError
+from experiments.objectives import losses
 from experiments.objectives.regression import Regression
 from experiments.objectives.sequence import Labelling, Language
 

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.config import build
+from experiments.core.config import build
 from experiments.ops import library
 from support import composed
 

@@ -7,10 +7,10 @@ import subprocess
 import pytest
 from PIL import Image
 
-from experiments.insight.study_data import Axis, Row, StudyData
-from experiments.insight.study_figures import all_figures, comparison
-from experiments.insight.study_page import study_page
 from experiments.search.report import write_comparison, write_report
+from experiments.viz.study_data import Axis, Row, StudyData
+from experiments.viz.study_figures import all_figures, comparison
+from experiments.viz.study_page import study_page
 from support import ROOT
 
 CHROMIUM = next((p for n in ("chromium", "chromium-browser") if (p := shutil.which(n))), None)

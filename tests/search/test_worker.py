@@ -11,13 +11,13 @@ import jax
 import pytest
 import yaml
 
-from experiments.cli import Exit
+from experiments.cli.command_line import Exit
 from experiments.errors import UserError
-from experiments.population import shared
 from experiments.search import execution, together
 from experiments.search.configs import Configs
 from experiments.search.study import CANCEL
 from experiments.search.worker import work
+from experiments.training import population_shared as shared
 from support import ROOT
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import helper
 from experiments.tracking.tracker import RunInfo
+from experiments.training import helper
 from wandb_server.server import Server, serve
 
 

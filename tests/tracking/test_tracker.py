@@ -2,11 +2,11 @@ import logging
 
 import pytest
 
-from experiments import helper
 from experiments.errors import UserError
 from experiments.tracking.apart import Apart
 from experiments.tracking.jsonl import METRICS, JsonLines, read_history
 from experiments.tracking.tracker import Tracker, Trackers
+from experiments.training import helper
 
 
 class Notes(Tracker):

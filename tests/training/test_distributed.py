@@ -12,10 +12,10 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.config import build
+from experiments.core.config import build
 from experiments.errors import UserError
-from experiments.saved import saved_steps
 from experiments.training.distributed import COORDINATOR, COUNT, INDEX, join
+from experiments.training.saved import saved_steps
 from experiments.training.session import device_mesh
 from slurm_cluster.cluster import free_ports
 from support import ROOT, composed

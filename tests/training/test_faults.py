@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.saved import saved_steps
+from experiments.training.saved import saved_steps
 from support import ROOT, lines_of, weights_of
 
 CLASSIFIER = [

@@ -8,9 +8,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from experiments.compiler import CPU_OPTIONS, SHORT, SHORT_OPTIONS, compiler_options
 from experiments.tracking.jsonl import JsonLines, read_history
 from experiments.tracking.tracker import Tracker, Trackers
+from experiments.training.compiler import CPU_OPTIONS, SHORT, SHORT_OPTIONS, compiler_options
 from experiments.training.loop import fit
 from experiments.training.program import Programs
 from experiments.training.session import open_session

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.experiment import Experiment
-from experiments.new_weights import NewWeights
+from experiments.core.experiment import Experiment
+from experiments.core.new_weights import NewWeights
 from experiments.tracking.jsonl import JsonLines, read_history
 from experiments.tracking.tracker import Trackers
 from experiments.training.loop import fit

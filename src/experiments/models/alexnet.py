@@ -6,8 +6,8 @@ from typing import Any
 import jax
 from flax import nnx
 
+from experiments.core.initializers import Initializer
 from experiments.errors import UserError
-from experiments.initializers import Initializer
 from experiments.models.layers import Conv, Dense, Dropout, flatten, is_small
 from experiments.ops.normalisation import local_response_norm
 from experiments.ops.pooling import max_pool

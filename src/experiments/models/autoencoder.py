@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from flax import nnx
 
+from experiments.core.initializers import Initializer
 from experiments.errors import UserError
-from experiments.initializers import Initializer
 from experiments.models.coders import ConvDecoder, ConvEncoder
 from experiments.models.layers import ACTIVATIONS, Dense, flatten
 from experiments.types import Activation, PositiveInt

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments.config import check_arguments
+from experiments.core.config import check_arguments
+from experiments.core.initializers import Initializer
 from experiments.errors import UserError, suggest
-from experiments.initializers import Initializer
 from experiments.models.kinds import KINDS, Site, by
 from experiments.models.layers import Dropout
 from experiments.models.whitening import whitening_kernel

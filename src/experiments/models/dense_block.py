@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments.initializers import Initializer
+from experiments.core.initializers import Initializer
 from experiments.models.dense_loop import Layers, Tree, run, segments
 from experiments.models.layers import BatchNorm, Conv, Dropout
 

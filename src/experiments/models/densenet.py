@@ -5,7 +5,7 @@ from typing import Any, Literal
 import jax
 from flax import nnx
 
-from experiments.initializers import Initializer
+from experiments.core.initializers import Initializer
 from experiments.models.dense_block import DenseBlock
 from experiments.models.layers import BatchNorm, Conv, Dense, is_small
 from experiments.ops.pooling import avg_pool, global_avg_pool, max_pool

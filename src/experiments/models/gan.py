@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.initializers import Initializer
+from experiments.core.initializers import Initializer
 from experiments.models.autoencoder import check_image
 from experiments.models.coders import (
     ConvDecoder,

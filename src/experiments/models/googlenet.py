@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from experiments.core.initializers import Initializer
 from experiments.errors import UserError
-from experiments.initializers import Initializer
 from experiments.models.layers import BatchNorm, Conv, Dense, Dropout, flatten, is_small
 from experiments.ops.normalisation import local_response_norm
 from experiments.ops.pooling import avg_pool, global_avg_pool, max_pool

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from experiments.core.initializers import Initializer
 from experiments.errors import UserError
-from experiments.initializers import Initializer
 from experiments.models.layers import ACTIVATIONS, BatchNorm, Conv, Dense, Dropout, flatten
 from experiments.models.whitening import Whitening
 from experiments.ops import pooling

@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from experiments.initializers import Initializer
+from experiments.core.initializers import Initializer
 from experiments.ops import convolution, product
 
 Moments = tuple[jax.Array, jax.Array]  # E[x] and E[x²]

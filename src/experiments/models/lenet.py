@@ -5,7 +5,7 @@ from typing import Any, Literal
 import jax
 from flax import nnx
 
-from experiments.initializers import Initializer
+from experiments.core.initializers import Initializer
 from experiments.models.layers import ACTIVATIONS, Conv, Dense, flatten
 from experiments.ops.pooling import avg_pool, max_pool
 from experiments.types import Activation

@@ -6,7 +6,7 @@ import math
 import jax
 from flax import nnx
 
-from experiments.initializers import Initializer
+from experiments.core.initializers import Initializer
 from experiments.models.layers import ACTIVATIONS, Dense, Dropout, flatten
 from experiments.types import Activation, Decay, PositiveInt
 

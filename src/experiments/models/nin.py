@@ -5,7 +5,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from experiments.initializers import Initializer
+from experiments.core.initializers import Initializer
 from experiments.models.layers import Conv, Dropout, is_small
 from experiments.ops.pooling import global_avg_pool, max_pool
 from experiments.types import Decay, PositiveInt

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from experiments.core.initializers import Initializer
 from experiments.errors import UserError
-from experiments.initializers import Initializer
 from experiments.ops.product import matmul
 
 ONE_HOT = 256  # most different tokens that are multiplied as one-hot vectors

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from experiments.core.initializers import Initializer
 from experiments.errors import UserError
-from experiments.initializers import Initializer
 from experiments.models.cells import CELLS, NORMALISED_CELLS, layer_norm
 from experiments.models.layers import Dense, Dropout
 from experiments.models.reading import Reader, project, real_steps, steps_and_features, vectors

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments.initializers import Initializer
+from experiments.core.initializers import Initializer
 from experiments.models.layers import KEPT
 
 MANY = 6  # blocks in a row from which on it is worth it

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from experiments.core.initializers import Initializer
 from experiments.errors import UserError
-from experiments.initializers import Initializer
 from experiments.models.layers import BatchNorm, Conv, Dense, is_small
 from experiments.models.repeated import MANY, Repeated
 from experiments.ops.pooling import global_avg_pool, max_pool

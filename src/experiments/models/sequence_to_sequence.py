@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from experiments.core.initializers import Initializer
 from experiments.errors import UserError
-from experiments.initializers import Initializer
 from experiments.models.layers import Dense, flatten
 from experiments.models.reading import Reader, real_steps, steps_and_features
 from experiments.models.recurrent import CellName, Stack

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments.initializers import Initializer
-from experiments.likelihoods import Likelihood
+from experiments.core.initializers import Initializer
 from experiments.models.autoencoder import check_image
 from experiments.models.coders import ConvDecoder, ConvEncoder, DenseStack, as_channels, beside
 from experiments.models.layers import Dense, flatten
+from experiments.objectives.likelihoods import Likelihood
 from experiments.types import Activation, PositiveInt
 
 

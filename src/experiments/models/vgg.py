@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from experiments.initializers import Initializer
+from experiments.core.initializers import Initializer
 from experiments.models.layers import ACTIVATIONS, BatchNorm, Conv, Dense, Dropout, flatten
 from experiments.ops.pooling import max_pool
 from experiments.types import Activation, Decay, PositiveInt

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.adversarial_losses import as_adversarial
 from experiments.errors import UserError
 from experiments.models.layers import BatchNorm
+from experiments.objectives.adversarial_losses import as_adversarial
 from experiments.objectives.autoencoding import image_of
 from experiments.objectives.classification import Metrics, full_precision
 from experiments.objectives.variational import class_of
@@ -19,14 +19,14 @@ class Adversarial:
     """Two losses as one gradient tree: each part sees the other one as a constant.
 
     Args:
-      loss: one of `experiments.adversarial_losses`.
+      loss: one of `experiments.objectives.adversarial_losses`.
       discriminator_steps: steps of the discriminator for each of the generator.
       classifier: run folder of a classifier of the same data, by which samples are judged
-        (`experiments.insight.judge`), or None.
+        (`experiments.viz.judge`), or None.
     """
 
     monitor = ("loss", "last")  # the losses of the two do not say how good the samples are
-    gallery = "experiments.insight.gallery.adversarial"
+    gallery = "experiments.viz.gallery_adversarial"
     gallery_during = True
     pixels = (-1.0, 1.0)
 

@@ -16,7 +16,7 @@ class Autoencoding:
     """Reconstruction of images in 0..1, the loss being summed over the pixels.
 
     Args:
-      loss: mse, binary_cross_entropy or another one of `experiments.losses`.
+      loss: mse, binary_cross_entropy or another one of `experiments.objectives.losses`.
       head: of the output (None: the one that goes with the loss).
       noise: standard deviation of Gaussian noise on the input; masking: share of its pixels that
         are set to 0 (denoising, Vincent et al. 2008). Also in evaluation.
@@ -30,7 +30,7 @@ class Autoencoding:
     """
 
     monitor = ("loss", "min")
-    gallery = "experiments.insight.gallery.autoencoding"
+    gallery = "experiments.viz.gallery_autoencoding"
     gallery_during = True
     pixels = (0.0, 1.0)
 

@@ -28,14 +28,14 @@ LOG_HEADS: dict[str, Callable] = {  # the logarithms of the heads, computed stab
 class Classification:
     """Loss and accuracy of a model's class scores.
 
-    `loss` is a function of `experiments.losses`; `head` is the output head that turns the model's
-    raw outputs into what the loss is taken of (None: the one that goes with the loss). A batch has
+    `loss` is a function of `losses`; `head` is the output head that turns the model's raw outputs
+    into what the loss is taken of (None: the one that goes with the loss). A batch has
     `label`, integers [batch] or a distribution [batch, num_classes], what the model reads (`image`
     [batch, ...], say), and of sequences that differ in length `lengths` [batch].
     """
 
     monitor = ("accuracy", "max")  # what decides which epoch was best
-    gallery = "experiments.insight.gallery.classification"  # what to see of a run
+    gallery = "experiments.viz.gallery_classification"  # what to see of a run
     gallery_during = False  # whether there is anything to see after each epoch
 
     def __init__(self, *, loss: Any, head: Head | None, num_classes: int):
@@ -78,7 +78,7 @@ class Classification:
         return label if label.ndim == 2 else jax.nn.one_hot(label, self.num_classes)
 
     def loss_input(self, logits: jax.Array) -> jax.Array:
-        """What the loss is a function of: see `experiments.losses`."""
+        """What the loss is a function of: see `experiments.objectives.losses`."""
         if self.takes == "logits":
             return logits
         heads = LOG_HEADS if self.takes == "log_probabilities" else HEADS

@@ -23,7 +23,7 @@ class Regression(Classification):
     """
 
     monitor = ("loss", "min")
-    gallery = "experiments.insight.gallery.regression"
+    gallery = "experiments.viz.gallery_regression"
 
     def __init__(self, *, loss: Any, tolerance: Positive | None, num_classes: int):
         super().__init__(loss=loss, head=None, num_classes=num_classes)

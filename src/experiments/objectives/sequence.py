@@ -36,7 +36,7 @@ class Labelling(Classification):
     writes step by step reads its own outputs for the two, and the targets for the loss.
     """
 
-    gallery = "experiments.insight.gallery.labelling"
+    gallery = "experiments.viz.gallery_labelling"
 
     def __call__(
         self, model: nnx.Module, batch: dict, rngs: nnx.Rngs | None, epoch: Any
@@ -72,7 +72,7 @@ class Language(Labelling):
     """
 
     monitor = ("loss", "min")
-    gallery = "experiments.insight.gallery.language"
+    gallery = "experiments.viz.gallery_language"
     gallery_during = True
 
     def __call__(

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from experiments.errors import UserError
-from experiments.likelihoods import LIKELIHOODS, MEANS
 from experiments.objectives.autoencoding import image_of, off
 from experiments.objectives.classification import Metrics, full_precision
+from experiments.objectives.likelihoods import LIKELIHOODS, MEANS
 from experiments.types import NonNegative, NonNegativeInt
 
 
@@ -28,7 +28,7 @@ class Variational:
     """
 
     monitor = ("loss", "min")
-    gallery = "experiments.insight.gallery.variational"
+    gallery = "experiments.viz.gallery_variational"
     gallery_during = True
     pixels = (0.0, 1.0)
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from experiments.config import mismatch
+from experiments.core.config import mismatch
 from experiments.errors import UserError, suggest
 from experiments.search import local
 from experiments.search.options import Options, divide, study_folder

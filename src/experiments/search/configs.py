@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from experiments.config import leaves
+from experiments.core.config import leaves
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override

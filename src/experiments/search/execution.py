@@ -12,8 +12,7 @@ from typing import Any
 
 import yaml
 
-from experiments.checking import check_config
-from experiments.compiler import set_up_compiler
+from experiments.core.checking import check_config
 from experiments.errors import UserError
 from experiments.search.configs import as_yaml, assignments, resolved
 from experiments.search.study import Study, Trial
@@ -21,6 +20,7 @@ from experiments.tracking.choice import chosen
 from experiments.tracking.jsonl import SUMMARY, JsonLines
 from experiments.tracking.tracker import Tracker, Trackers
 from experiments.training import loop
+from experiments.training.compiler import set_up_compiler
 from experiments.training.kept import Kept
 from experiments.training.lock import exclusive
 from experiments.training.session import open_session

@@ -4,7 +4,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from experiments.cli import EXIT_CODES, Exit
+from experiments.cli.command_line import EXIT_CODES, Exit
 from experiments.errors import UserError
 from experiments.search import local
 from experiments.search.local import Crew

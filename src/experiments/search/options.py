@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from experiments.cli import SEARCH_KEYS
-from experiments.config import mismatch
+from experiments.cli.command_line import SEARCH_KEYS
+from experiments.core.config import mismatch
 from experiments.errors import UserError
 from experiments.types import PositiveInt
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 import yaml
 
-from experiments.config import check_arguments
+from experiments.core.config import check_arguments
 from experiments.errors import UserError
 from experiments.types import Positive, PositiveInt
 

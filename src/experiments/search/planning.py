@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.config import check_arguments
+from experiments.core.config import check_arguments
 from experiments.errors import UserError
 from experiments.search import grammar, methods
 from experiments.search.check import Findings, cases, examine

@@ -15,8 +15,8 @@ PAGE, FIGURES, COMPARISON = "report.html", "figures", "comparison.png"
 
 def write_report(folder: Path, config_folder: Path) -> None:
     """Writes the page and the figures of a study into its folder, and prints how it stands."""
-    from experiments.insight.study_figures import all_figures
-    from experiments.insight.study_page import study_page
+    from experiments.viz.study_figures import all_figures
+    from experiments.viz.study_page import study_page
 
     study = Study(folder, config_folder)
     data = study_data(study)
@@ -31,7 +31,7 @@ def write_report(folder: Path, config_folder: Path) -> None:
 
 def write_comparison(folders: Sequence[Path], config_folder: Path) -> None:
     """Draws studies side by side into `comparison.png` beside the first one."""
-    from experiments.insight.study_figures import comparison
+    from experiments.viz.study_figures import comparison
 
     studies = [study_data(Study(folder, config_folder)) for folder in folders]
     path = folders[0].absolute().parent / COMPARISON

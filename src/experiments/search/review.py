@@ -6,11 +6,11 @@ from pathlib import Path
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from experiments.insight.study_data import Axis, Row, StudyData
 from experiments.search.distributions import Choice, Numbers
 from experiments.search.results import WINNER, command, score
 from experiments.search.study import Study, state_of
 from experiments.tracking.jsonl import METRICS, read_history
+from experiments.viz.study_data import Axis, Row, StudyData
 
 ENOUGH = 4  # finished trials from which importance is estimated
 

@@ -21,10 +21,10 @@ from typing import Any
 
 import yaml
 
-from experiments.cli import EXIT_CODES
-from experiments.config import build, check
+from experiments.cli.command_line import EXIT_CODES
+from experiments.core.config import build, check
 from experiments.errors import UserError, suggest
-from experiments.saved import saved_steps
+from experiments.training.saved import saved_steps
 from experiments.types import NonNegativeInt, Positive, PositiveInt
 
 FOLDER = "slurm"  # scripts and output of the jobs, in the folder of their run or study

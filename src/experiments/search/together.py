@@ -8,11 +8,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from experiments.compiler import set_up_compiler
-from experiments.config import build
-from experiments.population.fit import compile_ahead, fit_together, open_lane
-from experiments.population.lane import Member
-from experiments.population.options import Options
+from experiments.core.config import build
 from experiments.search.execution import (
     Outcome,
     Reporter,
@@ -27,8 +23,12 @@ from experiments.tracking.choice import chosen
 from experiments.tracking.jsonl import JsonLines
 from experiments.tracking.tracker import Trackers
 from experiments.training.compiled import compile_evaluation_ahead
+from experiments.training.compiler import set_up_compiler
 from experiments.training.kept import Kept
 from experiments.training.lock import exclusive
+from experiments.training.population_fit import compile_ahead, fit_together, open_lane
+from experiments.training.population_lane import Member
+from experiments.training.population_options import Options
 from experiments.training.session import Session
 
 log = logging.getLogger(__name__)

@@ -6,8 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.cli import EXIT_CODES, Exit
-from experiments.compiler import set_up_compiler
+from experiments.cli.command_line import EXIT_CODES, Exit
 from experiments.search.claims import Heart
 from experiments.search.configs import Configs
 from experiments.search.execution import TrialStop, run_trials
@@ -16,6 +15,7 @@ from experiments.search.study import Study, Trial
 from experiments.search.together import run_together
 from experiments.search.winner import conclude
 from experiments.tracking.choice import warm_up
+from experiments.training.compiler import set_up_compiler
 from experiments.training.devices import announce, split_processor
 from experiments.training.kept import Kept
 from experiments.training.signals import StopRequest

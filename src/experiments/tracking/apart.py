@@ -9,8 +9,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from experiments.helper import ENDED, helper
 from experiments.tracking.tracker import RunInfo, Tracker
+from experiments.training.helper import ENDED, helper
 
 _numbers = itertools.count()
 

@@ -7,10 +7,10 @@ any other tracker lie below its name, `logger.tensorboard.flush_seconds`.
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.config import build
-from experiments.helper import helper
+from experiments.core.config import build
 from experiments.tracking.apart import Apart
 from experiments.tracking.tracker import Tracker
+from experiments.training.helper import helper
 
 
 def nodes(logger: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,9 +15,9 @@ from typing import Any
 
 import jax
 
+from experiments.core.experiment import State, Tree
 from experiments.errors import UserError
-from experiments.experiment import State, Tree
-from experiments.saved import CHECKPOINTS
+from experiments.training.saved import CHECKPOINTS
 
 log = logging.getLogger(__name__)
 

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from experiments.compiler import compiler_options
-from experiments.experiment import State
-from experiments.insight.flops import work
-from experiments.memory import give_back
+from experiments.core.experiment import State
+from experiments.training.compiler import compiler_options
 from experiments.training.feed import ResidentFeed, StreamedFeed
 from experiments.training.kept import static_key
+from experiments.training.memory import give_back
 from experiments.training.program import UNTRACEABLE, Programs, traceable
 from experiments.training.ready import ReadyCalls, ReadyPrograms
 from experiments.training.session import Session
+from experiments.viz.flops import work
 
 Program = jax.stages.Compiled
 

@@ -15,8 +15,8 @@ import jax
 import numpy as np
 from jax.sharding import Sharding
 
-from experiments.processor import cores
 from experiments.training.distributed import put
+from experiments.training.processor import cores
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
+from experiments.core.experiment import Hparams, Tree
 from experiments.data.dataset import Arrays, Batch, Stream
-from experiments.experiment import Hparams, Tree
 from experiments.training.devices import put_to_read
 from experiments.training.distributed import fetch
 from experiments.training.feed import evaluation_batches

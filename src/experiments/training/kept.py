@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, TypeVar
 
-from experiments.config import place
+from experiments.core.config import place
 
 T = TypeVar("T")
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.experiment import State
+from experiments.core.experiment import State
 from experiments.training.compiled import Compiled
 from experiments.training.distributed import fetch
 from experiments.training.session import Session

@@ -9,13 +9,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments.core.experiment import State
+from experiments.core.params import merged
+from experiments.core.transfer import Agreement, agreement, named
 from experiments.errors import UserError
-from experiments.experiment import State
-from experiments.published import read_published
-from experiments.saved import CHECKPOINTS, split_source
+from experiments.models.torchvision import read_published
+from experiments.training.saved import CHECKPOINTS, split_source
 from experiments.training.session import Session
-from experiments.transfer import Agreement, agreement, named
-from experiments.variables import merged
 
 log = logging.getLogger(__name__)
 

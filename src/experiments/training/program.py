@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments.compiler import compiler_options
-from experiments.experiment import (
+from experiments.core.experiment import (
     Experiment,
     Hparams,
     State,
     Tree,
 )
-from experiments.keys import stream
+from experiments.core.rng import stream
+from experiments.training.compiler import compiler_options
 from experiments.training.recorder import ends_line
 
 UNTRACEABLE = (

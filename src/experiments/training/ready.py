@@ -28,9 +28,9 @@ import jax
 import jax.monitoring
 
 import experiments
-from experiments.config import leaves
+from experiments.core.config import leaves
 from experiments.ops import library
-from experiments.processor import cores
+from experiments.training.processor import cores
 
 log = logging.getLogger(__name__)
 

@@ -6,13 +6,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from experiments.experiment import Tree
-from experiments.helper import helper
-from experiments.insight import drawing
-from experiments.insight.animation import animate
+from experiments.core.experiment import Tree
 from experiments.tracking.tracker import Tracker
 from experiments.training.evaluation import Predictions
+from experiments.training.helper import helper
 from experiments.training.session import Session
+from experiments.viz import drawing
+from experiments.viz.animation import animate
 
 # pictures that are being drawn, by name: what, into which file, and when it is there
 Started = dict[str, tuple[drawing.Drawing, Path, Future]]

@@ -5,10 +5,10 @@ from typing import Any
 
 import jax
 
-from experiments.experiment import Tree
-from experiments.saved import split_source
+from experiments.core.experiment import Tree
 from experiments.training import stored
 from experiments.training.checkpoints import Checkpoints, shaped
+from experiments.training.saved import split_source
 from experiments.training.session import Session
 
 

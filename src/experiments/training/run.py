@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import garbage
-from experiments.experiment import State, Tree
+from experiments.core.experiment import State, Tree
+from experiments.core.params import copied, count_parameters
 from experiments.tracking.tracker import Trackers
-from experiments.training import stored
+from experiments.training import garbage, stored
 from experiments.training.checkpoints import Checkpoints, shaped
 from experiments.training.compiled import Compiled
 from experiments.training.decisions import Decisions
@@ -26,7 +26,6 @@ from experiments.training.report import Album
 from experiments.training.session import Session
 from experiments.training.signals import StopRequest
 from experiments.training.watch import Watch
-from experiments.variables import copied, count_parameters
 
 log = logging.getLogger(__name__)
 

@@ -11,11 +11,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments.config import build
+from experiments.core.config import build
+from experiments.core.experiment import Experiment, hyperparameters
+from experiments.core.rng import root_key
 from experiments.data.dataset import Splits, Stream, some_examples
 from experiments.errors import UserError
-from experiments.experiment import Experiment, hyperparameters
-from experiments.keys import root_key
 from experiments.training.devices import of_one_run, put_to_read
 from experiments.training.evaluation import Evaluator
 from experiments.training.feed import ResidentFeed, StreamedFeed, resolve_batch_size

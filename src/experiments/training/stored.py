@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.experiment import State, Tree
-from experiments.saved import saved_steps
+from experiments.core.experiment import State, Tree
 from experiments.training.checkpoints import Checkpoints
+from experiments.training.saved import saved_steps
 
 POINTER = "population.json"
 

@@ -1,0 +1,80 @@
+"""Shows a model layer by layer, without data, devices or a compiler."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console, JustifyMethod
+from rich.table import Table
+
+from experiments.tracking.jsonl import write_json
+from experiments.viz.summary import Layer, Summary, summarize
+
+NEEDS_RUN = False
+WIDTH = 120  # of the table where there is no terminal to ask
+TOTALS = ("parameters", "flops", "training_flops", "output_bytes")
+COLUMNS: dict[str, JustifyMethod] = {
+    "layer": "left",
+    "output": "left",
+    "parameters": "right",
+    "": "left",
+    "FLOPs": "right",
+    "training": "right",
+    "memory": "right",
+}
+
+
+def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
+    """Prints the table and writes `model_summary.json`."""
+    summary = summarize(config)
+    write_json(directory / "model_summary.json", as_json(summary))
+    Console(width=None if Console().is_terminal else WIDTH).print(table(summary))
+    print(
+        f"FLOPs: 2 a multiply-add of products and convolutions; forward for one example, training "
+        f"for a step of {summary.batch_size}\n"
+        f"memory: of the outputs for one example; weights and the optimizer's state take "
+        f"{quantity(summary.state_bytes, 'B')}"
+    )
+
+
+def as_json(summary: Summary) -> dict[str, Any]:
+    """What `model_summary.json` says."""
+    totals = {f"total_{name}": summary.total(name) for name in TOTALS}
+    rest = {"batch_size": summary.batch_size, "state_bytes": summary.state_bytes}
+    return totals | rest | {"layers": [asdict(layer) for layer in summary.layers]}
+
+
+def table(summary: Summary) -> Table:
+    """A line a layer and one of totals."""
+    shown = Table(box=box.SIMPLE_HEAD, show_footer=True, padding=0)
+    totals = Layer("total")
+    for name in TOTALS:
+        setattr(totals, name, summary.total(name))
+    for cell, (title, justify) in zip(_cells(totals), COLUMNS.items(), strict=True):
+        folds = title in ("layer", "")  # where a terminal is narrow
+        shown.add_column(title, cell, justify=justify, no_wrap=not folds, overflow="fold")
+    for layer in summary.layers:
+        shown.add_row(*_cells(layer))
+    return shown
+
+
+def quantity(value: float, unit: str = "") -> str:
+    """Three digits and a prefix: `870`, `12.3 k`, `4.56 M`."""
+    prefix, larger = "", iter("kMGTPE")
+    while value >= 999.5:
+        value, prefix = value / 1000, next(larger)
+    number = f"{value:#.3g}".rstrip(".") if prefix else f"{value:.0f}"
+    return f"{number} {prefix}{unit}".strip()
+
+
+def _cells(layer: Layer) -> tuple[str, ...]:
+    return (
+        layer.name,
+        "x".join(map(str, layer.output_shape)),
+        f"{layer.parameters:,}" if layer.parameters else "",
+        layer.arithmetic,
+        quantity(layer.flops) if layer.flops else "",
+        quantity(layer.training_flops) if layer.training_flops else "",
+        quantity(layer.output_bytes, "B") if layer.output_bytes else "",
+    )

@@ -1,0 +1,339 @@
+"""The pure core: a composed config and a few traced numbers become init, train and eval steps.
+
+Every float of the config that the program can take as an input is a *hyperparameter*: a traced
+scalar under its dotted path. The functions here build their objects inside the trace with these
+scalars in place, so that one compiled program serves every value, and `jax.vmap` over
+(hyperparameters, key, state) trains a population.
+"""
+
+import dataclasses
+import functools
+import math
+import pickle
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from experiments.core.conditions import if_measured, only_if
+from experiments.core.config import build, leaves, locate, place, static
+from experiments.core.input_shape import model_input_shape
+from experiments.core.new_weights import Call, NewWeights, directly
+from experiments.core.norms import norm
+from experiments.core.optim import Parted
+from experiments.core.params import merged, variables
+from experiments.core.rng import keys_of_layers, stream
+from experiments.core.transfer import check_frozen, fitted, freeze_statistics, split
+from experiments.data.augment import resize
+from experiments.data.crops import Averaged
+from experiments.data.dataset import Spec, model_input
+from experiments.training.compiler import compiler_options
+
+Tree = Any
+Hparams = Mapping[str, Any]
+
+TRACED_GROUPS = ("model", "objective", "loss", "optim", "discriminator_optim", "schedule", "init")
+PARTS = {"discriminator": "discriminator_optim"}  # parts of a model with an optimizer of their own
+
+
+class State(NamedTuple):
+    """Everything that training changes; a run is saved and resumed by it."""
+
+    params: Tree
+    model_state: Tree  # batch statistics
+    opt_state: Tree
+    ema: Tree  # averages of (params, model_state), or None
+    step: jax.Array | np.int32  # batches seen
+    diverged_at: jax.Array | np.int32  # first step whose loss or gradient was not finite, or -1
+
+
+def hyperparameters(config: Mapping[str, Any]) -> dict[str, float]:
+    """The floats of a config that may be traced, by dotted path.
+
+    A float that is exactly 0 switches a feature off and stays in the program as that.
+    """
+    found: dict[str, float] = {}
+    for group in TRACED_GROUPS:
+        found |= _floats(pickle.dumps({group: config.get(group)}))
+    augment = (config.get("data") or {}).get("augment")
+    for path, value in leaves(augment, "data.augment"):
+        if isinstance(value, float) and value != 0:
+            found[path] = value
+    return found
+
+
+@functools.lru_cache(maxsize=256)
+def _floats(pickled: bytes) -> dict[str, float]:
+    """`hyperparameters` of a group; most trials of a study share most of theirs."""
+    group = pickle.loads(pickled)
+    constants = set(static(group))
+    return {
+        path: value
+        for path, value in leaves(group)
+        if isinstance(value, float) and value != 0 and math.isfinite(value)
+        if path not in constants
+    }
+
+
+class Experiment:
+    """Model, objective and optimizer of one static configuration as pure functions.
+
+    Args:
+      config: the composed config as plain dicts.
+      spec: shapes of the data; pipeline: from stored examples to model inputs.
+      steps_per_epoch, total_steps: what schedules are measured in.
+      examples: gives stored examples, for a model part of whose state follows from the data.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        spec: Spec,
+        pipeline: Any,
+        steps_per_epoch: int,
+        total_steps: int,
+        examples: Callable[[], Mapping[str, Any]] | None = None,
+    ):
+        self.config = config
+        self.spec, self.pipeline = spec, pipeline
+        self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
+        self.examples = examples
+        self.precision = jnp.dtype(
+            {"fp32": "float32", "bf16": "bfloat16"}[config["trainer"]["precision"]]
+        )
+        self.skip_bad_updates = config["trainer"]["on_nan"] == "skip"
+        self.input_shape = model_input_shape(config, spec)
+        pixels = getattr(locate(config["objective"]["_target_"]), "pixels", None)
+        if pixels is not None and len(spec.input_shape) == 3:
+            low, high = pixels  # the objective wants images between these
+            channels = spec.input_shape[-1]
+            mean, std = (-low / (high - low),) * channels, (1 / (high - low),) * channels
+            self.pipeline = dataclasses.replace(pipeline, mean=mean, std=std)
+        self.tta = (config.get("eval") or {}).get("tta")
+        freeze = config.get("freeze") or []
+        self.frozen = [freeze] if isinstance(freeze, str) else freeze
+        self.step = jax.jit(self.train_step)  # traced once for all who need its shapes or call it
+        self.new_weights = NewWeights(config["init"])
+        self._complete = jax.jit(self._completed, compiler_options=compiler_options(0))
+
+    # ------------------------------------------------------------------ objects, inside a trace
+
+    def model(self, hparams: Hparams, kernel_init: Any) -> nnx.Module:
+        """A new model; `kernel_init` fills its weights."""
+        return build(
+            place(self.config["model"], hparams, "model"),
+            input_shape=self.input_shape,
+            num_classes=self.spec.num_classes,
+            kernel_init=kernel_init,
+            rngs=keys_of_layers(self.config["model"]),
+        )
+
+    def objective(self, hparams: Hparams) -> Any:
+        """What is optimised."""
+        config = place(dict(self.config), hparams)
+        return build(
+            config["objective"],
+            loss=build(config.get("loss")),  # some objectives are their own
+            num_classes=self.spec.num_classes,
+        )
+
+    def optimizer(self, hparams: Hparams) -> Any:
+        """How it is optimised: by one optimizer, or one for each of several parts."""
+        rest = build(place(self.config["optim"], hparams, "optim"))
+        own = {
+            part: build(place(self.config[group], hparams, group))
+            for part, group in PARTS.items()
+            if self.config.get(group)
+        }
+        return Parted(own, rest) if own else rest
+
+    def learning_rate_factor(self, hparams: Hparams, step: Any) -> jax.Array:
+        """The schedule's factor at a step."""
+        schedule = build(place(self.config["schedule"], hparams, "schedule"))
+        return schedule(step, self.steps_per_epoch, self.total_steps)
+
+    # ------------------------------------------------------------------ pure functions
+
+    def init(
+        self,
+        hparams: Hparams,
+        key: jax.Array,
+        found: Mapping[str, Any] | None = None,
+        call: Call = directly,
+    ) -> State:
+        """The state at step 0; `found` arrays take the place of new ones of their name and shape.
+
+        Meant to run outside of jit, as `NewWeights` is; `call` calls its jitted functions.
+        """
+        kernel_init = self.new_weights.by(hparams, key, call)
+        complete = functools.partial(call, "complete", self._complete)
+        found = {**self.state_of_data, **(found or {})}
+        return self._initial(hparams, kernel_init, complete, found)
+
+    def train_step(
+        self,
+        state: State,
+        batch: Mapping[str, jax.Array],
+        hparams: Hparams,
+        key: jax.Array,
+        measured: jax.Array | bool = True,
+    ) -> tuple[State, dict[str, jax.Array]]:
+        """One update. Returns the new state and scalar metrics of this step.
+
+        A step whose loss or gradient is not finite changes nothing but the step count. With
+        `trainer.on_nan=stop` no later step changes anything either. Unless it is `measured` the
+        norms of parameters and update are NaN.
+        """
+        optimizer = self.optimizer(hparams)
+        objective = self.objective(hparams)
+        batch = self.prepare(batch, hparams, stream(key, "augment", state.step), train=True)
+        streams = {name: stream(key, name, state.step) for name in ("dropout", "sample")}
+        epoch = state.step / self.steps_per_epoch
+
+        trained, frozen = split(state.params, self.frozen)
+
+        def loss_of(trained):
+            params = merged(trained, frozen)
+            model = self._with(hparams, params, state.model_state, train=True)
+            values, _ = objective(model, batch, nnx.Rngs(**streams), epoch)
+            means = {name: jnp.mean(value) for name, value in values.items()}
+            return means["loss"], (means, variables(model)[1])
+
+        (loss, (metrics, model_state)), grads = jax.value_and_grad(loss_of, has_aux=True)(trained)
+        factor = self.learning_rate_factor(hparams, state.step)
+        grad_norm = norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        first = (state.diverged_at < 0) & ~finite
+        diverged_at = jnp.where(first, state.step, state.diverged_at)
+        accept = finite if self.skip_bad_updates else finite & (state.diverged_at < 0)
+
+        rhythm = getattr(objective, "update_every", {})
+        due = {part: (state.step + 1) % every == 0 for part, every in rhythm.items()}
+        update = optimizer.step(grads, state.opt_state, trained, factor, due)
+        # made once more where it is measured: to hold it for both uses would cost every step
+        update_norm = if_measured(measured, lambda: norm(update.updates()))
+        accept &= ~(update_norm < 0)  # which tells XLA to overwrite the state only after that
+        params, opt_state = update.taken_if(accept)
+        params = merged(params, frozen)
+
+        def averages(old: tuple) -> tuple:
+            ema = old[0]
+            if ema is not None:
+                ema = optimizer.average(ema, (params, model_state), state.step)
+            return ema, model_state
+
+        ema, new_model_state = only_if(accept, averages, (state.ema, state.model_state))
+        metrics |= {
+            "learning_rate": jnp.asarray(optimizer.learning_rate * factor, jnp.float32),
+            "grad_norm": grad_norm,
+            "param_norm": if_measured(measured, lambda: norm(params)),
+            "update_norm": jnp.where(accept, update_norm, 0),
+        }
+        step = state.step + 1
+        return State(params, new_model_state, opt_state, ema, step, diverged_at), metrics
+
+    def eval_step(
+        self, params: Tree, model_state: Tree, batch: Mapping[str, jax.Array], hparams: Hparams
+    ) -> tuple[dict[str, jax.Array], jax.Array]:
+        """Sums over the batch of each metric, and the predictions example by example.
+
+        Examples whose `mask` [batch] is 0 are padding; the sum `count` is Σ mask.
+        """
+        mask = batch["mask"]
+        inputs = {name: value for name, value in batch.items() if name != "mask"}
+        inputs = self.prepare(inputs, hparams, jax.random.key(0), train=False)
+        model = self._with(hparams, params, model_state, train=False)
+        objective = self.objective(hparams)
+        if self.tta is not None:
+            model = Averaged(model, objective)
+        rngs = nnx.Rngs(sample=stream(jax.random.key(0), "sample"))
+        values, outputs = objective(model, inputs | {"mask": mask}, rngs, jnp.inf)
+        # a padded example counts for nothing, even where the model makes a NaN of it
+        sums = {k: jnp.sum(jnp.where(mask > 0, v * mask, 0)) for k, v in values.items()}
+        return sums | {"count": jnp.sum(mask)}, objective.predictions(outputs)
+
+    def prepare(
+        self, batch: Mapping[str, jax.Array], hparams: Hparams, key: jax.Array, *, train: bool
+    ) -> dict[str, jax.Array]:
+        """What the objective sees: images are normalised, cropped, augmented and resized."""
+        pipeline = self.pipeline
+        if (augment := self.config["data"].get("augment")) is not None:
+            augment = build(place(augment, hparams, "data.augment"))
+            pipeline = dataclasses.replace(pipeline, augment=augment)
+        if self.tta is not None and not train:
+            pipeline = dataclasses.replace(pipeline, tta=self.tta)
+        prepared = pipeline(batch, key, train=train)
+        name, inputs = model_input(prepared)
+        if name == "image" and inputs.shape[-3:] != self.input_shape:
+            inputs = resize(inputs, self.input_shape[:2])
+        if jnp.issubdtype(inputs.dtype, jnp.floating):
+            inputs = inputs.astype(self.precision)
+        return prepared | {name: inputs}
+
+    @functools.cached_property
+    def state_of_data(self) -> dict[str, Any]:
+        """The part of a new state that follows from the data, by dotted name; mostly nothing.
+
+        Raises:
+          ValueError: there is such a part and the experiment knows no `examples`.
+        """
+        of = getattr(locate(self.config["model"]["_target_"]), "state_of_data", None)
+        return of(self.config["model"], self._seen) if of else {}
+
+    def trained_model(self, hparams: Hparams, params: Tree, model_state: Tree) -> nnx.Module:
+        """The model with these weights as it is evaluated; inside a trace."""
+        return self._with(hparams, params, model_state, train=False)
+
+    def weights(self, state: State) -> tuple[Tree, Tree]:
+        """(params, model_state) to evaluate with: the averages where there are any."""
+        return (state.params, state.model_state) if state.ema is None else state.ema
+
+    def abstract_state(self, hparams: Hparams) -> State:
+        """Shapes and dtypes of the state; nothing is allocated or compiled."""
+        zeros = jax.nn.initializers.zeros
+        return jax.eval_shape(lambda h: self._initial(h, zeros, self._completed), hparams)
+
+    # ------------------------------------------------------------------ inner workings
+
+    def _with(self, hparams: Hparams, params: Tree, model_state: Tree, *, train: bool):
+        """The model with these variables, its floats in the run's precision."""
+        model = self.model(hparams, lambda key, shape, dtype: jnp.zeros(shape, dtype))
+        cast = jax.tree.map(
+            lambda a: a.astype(self.precision) if a.dtype == jnp.float32 else a, params
+        )
+        nnx.update(model, nnx.State(merged(cast, model_state)))
+        model.train() if train else model.eval()
+        freeze_statistics(model, self.frozen)
+        return model
+
+    def _seen(self) -> np.ndarray:
+        """Examples as the model sees them in evaluation, without test-time augmentation."""
+        if self.examples is None:
+            raise ValueError("a part of this model follows from data: hand over examples")
+        with jax.ensure_compile_time_eval():  # a population asks while it is traced
+            _, inputs = model_input(self.pipeline(self.examples(), train=False))
+            if inputs.shape[1:] != self.input_shape:
+                inputs = resize(inputs, self.input_shape[:2])
+            return np.asarray(inputs)
+
+    def _initial(
+        self,
+        hparams: Hparams,
+        kernel_init: Any,
+        complete: Any,
+        found: Mapping[str, Any] | None = None,
+    ) -> State:
+        weights = variables(self.model(hparams, kernel_init))
+        params, model_state = (fitted(found or {}, tree) for tree in weights)
+        check_frozen(params, self.frozen)
+        opt_state, ema = complete((params, model_state), hparams)
+        return State(params, model_state, opt_state, ema, np.int32(0), np.int32(-1))
+
+    def _completed(self, weights: tuple[Tree, Tree], hparams: Hparams) -> tuple[Tree, Tree]:
+        """The optimizer state and the averages that go with initial weights."""
+        averaged = self.config["optim"]["ema_decay"] is not None
+        opt_state = self.optimizer(hparams).init(split(weights[0], self.frozen)[0])
+        return opt_state, jax.tree.map(jnp.copy, weights) if averaged else None

@@ -1,0 +1,67 @@
+"""The shape that a model reads: that of the data, or a larger one for small images."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from experiments.core.config import build, locate
+from experiments.data.dataset import Spec
+from experiments.errors import UserError
+
+Shape = tuple[int, ...]
+
+
+def model_input_shape(config: Mapping[str, Any], spec: Spec) -> Shape:
+    """The data's shape, with small images brought up to the model's `minimum_size`.
+
+    Raises:
+        UserError: the model reads images and these are sequences, or `data.resize` is off and the
+            images are too small for it.
+    """
+    minimum = getattr(locate(config["model"]["_target_"]), "minimum_size", 0)
+    shape = tuple(spec.input_shape)
+    if minimum and len(shape) != 3:
+        raise UserError(
+            f"{_name(config)} reads images, and these data are sequences: use model=lstm"
+        )
+    smallest = min(shape[:2])
+    if len(shape) != 3 or smallest >= minimum:
+        return shape
+    scale = minimum / smallest
+    larger = (*(math.ceil(n * scale) for n in shape[:2]), shape[2])
+    if config["data"].get("resize", True):
+        return larger
+    _check_takes(config, spec, shape, larger)
+    return shape
+
+
+def _check_takes(config: Mapping[str, Any], spec: Spec, shape: Shape, larger: Shape) -> None:
+    """Raises `UserError` where the model comes to nothing on images of `shape`."""
+
+    def outputs():
+        model = build(
+            config["model"],
+            input_shape=shape,
+            num_classes=spec.num_classes,
+            kernel_init=jax.nn.initializers.zeros,
+            rngs=nnx.Rngs(params=jax.random.key(0)),
+        )
+        model.eval()
+        return model(jnp.zeros((1, *shape)))
+
+    try:
+        jax.eval_shape(outputs)
+    except ValueError as error:
+        small, large = ("x".join(map(str, size[:2])) for size in (shape, larger))
+        raise UserError(
+            f"{_name(config)} takes no images of {small}: {error}; "
+            f"data.resize=true makes them {large}"
+        ) from error
+
+
+def _name(config: Mapping[str, Any]) -> str:
+    return config["model"]["_target_"].rpartition(".")[2]

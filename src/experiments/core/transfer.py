@@ -1,0 +1,108 @@
+"""Transfer learning: which weights start from found ones, and which stay as they are.
+
+Weights and modules go by dotted names such as `stages.0.1.kernel`, as `mode=summary` shows them. A
+pattern with the wildcards of a shell (`*`, `?`, `[0-9]`) stands for every name that it matches, and
+for all that is inside of a module that it matches: `stages` means all stages.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+
+from experiments.core.params import merged
+from experiments.errors import UserError, suggest
+
+Tree = Any
+Patterns = Sequence[str]
+
+
+class Agreement(NamedTuple):
+    """What found weights have to do with wanted ones: names, and shapes as (found, wanted)."""
+
+    fitting: list[str]
+    of_other_shape: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    unwanted: list[str]
+    new: list[str]
+
+
+def named(tree: Tree) -> dict[str, Any]:
+    """The leaves of nested dicts by dotted name."""
+    return {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def name_of(path: tuple) -> str:
+    """A path of `jax.tree_util` as a dotted name."""
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a pattern stands for a name or for a module that it is in."""
+    return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
+
+
+def check_patterns(patterns: Iterable[str], names: Iterable[str], key: str) -> None:
+    """Raises `UserError` for a pattern of the config's `key` that stands for nothing."""
+    names = list(names)
+    for pattern in patterns:
+        if not any(matches(name, pattern) for name in names):
+            parts = sorted({name.partition(".")[0] for name in names})
+            hint = suggest(pattern, parts) or f"; the model has {', '.join(parts)}"
+            raise UserError(f"{key}: no weight is called {pattern}{hint}")
+
+
+def split(params: Tree, frozen: Patterns) -> tuple[Tree, Tree]:
+    """(those that train, those that stay as they are); `merged` puts them together again."""
+    parts: tuple[Tree, Tree] = ({}, {})
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        stays = any(matches(name_of(path), pattern) for pattern in frozen)
+        nested = leaf
+        for key in reversed(path):
+            nested = {key.key: nested}
+        parts[stays].update(merged(parts[stays], nested))
+    return parts
+
+
+def check_frozen(params: Tree, frozen: Patterns) -> None:
+    """Raises `UserError` if `freeze` names what is not there or leaves nothing to train."""
+    check_patterns(frozen, named(params), "freeze")
+    if not split(params, frozen)[0]:
+        raise UserError(f"freeze={','.join(frozen)} leaves nothing to train")
+
+
+def freeze_statistics(model: nnx.Module, frozen: Patterns) -> None:
+    """Puts frozen modules into evaluation mode: batch statistics are used and not followed."""
+    for path, module in nnx.iter_modules(model):
+        if any(matches(".".join(map(str, path)), pattern) for pattern in frozen):
+            module.eval()
+
+
+def agreement(found: Mapping[str, Any], wanted: Tree) -> Agreement:
+    """Compares arrays (or their shapes) by name and shape."""
+    shapes = {name: tuple(leaf.shape) for name, leaf in named(wanted).items()}
+    given = {name: tuple(leaf.shape) for name, leaf in found.items()}
+    common = given.keys() & shapes.keys()
+    return Agreement(
+        fitting=sorted(name for name in common if given[name] == shapes[name]),
+        of_other_shape={
+            name: (given[name], shapes[name])
+            for name in sorted(common)
+            if given[name] != shapes[name]
+        },
+        unwanted=sorted(given.keys() - shapes.keys()),
+        new=sorted(name for name in shapes if given.get(name) != shapes[name]),
+    )
+
+
+def fitted(found: Mapping[str, Any], wanted: Tree) -> Tree:
+    """`wanted` with the values of `found` wherever name and shape agree."""
+
+    def chosen(path: tuple, leaf: Any) -> Any:
+        other = found.get(name_of(path))
+        fits = other is not None and tuple(other.shape) == tuple(leaf.shape)
+        return jax.device_put(np.asarray(other, leaf.dtype)) if fits else leaf
+
+    return jax.tree_util.tree_map_with_path(chosen, wanted)

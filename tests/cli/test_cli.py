@@ -1,0 +1,169 @@
+"""The command line: what a user can get wrong ends in one or two plain lines and exit code 2."""
+
+import gc
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from experiments.training import garbage
+from support import ROOT
+
+FAST = ["debug=fast", "model.hidden=[8]"]
+
+
+def test_a_fast_run_exits_with_0(run_cli, tmp_path):
+    code, _ = run_cli(*FAST)
+    assert code == 0
+    assert (tmp_path / "run" / "metrics.jsonl").exists()
+    assert (tmp_path / "run" / "summary.json").exists()
+    assert (tmp_path / "run" / ".hydra" / "config.yaml").exists()
+    assert gc.get_threshold() == garbage.USUAL  # starting, it looked for garbage seldom
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["optm=adam"], ["optm", "did you mean 'optim'"]),
+        (["model=vgg61"], ["model=vgg61", "'vgg16'", "lenet5"]),
+        (["optim.learning_rte=1"], ["optim.learning_rte", "'optim.learning_rate'"]),
+        (["data.batch_size=abc"], ["data.batch_size=abc", "a whole number"]),
+        (["data.batch_size=0"], ["data.batch_size", "1 or more"]),
+        (["optim.learning_rate=-1"], ["optim.learning_rate=-1", "at least 0"]),
+        (["optim.learning_rate=nan"], ["optim.learning_rate=nan", "at least 0"]),
+        (["optim.b1=high"], ["optim.b1=high", "a number"]),
+        (["optim.rule=optax.scale_by_adma"], ["scale_by_adma", "scale_by_adam"]),
+        (["model.hidden=[8,x]"], ["model.hidden", "whole number"]),
+        (["model.activation=rleu"], ["model.activation=rleu", "relu"]),
+        (["trainer.precision=fp8"], ["trainer.precision=fp8", "fp32, bf16"]),
+        (["objective.head=sigmoid"], ["contains the softmax", "objective.head=null"]),
+        (["seed=-1"], ["seed=-1", "at least 0"]),
+        (["data.batch_size=5000"], ["data.batch_size=5000", "1293 training examples"]),
+        (["trainer.devices=64"], ["trainer.devices=64", "this machine has"]),
+        (["trainer.monitor=f1"], ["trainer.monitor=f1", "accuracy"]),
+        (["mode=evaluate"], ["mode=evaluate", "checkpoint=<run folder>"]),
+        (["mode=evalute"], ["mode=evalute", "evaluate"]),
+        (["mode=evaluate", "checkpoint=nowhere"], ["nowhere does not exist"]),
+        (["resume=nowhere"], ["nowhere does not exist"]),
+        (["data=mnist", "data.dir={tmp}/empty"], ["mnist", "empty", "make data DATA=mnist"]),
+        (["data=tfds", "data.name=mnits", "data.dir={tmp}"], ["mnits"]),
+        (["model.hidden=[8"], ["model.hidden=[8:", "cannot be read"]),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) and "=" in value[-1] else "",
+)
+def test_bad_input_is_named_in_plain_lines(run_cli, tmp_path, arguments, words):
+    given = [a.format(tmp=tmp_path) for a in arguments]
+    code, error = run_cli(*FAST[: 0 if "hidden" in str(given) else 2], *given)
+    assert code == 2
+    for word in words:
+        assert word in error
+    assert "Traceback" not in error
+    assert len(error[error.index("error:") :].splitlines()) <= 2
+
+
+def test_an_unwritable_folder_is_named(run_cli, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    code, error = run_cli(*FAST, folder=tmp_path / "file" / "run")
+    assert code == 2
+    assert str(tmp_path / "file") in error
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_is_named(run_cli, tmp_path):
+    folder = tmp_path / "full"
+    folder.mkdir()
+    (folder / "metrics.jsonl").symlink_to("/dev/full")
+    code, error = run_cli(*FAST, folder=folder)
+    assert code == 2
+    assert "metrics.jsonl" in error
+    assert "no space left" in error
+
+
+def test_missing_and_truncated_checkpoints_are_named(run_cli, tmp_path):
+    folder = tmp_path / "trained"
+    options = ["trainer.epochs=1", "trainer.figures=false", "logger=none", "model.hidden=[8]"]
+    assert run_cli(*options, folder=folder)[0] == 0
+    evaluate = ["mode=evaluate", f"checkpoint={folder}"]
+    assert run_cli(*evaluate)[0] == 0
+    for file in (folder / "checkpoints").rglob("*"):
+        if file.is_file():
+            os.truncate(file, file.stat().st_size // 2)
+    code, error = run_cli(*evaluate)
+    assert code == 2
+    assert "no checkpoint in" in error
+    for path in sorted((folder / "checkpoints").rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    code, error = run_cli(*evaluate)
+    assert code == 2
+    assert "there is no checkpoint in" in error
+
+
+def test_a_terminated_run_exits_with_75_and_can_be_resumed(tmp_path, data_home):
+    folder = tmp_path / "run"
+    command = [sys.executable, "run.py", "logger=none", "trainer.figures=false"]
+    start = [*command, *data_home, f"hydra.run.dir={folder}", "trainer.epochs=100000"]
+    with subprocess.Popen(start, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        metrics = folder / "metrics.jsonl"
+        deadline = time.monotonic() + 60
+        while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert "stopped by SIGTERM" in error
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["status"] == "interrupted"
+    resume = [*command[:2], f"resume={folder}", "trainer.max_time=0.5"]
+    done = subprocess.run(resume, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    resumed = json.loads((folder / "summary.json").read_text())
+    assert resumed["status"] == "stopped_early"
+    assert resumed["step"] > summary["step"]
+    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+    assert steps == sorted(steps)
+    assert len(set(steps)) >= len(steps) - 1  # the test stands beside the last step
+
+
+def test_two_processes_cannot_train_in_one_folder(run_cli, tmp_path):
+    from experiments.training.lock import exclusive
+
+    folder = tmp_path / "taken"
+    folder.mkdir()
+    with exclusive(folder):
+        code, error = run_cli(*FAST, folder=folder)
+    assert code == 2
+    assert "another process is training in" in error
+
+
+def test_help_starts_without_jax():
+    program = "import sys; sys.argv = ['run.py', '--help']; import runpy\n"
+    program += "try: runpy.run_path('run.py', run_name='__main__')\n"
+    program += "except SystemExit: pass\n"
+    program += "assert 'jax' not in sys.modules and 'wandb' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "warmup_cosine" in done.stdout
+
+
+def test_eight_devices_compute_what_one_does(tmp_path, data_home):
+    summaries = []
+    for count in (1, 8):
+        folder = tmp_path / str(count)
+        flags = f"--xla_force_host_platform_device_count={count}"
+        command = [sys.executable, "run.py", *data_home, f"hydra.run.dir={folder}", "logger=none"]
+        command += ["trainer.epochs=2", "trainer.figures=false", "trainer.checkpoints=false"]
+        command += ["model=vgg16", "model.batch_norm=true", "model.stages=[1,1]"]
+        command += ["model.widths=[4,8]", "data.limit=128", f"trainer.devices={count}"]
+        env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        summaries.append([json.loads(line) for line in lines])
+    for one, eight in zip(*summaries, strict=True):
+        for key in ("train/loss", "val/loss", "test/loss"):
+            if key in one:
+                assert eight[key] == pytest.approx(one[key], rel=2e-3)

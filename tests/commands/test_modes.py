@@ -1,0 +1,157 @@
+"""What is done with a run that was trained before: evaluate, predict, export."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+
+from experiments.core.config import build
+from support import ROOT, composed
+
+OPTIONS = ["model=lenet5", "logger=none", "trainer.figures=false"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, data_home):
+    """A run of six epochs that keeps every second one."""
+    folder = tmp_path_factory.mktemp("runs") / "trained"
+    options = [*data_home, *OPTIONS, "trainer.epochs=6", "trainer.keep_every=2"]
+    command = [sys.executable, "run.py", *options, f"hydra.run.dir={folder}"]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=120)
+    return folder
+
+
+def summary(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+def predictions(folder):
+    with (folder / "predictions.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def images_of_the_test(data_home):
+    return np.asarray(build(composed(*data_home)["data"]).load().test.arrays["image"])
+
+
+@pytest.mark.core
+def test_evaluation_reproduces_the_logged_figures_bit_for_bit(run_cli, trained, tmp_path):
+    code, error = run_cli("mode=evaluate", f"checkpoint={trained}")
+    assert code == 0, error
+    logged, found = summary(trained), summary(tmp_path / "run")
+    for name in ("test/loss", "test/accuracy"):
+        assert found[name] == logged[name]
+    for name in ("val/loss", "val/accuracy"):
+        assert found[name] == logged["best"][name]
+
+
+def test_an_epoch_that_was_kept_can_be_evaluated(run_cli, trained, tmp_path):
+    kept = sorted(int(path.name) for path in (trained / "checkpoints").iterdir())
+    assert kept == [40, 80, 120]
+    code, _ = run_cli("mode=evaluate", f"checkpoint={trained}/checkpoints/40")
+    assert code == 0
+    lines = (trained / "metrics.jsonl").read_text().splitlines()
+    second = next(e for e in map(json.loads, lines) if e["epoch"] == 2.0 and "val/loss" in e)
+    assert summary(tmp_path / "run")["val/loss"] == second["val/loss"]
+    code, error = run_cli("mode=evaluate", f"checkpoint={trained}/checkpoints/41")
+    assert code == 2
+    assert "there are 40, 80, 120" in error
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("logger=none", "keeps its choices; single values can be changed"),
+        ("eval.tt=flip", "has no such value; did you mean 'tta'?"),
+        ("evil.tta=flip", "has no such value; single values"),
+    ],
+)
+def test_what_cannot_change_about_a_run_is_named(run_cli, trained, override, complaint):
+    code, error = run_cli("mode=evaluate", f"checkpoint={trained}", override)
+    assert code == 2
+    assert f"{override}: the config of {trained} {complaint}" in error
+
+
+def test_predictions_are_a_row_an_example_and_agree_with_the_test(run_cli, trained, tmp_path):
+    code, error = run_cli("mode=predict", f"checkpoint={trained}")
+    assert code == 0, error
+    rows = predictions(tmp_path / "run")
+    assert Counter(row["split"] for row in rows) == {"validation": 144, "test": 360}
+    test = [row for row in rows if row["split"] == "test"]
+    assert [int(row["index"]) for row in test] == list(range(360))
+    hits = [row["label"] == row["predicted"] for row in test]
+    assert sum(hits) / 360 == summary(trained)["test/accuracy"]
+    p = np.array([[float(row[f"p_{c}"]) for c in range(10)] for row in rows])
+    np.testing.assert_allclose(p.sum(axis=1), 1, rtol=1e-5)
+    assert [row["predicted"] for row in rows] == [str(i) for i in p.argmax(axis=1)]
+    loss = np.mean([-np.log(q[int(row["label"])]) for q, row in zip(p[144:], test, strict=True)])
+    assert loss == pytest.approx(summary(trained)["test/loss"], rel=1e-5)
+
+
+def test_predictions_of_the_training_examples_as_parquet(run_cli, trained, tmp_path):
+    from pyarrow import parquet
+
+    options = ["predict.format=parquet", "predict.splits=[train]"]
+    code, error = run_cli("mode=predict", f"checkpoint={trained}", *options)
+    assert code == 0, error
+    table = parquet.read_table(tmp_path / "run" / "predictions.parquet")
+    assert table.num_rows == 1293
+    assert table.column_names[:5] == ["index", "split", "label", "predicted", "p_0"]
+    code, error = run_cli("mode=predict", f"checkpoint={trained}", "predict.splits=[tset]")
+    assert code == 2
+    assert "predict.splits" in error
+
+
+@pytest.mark.core
+def test_an_export_runs_without_this_project(run_cli, trained, tmp_path, data_home):
+    for mode in ("export", "predict"):
+        code, error = run_cli(f"mode={mode}", f"checkpoint={trained}", folder=tmp_path / mode)
+        assert code == 0, error
+    images = images_of_the_test(data_home)
+    np.save(tmp_path / "images.npy", images)
+    program = """
+import sys
+import numpy as np
+from jax import export
+images = np.load("images.npy")
+model = export.deserialize(open("export/model.stablehlo", "rb").read())
+assert model.platforms == ("cpu", "cuda", "tpu")
+np.save("all.npy", model.call(images))
+np.save("three.npy", model.call(images[:3]))
+assert not any(name.startswith(("experiments", "flax")) for name in sys.modules)
+"""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", program]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=60)
+    rows = [row for row in predictions(tmp_path / "predict") if row["split"] == "test"]
+    expected = [[float(row[f"p_{c}"]) for c in range(10)] for row in rows]
+    found = np.load(tmp_path / "all.npy")
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(np.load(tmp_path / "three.npy"), found[:3], rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_of_an_older_version_is_evaluated_with_todays_defaults(run_cli, trained, tmp_path):
+    old = tmp_path / "old"
+    shutil.copytree(trained, old)
+    path = old / ".hydra" / "config.yaml"
+    config = OmegaConf.load(path)
+    del config.trainer.keep_every, config.data.eval_batch_size, config.predict
+    config.model.smoothness = 3
+    path.write_text(OmegaConf.to_yaml(config))
+    code, error = run_cli("mode=evaluate", f"checkpoint={old}")
+    assert code == 0, error
+    assert "no longer exist are left out: model.smoothness=3" in error
+    assert summary(tmp_path / "run")["test/loss"] == summary(trained)["test/loss"]
+
+
+def test_a_checkpoint_is_not_trained_on(run_cli, trained):
+    code, error = run_cli(f"checkpoint={trained}")
+    assert code == 2
+    assert "resume=" in error

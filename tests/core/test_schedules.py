@@ -1,0 +1,44 @@
+"""Schedules at the points that define them."""
+
+import jax
+import pytest
+
+from experiments.core.config import build
+from support import choices, composed
+
+
+def factor(name, step, *settings, steps_per_epoch=10, total=100):
+    schedule = build(composed(f"schedule={name}", *settings)["schedule"])
+    return float(schedule(step, steps_per_epoch, total))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "step", "expected"),
+    [
+        ("constant", [], 57, 1.0),
+        ("step", ["schedule.every=2", "schedule.gamma=0.5"], 19, 0.5**0),
+        ("step", ["schedule.every=2", "schedule.gamma=0.5"], 40, 0.5**2),
+        ("step", ["schedule.every=5", "schedule.unit=steps", "schedule.gamma=0.5"], 12, 0.5**2),
+        ("exponential", ["schedule.every=1", "schedule.gamma=0.9"], 25, 0.9**2.5),
+        ("linear", ["schedule.final=0.2"], 50, 0.6),
+        ("polynomial", ["schedule.power=2", "schedule.final=0"], 50, 0.25),
+        ("cosine", ["schedule.final=0"], 50, 0.5),
+        ("cosine", ["schedule.final=0.1"], 100, 0.1),
+        ("warmup_cosine", ["schedule.warmup=2"], 10, 0.5),
+        ("warmup_cosine", ["schedule.warmup=2"], 20, 1.0),
+        ("warmup_cosine", ["schedule.warmup=2"], 60, 0.5),
+        ("one_cycle", ["schedule.peak=0.3", "schedule.start=0.04"], 0, 0.04),
+        ("one_cycle", ["schedule.peak=0.3"], 30, 1.0),
+        ("one_cycle", ["schedule.final=0.01"], 100, 0.01),
+    ],
+)
+def test_factor(name, settings, step, expected):
+    assert factor(name, step, *settings) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", choices("schedule"))
+def test_every_schedule_stays_between_0_and_1_and_can_be_traced(name):
+    schedule = build(composed(f"schedule={name}")["schedule"])
+    factors = jax.jit(jax.vmap(lambda step: schedule(step, 10, 100)))(jax.numpy.arange(101))
+    assert (factors >= 0).all()
+    assert (factors <= 1 + 1e-6).all()

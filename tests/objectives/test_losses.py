@@ -1,0 +1,68 @@
+"""Losses against values worked out by hand, and every loss with every head."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from experiments.core.config import build
+from experiments.errors import UserError
+from experiments.objectives import losses
+from support import composed, supervised_losses
+
+OUTPUTS = jnp.array([[2.0, 0.5, -1.0]])
+TARGETS = jnp.array([[0.0, 1.0, 0.0]])
+
+
+@pytest.mark.parametrize(
+    ("loss", "settings", "expected"),
+    [
+        (losses.mse, {}, 0.5 * (4 + 0.25 + 1)),
+        (losses.mae, {}, 2 + 0.5 + 1),
+        (losses.huber, {"delta": 1.0}, 1.5 + 0.125 + 0.5),
+        (losses.hinge, {"margin": 1.0}, (1 + 1.5) + 0.0),
+        (losses.cross_entropy, {"label_smoothing": 0.0}, np.log(np.exp([2, 0.5, -1]).sum()) - 0.5),
+        (losses.binary_cross_entropy, {}, sum(np.log1p(np.exp([2, -0.5, -1])))),
+        (losses.nll, {}, -0.5),
+    ],
+)
+def test_value(loss, settings, expected):
+    assert loss(OUTPUTS, TARGETS, **settings)[0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_label_smoothing_mixes_the_target_with_the_uniform_distribution():
+    smoothed = losses.cross_entropy(OUTPUTS, TARGETS, label_smoothing=0.3)
+    mixed = losses.cross_entropy(OUTPUTS, 0.7 * TARGETS + 0.1, label_smoothing=0.0)
+    assert smoothed[0] == pytest.approx(float(mixed[0]), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", supervised_losses())
+@pytest.mark.parametrize("head", [None, "identity", "sigmoid", "softmax"])
+def test_gradients_equal_finite_differences_with_every_head(name, head):
+    config = composed(f"loss={name}", f"objective.head={head or 'null'}")
+    loss = build(config["loss"])
+    function = getattr(loss, "func", loss)
+    if function.takes == "logits" and head not in (None, "identity", function.head):
+        with pytest.raises(UserError, match=r"use objective\.head=null"):
+            build(config["objective"], loss=loss, num_classes=3)
+        return
+    objective = build(config["objective"], loss=loss, num_classes=3)
+    with jax.enable_x64(True):
+        outputs = jnp.array([[1.7, 0.45, -1.2], [0.3, -0.4, 0.9]])
+        targets = jax.nn.one_hot(jnp.array([1, 2]), 3, dtype=outputs.dtype)
+
+        def total(z):
+            return objective.loss(objective.loss_input(z), targets).sum()
+
+        check_grads(total, (outputs,), order=1, modes=["rev"], atol=1e-5, rtol=1e-5)
+
+
+def test_a_softmax_head_is_not_applied_twice():
+    config = composed("loss=cross_entropy")
+    loss = build(config["loss"])
+    plain, headed = (
+        build({**config["objective"], "head": head}, loss=loss, num_classes=3)
+        for head in ("identity", "softmax")
+    )
+    np.testing.assert_array_equal(plain.loss_input(OUTPUTS), headed.loss_input(OUTPUTS))

@@ -21,16 +21,14 @@ from flax import nnx
 from experiments.core.conditions import if_measured, only_if
 from experiments.core.config import build, leaves, locate, place, static
 from experiments.core.input_shape import model_input_shape
-from experiments.core.new_weights import Call, NewWeights, directly
 from experiments.core.norms import norm
 from experiments.core.optim import Parted
 from experiments.core.params import merged, variables
-from experiments.core.rng import keys_of_layers, stream
+from experiments.core.rng import initial_keys, stream
 from experiments.core.transfer import check_frozen, fitted, freeze_statistics, split
 from experiments.data.augment import resize
 from experiments.data.crops import Averaged
 from experiments.data.dataset import Spec, model_input
-from experiments.training.compiler import compiler_options
 
 Tree = Any
 Hparams = Mapping[str, Any]
@@ -78,6 +76,13 @@ def _floats(pickled: bytes) -> dict[str, float]:
     }
 
 
+class NoKeys:
+    """Stands for `nnx.Rngs` in the constructors of layers that need no key."""
+
+    def params(self) -> None:
+        """The key that `kernel_init` is given."""
+
+
 class Experiment:
     """Model, objective and optimizer of one static configuration as pure functions.
 
@@ -116,19 +121,17 @@ class Experiment:
         freeze = config.get("freeze") or []
         self.frozen = [freeze] if isinstance(freeze, str) else freeze
         self.step = jax.jit(self.train_step)  # traced once for all who need its shapes or call it
-        self.new_weights = NewWeights(config["init"])
-        self._complete = jax.jit(self._completed, compiler_options=compiler_options(0))
 
     # ------------------------------------------------------------------ objects, inside a trace
 
-    def model(self, hparams: Hparams, kernel_init: Any) -> nnx.Module:
-        """A new model; `kernel_init` fills its weights."""
+    def model(self, hparams: Hparams, kernel_init: Any, key: Any = None) -> nnx.Module:
+        """A new model; `kernel_init` fills its weights, a key what draws by `rngs` of its own."""
         return build(
             place(self.config["model"], hparams, "model"),
             input_shape=self.input_shape,
             num_classes=self.spec.num_classes,
             kernel_init=kernel_init,
-            rngs=keys_of_layers(self.config["model"]),
+            rngs=self._rngs(key),
         )
 
     def objective(self, hparams: Hparams) -> Any:
@@ -157,21 +160,34 @@ class Experiment:
 
     # ------------------------------------------------------------------ pure functions
 
-    def init(
-        self,
-        hparams: Hparams,
-        key: jax.Array,
-        found: Mapping[str, Any] | None = None,
-        call: Call = directly,
-    ) -> State:
-        """The state at step 0; `found` arrays take the place of new ones of their name and shape.
+    def init_weights(
+        self, hparams: Hparams, key: jax.Array, found: Mapping[str, Any] | None = None
+    ) -> tuple[Tree, Tree]:
+        """New (params, model_state), drawn on the host; not for use inside a trace.
 
-        Meant to run outside of jit, as `NewWeights` is; `call` calls its jitted functions.
+        `found` arrays take the place of new ones of their name and shape.
         """
-        kernel_init = self.new_weights.by(hparams, key, call)
-        complete = functools.partial(call, "complete", self._complete)
+        initializer, keys = build(place(self.config["init"], hparams, "init")), initial_keys(key)
+
+        def kernel_init(_key: Any, shape: Any, dtype: Any) -> Any:
+            return initializer(next(keys), tuple(shape), dtype)
+
+        weights = variables(self.model(hparams, kernel_init, key))
         found = {**self.state_of_data, **(found or {})}
-        return self._initial(hparams, kernel_init, complete, found)
+        params, model_state = (fitted(found, tree) for tree in weights)
+        check_frozen(params, self.frozen)
+        return params, model_state
+
+    def begin(self, weights: tuple[Tree, Tree], hparams: Hparams) -> State:
+        """The state at step 0 with these weights; pure."""
+        averaged = self.config["optim"]["ema_decay"] is not None
+        opt_state = self.optimizer(hparams).init(split(weights[0], self.frozen)[0])
+        ema = jax.tree.map(jnp.copy, weights) if averaged else None
+        return State(*weights, opt_state, ema, jnp.int32(0), jnp.int32(-1))
+
+    def init(self, hparams: Hparams, key: jax.Array) -> State:
+        """The state at step 0 with new weights."""
+        return self.begin(self.init_weights(hparams, key), hparams)
 
     def train_step(
         self,
@@ -293,10 +309,25 @@ class Experiment:
 
     def abstract_state(self, hparams: Hparams) -> State:
         """Shapes and dtypes of the state; nothing is allocated or compiled."""
-        zeros = jax.nn.initializers.zeros
-        return jax.eval_shape(lambda h: self._initial(h, zeros, self._completed), hparams)
+
+        def initial(hparams: Hparams) -> State:
+            weights = variables(self.model(hparams, jax.nn.initializers.zeros))
+            check_frozen(weights[0], self.frozen)
+            return self.begin(weights, hparams)
+
+        return jax.eval_shape(initial, hparams)
 
     # ------------------------------------------------------------------ inner workings
+
+    def _rngs(self, key: jax.Array | None) -> Any:
+        """The `rngs` of a model's constructor.
+
+        Layers of this package leave drawing to `kernel_init` and get no key, since each of them
+        would be a program to compile outside of a trace.
+        """
+        if self.config["model"]["_target_"].startswith("experiments."):
+            return NoKeys()
+        return nnx.Rngs(params=jax.random.key(0) if key is None else key)
 
     def _with(self, hparams: Hparams, params: Tree, model_state: Tree, *, train: bool):
         """The model with these variables, its floats in the run's precision."""
@@ -313,27 +344,7 @@ class Experiment:
         """Examples as the model sees them in evaluation, without test-time augmentation."""
         if self.examples is None:
             raise ValueError("a part of this model follows from data: hand over examples")
-        with jax.ensure_compile_time_eval():  # a population asks while it is traced
-            _, inputs = model_input(self.pipeline(self.examples(), train=False))
-            if inputs.shape[1:] != self.input_shape:
-                inputs = resize(inputs, self.input_shape[:2])
-            return np.asarray(inputs)
-
-    def _initial(
-        self,
-        hparams: Hparams,
-        kernel_init: Any,
-        complete: Any,
-        found: Mapping[str, Any] | None = None,
-    ) -> State:
-        weights = variables(self.model(hparams, kernel_init))
-        params, model_state = (fitted(found or {}, tree) for tree in weights)
-        check_frozen(params, self.frozen)
-        opt_state, ema = complete((params, model_state), hparams)
-        return State(params, model_state, opt_state, ema, np.int32(0), np.int32(-1))
-
-    def _completed(self, weights: tuple[Tree, Tree], hparams: Hparams) -> tuple[Tree, Tree]:
-        """The optimizer state and the averages that go with initial weights."""
-        averaged = self.config["optim"]["ema_decay"] is not None
-        opt_state = self.optimizer(hparams).init(split(weights[0], self.frozen)[0])
-        return opt_state, jax.tree.map(jnp.copy, weights) if averaged else None
+        _, inputs = model_input(self.pipeline(self.examples(), train=False))
+        if inputs.shape[1:] != self.input_shape:
+            inputs = resize(inputs, self.input_shape[:2])
+        return np.asarray(inputs)

@@ -1,69 +1,131 @@
-"""Initializers that `jax.nn.initializers` lacks; the files in `conf/init` name both kinds.
+"""Initializers of weights, which the files in `conf/init` name.
 
-An initializer is a function `(key, shape, dtype) -> array`.
-
-A program that draws weights takes XLA a tenth of a second, and GoogLeNet has 60 kernels of as many
-shapes. But most initializers draw number by number, each from the key and its place alone, so one
-program for more numbers than are needed serves many shapes: see `pooled`.
+An initializer is a function `(key, shape, dtype) -> array`, like those of `jax.nn.initializers`,
+which a config can name too. The ones here have their names and arguments, but draw on the host with
+NumPy, so that no program has to be compiled for each shape of a network's weights.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
+import numpy as np
+from scipy import special
 
-Initializer = Callable[..., jax.Array]
+Initializer = Callable[..., Any]
+Shape = tuple[int, ...]
 
-SCALED = "jax.nn.initializers.variance_scaling"
-EACH_ALIKE = (
-    "jax.nn.initializers.normal",
-    "jax.nn.initializers.truncated_normal",
-    "jax.nn.initializers.constant",
-    "experiments.core.initializers.uniform",
-)
-SCALING = ("scale", "mode", "distribution")
-COARSE = 2**18  # numbers up to which four times as many may be drawn, above it twice as many
+STDDEV_WITHIN_TWO = 0.87962566103423978  # of a standard normal variable cut off at ±2
 
 
-class Pool(NamedTuple):
-    """How many numbers to draw in the place of weights, at how many times the config's scale."""
+def constant(value: float) -> Initializer:
+    """Return an initializer that makes all weights `value`."""
 
-    size: int
-    scale: float
+    def init(key: jax.Array, shape: Shape, dtype: Any = np.float32) -> np.ndarray:
+        return np.full(shape, value, dtype)
 
-
-def pooled(config: Mapping[str, Any], shape: tuple[int, ...]) -> Pool | None:
-    """Numbers, drawn as [size, 1], that begin with those of `shape`; None where there are none.
-
-    Where the variance goes with the inputs or outputs of a layer, the scale makes up for those of
-    the shape that is drawn. `config` is the initializer's.
-    """
-    target, size = config["_target_"], math.prod(shape)
-    if size == 0 or not jax.config.values["jax_threefry_partitionable"]:
-        return None
-    bits = (size - 1).bit_length()
-    drawn = 2 ** (bits + bits % 2 if size <= COARSE else bits)
-    if target in EACH_ALIKE:
-        return Pool(drawn, 1.0)
-    if target != SCALED or len(shape) < 2 or set(config) - {"_target_", *SCALING}:
-        return None
-    return Pool(drawn, _fan((drawn, 1), config["mode"]) / _fan(shape, config["mode"]))
-
-
-def _fan(shape: tuple[int, ...], mode: str) -> float:
-    """What the variance is divided by: inputs of a unit, the outputs that see it, or both."""
-    window = math.prod(shape[:-2])
-    fans = {"fan_in": window * shape[-2], "fan_out": window * shape[-1]}
-    both = fans["fan_in"] + fans["fan_out"], fans["fan_in"] * fans["fan_out"]
-    return {**fans, "fan_avg": both[0] / 2, "fan_geo_avg": math.sqrt(both[1])}[mode]
+    return init
 
 
 def uniform(low: float, high: float) -> Initializer:
-    """Independent draws from U[low, high); jax's own `uniform` starts at 0."""
+    """Return an initializer that draws from U[low, high)."""
 
-    def init(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
-        return low + (high - low) * jax.random.uniform(key, shape, dtype)
+    def init(key: jax.Array, shape: Shape, dtype: Any = np.float32) -> np.ndarray:
+        drawn = generator(key).random(shape, np.float32)
+        return (low + (high - low) * drawn).astype(dtype)
 
     return init
+
+
+def normal(stddev: float) -> Initializer:
+    """Return an initializer that draws from N(0, stddev²)."""
+
+    def init(key: jax.Array, shape: Shape, dtype: Any = np.float32) -> np.ndarray:
+        return (generator(key).standard_normal(shape, np.float32) * stddev).astype(dtype)
+
+    return init
+
+
+def truncated_normal(stddev: float, lower: float, upper: float) -> Initializer:
+    """Return an initializer that draws from N(0, 1) between `lower` and `upper`, times `stddev`."""
+
+    def init(key: jax.Array, shape: Shape, dtype: Any = np.float32) -> np.ndarray:
+        quantiles = generator(key).uniform(special.ndtr(lower), special.ndtr(upper), shape)
+        return (special.ndtri(quantiles) * stddev).astype(dtype)
+
+    return init
+
+
+def variance_scaling(
+    scale: float,
+    mode: Literal["fan_in", "fan_out", "fan_avg", "fan_geo_avg"],
+    distribution: Literal["normal", "uniform", "truncated_normal"],
+) -> Initializer:
+    """Return an initializer whose draws have mean 0 and variance scale / n.
+
+    Args:
+      scale: 1 suits linear units, 2 rectifiers.
+      mode: n is the number of inputs of a unit, of the units that see an output, or the
+        (geometric) mean of the two. The last two axes of a kernel are inputs and outputs, those
+        before them are the window of a convolution.
+      distribution: normal, uniform, or normal cut off at two standard deviations.
+
+    References:
+      Glorot & Bengio 2010, "Understanding the difficulty of training deep feedforward neural
+      networks"; He et al. 2015, "Delving deep into rectifiers", arXiv:1502.01852.
+    """
+
+    def init(key: jax.Array, shape: Shape, dtype: Any = np.float32) -> np.ndarray:
+        stddev = math.sqrt(scale / fan(shape, mode))
+        if distribution == "normal":
+            return normal(stddev)(key, shape, dtype)
+        if distribution == "uniform":
+            return uniform(-math.sqrt(3) * stddev, math.sqrt(3) * stddev)(key, shape, dtype)
+        return truncated_normal(stddev / STDDEV_WITHIN_TWO, -2, 2)(key, shape, dtype)
+
+    return init
+
+
+def orthogonal(scale: float, column_axis: int) -> Initializer:
+    """Return an initializer that draws orthogonal matrices, uniformly, times `scale`.
+
+    Args:
+      column_axis: the axis of a kernel whose slices are the columns of the matrix; if there are
+        more of them than rows, the rows are orthogonal instead.
+
+    References:
+      Saxe et al. 2014, "Exact solutions to the nonlinear dynamics of learning in deep linear
+      neural networks", arXiv:1312.6120.
+    """
+
+    def init(key: jax.Array, shape: Shape, dtype: Any = np.float32) -> np.ndarray:
+        columns = shape[column_axis]
+        rows = math.prod(shape) // columns
+        drawn = generator(key).standard_normal((max(rows, columns), min(rows, columns)))
+        q, r = np.linalg.qr(drawn)
+        q = q * np.sign(np.diag(r))  # without it the distribution is not uniform
+        q = q.T if rows < columns else q
+        others = tuple(np.delete(shape, column_axis))
+        return (scale * np.moveaxis(q.reshape(*others, columns), -1, column_axis)).astype(dtype)
+
+    return init
+
+
+def fan(shape: Shape, mode: str) -> float:
+    """Return what a variance is divided by for a kernel of this shape; see `variance_scaling`."""
+    if len(shape) < 2:
+        raise ValueError(f"weights {shape} have no inputs and outputs to scale a variance by")
+    window = math.prod(shape[:-2])
+    fan_in, fan_out = window * shape[-2], window * shape[-1]
+    return {
+        "fan_in": fan_in,
+        "fan_out": fan_out,
+        "fan_avg": (fan_in + fan_out) / 2,
+        "fan_geo_avg": math.sqrt(fan_in * fan_out),
+    }[mode]
+
+
+def generator(key: jax.Array) -> np.random.Generator:
+    """Return NumPy's generator for a key of JAX's."""
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)))

@@ -22,7 +22,7 @@ from PIL import Image
 
 from experiments.data.prepared import FORMAT, Prepared, locate
 from experiments.data.stream import open_split
-from experiments.training.processor import cores
+from experiments.machine import cores
 
 WIDTH, HEIGHT = 500, 375
 GRAIN = 8.0  # standard deviation, which decides how many bytes a picture takes

@@ -167,7 +167,9 @@ class Experiment:
 
         `found` arrays take the place of new ones of their name and shape.
         """
-        initializer, keys = build(place(self.config["init"], hparams, "init")), initial_keys(key)
+        numbers = {name: float(value) for name, value in hparams.items()}
+        initializer = build(place(self.config["init"], numbers, "init"))
+        keys = initial_keys(key)
 
         def kernel_init(_key: Any, shape: Any, dtype: Any) -> Any:
             return initializer(next(keys), tuple(shape), dtype)

@@ -14,7 +14,7 @@ from experiments.data.cache import cached
 from experiments.data.dataset import Arrays
 from experiments.data.prepared import Prepared, cache_dir
 from experiments.errors import UserError
-from experiments.training.processor import cores
+from experiments.machine import cores
 
 log = logging.getLogger(__name__)
 

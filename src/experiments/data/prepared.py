@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from experiments.errors import UserError, suggest
-from experiments.paths import user_cache
+from experiments.machine import user_cache
 
 FORMAT = "array_record"  # the only format of TFDS with random access; read without TensorFlow
 Kind = Literal["image", "text"]

@@ -16,7 +16,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from experiments.paths import user_cache
+from experiments.machine import user_cache
 
 log = logging.getLogger(__name__)
 

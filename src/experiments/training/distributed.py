@@ -19,6 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
+from experiments.core.rng import root_key
 from experiments.errors import UserError
 
 COORDINATOR, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
@@ -64,6 +65,24 @@ def put(array: np.ndarray | jax.Array, sharding: Sharding) -> jax.Array:
         return jax.device_put(array, sharding)
     whole = np.asarray(array)
     return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+
+def put_keys(seeds: Sequence[int], sharding: Sharding) -> jax.Array:
+    """Return the root keys of trials, one per row, on the devices."""
+    bits = jax.random.key_data(root_key(np.array(seeds)))
+    return jax.random.wrap_key_data(put(bits, sharding), impl="threefry2x32")
+
+
+def put_to_read(array: np.ndarray | jax.Array, sharding: Sharding) -> jax.Array:
+    """Return `put` of what no program will overwrite: the cores of a processor share one copy."""
+    devices = list(sharding.device_set)
+    shared = sharding.is_fully_addressable and sharding.is_fully_replicated
+    if not shared or len(devices) == 1 or jax.default_backend() != "cpu":
+        return put(array, sharding)
+    # XLA's own memory is aligned so that other devices take it as it is
+    copy = np.asarray(jax.device_put(array, devices[0]))
+    views = [jax.device_put(copy, device) for device in devices]
+    return jax.make_array_from_single_device_arrays(copy.shape, sharding, views)
 
 
 def put_rows(rows: np.ndarray, sharding: Sharding) -> jax.Array:

@@ -9,57 +9,51 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from experiments.core.experiment import Hparams, Tree
+from experiments.core.experiment import Tree
 from experiments.data.dataset import Arrays, Batch, Stream
-from experiments.training.devices import put_to_read
-from experiments.training.distributed import fetch
+from experiments.training.distributed import fetch, put_to_read
 from experiments.training.feed import evaluation_batches
+from experiments.training.metrics import Line
 
-SHOWN = 16  # examples kept for the figure of sample predictions
+SHOWN = 16  # examples whose predictions are returned in full
 
 
 @dataclass
 class Predictions:
     """Of a classifier the label and predicted class of every example; the first few in full."""
 
-    labels: np.ndarray  # [N], or [0] where the outputs are not one score a class
+    labels: np.ndarray  # [N], or [0] where the outputs are not one score per class
     predicted: np.ndarray  # [N] or [0]
     first: Batch  # SHOWN rows as stored
     outputs: Any  # SHOWN rows of the objective's predictions
 
 
 class Evaluator:
-    """Runs the compiled evaluation program over one split.
+    """Runs a compiled evaluation program over one split.
 
-    A split in memory is put on the device once and stays there, and so do the few batches of a
+    A split in memory is put on the devices once and stays there, and so do the few batches of a
     limited evaluation. The processes that read a stream stay too.
+
+    Args:
+      sharding: of a batch.
+      limit: most batches (None: the whole split).
     """
 
     def __init__(
-        self,
-        split: Arrays | Stream,
-        batch_size: int,
-        sharding: NamedSharding,
-        limit: int | None = None,
-        seed: int = 0,
+        self, split: Arrays | Stream, batch_size: int, sharding: NamedSharding, limit: int | None
     ):
-        self.split, self.batch_size, self.sharding = split, batch_size, sharding
-        self.limit, self.seed = limit, seed
-        self._kept: list[dict[str, jax.Array]] | None = None
+        self.split, self.batch_size = split, batch_size
+        self.sharding, self.limit = sharding, limit
+        self._resident: list[dict[str, jax.Array]] | None = None
         self._source: Iterable[Batch] | None = None
 
-    def __call__(
-        self, program: Callable, weights: tuple[Tree, Tree], hparams: Hparams
-    ) -> dict[str, float]:
-        """The mean of every metric over the split."""
+    def measure(self, program: Callable, weights: Tree, hparams: Tree) -> list[Line]:
+        """Return the mean of every metric over the split, for each row of a stack."""
         return means([program(weights, batch, hparams)[0] for batch in self.batches()])
 
-    def predict(
-        self, program: Callable, weights: tuple[Tree, Tree], hparams: Hparams
-    ) -> tuple[dict[str, float], Predictions]:
-        """The mean of every metric, and the predictions."""
-        sums = []
-        labels, predicted = [np.zeros(0, int)], [np.zeros(0, int)]
+    def predict(self, program: Callable, weights: Tree, hparams: Tree) -> tuple[Line, Predictions]:
+        """Return the mean of every metric, and the predictions, of a stack of one."""
+        sums, labels, predicted = [], [np.zeros(0, int)], [np.zeros(0, int)]
         first: tuple[Batch, Any] | None = None
         for batch in self.batches():
             of_batch, outputs = program(weights, batch, hparams)
@@ -67,43 +61,38 @@ class Evaluator:
             rows = fetch(batch["mask"]) > 0
             if first is None:
                 few = np.flatnonzero(rows)[:SHOWN]
-                inputs = {name: array for name, array in batch.items() if name != "mask"}
-                first = jax.tree.map(lambda a, few=few: fetch(a)[few], (inputs, outputs))
-            scores = isinstance(outputs, jax.Array) and outputs.ndim == 2
-            if scores and "label" in batch:
+                inputs = {name: fetch(a)[few] for name, a in batch.items() if name != "mask"}
+                first = inputs, jax.tree.map(lambda a, few=few: fetch(a)[0][few], outputs)
+            if isinstance(outputs, jax.Array) and outputs.ndim == 3 and "label" in batch:
                 labels.append(fetch(batch["label"])[rows])
-                predicted.append(fetch(outputs)[rows].argmax(axis=-1))
+                predicted.append(fetch(outputs)[0][rows].argmax(axis=-1))
         assert first is not None
         every = np.concatenate(labels), np.concatenate(predicted)
-        return means(sums), Predictions(*every, *first)
-
-    def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """What a batch looks like."""
-        batch = next(iter(evaluation_batches(self.split, self.batch_size, self.seed)))
-        return {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in batch.items()}
+        return means(sums)[0], Predictions(*every, *first)
 
     def batches(self) -> Iterable[dict[str, jax.Array]]:
-        """The split's batches on the device, padded to one shape, each with a `mask`."""
-        if self._kept is not None:
-            return self._kept
+        """Return the split's batches on the devices, padded to one shape, each with a `mask`."""
+        if self._resident is not None:
+            return self._resident
         if isinstance(self.split, Stream) and self.limit is None:
             return self._read()
-        self._kept = list(self._read())
-        return self._kept
+        self._resident = list(self._read())
+        return self._resident
 
     def _read(self) -> Iterable[dict[str, jax.Array]]:
         if self._source is None:
-            self._source = evaluation_batches(self.split, self.batch_size, self.seed)
+            self._source = evaluation_batches(self.split, self.batch_size)
         for batch in itertools.islice(self._source, self.limit):
             yield {name: put_to_read(array, self.sharding) for name, array in batch.items()}
 
 
-def means(sums: Sequence[dict[str, jax.Array]]) -> dict[str, Any]:
-    """Sums over the examples of each batch, numbers or one a lane, to means over all of them.
+def means(sums: Sequence[dict[str, jax.Array]]) -> list[Line]:
+    """Return the mean over all examples for each row, from sums [rows] over those of each batch.
 
     Added up on the host: on the device even that would be a program to compile.
     """
     host = jax.device_get(sums)
     totals = {name: np.sum([batch[name] for batch in host], 0, np.float64) for name in host[0]}
     count = totals.pop("count")
-    return {name: (total / count).tolist() for name, total in totals.items()}
+    columns = {name: (total / count).tolist() for name, total in totals.items()}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

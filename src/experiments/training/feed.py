@@ -1,23 +1,22 @@
-"""What the training program reads: windows of data on the device.
+"""What the training program reads: windows of data on the devices.
 
 A window is a set of arrays and an order in which batches are drawn from them. A split in memory is
-one window an epoch, put on the device once; a streamed split is a window a batch. The same compiled
-program runs both. `arrays` of a feed shows the program what windows look like.
+one window per epoch, put on the devices once; a streamed split is a window per batch.
 """
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
+from experiments.core.rng import root_key
 from experiments.data.dataset import Arrays, Batch, Stream
-from experiments.errors import UserError
 from experiments.training.distributed import own_rows, put, put_rows
-from experiments.training.program import epoch_order
+from experiments.training.step import Layout, epoch_order
 
 
 @dataclass(frozen=True)
@@ -33,95 +32,78 @@ class Window:
     first: int = 0
 
 
-def resolve_batch_size(requested: int, examples: int) -> int:
-    """The batch size that a config asks for; -1 is the full batch."""
-    if requested == -1:
-        return examples
-    if not 1 <= requested <= examples:
-        raise UserError(
-            f"data.batch_size={requested} does not go with {examples} training examples; "
-            f"use 1 to {examples}, or -1 for the full batch"
-        )
-    return requested
-
-
 class ResidentFeed:
-    """A split that is kept on the device and shuffled there, epoch by epoch, unless `ordered`."""
+    """A split that is kept on the devices and shuffled there, epoch by epoch, unless `ordered`.
+
+    Args:
+      arrays: the split, on the devices of `layout`.
+      seeds: of the order: one for all trials, or of each row one.
+    """
 
     def __init__(
         self,
         arrays: Mapping[str, jax.Array],
         batch_size: int,
-        key: jax.Array,
-        sharding: NamedSharding,
+        layout: Layout,
+        seeds: Sequence[int],
         ordered: bool,
     ):
-        self.arrays = arrays
+        self.arrays, self.layout, self.ordered = arrays, layout, ordered
         self.examples = len(next(iter(arrays.values())))
         self.steps_per_epoch = self.examples // batch_size
-        self.key, self.sharding, self.ordered = key, sharding, ordered
+        self.keys = root_key(np.array(seeds))
         # compiles its program beside what comes before the first epoch
         self._compiling = threading.Thread(target=self._order, args=(0,))
         self._compiling.start()
 
     def windows(self, epoch: int, done: int) -> Iterator[Window]:
-        """The windows of an epoch of which `done` steps are done."""
-        yield Window(self.arrays, self.order(epoch), self.steps_per_epoch, done)
-
-    def order(self, epoch: int) -> jax.Array:
-        """The row numbers of an epoch."""
+        """Yield the windows of an epoch of which `done` steps are done."""
         self._compiling.join()
-        return self._order(epoch)
+        yield Window(self.arrays, self._order(epoch), self.steps_per_epoch, done)
 
     def _order(self, epoch: int) -> jax.Array:
         if self.ordered:
-            return jax.device_put(np.arange(self.examples, dtype=np.int32), self.sharding)
-        return put(epoch_order(self.key, epoch, self.examples), self.sharding)
+            order: Any = np.arange(self.examples, dtype=np.int32)
+            if self.layout.own_batches:
+                order = np.tile(order, (len(self.keys), 1))
+        elif self.layout.own_batches:
+            order = jnp.stack([epoch_order(key, epoch, self.examples) for key in self.keys])
+        else:
+            order = epoch_order(self.keys[0], epoch, self.examples)
+        return put(order, self.layout.order)
 
 
 class StreamedFeed:
     """A split that is read batch by batch; a batch is read while the one before computes.
 
-    Of several processes each reads its rows of a batch. `sharding` splits a batch over the devices.
+    Of several processes each reads its rows of a batch. The devices of a trial divide a batch.
     """
 
     def __init__(
-        self,
-        split: Stream,
-        batch_size: int,
-        steps_per_epoch: int,
-        seed: int,
-        sharding: NamedSharding,
+        self, split: Stream, batch_size: int, steps_per_epoch: int, layout: Layout, seed: int
     ):
         self.batches = split.iterate(batch_size, seed, True, own_rows(batch_size))
-        self.sharding = sharding
-        everywhere = NamedSharding(sharding.mesh, PartitionSpec())
-        self.order = put(np.arange(batch_size, dtype=np.int32), everywhere)
+        self.layout = layout
+        self.order = put(np.arange(batch_size, dtype=np.int32), layout.order)
         self.position = 0  # of the next window
-        self._ahead: Window | None = self._next()
-        self.arrays = self._ahead.arrays
         self.epoch_length = steps_per_epoch
 
     def windows(self, epoch: int, done: int) -> Iterator[Window]:
-        """The windows of an epoch of which `done` steps are done; does not end by itself."""
+        """Yield the windows of an epoch of which `done` steps are done; does not end by itself."""
         position = epoch * self.epoch_length + done
         if position != self.position:
             self.batches.set_state({"batches": position})
-            self.position, self._ahead = position, None
-        while True:
-            window, self._ahead = self._ahead or self._next(), None
+            self.position = position
+        for batch in self.batches:
+            arrays = {name: put_rows(rows, self.layout.batch) for name, rows in batch.items()}
             self.position += 1  # before the yield: who has seen enough does not come back
-            yield window
-
-    def _next(self) -> Window:
-        arrays = {k: put_rows(v, self.sharding) for k, v in next(self.batches).items()}
-        return Window(arrays, self.order, 1)
+            yield Window(arrays, self.order, 1)
 
 
-def evaluation_batches(split: Arrays | Stream, batch_size: int, seed: int) -> Iterator[Batch]:
-    """A split in order, in batches of one shape; `mask` is 0 on the padding of the last one."""
+def evaluation_batches(split: Arrays | Stream, batch_size: int) -> Iterator[Batch]:
+    """Yield a split in order, in batches of one shape; `mask` is 0 on padding of the last one."""
     if isinstance(split, Stream):
-        return split.iterate(batch_size, seed, False)
+        return split.iterate(batch_size, 0, False)
     return _padded_batches(split, batch_size)
 
 

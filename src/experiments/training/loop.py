@@ -1,119 +1,425 @@
-"""Training: the one place with side effects, in the order in which they happen."""
+"""Training: the one place with side effects, in the order in which they happen.
 
-import importlib
-import json
+Every training is one of N >= 1 trials of a static configuration; a run by itself is N = 1.
+"""
+
+import itertools
 import logging
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.tracking.jsonl import SUMMARY
-from experiments.tracking.tracker import RunInfo, Trackers
-from experiments.training.compiled import (
-    compile_evaluation,
-    compile_programs,
-    initial_state,
-    ready_programs,
-)
+import jax
+import numpy as np
+
+from experiments.core.params import copied, count_parameters
+from experiments.machine import collect_garbage_as_usual
+from experiments.training.checkpoints import Progress, Saved, SharedCheckpoints
+from experiments.training.control import Decisions
 from experiments.training.distributed import is_first
-from experiments.training.pretrained import pretrained_weights
-from experiments.training.run import Run
-from experiments.training.session import Session
-from experiments.training.signals import StopRequest
-from experiments.training.stored import saved_step
+from experiments.training.figures import RunFigures, figures_of_trial
+from experiments.training.metrics import Line, Metrics
+from experiments.training.restored import pretrained_weights
+from experiments.training.runtime import Profile
+from experiments.training.saved import CHECKPOINTS
+from experiments.training.setup import Split
+from experiments.training.stack import Stack
+from experiments.training.trial import TESTED, Trial, groups
 
 log = logging.getLogger(__name__)
 
+LARGE = 64 * 2**20  # bytes of states that are not copied for the saver
+
+Dispatch = tuple[dict[str, jax.Array], int]  # the log of some steps, and their number
+
 
 def fit(
-    session: Session,
-    directory: Path,
-    trackers: Trackers,
-    stop: StopRequest,
+    trials: Sequence[Trial],
+    folder: Path,
     *,
     resume: bool = False,
     test: bool = True,
-) -> dict[str, Any]:
-    """Trains, validates every epoch, tests the best weights once; returns the summary.
+    width: int | None = None,
+    most: int | None = None,
+    trained: Callable[[], None] = lambda: None,
+    shown: Callable[[Sequence[Trial], int], None] = lambda trials, step: None,
+) -> list[dict[str, Any]]:
+    """Train, validate every epoch, test the best weights once; return the summaries in order.
 
-    With `resume` it goes on from the newest checkpoint in `directory`; without `test` it leaves the
-    test split alone.
+    Trials of one static configuration that are at the same step are trained side by side. What is
+    written of each is what would be written if it had been trained by itself.
+
+    Args:
+      folder: of what belongs to several trials together, such as their checkpoints.
+      resume: go on from what was saved in the folders of the trials.
+      test: evaluate on the test split in the end; else it is left alone.
+      width: trials computed as one batch (None: the fastest, by timing).
+      most: most trials side by side (None: no limit).
+      trained: called whenever trials have been trained, before the last ones are saved.
+      shown: called with the trials and their step whenever that has changed.
     """
-    experiment, trainer = session.experiment, session.trainer
-    if resume and (summary := finished_before(directory, experiment.total_steps, test)):
-        log.info("this run has finished; trainer.epochs= above %d goes on", trainer.epochs)
-        trackers.finish(summary, summary["status"])
-        return summary
-    shapes = experiment.abstract_state(session.hparams)
-    found = None if resume else pretrained_weights(session, shapes)
-    trackers.status("compiling")
-    ready = ready_programs(session)
-    run = Run(session, trackers, stop, shapes, directory)
-    ended = resume and saved_step(directory) >= experiment.total_steps
-    with ThreadPoolExecutor() as pool, ExitStack() as at_the_end:
-        compiled = None if ended else compile_programs(session, shapes, ready, pool)
-        # from here on XLA works, and this thread while it does
-        if compiled is not None:
-            at_the_end.callback(compiled.begun)
-        if trainer.checkpoints:
-            pool.submit(importlib.import_module, "orbax.checkpoint")
-        if ended:
-            evaluation = pool.submit(compile_evaluation, session, shapes, ready)
-        if resume:
-            run.restore()
+    for members, saved in groups(trials, most, resume=resume, test=test):
+        where = folder / uuid.uuid4().hex[:8]
+        Training(members, where, test=test, shown=shown).run(saved, width, trained)
+    return [trial.summary for trial in trials]
+
+
+class Training:
+    """Trials of one static configuration under way together.
+
+    Trials that end leave between two epochs; the others go on as if they had always been alone.
+
+    Args:
+      trials: at one step.
+      folder: of what belongs to several trials together.
+      test: evaluate the best weights on the test split in the end.
+      shown: called with the trials and their step whenever that has changed.
+    """
+
+    def __init__(
+        self,
+        trials: Sequence[Trial],
+        folder: Path,
+        *,
+        test: bool,
+        shown: Callable[[Sequence[Trial], int], None],
+    ):
+        self.trials, self.test, self.shown = list(trials), test, shown
+        setup = self.trials[0].setup
+        self.setup, self.trainer, self.experiment = setup, setup.trainer, setup.experiment
+        self.epochs, self.steps_per_epoch = self.trainer.epochs, self.experiment.steps_per_epoch
+        self.metrics = Metrics(self.trainer.log_every, self.steps_per_epoch)
+        save_every = self.trainer.checkpoint_every if self.trainer.checkpoints else None
+        most_steps = self.trainer.max_steps_per_dispatch
+        self.decisions = Decisions(self.trainer.max_time, save_every, most_steps)
+        keep_every = self.trainer.keep_every and self.trainer.keep_every * self.steps_per_epoch
+        self.checkpoints = SharedCheckpoints(folder, keep_every)
+        where = folder if len(self.trials) > 1 else self.trials[0].directory
+        self.profile = Profile(where, self.trainer.profile_steps if is_first() else 0)
+        self.figures: dict[Trial, RunFigures] = {}
+        if is_first() and self._draws_all(len(self.trials)):
+            self.figures = {trial: figures_of_trial(trial) for trial in self.trials}
+        self.unlogged: list[tuple[Trial, int, Line]] = []  # the last lines of an epoch
+
+    def run(
+        self, saved: Sequence[Saved] | None, width: int | None, trained: Callable[[], None]
+    ) -> None:
+        """Train all epochs that are left.
+
+        Args:
+          saved: what the trials go on from, or None for all.
+          width: trials computed as one batch (None: the fastest, by timing).
+          trained: called before the last ones are saved.
+        """
+        try:
+            self._begin(saved, width)
+            self._train()
+            if self.trials:
+                trained()
+                diverged = [trial.diverged_at is not None for trial in self.trials]
+                self._leave(["diverged" if d else "finished" for d in diverged])
+        finally:
+            self.stack.compiled.begun()  # whatever happened: a thread may wait to compile
+
+    def _begin(self, saved: Sequence[Saved] | None, width: int | None) -> None:
+        """Start from step 0 or from what was saved; programs are compiled meanwhile."""
+        collect_garbage_as_usual()
+        for trial in self.trials:
+            trial.trackers.status("compiling")
+        if saved is not None:
+            self._restore(saved)
+        training = self.metrics.step < self.experiment.total_steps
+        self.stack = Stack(self.trials, width, training=training)
+        parameters = count_parameters(self.setup.shapes.params)
+        for trial in self.trials:
+            trial.start(parameters, self.metrics.step)
+        if saved is None:
+            self.stack.begin(pretrained_weights(self.setup))
         else:
-            initial = pool.submit(initial_state, session, found, ready, pool)
-        trackers.start(
-            RunInfo(
-                directory=directory,
-                name=session.config["name"],
-                config=dict(session.config),
-                total_steps=experiment.total_steps,
-                steps_per_epoch=experiment.steps_per_epoch,
-                batch_size=session.batch_size,
-                parameters=run.parameters,
-                start_step=run.step if resume else None,
-            )
+            self.stack.restore(saved)
+        if training:
+            self.stack.wait()
+
+    def _restore(self, saved: Sequence[Saved]) -> None:
+        self.metrics.restore([one.progress["recorder"] for one in saved])
+        for trial, one in zip(self.trials, saved, strict=True):
+            if not trial.restore(one.progress):
+                log.warning("%sthe data on disk have changed since it was saved", self._of(trial))
+            if self.trainer.on_nan == "stop" and one.state.diverged_at >= 0:
+                trial.diverged_at = int(one.state.diverged_at) + 1
+
+    def _train(self) -> None:
+        """Train epoch by epoch while there are trials that go on."""
+        self.decisions.start()
+        while self.trials and (epoch := self.metrics.step // self.steps_per_epoch) < self.epochs:
+            self._look()
+            if self._leave([self._reason_to_end(trial) for trial in self.trials]):
+                continue
+            before = self.metrics.step
+            self._epoch(epoch)
+            within = self.metrics.step % self.steps_per_epoch
+            interrupted = self.decisions.signal is not None and within
+            if self._all_diverged() or self.metrics.step == before or interrupted:
+                continue  # to the reason above
+            self._validate()
+            self._draw(epoch + 1)
+            keep = self.trainer.keep_every and (epoch + 1) % self.trainer.keep_every == 0
+            if self.decisions.save_due or (self.trainer.checkpoints and keep):
+                self._log_lines()
+                self._save()
+
+    # ------------------------------------------------------------------ an epoch
+
+    def _epoch(self, epoch: int) -> None:
+        """Train the rest of an epoch and log its lines; the last ones await the validation.
+
+        The metrics of a dispatch are fetched while the next one runs: the devices never wait for
+        the log. Before a checkpoint all of them are fetched, so that it holds one moment.
+        """
+        end = (epoch + 1) * self.steps_per_epoch
+        self.last: list[Line] = [{"epoch": self.metrics.epoch} for _ in self.trials]
+        self.clock = time.perf_counter()
+        while self.metrics.step < end and not self._stopping():
+            waiting: Dispatch | None = None
+            for dispatch in itertools.chain(self._dispatches(epoch, end), [None]):
+                self._log_lines()  # of the epoch before, now that the devices have work
+                if waiting is not None:
+                    self._collect(*waiting, end)
+                waiting = dispatch
+            if self.decisions.save_due and self.metrics.step < end:
+                self._save()
+                self.clock = time.perf_counter()
+
+    def _dispatches(self, epoch: int, end: int) -> Iterator[Dispatch]:
+        """Hand steps of an epoch to the devices; yield each dispatch's log and length."""
+        left = end - self.metrics.step
+        for window in self.stack.feed.windows(epoch, self.steps_per_epoch - left):
+            first = window.first
+            while left and first < window.steps:
+                if self._stopping():
+                    return
+                count = min(self.decisions.steps, window.steps - first, left)
+                self.profile.before(self.metrics.step)
+                yield self.stack.step(window, first, count), count
+                first += count
+                left -= count
+                self._look()
+                if self.decisions.save_due:  # after a dispatch, so that there is always progress
+                    return
+            if not left:
+                return
+
+    def _collect(self, steps: dict[str, jax.Array], count: int, end: int) -> None:
+        """Log the lines that a dispatch, once it is done, completes, but for those of the end."""
+        if self._all_diverged():  # the steps after that changed nothing
+            return
+        host = jax.device_get(steps)
+        self.stack.compiled.begun()
+        now = time.perf_counter()
+        seconds, self.clock = now - self.clock, now
+        host = {name: values[: len(self.trials)] for name, values in host.items()}
+        ends = self._ends(host.pop("diverged_at"))
+        if all(e or t.diverged_at for e, t in zip(ends, self.trials, strict=True)):
+            count = max(e for e in ends if e) - self.metrics.step
+        self.decisions.pace.took(seconds, count)
+        rate = count * self.setup.batch_size / max(seconds, 1e-9)
+        complete = False
+        for step, only in self.metrics.add(host, count, ends):
+            complete = True
+            for row, line in enumerate(self.metrics.lines()):
+                trial = self.trials[row]
+                if trial.diverged_at is not None or only not in (None, row):
+                    continue
+                line["examples_per_second"] = rate
+                if only is None and step == end:
+                    self.last[row] = line
+                else:
+                    trial.log(step, line)
+                if only is not None:
+                    self._note_divergence(trial, row, step)
+        lines = [] if complete else self.metrics.lines()  # with steps of seconds one takes minutes
+        for trial, line in zip(self.trials, lines, strict=False):
+            trial.trackers.progress(self.metrics.step, line | {"examples_per_second": rate})
+        for trial in self.trials:
+            trial.training_seconds += seconds
+        self.profile.after(self.metrics.step)
+        self.shown(self.trials, self.metrics.step)
+
+    def _validate(self) -> None:
+        """Validate all trials, which completes their lines; take note of the best weights."""
+        weights = self.stack.weights
+        measured, means = self.stack.measure("validation", weights), self.metrics.end_epoch()
+        better = []
+        for row, trial in enumerate(self.trials):
+            line = self.last[row] | means[row] | _prefixed("val", measured[row])
+            better.append(trial.diverged_at is None and trial.best.improved(line))
+            if trial.diverged_at is None:
+                trial.line = line
+                self.unlogged.append((trial, self.metrics.step, line))
+        self.stack.keep_better(better)
+        if any(trial.trackers.may_stop for trial in self.trials):
+            self._log_lines()
+
+    def _log_lines(self) -> None:
+        for trial, step, line in self.unlogged:
+            trial.log(step, line)
+        self.unlogged = []
+
+    def _draw(self, epoch: int) -> None:
+        """Begin to draw what there is to see of an epoch."""
+        for row, trial in enumerate(self.trials):
+            if trial in self.figures and self.figures[trial].due(epoch):
+                weights = self.stack.weights_of(row, self.stack.weights)
+                self.figures[trial].after_epoch(self.metrics.step, weights)
+
+    # ------------------------------------------------------------------ reasons to stop
+
+    def _look(self) -> None:
+        self.decisions.look([trial.stop for trial in self.trials])
+
+    def _all_diverged(self) -> bool:
+        return all(trial.diverged_at is not None for trial in self.trials)
+
+    def _stopping(self) -> bool:
+        return self.decisions.signal is not None or self.decisions.late or self._all_diverged()
+
+    def _reason_to_end(self, trial: Trial) -> str | None:
+        """Return the status with which a trial ends after the epochs so far, if it does."""
+        if trial.diverged_at is not None:
+            return "diverged"
+        reason = trial.enough()
+        if self.decisions.late:
+            reason = reason or f"trainer.max_time={self.trainer.max_time:g} seconds have passed"
+        if reason is not None:
+            log.info("%sstopping early: %s", self._of(trial), reason)
+            return "stopped_early"
+        asked = self.decisions.signal
+        if asked is None and len(self.trials) > 1:  # some may end where others go on
+            asked = trial.stop.name
+        if asked is None:
+            return None
+        log.warning("%sstopped by %s after step %d", self._of(trial), asked, self.metrics.step)
+        return trial.stop.status
+
+    def _ends(self, diverged_at: np.ndarray) -> list[int | None]:
+        """Return the step after which each trial has diverged, if it has only now."""
+        stops = self.trainer.on_nan == "stop"
+        return [
+            int(step) + 1 if stops and step >= 0 and trial.diverged_at is None else None
+            for trial, step in zip(self.trials, diverged_at, strict=True)
+        ]
+
+    def _note_divergence(self, trial: Trial, row: int, step: int) -> None:
+        trial.diverged_at = step
+        log.warning("%sloss or gradient is not finite at step %d", self._of(trial), step)
+        if self.trainer.debug_nans:
+            found = self.stack.first_nan(row, step - 1)
+            log.warning("it comes from %s", found or "no single operation of that step")
+
+    def _of(self, trial: Trial) -> str:
+        """Return how a message about one of several trials begins."""
+        return f"{trial.directory.name}: " if len(self.trials) > 1 else ""
+
+    # ------------------------------------------------------------------ saving and leaving
+
+    def _save(self, *, last: bool = False) -> None:
+        """Save all trials in the background; the last time no step will follow.
+
+        On a CPU large states are waited for, which spares the memory of a copy.
+        """
+        states = self.stack.states
+        large = sum(leaf.nbytes for leaf in jax.tree.leaves(states)) > LARGE
+        wait = large and jax.default_backend() == "cpu" and not last
+        # a copy is the saver's own: the next step is free to overwrite the states
+        states = states if last or wait else copied(states)
+        everyone = range(len(self.trials))
+        self.checkpoints.save(
+            self.metrics.step, (states, self.stack.best), *self._folders_and_progress(everyone)
         )
-        if not resume:
-            run.begin(initial.result())
-        if compiled is None and run.step < experiment.total_steps:  # the checkpoint was damaged
-            compiled = compile_programs(session, shapes, ready, pool)
-            at_the_end.callback(compiled.begun)
-        run.compiled = compiled or evaluation.result()
-        if compiled is not None:
-            compiled.wait()
-        status = run.train()
-        if status == "interrupted":
-            status = stop.status
-    testing = test and status in ("finished", "stopped_early")
-    if testing and trainer.figures and is_first():
-        run.album.prepare()
-    if trainer.checkpoints and status != "diverged":
-        run.save(last=True)
-    summary = run.summary(status)
-    if testing:
-        trackers.status("testing")
-        tested, predictions = run.test()
-        summary |= tested
-        trackers.log(run.step, {"epoch": run.epochs_done, **tested})
-        if trainer.figures and is_first():
-            measured = run.album.end(run.step, run.best_weights, predictions)
-            summary |= measured
-            if measured:
-                trackers.log(run.step, measured)
-    if run.checkpoints is not None:
-        run.checkpoints.close()
-        trackers.model(run.checkpoints.path)
-    trackers.finish(summary, status)
-    return summary
+        if wait:
+            self.checkpoints.wait()
+        self.decisions.saved()
+
+    def _folders_and_progress(self, rows: Sequence[int]) -> tuple[list[Path], list[Progress]]:
+        trials = [self.trials[row] for row in rows]
+        progress = [t.progress(self.metrics.progress(r)) for r, t in zip(rows, trials, strict=True)]
+        return [trial.directory for trial in trials], progress
+
+    def _leave(self, statuses: Sequence[str | None]) -> bool:
+        """End the trials that have a status; return whether there were any."""
+        leaving = {row: status for row, status in enumerate(statuses) if status is not None}
+        staying = [row for row, status in enumerate(statuses) if status is None]
+        if not leaving:
+            return False
+        self._log_lines()
+        step = self.metrics.step
+        summaries = {row: self.trials[row].summarize(step, leaving[row]) for row in leaving}
+        if self.trainer.checkpoints:
+            self._save_last([row for row in leaving if leaving[row] != "diverged"], staying)
+        tested = self._evaluate_best([row for row in leaving if leaving[row] in TESTED])
+        if not staying:
+            self.checkpoints.close()
+        for row, status in leaving.items():
+            trial = self.trials[row]
+            trial.summary = summaries[row] | tested.get(row, {})
+            trial.trackers.model(trial.directory / CHECKPOINTS)
+            trial.trackers.finish(trial.summary, status)
+        self.trials = [self.trials[row] for row in staying]
+        if staying:
+            self.metrics.keep(staying)
+            self.checkpoints.close()
+            self.stack.go_on_with(staying)
+        return True
+
+    def _save_last(self, rows: list[int], staying: list[int]) -> None:
+        """Save trials that end, each in its own folder where others go on."""
+        if len(rows) == len(self.trials):
+            self._save(last=True)
+        elif rows:
+            stack, (folders, progress) = self.stack.rows(rows), self._folders_and_progress(rows)
+            self.checkpoints.close()
+            if staying:
+                self.checkpoints.save_apart(self.metrics.step, stack, folders, progress)
+            else:
+                self.checkpoints.save(self.metrics.step, stack, folders, progress)
+
+    def _evaluate_best(self, rows: list[int]) -> dict[int, Line]:
+        """Test the best weights of trials that end, log that, and draw their figures.
+
+        Where the test split is left alone, figures show the validation split.
+        """
+        found: dict[int, Line] = {row: {} for row in rows}
+        alone = self.stack.layout.rows == 1  # whose predictions come along with the test
+        measured = []
+        if self.test and rows:
+            for row in rows:
+                self.trials[row].trackers.status("testing")
+            measured = [] if alone else self.stack.measure("test", self.stack.best)
+        for row in rows:
+            trial, figures = self.trials[row], self.figures.get(self.trials[row])
+            split: Split = "test" if self.test else "validation"
+            if figures is not None or (self.test and alone):
+                values, predictions = self.stack.predict(row, split)
+                measured = [values] if alone and self.test else measured
+            if self.test:
+                found[row] = _prefixed("test", measured[row])
+                self._log_test(trial, found[row])
+            if figures is not None:
+                weights = self.stack.weights_of(row, self.stack.best)
+                drawn = figures.finish(self.metrics.step, weights, predictions)
+                found[row] |= drawn
+        return found
+
+    def _log_test(self, trial: Trial, line: Line) -> None:
+        trial.trackers.log(self.metrics.step, {"epoch": self.metrics.epoch, **line})
+
+    def _draws_all(self, trials: int) -> bool:
+        """Return whether each of so many trials gets figures of its own."""
+        wanted = self.trainer.figures
+        return wanted is True or (wanted == "best" and trials == 1 and self.test)
 
 
-def finished_before(directory: Path, total_steps: int, test: bool) -> dict[str, Any] | None:
-    """The summary of the run in `directory` if there is nothing left to do."""
-    path = directory / SUMMARY
-    summary = json.loads(path.read_text()) if path.exists() else {}
-    done = summary.get("status") == "finished" and summary["step"] >= total_steps
-    done = done and (not test or any(name.startswith("test/") for name in summary))
-    return summary if done else None
+def _prefixed(split: str, values: Line) -> Line:
+    return {f"{split}/{name}": value for name, value in values.items()}

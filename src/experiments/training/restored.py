@@ -1,32 +1,139 @@
-"""The weights of an earlier run."""
+"""The weights of earlier runs: to evaluate with, and to start from in the place of new ones."""
 
+import functools
+import logging
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
+from experiments.core.config import build
 from experiments.core.experiment import Tree
-from experiments.training import stored
-from experiments.training.checkpoints import Checkpoints, shaped
+from experiments.core.params import merged
+from experiments.core.transfer import Agreement, agreement, named
+from experiments.errors import UserError
+from experiments.models.torchvision import read_published
+from experiments.training.checkpoints import load, load_weights
+from experiments.training.distributed import put
+from experiments.training.evaluation import Predictions
+from experiments.training.metrics import Line
 from experiments.training.saved import split_source
-from experiments.training.session import Session
+from experiments.training.setup import Data, Setup, Split
+
+log = logging.getLogger(__name__)
+
+SHOWN = 6  # names in a line of the log
+Found = dict[str, np.ndarray]
 
 
-def saved_weights(session: Session, source: Path) -> tuple[tuple[Tree, Tree], dict[str, Any]]:
-    """(params, model_state) that `checkpoint=` names, and the progress of the run then.
+class Restored:
+    """An earlier run with the weights that `checkpoint=` names.
 
-    A run folder stands for the best epoch, `<run folder>/checkpoints/<step>` for that very step.
+    Args:
+      config: of the run.
+      source: its folder, which stands for the best epoch, or `<run folder>/checkpoints/<step>`.
+
+    Attributes:
+      weights: (params, model_state) as a stack of one, on the devices.
+      progress: what the host knew of the run when they were saved.
     """
-    folder, step = split_source(source)
-    state = session.experiment.abstract_state(session.hparams)
-    weights = session.experiment.weights(state)
-    sharding = session.replicated
-    if step is None and stored.is_lane(folder):
-        _, best, progress = stored.load([folder], state, weights)[0]
-        return jax.device_put(best, sharding), progress
-    checkpoints = Checkpoints(folder)
-    state, best, progress = checkpoints.restore(
-        shaped(state, sharding), shaped(weights, sharding), step
+
+    def __init__(self, config: Mapping[str, Any], source: Path):
+        self.config = config
+        self.setup = setup = Setup(config, Data(build(config["data"]).load()), training=False)
+        self.layout = setup.layout(1)
+        folder, step = split_source(source)
+        weights_of = setup.experiment.weights
+        (saved,) = load([folder], [(setup.shapes, weights_of(setup.shapes))], step)
+        weights = saved.best if step is None else weights_of(saved.state)
+        self.weights = self._stacked(weights)
+        self.hparams = self._stacked(setup.inputs_of(config))
+        self.progress = saved.progress
+
+    @functools.cached_property
+    def program(self) -> jax.stages.Compiled:
+        """The compiled `evaluate(weights, batch, hparams) -> (sums, predictions)`."""
+        return self.setup.compiled(self.layout).evaluate
+
+    def predict(self, split: Split) -> tuple[Line, Predictions]:
+        """Return the mean of every metric over a split, and its predictions."""
+        evaluator = self.setup.evaluator(split, self.layout)
+        return evaluator.predict(self.program, self.weights, self.hparams)
+
+    def outputs(self, split: Split) -> Iterator[tuple[dict[str, jax.Array], Any]]:
+        """Yield each batch of a split with the objective's predictions for it."""
+        for batch in self.setup.evaluator(split, self.layout).batches():
+            _, outputs = self.program(self.weights, batch, self.hparams)
+            yield batch, jax.tree.map(lambda leaf: leaf[0], outputs)
+
+    def _stacked(self, tree: Tree) -> Tree:
+        sharding = self.layout.trials
+        return jax.tree.map(lambda leaf: put(np.asarray(leaf)[None], sharding), tree)
+
+
+def pretrained_weights(setup: Setup) -> Found | None:
+    """Return the arrays that `model.pretrained` names, by dotted name, and say which of them fit.
+
+    Raises:
+        UserError: there are no such weights, or none of them fits.
+    """
+    source = setup.config["model"].get("pretrained")
+    if source is None:
+        return None
+    found = read(Path(source), setup.config["model"])
+    wanted = merged(setup.shapes.params, setup.shapes.model_state)
+    result = agreement(found, wanted)
+    if not result.fitting:
+        here = _some(named(wanted))
+        raise UserError(
+            f"model.pretrained={source}: none of its weights fits the model\n"
+            f"it has {_some(found)}; the model has {here}"
+        )
+    for line in report(result, named(wanted)):
+        log.info("%s: %s", source, line)
+    return found
+
+
+def read(source: Path, model: dict[str, Any]) -> Found:
+    """Return the weights in a run folder, a checkpoint of it or a `.safetensors` file, by name.
+
+    Raises:
+        UserError: `source` is none of these, or cannot be read.
+    """
+    if source.suffix == ".safetensors":
+        return read_published(source, model)
+    if source.suffix in (".pt", ".pth", ".bin"):
+        raise UserError(
+            f"model.pretrained={source}: a pickle runs code when it is read; save it as "
+            f"safetensors: safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
+        )
+    weights = load_weights(*split_source(source))
+    return {n: np.asarray(array) for part in weights for n, array in named(part).items()}
+
+
+def report(result: Agreement, wanted: dict[str, Any]) -> Iterable[str]:
+    """Yield what was loaded, skipped and new, in plain lines."""
+
+    def values(names: Iterable[str]) -> int:
+        return sum(math.prod(wanted[name].shape) for name in names)
+
+    yield (
+        f"loaded {len(result.fitting)} of {len(wanted)} arrays, "
+        f"{values(result.fitting):,} of {values(wanted):,} values"
     )
-    checkpoints.close()
-    return (best if step is None else session.experiment.weights(state)), progress
+    if result.of_other_shape:
+        pairs = (f"{n} {a} (here {b})" for n, (a, b) in result.of_other_shape.items())
+        yield f"skipped, of another shape: {_some(pairs)}"
+    if result.unwanted:
+        yield f"skipped, not in this model: {_some(result.unwanted)}"
+    if result.new:
+        yield f"new: {_some(result.new)}"
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

@@ -1,0 +1,5 @@
+class RunFigures: ...
+
+
+def figures_of_trial(trial):
+    raise NotImplementedError

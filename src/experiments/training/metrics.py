@@ -1,0 +1,100 @@
+"""From arrays of per-step metrics [trials, steps] to the lines of the trials' logs."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+Line = dict[str, float]
+
+LAST = ("learning_rate", "grad_norm", "param_norm", "update_norm")
+"""Metrics of which a line has the last step's value; the others are averaged over its steps."""
+
+MEASURED = ("param_norm", "update_norm")
+"""Metrics that are known for the steps that end a line, and NaN for all others."""
+
+
+def ends_line(step: Any, log_every: int, steps_per_epoch: int) -> Any:
+    """Return whether a line ends with the step of this number, from 1; it may be traced."""
+    return (step == 1) | (step % log_every == 0) | (step % steps_per_epoch == 0)
+
+
+class Metrics:
+    """Collects steps into lines: step 1, every `log_every`-th step and the end of each epoch.
+
+    Which steps a line covers depends on their numbers alone, never on how they were dispatched.
+    """
+
+    def __init__(self, log_every: int, steps_per_epoch: int):
+        self.log_every, self.steps_per_epoch = log_every, steps_per_epoch
+        self.step = 0
+        self._line: dict[str, list[np.ndarray]] = {}  # of each step of the line: [trials]
+        self._totals: dict[str, np.ndarray] = {}  # of the epoch: [trials]
+
+    @property
+    def epoch(self) -> float:
+        """Epochs trained, in fractions."""
+        return self.step / self.steps_per_epoch
+
+    def add(
+        self, log: Mapping[str, np.ndarray], count: int, ends: Sequence[int | None]
+    ) -> Iterator[tuple[int, int | None]]:
+        """Take `count` finished steps; yield (step, trial) where a line is complete.
+
+        The trial is None where the lines of all are. `ends` has for each trial the step after
+        which it has diverged, where its line is complete, or None.
+        """
+        wide = {name: np.asarray(values[:, :count], np.float64) for name, values in log.items()}
+        for i in range(count):
+            self.step += 1
+            for name, values in wide.items():
+                column = values[:, i]
+                if name not in LAST:
+                    self._line.setdefault(name, []).append(column)
+                    self._totals[name] = self._totals.get(name, 0.0) + column
+                elif not (name in MEASURED and np.isnan(column).all()):
+                    self._line[name] = [column]
+            yield from ((self.step, trial) for trial, end in enumerate(ends) if end == self.step)
+            if ends_line(self.step, self.log_every, self.steps_per_epoch):
+                yield self.step, None
+                self._line = {}
+
+    def lines(self) -> list[Line]:
+        """Return each trial's line up to the last step."""
+        columns: dict[str, list[float]] = {}
+        for name, steps in self._line.items():
+            if name in LAST:
+                last = steps[-1].astype(np.float32).astype(str)
+                columns[name] = [float(text) for text in last]  # 0.001, not 0.0010000000475
+            else:
+                columns[f"train/{name}"] = (sum(steps) / len(steps)).tolist()  # type: ignore[union-attr]
+        rows = zip(*columns.values(), strict=True)
+        return [{"epoch": self.epoch, **dict(zip(columns, row, strict=True))} for row in rows]
+
+    def end_epoch(self) -> list[Line]:
+        """Return each trial's means over the epoch, as `train/epoch_*`, and begin the next one."""
+        steps = (self.step - 1) % self.steps_per_epoch + 1
+        columns = {f"train/epoch_{n}": (t / steps).tolist() for n, t in self._totals.items()}
+        self._totals = {}
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    def keep(self, trials: Sequence[int]) -> None:
+        """Go on with these trials alone."""
+        rows = np.array(trials)
+        self._line = {name: [s[rows] for s in steps] for name, steps in self._line.items()}
+        self._totals = {name: total[rows] for name, total in self._totals.items()}
+
+    def progress(self, trial: int) -> dict[str, Any]:
+        """Return what an interrupted trial has to remember; JSON."""
+        return {
+            "step": self.step,
+            "line": {name: [float(s[trial]) for s in steps] for name, steps in self._line.items()},
+            "totals": {name: float(total[trial]) for name, total in self._totals.items()},
+        }
+
+    def restore(self, progress: Sequence[dict[str, Any]]) -> None:
+        """Take up what `progress` returned for each trial; all are at the same step."""
+        first = progress[0]
+        self.step = first["step"]
+        self._line = {n: list(np.array([p["line"][n] for p in progress]).T) for n in first["line"]}
+        self._totals = {n: np.array([p["totals"][n] for p in progress]) for n in first["totals"]}

@@ -1,0 +1,290 @@
+"""A config brought to life: data, devices and pure functions, for all trials that can share them.
+
+Trials that differ only in traced numbers, seeds and names are of one *static configuration*. They
+share a `Setup`, so that data are read and programs are compiled once.
+"""
+
+import functools
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from experiments.core.config import build, place
+from experiments.core.experiment import Experiment, State, hyperparameters
+from experiments.core.rng import root_key
+from experiments.data.dataset import Arrays, Splits, Stream, some_examples
+from experiments.errors import UserError
+from experiments.training.distributed import put_to_read
+from experiments.training.evaluation import Evaluator
+from experiments.training.feed import ResidentFeed, StreamedFeed
+from experiments.training.placement import data_mesh, devices_for
+from experiments.training.step import Compiled, Layout
+from experiments.training.trainer import Trainer
+from experiments.viz.flops import Cost, cost
+
+log = logging.getLogger(__name__)
+
+Shapes = dict[str, jax.ShapeDtypeStruct]
+Split = Literal["train", "validation", "test"]
+
+# keys of a config that make no difference to a program
+OWN = (
+    *("seed", "name", "mode", "resume", "checkpoint", "logger", "cluster", "nodes"),
+    *("predict", "population", "lr_range"),
+)
+UNTRACEABLE = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerBoolConversionError,
+    jax.errors.TracerIntegerConversionError,
+    TypeError,
+    ValueError,
+)
+
+
+class Data:
+    """The splits of a data set, and what devices hold of them."""
+
+    def __init__(self, splits: Splits):
+        self.splits = splits
+        self._resident: dict[NamedSharding, dict[str, jax.Array]] = {}
+        self._evaluators: dict[tuple, Evaluator] = {}
+
+    def resident(self, sharding: NamedSharding) -> dict[str, jax.Array]:
+        """Return the training split on the devices; they hold it once, whoever asks."""
+        if sharding not in self._resident:
+            assert isinstance(self.splits.train, Arrays)
+            arrays = self.splits.train.arrays
+            self._resident[sharding] = {n: put_to_read(a, sharding) for n, a in arrays.items()}
+        return self._resident[sharding]
+
+    def evaluator(
+        self, split: Split, batch_size: int, sharding: NamedSharding, limit: int | None
+    ) -> Evaluator:
+        """Return the evaluation of a split in batches that are divided so, at most `limit`."""
+        key = (split, batch_size, sharding, limit)
+        if key not in self._evaluators:
+            data = getattr(self.splits, split)
+            self._evaluators[key] = Evaluator(data, batch_size, sharding, limit)
+        return self._evaluators[key]
+
+
+class Traced(NamedTuple):
+    """What tracing a program showed."""
+
+    inputs: tuple[str, ...]  # the hyperparameters that it can take as inputs
+    cost: Cost  # of a training step of one trial
+
+
+class Setup:
+    """A static configuration: its data, its pure functions and its compiled programs.
+
+    Args:
+      config: of any trial of it.
+      training: whether trials are to be trained; else their weights are evaluated only.
+    """
+
+    def __init__(self, config: Mapping[str, Any], data: Data, *, training: bool = True):
+        self.config, self.data, self.training = config, data, training
+        self.splits = data.splits
+        self.trainer: Trainer = build(config["trainer"])
+        self.source: Any = build(config["data"])
+        self.streamed = isinstance(self.splits.train, Stream)
+        self.batch_size = resolve_batch_size(self.source.batch_size, len(self.splits.train))
+        self.data_mesh = data_mesh(self.trainer.devices, self.batch_size)
+        # one shape for validation and test: one compilation, and a whole number of rows per device
+        longest = max(len(self.splits.validation), len(self.splits.test))
+        wanted = self.source.eval_batch_size
+        wanted = longest if wanted == -1 else min(wanted, longest)
+        self.eval_batch_size = -(-wanted // self.data_mesh.size) * self.data_mesh.size
+        steps_per_epoch = len(self.splits.train) // self.batch_size
+        if self.trainer.steps_per_epoch is not None:
+            steps_per_epoch = min(steps_per_epoch, self.trainer.steps_per_epoch)
+        self.experiment = Experiment(
+            config,
+            self.source.spec,
+            self.source.pipeline,
+            steps_per_epoch,
+            steps_per_epoch * self.trainer.epochs,
+            functools.partial(some_examples, self.splits.train),
+        )
+        self.objective = self.experiment.objective(hyperparameters(config))
+        self.key = root_key(0)  # whose shape is that of every trial's
+        self._compiled: dict[tuple[Layout, int], Compiled] = {}
+        self.widths: dict[Layout, int] = {}  # the fastest that was found
+        self._say_sizes()
+
+    def inputs_of(self, config: Mapping[str, Any]) -> dict[str, np.float32]:
+        """Return the numbers of a trial's config that its program takes as inputs."""
+        numbers = hyperparameters(config)
+        return {name: np.float32(numbers[name]) for name in self.traced.inputs}
+
+    def layout(self, trials: int, *, own_batches: bool = False) -> Layout:
+        """Return where so many trials go: as many rows on each device."""
+        if trials == 1:
+            return Layout(self.data_mesh, 1)
+        devices = np.asarray(devices_for(trials, self.traced.cost)).reshape(-1, 1)
+        rows = -(-trials // devices.size) * devices.size
+        return Layout(Mesh(devices, ("trial", "data")), rows, own_batches)
+
+    def smaller(self, layout: Layout, trials: int) -> Layout:
+        """Return where the trials go that are left of a stack.
+
+        Rows are halved, and again, while they suffice, so that few sizes are ever compiled. Devices
+        go where more than half have nothing to do: on a CPU they would be in the way of the others.
+        A stream stays with its readers, and so with its devices.
+        """
+        devices = layout.mesh.shape["trial"]
+        if not self.streamed and (trials == 1 or trials <= devices // 2):
+            return self.layout(trials, own_batches=layout.own_batches)
+        each = layout.rows // devices
+        while each > 1 and -(-each // 2) * devices >= trials:
+            each = -(-each // 2)
+        return Layout(layout.mesh, each * devices, layout.own_batches)
+
+    def feed(self, layout: Layout, seeds: Sequence[int]) -> ResidentFeed | StreamedFeed:
+        """Return the training data for a stack; `seeds` are those of the order."""
+        split = self.splits.train
+        if isinstance(split, Stream):
+            steps = self.experiment.steps_per_epoch
+            return StreamedFeed(split, self.batch_size, steps, layout, seeds[0])
+        arrays = self.data.resident(layout.everywhere)
+        return ResidentFeed(arrays, self.batch_size, layout, seeds, split.ordered)
+
+    def compiled(self, layout: Layout, width: int = 1) -> Compiled:
+        """Return the programs for a stack; they are compiled once, and trained with by others."""
+        key = (layout, width)
+        if key not in self._compiled:
+            self._compiled[key] = Compiled(self, layout, width)
+        return self._compiled[key]
+
+    def evaluator(self, split: Split, layout: Layout) -> Evaluator:
+        """Return the evaluation of a split for a stack."""
+        limit = self.trainer.eval_batches
+        return self.data.evaluator(split, self.eval_batch_size, layout.batch, limit)
+
+    @functools.cached_property
+    def static_key(self) -> str:
+        """A text that is equal for configs of this static configuration."""
+        return static_key(self.config, self.traced.inputs)
+
+    @functools.cached_property
+    def shapes(self) -> State:
+        """Shapes and dtypes of a trial's state."""
+        return self.experiment.abstract_state(self.inputs_of(self.config))
+
+    @functools.cached_property
+    def traced(self) -> Traced:
+        """The hyperparameters that can be inputs, found out by trying, and the cost of a step.
+
+        What the program needs the value of, such as a width, is a constant of it.
+        """
+        candidates = {n: np.float32(v) for n, v in hyperparameters(self.config).items()}
+        try:
+            return self._trace(candidates)
+        except UNTRACEABLE:
+            alone = {n: v for n, v in candidates.items() if self._traces({n: v})}
+            for name in sorted(candidates.keys() - alone.keys()):
+                log.debug("%s is a constant of the program: it cannot be traced", name)
+            return self._trace(alone)
+
+    def _traces(self, hparams: dict[str, np.float32]) -> bool:
+        try:
+            self._trace(hparams)
+        except UNTRACEABLE:
+            return False
+        return True
+
+    def _trace(self, hparams: dict[str, np.float32]) -> Traced:
+        names = tuple(hparams)
+        if not self.training:
+            state = self.experiment.abstract_state(hparams)
+            weights, batch = self.experiment.weights(state), self.evaluation_shapes
+            jax.eval_shape(self.experiment.eval_step, *weights, batch, hparams)
+            return Traced(names, Cost(0, 0))
+        state = self.experiment.abstract_state(hparams)
+        step, flag = jax.make_jaxpr(self.experiment.step), jax.ShapeDtypeStruct((), bool)
+        traced = step(state, self._batch(self.batch_size, "train"), hparams, self.key, flag)
+        return Traced(names, cost(traced.jaxpr))
+
+    @property
+    def training_shapes(self) -> Shapes:
+        """Shapes of what batches are drawn from: the whole split, or of a stream one batch."""
+        size = self.batch_size if self.streamed else len(self.splits.train)
+        return self._batch(size, "train")
+
+    @property
+    def evaluation_shapes(self) -> Shapes:
+        """Shapes of a batch of an evaluation."""
+        mask = jax.ShapeDtypeStruct((self.eval_batch_size,), np.float32)
+        return self._batch(self.eval_batch_size, "validation") | {"mask": mask}
+
+    def _batch(self, size: int, split: Split) -> Shapes:
+        data = getattr(self.splits, split)
+        if isinstance(data, Stream):
+            one = self.source.spec.example
+        else:
+            one = {name: (array.shape[1:], array.dtype) for name, array in data.arrays.items()}
+        return {
+            name: jax.ShapeDtypeStruct((size, *shape), np.dtype(dtype))
+            for name, (shape, dtype) in one.items()
+        }
+
+    def _say_sizes(self) -> None:
+        stored, seen = tuple(self.source.spec.input_shape), self.experiment.input_shape
+        if stored != seen:
+            small, large = ("x".join(map(str, shape[:2])) for shape in (stored, seen))
+            name = self.config["model"]["_target_"].rsplit(".", 1)[-1]
+            log.info("%s needs larger images: %s is resized to %s", name, small, large)
+
+
+class Setups:
+    """The setups of a process: of every static configuration one."""
+
+    def __init__(self) -> None:
+        self._data: dict[str, Data] = {}
+        self._inputs: dict[str, tuple[str, ...]] = {}  # by the key as if all could be traced
+        self._setups: dict[str, Setup] = {}
+
+    def of(self, config: Mapping[str, Any]) -> Setup:
+        """Return the setup of a trial's config, made where there is none."""
+        untried = static_key(config, hyperparameters(config))
+        if untried not in self._inputs:
+            setup = Setup(config, self._data_of(config))
+            self._inputs[untried] = setup.traced.inputs
+            self._setups.setdefault(setup.static_key, setup)
+        key = static_key(config, self._inputs[untried])
+        if key not in self._setups:
+            self._setups[key] = Setup(config, self._data_of(config))
+        return self._setups[key]
+
+    def _data_of(self, config: Mapping[str, Any]) -> Data:
+        own = {**config["data"], "augment": None}
+        key = json.dumps(own, sort_keys=True)
+        if key not in self._data:
+            self._data[key] = Data(build(config["data"]).load())
+        return self._data[key]
+
+
+def static_key(config: Mapping[str, Any], traced: Iterable[str]) -> str:
+    """Return a text that is equal for configs that differ in the paths `traced` alone."""
+    blank = dict.fromkeys(traced)
+    rest = {group: value for group, value in config.items() if group not in OWN}
+    return json.dumps(place(rest, blank), sort_keys=True)
+
+
+def resolve_batch_size(requested: int, examples: int) -> int:
+    """Return the batch size that a config asks for; -1 is the full batch."""
+    if requested == -1:
+        return examples
+    if not 1 <= requested <= examples:
+        raise UserError(
+            f"data.batch_size={requested} does not go with {examples} training examples; "
+            f"use 1 to {examples}, or -1 for the full batch"
+        )
+    return requested

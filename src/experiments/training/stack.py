@@ -1,0 +1,238 @@
+"""Trials of one static configuration on the devices: their states, numbers, data and programs."""
+
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.core.experiment import State, Tree
+from experiments.core.params import copied
+from experiments.core.rng import root_key
+from experiments.machine import return_freed_memory
+from experiments.training import placement
+from experiments.training.checkpoints import Saved
+from experiments.training.distributed import fetch, put, put_keys
+from experiments.training.evaluation import Predictions
+from experiments.training.feed import Window
+from experiments.training.metrics import Line
+from experiments.training.setup import Setup, Split
+from experiments.training.step import Compiled, Layout
+from experiments.training.trial import Trial
+
+
+class Stack:
+    """A stack of trials: the first rows are theirs, the rest repeat the last one.
+
+    Its programs are compiled from the start on. It has states once `begin` or `restore` was called,
+    and can take steps once `wait` was.
+
+    Args:
+      width: trials computed as one batch (None: the fastest, by timing).
+      training: whether steps will be taken.
+    """
+
+    compiled: Compiled
+    states: State
+    best: tuple[Tree, Tree]  # (params, model_state) of each trial's best epoch
+
+    def __init__(self, trials: Sequence[Trial], width: int | None, *, training: bool):
+        self.setup: Setup = trials[0].setup
+        self.trials, self.width = list(trials), width
+        own_batches = len({trial.shuffle_seed for trial in trials}) > 1
+        layout = self.setup.layout(len(trials), own_batches=own_batches)
+        self._compile(layout, training=training)
+        self._place(layout)
+
+    def begin(self, found: dict[str, np.ndarray] | None) -> None:
+        """Put new trials on the devices; `found` weights take the place of new ones."""
+        new = self.setup.experiment.init_weights
+        weights = [new(trial.hparams, root_key(trial.seed), found) for trial in self.trials]
+        self.states, self.best = self.compiled.begin(self._stacked(weights), self.hparams)
+
+    def restore(self, saved: Sequence[Saved]) -> None:
+        """Put the trials on the devices as they were saved."""
+        self.states, self.best = self._stacked([(one.state, one.best) for one in saved])
+
+    def wait(self) -> None:
+        """Wait for a program to train with; of several widths take the fastest."""
+        narrowest = self.compiled.train
+        return_freed_memory()  # what compiling has left, before steps take their memory
+        if len(self._widths) > 1:
+            programs = {self.compiled.width: narrowest}
+            if not placement.fills_device(self._seconds(narrowest, 1), self._rows_per_device):
+                others = [self.setup.compiled(self.layout, w) for w in self._widths[1:]]
+                for compiled in others:
+                    compiled.prepare()
+                programs |= {compiled.width: compiled.train for compiled in others}
+            devices = self.layout.mesh.size
+            fastest = placement.fastest(programs, self._seconds, devices)
+            self.compiled = self.setup.compiled(self.layout, fastest)
+        self.width = self.setup.widths[self.layout] = self.compiled.width
+
+    def step(self, window: Window, first: int, count: int) -> dict[str, jax.Array]:
+        """Hand `count` steps to the devices; return their log, which is still to be computed."""
+        self.states, log = self.compiled.train(
+            self.states,
+            window.arrays,
+            window.order,
+            np.int32(first),
+            np.int32(count),
+            self.hparams,
+            self.keys,
+        )
+        for array in log.values():
+            array.copy_to_host_async()
+        return log
+
+    @property
+    def weights(self) -> tuple[Tree, Tree]:
+        """The (params, model_state) to evaluate with."""
+        return self.setup.experiment.weights(self.states)
+
+    def measure(self, split: Split, weights: tuple[Tree, Tree]) -> list[Line]:
+        """Return the mean of every metric over a split, for each row."""
+        evaluator = self.setup.evaluator(split, self.layout)
+        return evaluator.measure(self.compiled.evaluate, weights, self.hparams)
+
+    def predict(self, row: int, split: Split) -> tuple[Line, Predictions]:
+        """Return the metrics of a trial's best weights and its predictions."""
+        if self.layout.rows == 1:
+            compiled, layout, stack = self.compiled, self.layout, (self.best, self.hparams)
+        else:
+            layout = self.setup.layout(1)
+            compiled = self.setup.compiled(layout)
+            stack = self._picked((self.best, self.hparams), [row], layout)
+        return self.setup.evaluator(split, layout).predict(compiled.evaluate, *stack)
+
+    def keep_better(self, better: Sequence[bool]) -> None:
+        """Take the weights of these rows as their best ones."""
+        if all(better):
+            del self.best  # whose memory is free for the new ones
+            self.best = copied(self.weights)
+        elif any(better):
+            padded = np.array([*better, *[False] * (self.layout.rows - len(better))])
+            self.best = _select(put(padded, self.layout.trials), self.weights, self.best)
+
+    def first_nan(self, row: int, step: int) -> str | None:
+        """Return the operation that first gives a NaN or an infinity in a trial's `step`.
+
+        The states are those before that step, as trials that have diverged keep them. None if the
+        step played by itself is finite.
+        """
+        epoch, done = divmod(step, self.setup.experiment.steps_per_epoch)
+        window = next(iter(self.feed.windows(epoch, done)))
+        rows = slice(
+            window.first * self.setup.batch_size, (window.first + 1) * self.setup.batch_size
+        )
+        order = np.asarray(window.order)
+        index = (order[row] if order.ndim == 2 else order)[rows]
+        batch = {name: fetch(array)[index] for name, array in window.arrays.items()}
+        state = jax.tree.map(lambda leaf: leaf[row], jax.device_get(self.states))
+        state = state._replace(step=np.int32(step), diverged_at=np.int32(-1))
+        trial = self.trials[row]
+        arguments = (state, batch, trial.hparams, root_key(trial.seed))
+        found = (
+            _first_error(option, self.setup.experiment.train_step, *arguments)
+            for option in ("jax_debug_nans", "jax_debug_infs")
+        )
+        return next(filter(None, found), None)
+
+    def weights_of(self, row: int, weights: tuple[Tree, Tree]) -> tuple[Tree, Tree]:
+        """Return a trial's own (params, model_state), in memory of their own."""
+        return copied(jax.tree.map(lambda leaf: leaf[row], weights))
+
+    def rows(self, rows: Sequence[int]) -> tuple[Tree, Tree]:
+        """Return the (states, best weights) of some trials on the host."""
+        stack = jax.device_get((self.states, self.best))
+        return jax.tree.map(lambda leaf: leaf[np.array(rows)], stack)
+
+    def go_on_with(self, rows: Sequence[int]) -> None:
+        """Go on with the trials in these rows, on as few devices and rows as will do."""
+        before, everyone = self.layout, len(self.trials)
+        self.trials = [self.trials[row] for row in rows]
+        layout = self.setup.smaller(before, len(rows))
+        if len(rows) == everyone and layout == before:
+            return
+        padded = [*rows, *[rows[-1]] * (layout.rows - len(rows))]
+        self.states, self.best = self._picked((self.states, self.best), padded, layout)
+        if layout != before:
+            self._compile(layout)
+        self._place(layout)
+        if layout != before:
+            self.wait()
+
+    # ------------------------------------------------------------------ inner workings
+
+    @property
+    def _rows_per_device(self) -> int:
+        return self.layout.rows // self.layout.mesh.shape["trial"]
+
+    def _compile(self, layout: Layout, *, training: bool = True) -> None:
+        """Begin to compile for a layout, for the narrowest of the widths to choose from."""
+        self.layout = layout
+        wanted = self.width or self.setup.widths.get(layout)
+        flops = self.setup.traced.cost.flops
+        self._widths = placement.widths(self._rows_per_device, flops, wanted)
+        self.compiled = self.setup.compiled(layout, self._widths[0])
+        self.compiled.prepare(training=training)
+
+    def _place(self, layout: Layout) -> None:
+        """Put the numbers, keys and data of the trials on the devices."""
+        padded = [*self.trials, *[self.trials[-1]] * (layout.rows - len(self.trials))]
+        self.hparams = {
+            name: put(np.array([trial.hparams[name] for trial in padded]), layout.trials)
+            for name in self.setup.traced.inputs
+        }
+        self.keys = put_keys([trial.seed for trial in padded], layout.trials)
+        seeds = [trial.shuffle_seed for trial in padded]
+        self.feed = self.setup.feed(layout, seeds if layout.own_batches else seeds[:1])
+
+    def _stacked(self, trees: Sequence[Tree]) -> Tree:
+        padded = [*trees, *[trees[-1]] * (self.layout.rows - len(trees))]
+        sharding = self.layout.trials
+        return jax.tree.map(lambda *leaves: put(np.stack(leaves), sharding), *padded)
+
+    def _picked(self, stack: Tree, rows: Sequence[int], layout: Layout) -> Tree:
+        if jax.default_backend() == "cpu":  # cores that read each other's rows can wait for ever
+            stack = jax.device_get(stack)
+        index = np.array(rows)
+        return jax.tree.map(lambda leaf: put(leaf[index], layout.trials), stack)
+
+    def _seconds(self, program: Any, steps: int) -> float:
+        """Return the time of so many steps from the states at hand, if an epoch has as many."""
+        window = next(iter(self.feed.windows(0, 0)))
+
+        def call(count: int) -> Any:
+            states = copied(self.states)  # which the program takes
+            order, keys = window.order, self.keys
+            return program(states, window.arrays, order, 0, count, self.hparams, keys)
+
+        return placement.timed(call, min(steps, window.steps))
+
+
+@jax.jit
+def _select(better: jax.Array, new: Tree, old: Tree) -> Tree:
+    """Return the rows of `new` where `better` [rows], else those of `old`."""
+
+    def chosen(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.where(better.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+
+    return jax.tree.map(chosen, new, old)
+
+
+def _first_error(option: str, function: Callable, *arguments: Any) -> str | None:
+    """Return the error that JAX raises with a debugging option, and the line that it comes from."""
+    jax.config.update(option, True)
+    try:
+        jax.jit(function)(*arguments)
+    except FloatingPointError as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [f for f in frames if "experiments" in f.filename and f.filename != __file__]
+        where = f" at {own[-1].filename}:{own[-1].lineno}: {own[-1].line}" if own else ""
+        return str(error).strip().splitlines()[0] + where
+    finally:
+        jax.config.update(option, False)
+    return None

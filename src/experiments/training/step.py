@@ -1,0 +1,328 @@
+"""The compiled programs of a training: many steps per dispatch, and one evaluation batch.
+
+All of them work on a *stack* of trials: pytrees whose leaves have an axis of trials in front. Their
+devices form a mesh with the axes `trial` and `data`: several trials are spread over `trial`, one
+trial spreads its batches over `data`.
+"""
+
+import functools
+import math
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from experiments.core.experiment import Experiment, State, Tree
+from experiments.core.rng import stream
+from experiments.machine import return_freed_memory
+from experiments.training.metrics import ends_line
+from experiments.training.runtime import background, compiler_options
+from experiments.viz.flops import work
+
+Shapes = Mapping[str, jax.ShapeDtypeStruct]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The place of a stack: its devices, its rows, and whether each trial has its own batches."""
+
+    mesh: Mesh
+    rows: int
+    own_batches: bool = False
+
+    @property
+    def trials(self) -> NamedSharding:
+        """Each device has its trials."""
+        return NamedSharding(self.mesh, PartitionSpec("trial"))
+
+    @property
+    def batch(self) -> NamedSharding:
+        """Each device has its part of a batch."""
+        return NamedSharding(self.mesh, PartitionSpec("data"))
+
+    @property
+    def everywhere(self) -> NamedSharding:
+        """A copy on every device."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    @property
+    def order(self) -> NamedSharding:
+        """The order of the examples, int32 [rows, examples] or of all trials [examples]."""
+        return self.trials if self.own_batches else self.everywhere
+
+    def stacked(self, tree: Tree) -> Tree:
+        """Return shapes of one trial with the axis of trials in front, on their devices."""
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(
+                (self.rows, *np.shape(leaf)), leaf.dtype, sharding=self.trials
+            ),
+            tree,
+        )
+
+
+class Programs:
+    """Traces an experiment's steps for a stack.
+
+    The number of steps of a dispatch is an input of the training program, so one compilation
+    serves every length, and the numbers do not depend on how a training is cut into dispatches.
+
+    Args:
+      state: shapes of one trial's state.
+      hparams: the names of the traced numbers.
+      max_steps: most steps of a dispatch.
+      width: trials computed as one batched computation; groups of so many are computed one after
+        another. Small matrix products gain much from wide groups; large convolutions, which fill
+        the device alone, gain nothing and are kinder to its caches one by one.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        layout: Layout,
+        state: State,
+        hparams: tuple[str, ...],
+        *,
+        batch_size: int,
+        max_steps: int,
+        width: int = 1,
+    ):
+        self.experiment, self.layout, self.width = experiment, layout, width
+        self.batch_size, self.max_steps = batch_size, max_steps
+        self.state = layout.stacked(state)
+        number = jax.ShapeDtypeStruct((), np.float32)
+        self.hparams = layout.stacked(dict.fromkeys(hparams, number))
+
+    def trace_train(self, arrays: Shapes, key: Any, *, streamed: bool = False) -> Any:
+        """Trace `train(states, arrays, order, first, count, hparams, keys) -> (states, log)`.
+
+        Steps first to first + count of an epoch are taken on batches that are drawn from `arrays`
+        by `order`. With `streamed` the arrays are one batch, divided among the devices, and `order`
+        is not looked at. `log` has arrays [rows, max_steps] of each metric, of which the first
+        `count` are this dispatch's, and `diverged_at` [rows]. The states are donated.
+        """
+        layout = self.layout
+
+        def train(states, arrays, order, first, count, hparams, keys):
+            done = states.step[0]  # of all trials; of each it would be a condition of many values
+
+            def one(mine):
+                state, numbers, key, *own = mine
+                batches = own[0] if own else order
+
+                def batch_at(i):
+                    return arrays if streamed else self._batch(arrays, batches, first + i)
+
+                return many_steps(
+                    *(self.experiment, batch_at, state, numbers, key, done, count, self.max_steps)
+                )
+
+            own = [order] if layout.own_batches else []
+            return each_trial(one, (states, hparams, keys, *own), self.width)
+
+        trials, everywhere = PartitionSpec("trial"), PartitionSpec()
+        order_of = trials if layout.own_batches else everywhere
+        spread = self._spread(
+            *(train, trials, everywhere, order_of, everywhere, everywhere, trials, trials)
+        )
+        rows = next(iter(arrays.values())).shape[0]
+        shape = (layout.rows, rows) if layout.own_batches else (rows,)
+        arrays = _placed(arrays, layout.batch if streamed else layout.everywhere)
+        order = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=layout.order)
+        program = jax.jit(spread, donate_argnums=0, out_shardings=layout.trials)
+        step = np.int32(1)
+        keys = layout.stacked(key)
+        return program.trace(self.state, arrays, order, step, step, self.hparams, keys)
+
+    def trace_evaluate(self, batch: Shapes, *, predictions: bool) -> Any:
+        """Trace `evaluate(weights, batch, hparams) -> (sums, predictions)`.
+
+        Each sum over the batch is [rows]; predictions have the axis of trials too, or are None.
+        """
+
+        def evaluate(weights, batch, hparams):
+            def one(mine):
+                (params, model_state), numbers = mine
+                sums, outputs = self.experiment.eval_step(params, model_state, batch, numbers)
+                return (sums, outputs) if predictions else (sums, None)
+
+            return each_trial(one, (weights, hparams), self.width)
+
+        trials, everywhere = PartitionSpec("trial"), PartitionSpec()
+        spread = self._spread(evaluate, trials, everywhere, trials)
+        program = jax.jit(spread, out_shardings=(self.layout.trials, None))
+        batch = _placed(batch, self.layout.batch)
+        return program.trace(self.experiment.weights(self.state), batch, self.hparams)
+
+    def _batch(self, arrays: Mapping, order: jax.Array, step: Any) -> dict[str, jax.Array]:
+        index = jax.lax.dynamic_slice_in_dim(order, step * self.batch_size, self.batch_size)
+        batch = {name: array[index] for name, array in arrays.items()}
+        if self.layout.mesh.shape["data"] == 1:
+            return batch
+        return jax.lax.with_sharding_constraint(batch, self.layout.batch)
+
+    def _spread(self, function: Callable, *specs: PartitionSpec) -> Callable:
+        """Return the function for all trials, each device computing its own.
+
+        No device waits for another within a program: cores that do can wait for ever, as XLA's CPU
+        backend may have no thread left for the one that is waited for.
+        """
+        mesh = self.layout.mesh
+        if mesh.shape["trial"] == 1:
+            return function
+        out = PartitionSpec("trial")
+        return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
+
+
+class Compiled:
+    """The programs for a stack of trials, compiled in the background.
+
+    That for evaluation is compiled once `begun` was called: the first steps of training have the
+    processor to themselves.
+    """
+
+    def __init__(self, setup: Any, layout: Layout, width: int):
+        self.setup, self.layout, self.width = setup, layout, width
+        self._begun = threading.Event()
+        self._train: Future[jax.stages.Compiled] | None = None
+        self._evaluate: Future[jax.stages.Compiled] | None = None
+        self._programs = Programs(
+            setup.experiment,
+            layout,
+            setup.shapes,
+            setup.traced.inputs,
+            batch_size=setup.batch_size,
+            max_steps=setup.trainer.max_steps_per_dispatch,
+            width=width,
+        )
+
+    def prepare(self, *, training: bool = True) -> None:
+        """Begin to compile what was not begun before."""
+        if training and self._train is None:
+            setup = self.setup
+            traced = self._programs.trace_train(
+                setup.training_shapes, setup.key, streamed=setup.streamed
+            )
+            every_step = setup.experiment.total_steps * setup.traced.cost.flops * self.layout.rows
+            options = compiler_options(every_step)
+            self._train = background.submit(lambda: traced.lower().compile(options))
+        if self._evaluate is None:
+            self._evaluate = background.submit(self._compile_evaluation)
+
+    @property
+    def train(self) -> jax.stages.Compiled:
+        """The training program; waits for it."""
+        assert self._train is not None
+        return self._train.result()
+
+    @property
+    def evaluate(self) -> jax.stages.Compiled:
+        """The evaluation program; waits for it."""
+        self.prepare(training=False)
+        self.begun()
+        assert self._evaluate is not None
+        return self._evaluate.result()
+
+    @functools.cached_property
+    def begin(self) -> Callable[[Tree, Tree], tuple[State, Tree]]:
+        """`begin(weights, hparams) -> (states, best weights)`, jitted: the stack at step 0."""
+        experiment = self.setup.experiment
+
+        def one(weights: Tree, hparams: Tree) -> tuple[State, Tree]:
+            state = experiment.begin(weights, hparams)
+            return state, jax.tree.map(jnp.copy, experiment.weights(state))
+
+        options = compiler_options(0)
+        sharding = self.layout.trials
+        return jax.jit(jax.vmap(one), out_shardings=sharding, compiler_options=options)
+
+    def begun(self) -> None:
+        """Say that there have been steps, or that there will be none."""
+        self._begun.set()
+
+    def _compile_evaluation(self) -> jax.stages.Compiled:
+        """Of several trials no predictions are made: they would take the memory of all."""
+        setup, alone = self.setup, self.layout.rows == 1
+        traced = self._programs.trace_evaluate(setup.evaluation_shapes, predictions=alone)
+        lowered = traced.lower()
+        self._begun.wait()
+        examples = setup.trainer.epochs * len(setup.splits.validation) + len(setup.splits.test)
+        batches = math.ceil(examples / setup.eval_batch_size)
+        program = lowered.compile(compiler_options(batches * work(traced.jaxpr.jaxpr)))
+        return_freed_memory()
+        return program
+
+
+def each_trial(one: Callable[[Tree], Tree], stack: Tree, width: int) -> Tree:
+    """Return `one` of every entry along the first axis of `stack`, `width` of them as one batch.
+
+    A stack of one is computed without that axis: as a batch of one, each of its products would be
+    a batched one, and both sides of its conditions would be computed.
+    """
+    rows = jax.tree.leaves(stack)[0].shape[0]
+    if rows == 1:
+        return jax.tree.map(lambda leaf: leaf[None], one(jax.tree.map(lambda a: a[0], stack)))
+    if width == 1:
+        return jax.lax.map(one, stack)
+    if width < rows:
+        return jax.lax.map(one, stack, batch_size=width)
+    return jax.vmap(one)(stack)
+
+
+def many_steps(
+    experiment: Experiment,
+    batch_at: Callable,
+    state: State,
+    hparams: Tree,
+    key: Any,
+    done: Any,
+    count: Any,
+    most: int,
+) -> tuple[State, dict[str, jax.Array]]:
+    """Return the state after `count` steps, each on `batch_at(i)`, and a log; inside a trace.
+
+    The log has [most] values of each metric, of which the first `count` count, and `diverged_at`.
+    The steps that end a line of metrics follow from the number of steps `done` before.
+    """
+    log_every = experiment.config["trainer"]["log_every"]
+
+    def ends(i):
+        return ends_line(done + i + 1, log_every, experiment.steps_per_epoch)
+
+    def body(i, carry):
+        state, log = carry
+        state, metrics = experiment.step(state, batch_at(i), hparams, key, ends(i))
+        return state, {name: log[name].at[i].set(metrics[name]) for name in log}
+
+    # with the batch made inside: its sharding is part of what the step is traced for
+    _, shapes = jax.eval_shape(lambda: experiment.step(state, batch_at(0), hparams, key, ends(0)))
+    log = {name: jnp.zeros((most, *m.shape), m.dtype) for name, m in shapes.items()}
+    state, log = jax.lax.fori_loop(0, count, body, (state, log))
+    return state, log | {"diverged_at": state.diverged_at}
+
+
+@functools.cache
+def _order() -> Callable:
+    """Return the program of `epoch_order`, made when there is a device to make it for."""
+
+    def order(key: jax.Array, epoch: jax.Array, examples: int) -> jax.Array:
+        return jax.random.permutation(stream(key, "shuffle", epoch), examples)
+
+    return jax.jit(order, static_argnums=2, compiler_options=compiler_options(0))
+
+
+def epoch_order(key: jax.Array, epoch: int, examples: int) -> jax.Array:
+    """Return the shuffled order of an epoch: int32 [examples]."""
+    return _order()(key, np.int32(epoch), examples)
+
+
+def _placed(shapes: Shapes, sharding: NamedSharding) -> dict[str, jax.ShapeDtypeStruct]:
+    return {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        for name, leaf in shapes.items()
+    }

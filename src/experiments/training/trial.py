@@ -1,0 +1,224 @@
+"""One trial as the host sees it: its config, its folder, its best epoch, and how it ended."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.errors import UserError, suggest
+from experiments.tracking.jsonl import SUMMARY
+from experiments.tracking.tracker import RunInfo, Trackers
+from experiments.training.checkpoints import Saved, discard_after, load, saved_step
+from experiments.training.control import StopRequest
+from experiments.training.metrics import Line
+from experiments.training.setup import Setup
+
+TESTED = ("finished", "stopped_early")
+"""The statuses of trials whose best weights are worth a test."""
+
+
+class Trial:
+    """A trial of a static configuration.
+
+    Args:
+      setup: what it shares with others of its static configuration.
+      config: its own, from which its numbers and seeds are.
+      directory: its run folder; it exists.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        config: Mapping[str, Any],
+        directory: Path,
+        trackers: Trackers,
+        stop: StopRequest,
+    ):
+        self.setup, self.config, self.directory = setup, config, directory
+        self.trackers, self.stop = trackers, stop
+        self.hparams: dict[str, np.float32] = setup.inputs_of(config)
+        self.best = BestEpoch.of(setup)
+        self.line: Line = {}  # the newest
+        self.diverged_at: int | None = None  # the step, from 1
+        self.summary: dict[str, Any] = {}
+        self.training_seconds = self.seconds_before = 0.0  # the latter of earlier sittings
+
+    @property
+    def seed(self) -> int:
+        """The seed of the initial weights, dropout and augmentation."""
+        return self.config["seed"]
+
+    @property
+    def shuffle_seed(self) -> int:
+        """The seed of the order of the training data."""
+        own = self.setup.trainer.shuffle_seed
+        return self.seed if own is None else own
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training and validation, over all sittings; those of all trials beside it."""
+        return self.seconds_before + time.perf_counter() - self._started
+
+    def start(self, parameters: int, step: int) -> None:
+        """Start the clock and the trackers; `step` is that of the checkpoint it goes on from."""
+        self._started, self.parameters = time.perf_counter(), parameters
+        experiment = self.setup.experiment
+        self.trackers.start(
+            RunInfo(
+                directory=self.directory,
+                name=self.config["name"],
+                config=dict(self.config),
+                total_steps=experiment.total_steps,
+                steps_per_epoch=experiment.steps_per_epoch,
+                batch_size=self.setup.batch_size,
+                parameters=parameters,
+                start_step=step or None,
+            )
+        )
+
+    def log(self, step: int, line: Line) -> None:
+        """Record a line of metrics."""
+        self.line = line
+        self.trackers.log(step, line)
+
+    def enough(self) -> str | None:
+        """Return why it should end after the epochs so far, if it should."""
+        trainer = self.setup.trainer
+        if trainer.patience is not None and self.best.stale >= trainer.patience:
+            return f"val/{self.best.metric} has not improved for {trainer.patience} epochs"
+        loss = self.line.get("train/epoch_loss", float("inf"))
+        if trainer.target_loss is not None and loss <= trainer.target_loss:
+            return f"trainer.target_loss={trainer.target_loss:g} is reached"
+        return None
+
+    def summarize(self, step: int, status: str) -> dict[str, Any]:
+        """Return what `summary.json` says, but for the test."""
+        step = self.diverged_at or step
+        diverged = {} if self.diverged_at is None else {"diverged_at": self.diverged_at}
+        seen = step * self.setup.batch_size
+        return {
+            "step": step,
+            **self.line,
+            **self.best.summary,
+            **diverged,
+            "status": status,
+            "seconds": round(self.seconds, 3),
+            "examples_per_second": seen / max(self.training_seconds, 1e-9),
+            "parameters": self.parameters,
+        }
+
+    def progress(self, metrics: dict[str, Any]) -> dict[str, Any]:
+        """Return what the host knows and the device does not; JSON."""
+        return {
+            "recorder": metrics,
+            "best": self.best.line,
+            "stale": self.best.stale,
+            "last_line": self.line,
+            "training_seconds": self.training_seconds,
+            "seconds": self.seconds,
+            "fingerprint": self.setup.splits.fingerprint,
+        }
+
+    def restore(self, saved: Mapping[str, Any]) -> bool:
+        """Take up what `progress` returned; return whether the data are still the same."""
+        self.best.line, self.best.stale = saved["best"], saved["stale"]
+        self.line = saved["last_line"]
+        self.training_seconds, self.seconds_before = saved["training_seconds"], saved["seconds"]
+        return saved["fingerprint"] == self.setup.splits.fingerprint
+
+
+def groups(
+    trials: Sequence[Trial], most: int | None, *, resume: bool, test: bool
+) -> Iterator[tuple[list[Trial], list[Saved] | None]]:
+    """Yield trials that can be trained side by side, and what they go on from, or None.
+
+    They are of one static configuration and at one step; a stream has one order for all. Trials
+    that have nothing left to do are finished and belong to no group.
+
+    Args:
+      most: most trials of a group (None: no limit).
+      resume: go on from what was saved in the folders of the trials.
+      test: whether the test is something that may be left to do.
+    """
+    left: dict[Trial, Saved | None] = {}
+    for trial in trials:
+        if resume and (done := finished_before(trial, test)):
+            trial.summary = done
+            trial.trackers.finish(done, done["status"])
+        else:
+            left[trial] = None
+    resumed = [trial for trial in left if resume and saved_step(trial.directory)]
+    shapes = [(t.setup.shapes, t.setup.experiment.weights(t.setup.shapes)) for t in resumed]
+    left |= zip(resumed, load([t.directory for t in resumed], shapes), strict=True)
+    found: dict[tuple, list[tuple[Trial, Saved | None]]] = {}
+    for trial, saved in left.items():
+        setup, step = trial.setup, saved.step if saved else 0
+        if saved:
+            discard_after(trial.directory, step)
+        order = trial.shuffle_seed if setup.streamed else None
+        found.setdefault((setup.static_key, step, order), []).append((trial, saved))
+    for group in found.values():
+        for first in range(0, len(group), most or len(group)):
+            chunk = group[first : first + (most or len(group))]
+            whole = [saved for _, saved in chunk if saved is not None]
+            yield [trial for trial, _ in chunk], whole or None
+
+
+def finished_before(trial: Trial, test: bool) -> dict[str, Any] | None:
+    """Return the summary in a trial's folder if there is nothing left to do."""
+    path = trial.directory / SUMMARY
+    summary = json.loads(path.read_text()) if path.exists() else {}
+    total = trial.setup.experiment.total_steps
+    done = summary.get("status") == "finished" and summary["step"] >= total
+    done = done and (not test or any(name.startswith("test/") for name in summary))
+    return summary if done else None
+
+
+@dataclass
+class BestEpoch:
+    """Follows the monitored validation metric from epoch to epoch."""
+
+    metric: str  # such as "accuracy"
+    mode: str  # "min", "max" or, where no metric tells, "last"
+    line: dict = field(default_factory=dict)  # of the best epoch
+    stale: int = 0  # epochs since then
+
+    @classmethod
+    def of(cls, setup: Setup) -> "BestEpoch":
+        """Follow what the config asks for, or what the objective goes by."""
+        trainer = setup.trainer
+        metric, mode = setup.objective.monitor
+        if trainer.monitor not in (None, metric):
+            metric, mode = trainer.monitor, "max" if "accuracy" in trainer.monitor else "min"
+        return cls(metric, trainer.monitor_mode or mode)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The line of the best epoch, and what made it the best."""
+        return {"best": self.line, "monitor": f"val/{self.metric}", "monitor_mode": self.mode}
+
+    def improved(self, line: dict) -> bool:
+        """Take an epoch's line; return whether no earlier epoch was as good.
+
+        Raises:
+            UserError: the line has no such metric.
+        """
+        name = f"val/{self.metric}"
+        if name not in line:
+            known = [key.removeprefix("val/") for key in line if key.startswith("val/")]
+            hint = suggest(self.metric, known) or f"; there are {', '.join(known)}"
+            raise UserError(f"trainer.monitor={self.metric} is no validation metric{hint}")
+        value, previous = line[name], self.line.get(name)
+        better = value == value and (  # NaN is never better
+            previous is None
+            or self.mode == "last"
+            or (value < previous if self.mode == "min" else value > previous)
+        )
+        self.stale = 0 if better else self.stale + 1
+        if better:
+            self.line = dict(line)
+        return better

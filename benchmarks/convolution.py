@@ -1,8 +1,8 @@
-"""Convolutions and poolings of this project beside the stock ones, forward and backward.
+"""Convolutions and poolings of this project beside XLA's own, forward and backward.
 
     JAX_PLATFORMS=cpu python benchmarks/convolution.py [--inside] [NAME ...]
 
-Each line is a layer: milliseconds of value and gradients, the best of several runs, stock and ours.
+Each line is a layer: milliseconds of value and gradients, the best of several runs, XLA's and ours.
 By default each step is its own dispatch; `--inside` runs the steps in one `fori_loop` of dynamic
 length, as the training loop does. XLA's CPU convolution is far slower there: on two busy cores
 vgg16-2 took 80 ms outside and 5.3 s inside.
@@ -36,13 +36,13 @@ CONVOLUTIONS = {  # x, kernel, stride, padding
 POOLS = {"max-2x2": (32, 32, 32, 64)}
 
 
-def stock_conv(x, kernel, strides, padding):
+def xla_conv(x, kernel, strides, padding):
     return lax.conv_general_dilated(
         x, kernel, (strides, strides), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
 
 
-def stock_max_pool(x):
+def xla_max_pool(x):
     return lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
 
 
@@ -74,7 +74,7 @@ def main():
     parser.add_argument("--inside", action="store_true", help="time the steps inside a fori_loop")
     options = parser.parse_args()
     key = jax.random.key(0)
-    print(f"{'layer':14} {'stock ms':>9} {'ours ms':>9} {'ratio':>6}")
+    print(f"{'layer':14} {'XLA ms':>9} {'ours ms':>9} {'ratio':>6}")
     for name in options.names or [*CONVOLUTIONS, *POOLS]:
         if name in CONVOLUTIONS:
             x, kernel, strides, padding = CONVOLUTIONS[name]
@@ -82,13 +82,13 @@ def main():
             arguments = (jax.random.normal(key, x), scale * jax.random.normal(key, kernel))
             pair = [
                 lambda x, k, f=f, s=strides, p=padding: f(x, k, strides=s, padding=p)
-                for f in (stock_conv, conv)
+                for f in (xla_conv, conv)
             ]
         else:
             arguments = (jax.random.normal(key, POOLS[name]),)
-            pair = [stock_max_pool, lambda x: max_pool(x, 2)]
-        stock, ours = (milliseconds(f, arguments, options.inside) for f in pair)
-        print(f"{name:14} {stock:9.2f} {ours:9.2f} {stock / ours:6.1f}", flush=True)
+            pair = [xla_max_pool, lambda x: max_pool(x, 2)]
+        xla, ours = (milliseconds(f, arguments, options.inside) for f in pair)
+        print(f"{name:14} {xla:9.2f} {ours:9.2f} {xla / ours:6.1f}", flush=True)
 
 
 if __name__ == "__main__":

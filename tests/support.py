@@ -46,9 +46,7 @@ def choices(group: str) -> list[str]:
 def supervised_losses() -> list[str]:
     """The shipped losses of outputs and targets, without those of adversarial networks."""
     paths = {name: ROOT / "conf/loss" / f"{name}.yaml" for name in choices("loss")}
-    return [
-        name for name, path in paths.items() if "objectives.losses" in path.read_text()
-    ]
+    return [name for name, path in paths.items() if "objectives.losses" in path.read_text()]
 
 
 def shared_data() -> Path | None:

@@ -4,7 +4,7 @@
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 
 @dataclass(frozen=True)
@@ -51,3 +51,8 @@ Mode = Literal[
     "train", "evaluate", "predict", "export", "summary", "figures", "sample", "lr_range", "pretrain"
 ]
 Seed = Annotated[int, Range(minimum=0, maximum=2**31 - 1)]
+
+
+def is_off(value: Any) -> bool:
+    """Return True for a number that is exactly 0 in the config; a traced number is on."""
+    return isinstance(value, int | float) and value == 0

@@ -1,4 +1,4 @@
-"""Optimizers: what every one of them shares, on parameters small enough to follow by hand."""
+"""Settings that all optimizers share, on parameters small enough to follow by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.core.config import build
+from experiments.core.optim import partitioned
 from experiments.errors import UserError
 from support import choices, composed
 
@@ -68,7 +69,27 @@ def test_accumulated_batches_make_the_update_of_their_mean():
 def test_one_optimizer_cannot_leave_a_part_out_at_some_steps():
     optimizer = build(composed("optim=adam")["optim"])
     with pytest.raises(UserError, match=r"generator .*discriminator_optim"):
-        optimizer.step(GRADS, optimizer.init(PARAMS), PARAMS, 1.0, {"generator": jnp.bool_(True)})
+        partitioned({}, optimizer, {"generator": jnp.bool_(True)})
+
+
+@pytest.mark.parametrize("due", [True, False])
+def test_each_part_has_its_own_optimizer_and_stays_where_it_is_not_due(due):
+    adam, sgd = (build(composed(f"optim={rule}")["optim"]) for rule in ("adam", "sgd"))
+    both = partitioned({"critic": sgd}, adam, {"critic": jnp.bool_(due)})
+    params, grads = ({"critic": tree, "actor": tree} for tree in (PARAMS, GRADS))
+    state = both.init(params)
+    updates, _ = both.update(grads, state, params, 1.0)
+    stepped, after = both.step(grads, state, params, 1.0, jnp.bool_(True))
+    refused = both.step(grads, state, params, 1.0, jnp.bool_(False))
+    jax.tree.map(np.testing.assert_array_equal, refused, (params, state))
+    alone = {
+        "actor": adam.update(GRADS, adam.init(PARAMS), PARAMS, 1.0)[0],
+        "critic": jax.tree.map(lambda g: -sgd.learning_rate * g if due else 0 * g, GRADS),
+    }
+    jax.tree.map(np.testing.assert_array_equal, updates, alone)
+    expected = jax.tree.map(jnp.add, params, alone)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), stepped, expected)
+    assert int(after["actor"][0].count) == 1
 
 
 def test_the_average_warms_up_and_then_follows_its_decay():

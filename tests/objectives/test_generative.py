@@ -1,4 +1,4 @@
-"""Autoencoders, variational inference and adversarial training against what is known of them."""
+"""Autoencoders, variational inference and adversarial training against known properties."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from experiments.core.config import build
 from experiments.core.experiment import Experiment
 from experiments.models.layers import Dense
 from experiments.models.spectral import Spectral
-from experiments.objectives import adversarial_losses, losses
+from experiments.objectives import adversarial, losses
 from experiments.objectives.adversarial import energy_distance
 from experiments.objectives.autoencoding import bernoulli_kl
 from experiments.objectives.likelihoods import logistic
@@ -174,25 +174,25 @@ def test_adversarial_losses_by_hand():
     log_sigmoid = lambda z: -np.log1p(np.exp(-z))  # noqa: E731
     expected = -log_sigmoid(2.0) - log_sigmoid(1.0)
     cases = {
-        (adversarial_losses.minimax, (("label_smoothing", 0.0),)): (expected, log_sigmoid(1.0)),
-        (adversarial_losses.non_saturating, (("label_smoothing", 0.0),)): (
+        (adversarial.minimax, (("label_smoothing", 0.0),)): (expected, log_sigmoid(1.0)),
+        (adversarial.non_saturating, (("label_smoothing", 0.0),)): (
             expected,
             -log_sigmoid(-1.0),
         ),
-        (adversarial_losses.least_squares, (("label_smoothing", 0.1),)): (
+        (adversarial.least_squares, (("label_smoothing", 0.1),)): (
             0.5 * 1.1**2 + 0.5,
             0.5 * 4,
         ),
-        (adversarial_losses.hinge, (("margin", 1.0),)): (0.0, 1.0),
-        (adversarial_losses.wasserstein_gp, (("gradient_penalty", 10.0),)): (-3.0, 1.0),
+        (adversarial.hinge, (("margin", 1.0),)): (0.0, 1.0),
+        (adversarial.wasserstein_gp, (("gradient_penalty", 10.0),)): (-3.0, 1.0),
     }
     for (loss, settings), wanted in cases.items():
         found = [float(value[0]) for value in loss(real, fake, **dict(settings))]
         assert found == pytest.approx(wanted, rel=1e-5, abs=1e-6)
-    smooth, _ = adversarial_losses.minimax(real, fake, label_smoothing=0.1)
+    smooth, _ = adversarial.minimax(real, fake, label_smoothing=0.1)
     mixed = -0.9 * log_sigmoid(2.0) - 0.1 * log_sigmoid(-2.0) - log_sigmoid(1.0)
     assert float(smooth[0]) == pytest.approx(mixed, rel=1e-5)
-    assert adversarial_losses.as_adversarial(losses.hinge)[0] is adversarial_losses.hinge
+    assert adversarial.as_adversarial(losses.hinge)[0] is adversarial.hinge
 
 
 def test_the_generator_waits_for_the_discriminator():

@@ -1,4 +1,4 @@
-"""The CPU lowering against the stock convolution: values, gradients, transformations."""
+"""The CPU lowering against XLA's own convolution: values, gradients, transformations."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from jax import lax
 from experiments.ops.convolution import conv
 
 
-def stock(x, kernel, strides=1, padding="SAME", dilation=1, groups=1):
+def xla_conv(x, kernel, strides=1, padding="SAME", dilation=1, groups=1):
     dims = x.ndim - 2
     spatial = "DHW"[-dims:]
     each = lambda v: (v,) * dims if isinstance(v, int) else v  # noqa: E731
@@ -55,7 +55,7 @@ CASES = [
     ((2, 8, 8, 6), (1, 1, 6, 4), {"strides": 2}),
     ((3, 1, 1, 8), (3, 3, 8, 8), {}),
     ((3, 2, 2, 8), (3, 3, 8, 8), {}),
-    # several outputs share a patch: all of a row, with a stride, with what is left over
+    # several outputs share a patch: a whole row of them, with a stride, with a remainder
     ((2, 7, 12, 1), (5, 5, 1, 6), {"padding": 2}),
     ((2, 6, 13, 2), (3, 2, 2, 5), {"strides": (1, 3), "padding": "VALID"}),
     ((2, 6, 9, 2), (1, 1, 2, 5), {"strides": 2}),
@@ -72,13 +72,13 @@ CASES = [
 
 
 @pytest.mark.parametrize(("x_shape", "kernel_shape", "options"), CASES)
-def test_values_and_gradients_equal_the_stock_convolution(x_shape, kernel_shape, options):
+def test_values_and_gradients_equal_those_of_xla(x_shape, kernel_shape, options):
     x, kernel = random(0, x_shape), random(1, kernel_shape)
 
     @jax.jit
     def both(x, kernel):
         results = []
-        for f in (conv, stock):
+        for f in (conv, xla_conv):
             y, vjp = jax.vjp(lambda x, k, f=f: f(x, k, **options), x, kernel)
             results.append((y, *vjp(jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))))
         return results
@@ -93,14 +93,14 @@ PATCHES = ((2, 6, 6, 3), (3, 3, 3, 4))
 
 @pytest.mark.parametrize("shapes", [WINOGRAD, PATCHES], ids=["winograd", "patches"])
 class TestTransformations:
-    def test_vmap_over_input_and_kernel_equals_each_lane(self, shapes):
+    def test_vmap_over_input_and_kernel_equals_each_trial(self, shapes):
         x, kernel = (random(i, (3, *shape)) for i, shape in enumerate(shapes))
-        lanes = jax.jit(jax.vmap(jax.grad(loss(conv), (0, 1))))(x, kernel)
-        gradient = jax.jit(jax.grad(loss(stock), (0, 1)))
-        for lane in range(3):
-            expected = gradient(x[lane], kernel[lane])
-            for ours, theirs in zip(lanes, expected, strict=True):
-                assert_close(ours[lane], theirs)
+        stacked = jax.jit(jax.vmap(jax.grad(loss(conv), (0, 1))))(x, kernel)
+        gradient = jax.jit(jax.grad(loss(xla_conv), (0, 1)))
+        for trial in range(3):
+            expected = gradient(x[trial], kernel[trial])
+            for ours, theirs in zip(stacked, expected, strict=True):
+                assert_close(ours[trial], theirs)
 
     def test_gradient_penalty_and_forward_mode(self, shapes):
         x, kernel = (random(i, shape) for i, shape in enumerate(shapes))
@@ -109,10 +109,10 @@ class TestTransformations:
             slope = jax.grad(lambda x, k: jnp.sum(jnp.tanh(f(x, k))))
             return jax.grad(lambda k: jnp.sum(slope(x, k) ** 2))
 
-        assert_close(jax.jit(penalty(conv))(kernel), penalty(stock)(kernel))
+        assert_close(jax.jit(penalty(conv))(kernel), penalty(xla_conv)(kernel))
         tangent = jax.jit(lambda x, k: jax.jvp(jax.grad(loss(conv)), (x, k), (x, k))[1])
         assert_close(
-            tangent(x, kernel), jax.jvp(jax.grad(loss(stock)), (x, kernel), (x, kernel))[1]
+            tangent(x, kernel), jax.jvp(jax.grad(loss(xla_conv)), (x, kernel), (x, kernel))[1]
         )
 
     def test_inside_a_loop_of_dynamic_length_and_under_checkpoint(self, shapes):
@@ -123,13 +123,13 @@ class TestTransformations:
             return lax.fori_loop(0, steps, step, kernel)
 
         ours = jax.jit(lambda n: descend(conv, n))(3)
-        assert_close(ours, jax.jit(lambda n: descend(stock, n))(3))
+        assert_close(ours, jax.jit(lambda n: descend(xla_conv, n))(3))
 
     def test_bfloat16_rounds_only_the_result(self, shapes):
         x, kernel = (random(i, shape, jnp.bfloat16) for i, shape in enumerate(shapes))
         y = jax.jit(conv)(x, kernel)
         assert y.dtype == jnp.bfloat16
-        assert_close(y, stock(x.astype(jnp.float32), kernel.astype(jnp.float32)), 2**-8)
+        assert_close(y, xla_conv(x.astype(jnp.float32), kernel.astype(jnp.float32)), 2**-8)
 
 
 def loss(f):
@@ -173,6 +173,6 @@ assert "all-gather" not in text and "all-to-all" not in text, "the batch must st
         (((2, 8, 8, 3), (3, 3, 3, 4)), {"strides": (1, 2, 3)}, "strides"),
     ],
 )
-def test_what_does_not_fit_is_said(shapes, options, message):
+def test_shapes_and_options_that_do_not_fit_are_refused(shapes, options, message):
     with pytest.raises(ValueError, match=message):
         conv(*(jnp.zeros(s) for s in shapes), **options)

@@ -75,15 +75,15 @@ def test_outputs_and_gradients_equal_those_of_single_steps(size, stays, reverse)
         np.testing.assert_allclose(a, e, rtol=0, atol=2e-5 * np.abs(e).max() + 1e-7)
 
 
-def test_a_lane_has_the_bits_of_a_run_by_itself():
-    lanes = [factors(4, 40, 9, 20, seed) for seed in range(3)]
-    stacked = [jnp.stack(arrays) for arrays in zip(*lanes, strict=True)]
-    stacked[0] = lanes[0][0]  # all see the same inputs
+def test_each_of_many_trials_has_the_bits_of_the_same_trial_alone():
+    trials = [factors(4, 40, 9, 20, seed) for seed in range(3)]
+    stacked = [jnp.stack(arrays) for arrays in zip(*trials, strict=True)]
+    stacked[0] = trials[0][0]  # all see the same inputs
     run = functools.partial(results_and_gradients, functools.partial(by_units, False, None))
     axes = (None, *[0] * 5)
     together = jax.jit(jax.vmap(lambda *given: run(given), in_axes=axes))(*stacked)
-    for index, given in enumerate(lanes):
-        alone = run([lanes[0][0], *given[1:]])
+    for index, given in enumerate(trials):
+        alone = run([trials[0][0], *given[1:]])
         for a, b in zip(together, alone, strict=True):
             np.testing.assert_array_equal(a[index], b)
 
@@ -124,7 +124,7 @@ def test_it_is_used_where_it_is_worth_it():
     assert lstm.is_worth_it(x, recurrent)
     assert not lstm.is_worth_it(x[:1], recurrent)
     assert not lstm.is_worth_it(x.astype(jnp.bfloat16), recurrent)
-    with product.stock_operations():
+    with product.xla_only():
         assert not lstm.is_worth_it(x, recurrent)
     with jax.default_matmul_precision("highest"):
         assert not lstm.is_worth_it(x, recurrent)

@@ -18,7 +18,7 @@ def test_max_pool_equals_reduce_window_with_its_gradient(window, strides, paddin
     size = (1, *((window, window) if isinstance(window, int) else window), 1)
     step = size if strides is None else (1, strides, strides, 1)
 
-    def stock(x):
+    def xla_pool(x):
         return lax.reduce_window(x, -jnp.inf, lax.max, size, step, padding)
 
     def ours(x):
@@ -28,9 +28,9 @@ def test_max_pool_equals_reduce_window_with_its_gradient(window, strides, paddin
         y, vjp = jax.vjp(pool, x)
         return y, vjp(jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))[0]
 
-    (y, dx), (y_stock, dx_stock) = jax.jit(lambda: [value_and_gradient(f) for f in (ours, stock)])()
-    np.testing.assert_array_equal(y, y_stock)
-    np.testing.assert_allclose(dx, dx_stock, atol=1e-6)
+    (y, dx), (y_xla, dx_xla) = jax.jit(lambda: [value_and_gradient(f) for f in (ours, xla_pool)])()
+    np.testing.assert_array_equal(y, y_xla)
+    np.testing.assert_allclose(dx, dx_xla, atol=1e-6)
 
 
 @pytest.mark.parametrize("count_include_pad", [True, False])

@@ -23,7 +23,7 @@ def random(seed, shape):
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
 
 
-def stock(x, kernel, pads):
+def xla_conv(x, kernel, pads):
     top, bottom, left, right = pads
     order = ("NHWC", "HWIO", "NHWC")
     padding = ((top, bottom), (left, right))
@@ -55,13 +55,13 @@ WINDOWS = [
 @pytest.mark.core
 @needs_units
 @pytest.mark.parametrize(("x_shape", "kernel_shape", "pads"), WINDOWS)
-def test_outputs_and_gradients_equal_the_stock_convolution(x_shape, kernel_shape, pads):
+def test_outputs_and_gradients_equal_those_of_xla(x_shape, kernel_shape, pads):
     x, kernel = random(0, x_shape), random(1, kernel_shape)
 
     @jax.jit
     def both(x, kernel):
         results = []
-        for f in (product.multiply_windows, stock):
+        for f in (product.multiply_windows, xla_conv):
             y, pull = jax.vjp(lambda x, k, f=f: f(x, k, pads), x, kernel)
             results.append((y, *pull(random(2, y.shape))))
         return results
@@ -72,7 +72,7 @@ def test_outputs_and_gradients_equal_the_stock_convolution(x_shape, kernel_shape
 
 @needs_units
 @pytest.mark.parametrize(("x_shape", "kernel_shape", "pads"), WINDOWS)
-def test_one_product_of_halves_equals_three_of_the_same_numbers(x_shape, kernel_shape, pads):
+def test_one_product_of_bfloat16_equals_three_of_the_same_numbers(x_shape, kernel_shape, pads):
     def rounded(seed, shape):
         return random(seed, shape).astype(jnp.bfloat16).astype(jnp.float32)
 
@@ -81,8 +81,8 @@ def test_one_product_of_halves_equals_three_of_the_same_numbers(x_shape, kernel_
     @jax.jit
     def both(x, kernel):
         results = []
-        for halves in (True, False):
-            f = partial(product.multiply_windows, pads=pads, halves=halves)
+        for bf16 in (True, False):
+            f = partial(product.multiply_windows, pads=pads, bf16=bf16)
             y, pull = jax.vjp(f, x, kernel)
             results.append((y, *pull(rounded(2, y.shape))))
         return results
@@ -98,8 +98,8 @@ def test_bfloat16_takes_one_product():
         gradient = jax.grad(lambda *a, f=function: f(*a).astype(jnp.float32).sum(), (0, 1))
         assert {g.dtype for g in gradient(*arguments)} == {jnp.dtype(jnp.bfloat16)}
         made = str(jax.make_jaxpr(gradient)(*arguments))
-        assert made.count("halves=True") >= 3
-        assert "halves=False" not in made
+        assert made.count("bf16=True") >= 3
+        assert "bf16=False" not in made
 
 
 @needs_units
@@ -178,22 +178,22 @@ class TestTransformations:
         return zip((self.x, self.kernel), axes, strict=True)
 
     def theirs(self, x, kernel):
-        return jnp.sum(stock(x, kernel, self.pads) ** 2)
+        return jnp.sum(xla_conv(x, kernel, self.pads) ** 2)
 
     @pytest.mark.parametrize("axes", [(0, 0), (0, None), (None, 0)])
-    def test_lanes_have_the_bits_that_they_have_by_themselves(self, axes):
+    def test_each_of_many_trials_has_the_bits_of_the_same_trial_alone(self, axes):
         x, kernel = (
             a[0] if i is None else a for a, i in zip((self.x, self.kernel), axes, strict=False)
         )
         gradient = jax.grad(self.ours, (0, 1))
-        lanes = jax.jit(jax.vmap(gradient, axes))(x, kernel)
-        for lane in range(3):
-            own = (a if i is None else a[lane] for a, i in zip((x, kernel), axes, strict=False))
-            for together, alone in zip(lanes, jax.jit(gradient)(*own), strict=True):
-                np.testing.assert_array_equal(together[lane], alone)
+        stacked = jax.jit(jax.vmap(gradient, axes))(x, kernel)
+        for trial in range(3):
+            own = (a if i is None else a[trial] for a, i in zip((x, kernel), axes, strict=False))
+            for together, alone in zip(stacked, jax.jit(gradient)(*own), strict=True):
+                np.testing.assert_array_equal(together[trial], alone)
 
     @pytest.mark.parametrize("axes", [(0, 0), (0, None), (None, 0)])
-    def test_gradients_through_lanes(self, axes):
+    def test_gradients_through_many_trials(self, axes):
         x, kernel = (
             a[0] if i is None else a for a, i in zip((self.x, self.kernel), axes, strict=False)
         )
@@ -243,7 +243,7 @@ def test_layers_use_the_units_where_it_is_worth_it():
     kernel = random(1, (128, 64))
     assert used(128)
     assert not used(64)
-    with product.stock_operations():
+    with product.xla_only():
         assert not used(512)
     with jax.default_matmul_precision("highest"):
         assert not used(512)

@@ -19,7 +19,7 @@ from jax import export
 from experiments.core.experiment import Tree
 from experiments.data.dataset import INPUTS, model_input
 from experiments.errors import UserError
-from experiments.ops.product import stock_operations
+from experiments.ops.product import xla_only
 from experiments.tracking.terminal import Terminal
 from experiments.training.restored import saved_weights
 from experiments.training.session import Session, open_session
@@ -63,5 +63,5 @@ def exported_model(session: Session, weights: tuple[Tree, Tree]) -> export.Expor
         return predictions
 
     inputs = jax.ShapeDtypeStruct((size, *one.shape[1:]), np.dtype(one.dtype))
-    with stock_operations():
+    with xla_only():
         return export.export(jax.jit(predict), platforms=PLATFORMS)(inputs)

@@ -18,12 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments.core.conditions import if_measured, only_if
 from experiments.core.config import build, leaves, locate, place, static
 from experiments.core.input_shape import model_input_shape
-from experiments.core.norms import norm
-from experiments.core.optim import Parted
-from experiments.core.params import merged, variables
+from experiments.core.optim import partitioned
+from experiments.core.params import if_measured, merged, norm, only_if, variables
 from experiments.core.rng import initial_keys, stream
 from experiments.core.transfer import check_frozen, fitted, freeze_statistics, split
 from experiments.data.augment import resize
@@ -143,15 +141,15 @@ class Experiment:
             num_classes=self.spec.num_classes,
         )
 
-    def optimizer(self, hparams: Hparams) -> Any:
-        """How it is optimised: by one optimizer, or one for each of several parts."""
+    def optimizer(self, hparams: Hparams, due: Mapping[str, jax.Array] | None = None) -> Any:
+        """Return the optimizer; see `partitioned` for the parts that are `due` at a step."""
         rest = build(place(self.config["optim"], hparams, "optim"))
         own = {
             part: build(place(self.config[group], hparams, group))
             for part, group in PARTS.items()
             if self.config.get(group)
         }
-        return Parted(own, rest) if own else rest
+        return partitioned(own, rest, due or {})
 
     def learning_rate_factor(self, hparams: Hparams, step: Any) -> jax.Array:
         """The schedule's factor at a step."""
@@ -205,8 +203,10 @@ class Experiment:
         `trainer.on_nan=stop` no later step changes anything either. Unless it is `measured` the
         norms of parameters and update are NaN.
         """
-        optimizer = self.optimizer(hparams)
         objective = self.objective(hparams)
+        rhythm = getattr(objective, "update_every", {})
+        due = {part: (state.step + 1) % every == 0 for part, every in rhythm.items()}
+        optimizer = self.optimizer(hparams, due)
         batch = self.prepare(batch, hparams, stream(key, "augment", state.step), train=True)
         streams = {name: stream(key, name, state.step) for name in ("dropout", "sample")}
         epoch = state.step / self.steps_per_epoch
@@ -228,13 +228,11 @@ class Experiment:
         diverged_at = jnp.where(first, state.step, state.diverged_at)
         accept = finite if self.skip_bad_updates else finite & (state.diverged_at < 0)
 
-        rhythm = getattr(objective, "update_every", {})
-        due = {part: (state.step + 1) % every == 0 for part, every in rhythm.items()}
-        update = optimizer.step(grads, state.opt_state, trained, factor, due)
-        # made once more where it is measured: to hold it for both uses would cost every step
-        update_norm = if_measured(measured, lambda: norm(update.updates()))
-        accept &= ~(update_norm < 0)  # which tells XLA to overwrite the state only after that
-        params, opt_state = update.taken_if(accept)
+        given = (grads, state.opt_state, trained, factor)
+        # computed once more where it is measured: to store it for both uses would cost every step
+        update_norm = if_measured(measured, lambda: norm(optimizer.update(*given)[0]))
+        accept &= ~(update_norm < 0)  # never so; makes XLA overwrite the state only after that
+        params, opt_state = optimizer.step(*given, accept)
         params = merged(params, frozen)
 
         def averages(old: tuple) -> tuple:

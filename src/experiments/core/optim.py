@@ -1,4 +1,4 @@
-"""Optimizers: an optax rule between what every optimizer shares.
+"""Optimizers: an optax rule, and around it the settings that every optimizer has.
 
     gradients + L1 + L2 → clipping → rule → + decoupled weight decay → · (−learning rate)
 
@@ -16,157 +16,151 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.core.conditions import chosen, only_if
 from experiments.core.config import check_arguments, locate
-from experiments.core.fused_adam import FusedAdam
+from experiments.core.params import chosen, only_if
 from experiments.core.transfer import check_patterns, matches, name_of, named
 from experiments.errors import UserError
-from experiments.types import Decay, NonNegative, Positive, PositiveInt
+from experiments.types import Decay, NonNegative, Positive, PositiveInt, is_off
 
 Tree = Any
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """`transform` gives the descent direction; the step is −learning_rate · direction.
+    """An optimizer of a whole tree of parameters.
 
-    Weights that one of the patterns of `learning_rates` stands for have that learning rate, the
-    first if there are several.
+    Args:
+      transform: gives the descent direction; the step is −learning_rate · direction.
+      learning_rate: a number, possibly traced.
+      learning_rates: the same for some weights, by pattern of their names as in
+        `experiments.core.transfer`; of several patterns that match a name the first counts.
+      ema_decay: decay of the weights' average, a number, possibly traced, or None.
     """
 
     transform: optax.GradientTransformation
-    learning_rate: Any  # number, possibly traced
-    learning_rates: Mapping[str, Any]  # the same by pattern of names; see experiments.core.transfer
-    ema_decay: Any  # number, possibly traced, or None
-    fused: FusedAdam | None = None  # the same as `transform` in one operation
+    learning_rate: Any
+    learning_rates: Mapping[str, Any]
+    ema_decay: Any
 
     def init(self, params: Tree) -> Tree:
-        """The optimizer state for `params`; raises `UserError` for a pattern of nothing."""
+        """Return the optimizer state for `params`.
+
+        Raises:
+          UserError: a pattern of `learning_rates` matches no name.
+        """
         check_patterns(self.learning_rates, named(params), "optim.learning_rates")
         return self.transform.init(params)
 
-    def update(self, grads: Tree, state: Tree, params: Tree, factor: Any) -> tuple[Tree, Tree]:
-        """(what to add to `params`, the new state); `factor` comes from the schedule."""
-        directions, state = self.transform.update(grads, state, params)
+    @functools.cached_property
+    def update(self) -> Callable[..., tuple[Tree, Tree]]:
+        """The function `update(grads, state, params, factor) -> (updates, state)`, as in optax.
 
-        def step(path: tuple, direction: jax.Array) -> jax.Array:
-            return -self.rate(path) * factor * direction
-
-        return jax.tree_util.tree_map_with_path(step, directions), state
+        `factor` comes from the schedule. The function is jitted so that it is traced once where a
+        training step calls it twice.
+        """
+        return jax.jit(self._update)
 
     def step(
-        self, grads: Tree, state: Tree, params: Tree, factor: Any, due: Mapping[str, Any]
-    ) -> "Step":
-        """An update that may be taken, or only measured.
+        self, grads: Tree, state: Tree, params: Tree, factor: Any, accept: jax.Array
+    ) -> tuple[Tree, Tree]:
+        """Return (params, state) after the update if `accept`, else as they were."""
 
-        Raises:
-          UserError: single parts are `due` at some steps only, which takes an optimizer each.
-        """
-        if due:
-            raise UserError(
-                f"{' and '.join(due)} would be trained at some steps only, which takes an "
-                "optimizer for each part: add optim@discriminator_optim=gan"
-            )
-        return Step(self, grads, state, params, factor)
+        def updated(old: tuple[Tree, Tree]) -> tuple[Tree, Tree]:
+            params, state = old
+            updates, state = self.update(grads, state, params, factor)
+            return optax.apply_updates(params, updates), state
 
-    def rate(self, path: tuple) -> Any:
-        """The learning rate of the leaf at a path, before the schedule's factor."""
-        own = (r for p, r in self.learning_rates.items() if matches(name_of(path), p))
-        return next(own, self.learning_rate)
+        return only_if(accept, updated, (params, state))
 
     def average(self, ema: Tree, values: Tree, step: Any) -> Tree:
-        """The exponential moving average; the decay warms up as (1 + t) / (10 + t)."""
+        """Return the exponential moving average; its decay warms up as (1 + t) / (10 + t)."""
         decay = jnp.minimum(self.ema_decay, (1.0 + step) / (10.0 + step))
         return jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, ema, values)
 
+    def _update(self, grads: Tree, state: Tree, params: Tree, factor: Any) -> tuple[Tree, Tree]:
+        directions, state = self.transform.update(grads, state, params)
 
-@dataclass(frozen=True)
-class Step:
-    """An update of `params` by an optimizer."""
+        def scaled(path: tuple, direction: jax.Array) -> jax.Array:
+            return -self._rate(path) * factor * direction
 
-    optimizer: Optimizer
-    grads: Tree
-    state: Tree
-    params: Tree
-    factor: Any
+        return jax.tree_util.tree_map_with_path(scaled, directions), state
 
-    @functools.cached_property
-    def _update(self) -> Callable[[Tree, Tree], tuple[Tree, Tree]]:
-        """Traced once for its two uses."""
-        return jax.jit(lambda p, s: self.optimizer.update(self.grads, s, p, self.factor))
-
-    def updates(self) -> Tree:
-        """What would be added to the parameters."""
-        return self._update(self.params, self.state)[0]
-
-    def taken_if(self, accept: jax.Array) -> tuple[Tree, Tree]:
-        """(params, state) after the update if `accept`, else as they were."""
-        fused = self.optimizer.fused
-        if fused is not None and fused.is_usable(self.params):
-            given = (self.grads, self.state, self.params)
-            return fused.step(*given, self.optimizer.rate, self.factor, accept)
-
-        def take(old: tuple[Tree, Tree]) -> tuple[Tree, Tree]:
-            updates, state = self._update(*old)
-            return optax.apply_updates(old[0], updates), state
-
-        return only_if(accept, take, (self.params, self.state))
+    def _rate(self, path: tuple) -> Any:
+        """Return the learning rate of the leaf at a path, before the schedule's factor."""
+        own = (r for p, r in self.learning_rates.items() if matches(name_of(path), p))
+        return next(own, self.learning_rate)
 
 
 @dataclass(frozen=True)
-class Parted:
-    """An optimizer of their own for some parts of a model; `rest` takes every other part.
+class PartitionedOptimizer:
+    """An optimizer for each part of a model, used like an `Optimizer`.
 
-    A part is a top-level entry of the parameters. The optimizer state is a dict by part.
+    A part is a top-level entry of the parameters, gradients and optimizer state.
+
+    Args:
+      by_part: optimizers of some parts, by name.
+      default: the optimizer of every other part.
+      due: whether this step trains a part, traced, by name; a part that is not named is trained.
     """
 
-    own: Mapping[str, Optimizer]
-    rest: Optimizer
+    by_part: Mapping[str, Optimizer]
+    default: Optimizer
+    due: Mapping[str, jax.Array]
 
     @property
     def learning_rate(self) -> Any:
-        """That of `rest`."""
-        return self.rest.learning_rate
+        """The learning rate that is reported: that of `default`."""
+        return self.default.learning_rate
 
     def init(self, params: Tree) -> Tree:
-        """The optimizer state of each part of `params`."""
+        """Return the optimizer state of each part of `params`."""
         return {part: self._of(part).init(values) for part, values in params.items()}
 
-    def step(
-        self, grads: Tree, state: Tree, params: Tree, factor: Any, due: Mapping[str, Any]
-    ) -> "PartedStep":
-        """An update that may be taken, or only measured; `due` says of some parts whether."""
-        steps = {
-            part: self._of(part).step(grads[part], state[part], params[part], factor, {})
-            for part in params
+    def update(self, grads: Tree, state: Tree, params: Tree, factor: Any) -> tuple[Tree, Tree]:
+        """Return (updates, state); those of a part that is not due are 0 and the old one."""
+        results = {
+            part: self._of(part).update(grads[part], state[part], values, factor)
+            for part, values in params.items()
         }
-        return PartedStep(steps, due)
+        for part, due in self.due.items():
+            unchanged = (jax.tree.map(jnp.zeros_like, grads[part]), state[part])
+            results[part] = chosen(due, results[part], unchanged)
+        return _unzipped(results)
+
+    def step(
+        self, grads: Tree, state: Tree, params: Tree, factor: Any, accept: jax.Array
+    ) -> tuple[Tree, Tree]:
+        """Return (params, state) after the update if `accept`, else as they were."""
+        results = {}
+        for part, values in params.items():
+            both = accept & self.due.get(part, True)
+            results[part] = self._of(part).step(grads[part], state[part], values, factor, both)
+        return _unzipped(results)
 
     def average(self, ema: Tree, values: Tree, step: Any) -> Tree:
-        """The exponential moving average that `rest` asks for."""
-        return self.rest.average(ema, values, step)
+        """Return the exponential moving average that `default` asks for."""
+        return self.default.average(ema, values, step)
 
     def _of(self, part: str) -> Optimizer:
-        return self.own.get(part, self.rest)
+        return self.by_part.get(part, self.default)
 
 
-@dataclass(frozen=True)
-class PartedStep:
-    """An update of every part; those in `due` stay as they are unless it is True for them."""
+def partitioned(
+    by_part: Mapping[str, Optimizer], default: Optimizer, due: Mapping[str, jax.Array]
+) -> Optimizer | PartitionedOptimizer:
+    """Return `default`, together with the optimizers of other parts where there are any.
 
-    steps: Mapping[str, Step]
-    due: Mapping[str, Any]
-
-    def updates(self) -> Tree:
-        """What would be added to the parameters."""
-        updates = {part: step.updates() for part, step in self.steps.items()}
-        still = {part: jax.tree.map(jnp.zeros_like, updates[part]) for part in self.due}
-        return updates | {p: chosen(due, updates[p], still[p]) for p, due in self.due.items()}
-
-    def taken_if(self, accept: jax.Array) -> tuple[Tree, Tree]:
-        """(params, state) after the update if `accept`, else as they were."""
-        taken = {p: s.taken_if(accept & self.due.get(p, True)) for p, s in self.steps.items()}
-        return {p: new[0] for p, new in taken.items()}, {p: new[1] for p, new in taken.items()}
+    Raises:
+      UserError: single parts are `due` at some steps only, and there is one optimizer for all.
+    """
+    if by_part:
+        return PartitionedOptimizer(by_part, default, due)
+    if due:
+        raise UserError(
+            f"{' and '.join(due)} would be trained at some steps only, which takes an optimizer "
+            "for each part: add optim@discriminator_optim=gan"
+        )
+    return default
 
 
 def optimizer(
@@ -185,7 +179,7 @@ def optimizer(
     ema_decay: Decay | None,
     **arguments: Any,
 ) -> Optimizer:
-    """Puts an optimizer together; the keys of every file in `conf/optim`.
+    """Build an optimizer; its arguments are the keys of every file in `conf/optim`.
 
     Args:
       rule: dotted name of an optax transformation that maps gradients to a descent direction;
@@ -202,30 +196,28 @@ def optimizer(
     """
     mask = None if regularize_all else regularized
     chain = []
-    if not _off(l1) or not _off(l2):
-        chain.append(_penalty(l1, l2, mask))
+    if not is_off(l1) or not is_off(l2):
+        penalty = optax.stateless_with_tree_map(lambda g, w: g + l1 * jnp.sign(w) + l2 * w)
+        chain.append(penalty if mask is None else optax.masked(penalty, mask))
     if clip_norm is not None:
         chain.append(optax.clip_by_global_norm(clip_norm))
     if clip_value is not None:
         chain.append(optax.clip(clip_value))
     function = locate(rule)
-    check_arguments(function, {k: v for k, v in arguments.items() if _plain(v)}, "optim")
-    fused, plain = None, not trust_ratio and accumulate == 1
-    if plain and function is optax.scale_by_adam and set(arguments) == {"b1", "b2", "eps"}:
-        fused = FusedAdam(chain.copy(), **arguments, weight_decay=weight_decay, mask=mask)
+    check_arguments(function, {k: v for k, v in arguments.items() if not _is_traced(v)}, "optim")
     chain.append(function(**arguments))
-    if not _off(weight_decay):
+    if not is_off(weight_decay):
         chain.append(optax.add_decayed_weights(weight_decay, mask))
     if trust_ratio:
         chain.append(optax.scale_by_trust_ratio())
     transform = optax.chain(*chain)
     if accumulate > 1:
         transform = optax.MultiSteps(transform, accumulate).gradient_transformation()
-    return Optimizer(transform, learning_rate, learning_rates or {}, ema_decay, fused)
+    return Optimizer(transform, learning_rate, learning_rates or {}, ema_decay)
 
 
 def regularized(params: Tree) -> Tree:
-    """True for weights, False for biases and the scales of normalisations (by their names)."""
+    """Return True for weights, False for biases and scales of normalisations, by their names."""
 
     def is_weight(path: tuple, _) -> bool:
         return jax.tree_util.keystr(path[-1:], simple=True) not in ("bias", "scale")
@@ -234,22 +226,30 @@ def regularized(params: Tree) -> Tree:
 
 
 def sgd() -> optax.GradientTransformation:
-    """The gradient itself."""
+    """Return the rule whose direction is the gradient itself."""
     return optax.identity()
 
 
 def momentum(momentum: Decay, nesterov: bool) -> optax.GradientTransformation:
-    """v ← μv + g; the direction is v, or g + μv with Nesterov's look-ahead (Sutskever 2013)."""
+    """Return the rule v ← μv + g with direction v, or g + μv with Nesterov's look-ahead.
+
+    References:
+      Sutskever et al. 2013, "On the importance of initialization and momentum in deep learning".
+    """
     return optax.trace(momentum, nesterov)
 
 
 def muon(
     momentum: Decay, newton_schulz_steps: PositiveInt, b1: Decay, b2: Decay, eps: Positive
 ) -> optax.GradientTransformation:
-    """Orthogonalised momentum for matrices and convolution kernels, Adam for the rest.
+    """Return orthogonalised momentum for matrices and convolution kernels, Adam for the rest.
 
-    Jordan et al. 2024; updates are scaled to Adam's typical size, 0.2 √max(rows, columns) (Liu et
-    al. 2025, arXiv:2502.16982, eq. 4), so that one learning rate serves both parts.
+    Updates are scaled to Adam's typical size, 0.2 √max(rows, columns), so that one learning rate
+    serves both.
+
+    References:
+      Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"; Liu et al.
+      2025, arXiv:2502.16982, eq. 4.
     """
 
     def dimensions(params: Tree) -> Tree:
@@ -273,21 +273,11 @@ def muon(
     return optax.chain(rule, optax.scale(-1.0))  # optax's already points downhill
 
 
-def _penalty(l1: Any, l2: Any, mask: Any) -> optax.GradientTransformation:
-    """Adds the gradient of l1 · Σ|w| + l2 · ½Σw²."""
-
-    def update(grads: Tree, state: Tree, params: Tree) -> tuple[Tree, Tree]:
-        return jax.tree.map(lambda g, w: g + l1 * jnp.sign(w) + l2 * w, grads, params), state
-
-    penalty = optax.GradientTransformation(lambda _: optax.EmptyState(), update)
-    return penalty if mask is None else optax.masked(penalty, mask)
+def _unzipped(pairs: Mapping[str, tuple[Tree, Tree]]) -> tuple[Tree, Tree]:
+    """Return a dict of the first and one of the second entries."""
+    return {k: pair[0] for k, pair in pairs.items()}, {k: pair[1] for k, pair in pairs.items()}
 
 
-def _plain(value: Any) -> bool:
-    """A value out of a config, not a number that takes its place in a program."""
-    return not isinstance(value, jax.Array | np.generic)
-
-
-def _off(value: Any) -> bool:
-    """A number that is exactly 0 in the config; a traced one is on."""
-    return isinstance(value, int | float) and value == 0
+def _is_traced(value: Any) -> bool:
+    """Return True for a number that takes the place of one of the config in a program."""
+    return isinstance(value, jax.Array | np.generic)

@@ -1,8 +1,8 @@
-"""Learning-rate schedules: the factor by which the learning rate is multiplied over a run.
+"""Learning-rate schedules: the factor of the learning rate at every time of a run.
 
 Each schedule is a function of the time `t` and the run's `total` length, both in epochs or both
-in steps as its `unit` says, and returns a factor (1 is the optimizer's own learning rate). Time and
-every setting may be traced, so one compiled program serves them all.
+in steps as its `unit` says, and returns a factor; 1 leaves the optimizer's own learning rate. Time
+and every setting may be traced, so that one compiled program serves them all.
 """
 
 import functools
@@ -19,7 +19,7 @@ Factor = Callable[..., jax.Array]  # (step, steps_per_epoch, total_steps) -> fac
 
 
 def schedule(function: Callable) -> Callable[..., Factor]:
-    """Makes `function(t, total, **settings)` configurable, with lengths in epochs or in steps."""
+    """Make `function(t, total, **settings)` configurable, with lengths in epochs or in steps."""
 
     @functools.wraps(function)
     def configure(*, unit: str, **settings) -> Factor:
@@ -29,7 +29,7 @@ def schedule(function: Callable) -> Callable[..., Factor]:
 
         return factor
 
-    # what a config may say: the unit and the function's settings, without t and total
+    # the signature against which a config is checked: the unit and the settings, not t and total
     unit = inspect.Parameter(
         "unit", inspect.Parameter.KEYWORD_ONLY, annotation=Literal["epochs", "steps"]
     )
@@ -41,43 +41,48 @@ def schedule(function: Callable) -> Callable[..., Factor]:
 
 @schedule
 def constant(t, total):
-    """1 throughout."""
+    """Return 1 at all times."""
     return 1.0
 
 
 @schedule
 def step(t, total, *, every: Positive, gamma: Fraction):
-    """gamma ** floor(t / every): a drop at every multiple of `every`."""
+    """Return gamma ** floor(t / every): a drop at every multiple of `every`."""
     return gamma ** jnp.floor(t / every)
 
 
 @schedule
 def exponential(t, total, *, every: Positive, gamma: Fraction):
-    """gamma ** (t / every): the same decay without stairs."""
+    """Return gamma ** (t / every): a continuous decay."""
     return gamma ** (t / every)
 
 
 @schedule
 def linear(t, total, *, final: NonNegative):
-    """From 1 to `final` in a straight line over the run."""
+    """Return a straight line from 1 to `final` over the run."""
     return 1 + (final - 1) * jnp.clip(t / total, 0, 1)
 
 
 @schedule
 def polynomial(t, total, *, power: Positive, final: NonNegative):
-    """final + (1 - final) (1 - t/total)^power, "poly" decay (Liu et al. 2015, ParseNet)."""
+    """Return final + (1 - final) (1 - t/total)^power, "poly" decay (Liu et al. 2015, ParseNet)."""
     return final + (1 - final) * (1 - jnp.clip(t / total, 0, 1)) ** power
 
 
 @schedule
 def cosine(t, total, *, final: NonNegative):
-    """Half a cosine from 1 to `final` (Loshchilov & Hutter 2017, SGDR, eq. 5, no restarts)."""
+    """Return half a cosine from 1 to `final`.
+
+    References:
+      Loshchilov & Hutter 2017, "SGDR: stochastic gradient descent with warm restarts", eq. 5,
+      without restarts.
+    """
     return _cosine(t / total, final)
 
 
 @schedule
 def warmup_cosine(t, total, *, warmup: NonNegative, final: NonNegative):
-    """A line from 0 to 1 during `warmup`, then half a cosine down to `final`."""
+    """Return a line from 0 to 1 during `warmup`, then half a cosine down to `final`."""
     rise = t / jnp.maximum(warmup, 1e-9)
     fall = _cosine((t - warmup) / jnp.maximum(total - warmup, 1e-9), final)
     return jnp.where(t < warmup, rise, fall)
@@ -85,9 +90,10 @@ def warmup_cosine(t, total, *, warmup: NonNegative, final: NonNegative):
 
 @schedule
 def one_cycle(t, total, *, peak: Fraction, start: NonNegative, final: NonNegative):
-    """Cosine up from `start` to 1 at the fraction `peak` of the run, cosine down to `final`.
+    """Return a cosine from `start` up to 1 at the fraction `peak` of the run, one down to `final`.
 
-    The learning-rate part of the 1cycle policy (Smith & Topin 2018, arXiv:1708.07120).
+    References:
+      Smith & Topin 2018, arXiv:1708.07120: the learning-rate part of the 1cycle policy.
     """
     x = t / total
     rise = start + (1 - start) * (1 - _cosine(x / jnp.maximum(peak, 1e-9), 0.0))

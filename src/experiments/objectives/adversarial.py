@@ -1,5 +1,12 @@
-"""Adversarial training: a generator against a discriminator, both in one step."""
+"""Adversarial training: a generator against a discriminator, both in one step.
 
+Its losses are functions of the discriminator's scores of real and of generated examples, both
+[batch], and give (the discriminator's loss, the generator's loss), both [batch]. Scores are logits
+or, for least squares and Wasserstein, plain numbers. A loss has an attribute `middle`: the score
+above which the discriminator takes an example for real; None: halfway between the two means.
+"""
+
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -7,27 +14,109 @@ import jax.numpy as jnp
 from flax import nnx
 
 from experiments.errors import UserError
-from experiments.models.layers import BatchNorm
-from experiments.objectives.adversarial_losses import as_adversarial
+from experiments.objectives import losses
 from experiments.objectives.autoencoding import image_of
 from experiments.objectives.classification import Metrics, full_precision
 from experiments.objectives.variational import class_of
-from experiments.types import PositiveInt
+from experiments.types import Fraction, NonNegative, Positive, PositiveInt
+
+Pair = tuple[jax.Array, jax.Array]
+
+
+def adversarial(middle: float | None) -> Callable[[Callable], Callable]:
+    """Mark a loss as one of the discriminator's scores, with its `middle`."""
+
+    def mark(function: Callable) -> Callable:
+        function.takes, function.head, function.middle = "scores", "identity", middle  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
+@adversarial(middle=0.0)
+def minimax(real: jax.Array, fake: jax.Array, *, label_smoothing: Fraction) -> Pair:
+    """Return −log D(x) − log(1 − D(G(z))) and log(1 − D(G(z))).
+
+    Real examples have the target 1 − `label_smoothing`, generated ones 0 (one-sided smoothing).
+
+    References:
+      Goodfellow et al. 2014, "Generative adversarial nets", eq. 1; Salimans et al. 2016, "Improved
+      techniques for training GANs", section 3.4.
+    """
+    return _discriminator(real, fake, label_smoothing), -jax.nn.softplus(fake)
+
+
+@adversarial(middle=0.0)
+def non_saturating(real: jax.Array, fake: jax.Array, *, label_smoothing: Fraction) -> Pair:
+    """Return `minimax`'s losses, but −log D(G(z)) of the generator (Goodfellow 2014, section 3)."""
+    return _discriminator(real, fake, label_smoothing), jax.nn.softplus(-fake)
+
+
+@adversarial(middle=0.5)
+def least_squares(real: jax.Array, fake: jax.Array, *, label_smoothing: Fraction) -> Pair:
+    """Return ½(D(x) − 1)² + ½D(G(z))² and ½(D(G(z)) − 1)² (Mao et al. 2017, eq. 9)."""
+    wanted = 1 - label_smoothing
+    return 0.5 * (real - wanted) ** 2 + 0.5 * fake**2, 0.5 * (fake - 1) ** 2
+
+
+@adversarial(middle=0.0)
+def hinge(real: jax.Array, fake: jax.Array, *, margin: Positive) -> Pair:
+    """Return max(0, m − D(x)) + max(0, m + D(G(z))) and −D(G(z)) (Lim & Ye 2017)."""
+    return jax.nn.relu(margin - real) + jax.nn.relu(margin + fake), -fake
+
+
+@adversarial(middle=None)
+def wasserstein_gp(real: jax.Array, fake: jax.Array, *, gradient_penalty: NonNegative) -> Pair:
+    """Return D(G(z)) − D(x) and −D(G(z)).
+
+    `Adversarial` adds `gradient_penalty` · (‖∇D‖ − 1)² at random points between a real and a
+    generated example.
+
+    References:
+      Arjovsky et al. 2017, "Wasserstein GAN"; Gulrajani et al. 2017, "Improved training of
+      Wasserstein GANs".
+    """
+    return fake - real, -fake
+
+
+def as_adversarial(loss: Any) -> tuple[Callable[..., Pair], dict[str, Any]]:
+    """Return (function, its settings) of a loss as the config builds it.
+
+    `loss=hinge` stands for the adversarial hinge.
+
+    Raises:
+      UserError: the loss is no adversarial one.
+    """
+    function = getattr(loss, "func", loss)
+    if function is losses.hinge:
+        function = hinge
+    if getattr(function, "takes", None) != "scores":
+        name = getattr(function, "__name__", "null")
+        raise UserError(
+            f"loss={name} does not go with this model: choose loss=non_saturating, minimax, "
+            f"least_squares, hinge or wasserstein_gp"
+        )
+    return function, getattr(loss, "keywords", {})
+
+
+def _discriminator(real: jax.Array, fake: jax.Array, label_smoothing: Any) -> jax.Array:
+    """Return the cross-entropy of the logits for targets 1 − ε and 0."""
+    return jax.nn.softplus(real) - (1 - label_smoothing) * real + jax.nn.softplus(fake)
 
 
 class Adversarial:
-    """Two losses as one gradient tree: each part sees the other one as a constant.
+    """The objective of a generator and a discriminator: two losses as one gradient tree.
+
+    Each of the two losses takes the other part as a constant.
 
     Args:
-      loss: one of `experiments.objectives.adversarial_losses`.
+      loss: one of this module's.
       discriminator_steps: steps of the discriminator for each of the generator.
-      classifier: run folder of a classifier of the same data, by which samples are judged
-        (`experiments.viz.judge`), or None.
+      classifier: run folder of a classifier of the same data that judges samples, or None.
     """
 
+    kind = "adversarial"
     monitor = ("loss", "last")  # the losses of the two do not say how good the samples are
-    gallery = "experiments.viz.gallery_adversarial"
-    gallery_during = True
     pixels = (-1.0, 1.0)
 
     def __init__(
@@ -46,10 +135,10 @@ class Adversarial:
     def __call__(
         self, model: Any, batch: dict, rngs: nnx.Rngs, epoch: Any
     ) -> tuple[Metrics, jax.Array]:
-        """Per-example values, and generated images [batch, H, W, C].
+        """Return values per example, each [batch], and generated images [batch, H, W, C].
 
         Values: `discriminator_loss`, `generator_loss` and their sum `loss`; `real_accuracy` and
-        `fake_accuracy`, whether the discriminator took the example for what it is;
+        `fake_accuracy`, 1 where the discriminator took the example for what it is;
         `energy_distance` between the pixels of the batch and of as many generated images, which is
         0 if both have one distribution and shows a collapse at once.
         """
@@ -67,7 +156,7 @@ class Adversarial:
         as_seen = self.score(opponent, fake, condition)
         _, generator_loss = self.loss(jax.lax.stop_gradient(on_real), as_seen, **self.settings)
 
-        counted = batch.get("mask", jnp.ones(real.shape[0]))  # padding is no part of the data
+        counted = batch.get("mask", jnp.ones(real.shape[0]))  # 0 for padded examples
         middle = self.loss.middle  # type: ignore[attr-defined]
         if middle is None:
             middle = 0.5 * (jnp.mean(on_real) + jnp.mean(on_fake))
@@ -82,7 +171,7 @@ class Adversarial:
         return values, fake
 
     def score(self, model: Any, images: jax.Array, condition: jax.Array | None) -> jax.Array:
-        """The discriminator's scores [batch]."""
+        """Return the discriminator's scores [batch]."""
         return full_precision(model.discriminate(images, condition))
 
     def penalty(
@@ -93,8 +182,13 @@ class Adversarial:
         condition: jax.Array | None,
         key: jax.Array,
     ) -> jax.Array:
-        """`gradient_penalty` · (‖∇D‖ − 1)² [batch] between real and generated images."""
-        if any(isinstance(m, BatchNorm) for _, m in nnx.iter_modules(model.discriminator)):
+        """Return `gradient_penalty` · (‖∇D‖ − 1)² [batch] between real and generated images.
+
+        Raises:
+          UserError: the discriminator has batch normalisation.
+        """
+        modules = [module for _, module in nnx.iter_modules(model.discriminator)]
+        if any(isinstance(getattr(m, "mean", None), nnx.BatchStat) for m in modules):
             raise UserError(
                 "loss=wasserstein_gp: the penalty is an example's own, and batch normalisation "
                 "mixes them; use model.discriminator_norm=none"
@@ -111,16 +205,19 @@ class Adversarial:
         return self.settings["gradient_penalty"] * (norm - 1) ** 2
 
     def predictions(self, fake: jax.Array) -> jax.Array:
-        """The generated images, in 0..1."""
+        """Return the generated images, in 0..1."""
         return (fake + 1) / 2
 
 
 def energy_distance(x: jax.Array, y: jax.Array, weight: jax.Array) -> jax.Array:
-    """2 E|x − y| − E|x − x'| − E|y − y'| (Székely & Rizzo 2013), unbiased, the same at each of [n].
+    """Return 2 E|x − y| − E|x − x'| − E|y − y'|, unbiased, repeated for each row: [n].
 
     Args:
       x, y: two samples [n, ...].
-      weight: of each row [n], 1 or 0 for one that does not count.
+      weight: of each row [n], 1, or 0 for one that does not count.
+
+    References:
+      Székely & Rizzo 2013, "Energy statistics: a class of statistics based on distances".
     """
     x, y = (full_precision(a).reshape(a.shape[0], -1) for a in (x, y))
     pairs = weight[:, None] * weight[None, :]
@@ -136,6 +233,6 @@ def energy_distance(x: jax.Array, y: jax.Array, weight: jax.Array) -> jax.Array:
 
 
 def constant_copy(model: nnx.Module) -> nnx.Module:
-    """The same model, through which gradients flow to its inputs but not to its parameters."""
+    """Return the same model with constant parameters; gradients flow to its inputs alone."""
     graph, state = nnx.split(model)
     return nnx.merge(graph, jax.tree.map(jax.lax.stop_gradient, state))

@@ -1,4 +1,4 @@
-"""Autoencoding: the target is the input itself, perhaps from a spoilt copy of it."""
+"""Autoencoding: the target is the input itself, perhaps from a corrupted copy of it."""
 
 from typing import Any
 
@@ -7,9 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from experiments.errors import UserError
-from experiments.models.layers import flatten
 from experiments.objectives.classification import HEADS, Classification, Metrics, full_precision
-from experiments.types import Decay, Fraction, Head, NonNegative, NonNegativeInt
+from experiments.types import Decay, Fraction, Head, NonNegative, NonNegativeInt, is_off
 
 
 class Autoencoding:
@@ -17,21 +16,27 @@ class Autoencoding:
 
     Args:
       loss: mse, binary_cross_entropy or another one of `experiments.objectives.losses`.
-      head: of the output (None: the one that goes with the loss).
-      noise: standard deviation of Gaussian noise on the input; masking: share of its pixels that
-        are set to 0 (denoising, Vincent et al. 2008). Also in evaluation.
-      kl_weight: of Σ KL(ρ ‖ mean activation) over the units of the code, which lie in 0..1;
-        kl_target: ρ (Ng 2011, sparse autoencoder). l1_weight: of Σ |code|.
-      contraction: weight of ‖∂code/∂input‖² (Rifai et al. 2011), estimated without bias from the
-        gradient along one random direction of the code.
-      epochs_a_layer: train one layer after the other, each with its own layer of the decoder on
-        what the layers below make of the input, and then all of them together (Bengio et al.
-        2007); 0: all together from the start.
+      head: of the output; None: the one that goes with the loss.
+      noise: standard deviation of Gaussian noise on the input, also in evaluation.
+      masking: share of the input's pixels that are set to 0, also in evaluation.
+      kl_weight: of Σ KL(ρ ‖ mean activation) over the units of the code, which lie in 0..1.
+      kl_target: ρ.
+      l1_weight: of Σ |code|.
+      contraction: weight of ‖∂code/∂input‖², estimated without bias from the gradient along one
+        random direction of the code.
+      epochs_a_layer: epochs for which one layer after the other is trained, each with its own
+        layer of the decoder on what the layers below make of the input, before all of them are
+        trained together; 0: together from the start.
+
+    References:
+      Vincent et al. 2008, "Extracting and composing robust features with denoising autoencoders";
+      Ng 2011, "Sparse autoencoder"; Rifai et al. 2011, "Contractive auto-encoders"; Bengio et al.
+      2007, "Greedy layer-wise training of deep networks".
     """
 
+    kind = "autoencoding"
+
     monitor = ("loss", "min")
-    gallery = "experiments.viz.gallery_autoencoding"
-    gallery_during = True
     pixels = (0.0, 1.0)
 
     def __init__(
@@ -58,13 +63,14 @@ class Autoencoding:
     def __call__(
         self, model: Any, batch: dict, rngs: nnx.Rngs, epoch: Any
     ) -> tuple[Metrics, dict[str, jax.Array]]:
-        """Per-example values and `clean`, `seen` and `reconstruction` [batch, H, W, C].
+        """Return values per example, each [batch], and images by name, each [batch, H, W, C].
 
-        Values: `loss`, all in all; `reconstruction`, the data term; `squared_error`, its mean over
-        the pixels; `activation`, the mean of the code.
+        Values: `loss`, with all penalties; `reconstruction`, the data term; `squared_error`, a mean
+        over the pixels; `activation`, the mean of the code. Images: `clean`, the target; `seen`,
+        the input with its noise and masking; `reconstruction`.
         """
         target = image_of(batch)
-        seen = self.spoilt(target, rngs)
+        seen = self.corrupted(target, rngs)
         code = model.encode(seen)
         outputs = full_precision(model.decode(code).reshape(target.shape[0], -1))
         data_term = self.loss(self.output.loss_input(outputs), flatten(target))
@@ -84,28 +90,28 @@ class Autoencoding:
 
     @property
     def shown_head(self) -> str:
-        """The head that makes pixels of raw outputs."""
+        """Return the name of the head that turns raw outputs into pixels."""
         function = getattr(self.loss, "func", self.loss)
         return function.head if self.output.takes == "logits" else self.output.head
 
-    def spoilt(self, images: jax.Array, rngs: nnx.Rngs) -> jax.Array:
-        """The images with the noise and the masking that are asked for."""
-        if not off(self.noise):
+    def corrupted(self, images: jax.Array, rngs: nnx.Rngs) -> jax.Array:
+        """Return the images with noise and masking."""
+        if not is_off(self.noise):
             images = images + self.noise * jax.random.normal(rngs.sample(), images.shape)
-        if not off(self.masking):
-            kept = jax.random.uniform(rngs.sample(), images.shape) >= self.masking
-            images = jnp.where(kept, images, 0)
+        if not is_off(self.masking):
+            visible = jax.random.uniform(rngs.sample(), images.shape) >= self.masking
+            images = jnp.where(visible, images, 0)
         return images
 
     def penalty(self, model: Any, seen: jax.Array, code: jax.Array, rngs: nnx.Rngs) -> jax.Array:
-        """What the code costs, [batch]."""
+        """Return the penalties of the code, [batch]."""
         cost = jnp.zeros(code.shape[0])
-        if not off(self.l1_weight):
+        if not is_off(self.l1_weight):
             cost += self.l1_weight * jnp.sum(jnp.abs(code), axis=-1)
-        if not off(self.kl_weight):
+        if not is_off(self.kl_weight):
             mean = jnp.clip(jnp.mean(code, axis=0), 1e-6, 1 - 1e-6)
             cost += self.kl_weight * jnp.sum(bernoulli_kl(self.kl_target, mean))
-        if not off(self.contraction):
+        if not is_off(self.contraction):
             direction = jax.random.normal(rngs.sample(), code.shape, code.dtype)
             frozen, state = nnx.split(model)
             output, back = jax.vjp(lambda x: nnx.merge(frozen, state).encode(x), seen)
@@ -114,7 +120,11 @@ class Autoencoding:
         return cost
 
     def layerwise(self, model: Any, seen: jax.Array, whole: jax.Array, epoch: Any) -> jax.Array:
-        """The loss of the layer whose turn it is, and `whole` once all had theirs."""
+        """Return the loss of the layer that is trained at this epoch, `whole` after the last one.
+
+        Raises:
+          UserError: the model cannot restore the input of a single layer.
+        """
         if not hasattr(model, "restored"):
             raise UserError("objective.epochs_a_layer needs a model of dense layers: autoencoder")
         layers = len(model.hidden)
@@ -130,22 +140,26 @@ class Autoencoding:
         return loss
 
     def predictions(self, outputs: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """The images."""
+        """Return the images by name."""
         return outputs
 
 
 def image_of(batch: dict) -> jax.Array:
-    """The images of a batch; raises `UserError` where there are none."""
+    """Return the images of a batch, [batch, H, W, C].
+
+    Raises:
+      UserError: the batch has none.
+    """
     if "image" not in batch:
         raise UserError("this model is for images: choose data=digits, mnist or the like")
     return batch["image"]
 
 
 def bernoulli_kl(p: Any, q: jax.Array) -> jax.Array:
-    """KL divergence of a Bernoulli variable of probability p from one of q, in nats."""
+    """Return the KL divergence of Bernoulli variables with probabilities p and q, in nats."""
     return jax.scipy.special.rel_entr(p, q) + jax.scipy.special.rel_entr(1 - p, 1 - q)
 
 
-def off(value: Any) -> bool:
-    """A number that is exactly 0 in the config; a traced one is on."""
-    return isinstance(value, int | float) and value == 0
+def flatten(x: jax.Array) -> jax.Array:
+    """Return `x` as [batch, features]."""
+    return x.reshape(x.shape[0], -1)

@@ -1,4 +1,4 @@
-"""Classification: the target is a label, the model gives one output a class."""
+"""Classification: the target is a label, the model gives one output per class."""
 
 from collections.abc import Callable
 from typing import Any
@@ -28,15 +28,21 @@ LOG_HEADS: dict[str, Callable] = {  # the logarithms of the heads, computed stab
 class Classification:
     """Loss and accuracy of a model's class scores.
 
-    `loss` is a function of `losses`; `head` is the output head that turns the model's raw outputs
-    into what the loss is taken of (None: the one that goes with the loss). A batch has
-    `label`, integers [batch] or a distribution [batch, num_classes], what the model reads (`image`
-    [batch, ...], say), and of sequences that differ in length `lengths` [batch].
+    A batch has `label`, integers [batch] or a distribution [batch, num_classes], the input of the
+    model (`image` [batch, ...], say), and of sequences that differ in length `lengths` [batch].
+
+    Args:
+      loss: a function of `experiments.objectives.losses`.
+      head: the output head that turns the model's raw outputs into the argument of the loss;
+        None: the one that goes with the loss.
+      num_classes: number of the classes.
+
+    Raises:
+      UserError: the loss is an adversarial one, or does not go with the head.
     """
 
-    monitor = ("accuracy", "max")  # what decides which epoch was best
-    gallery = "experiments.viz.gallery_classification"  # what to see of a run
-    gallery_during = False  # whether there is anything to see after each epoch
+    kind = "classification"  # by which figures are chosen
+    monitor = ("accuracy", "max")  # the metric that decides which epoch was best
 
     def __init__(self, *, loss: Any, head: Head | None, num_classes: int):
         function = getattr(loss, "func", loss)
@@ -55,9 +61,9 @@ class Classification:
     def __call__(
         self, model: nnx.Module, batch: dict, rngs: nnx.Rngs | None, epoch: Any
     ) -> tuple[Metrics, jax.Array]:
-        """Per-example values, each [batch], `loss` and `accuracy` (0 or 1), and the logits.
+        """Return values per example, each [batch], `loss` and `accuracy` (0 or 1), and the logits.
 
-        A model that gives a tuple has classifiers halfway: the loss is that of the first entry
+        A model that gives a tuple has auxiliary classifiers: the loss is that of the first entry
         plus `model.auxiliary_weight` times that of each other one.
         """
         lengths = {"lengths": batch["lengths"]} if "lengths" in batch else {}
@@ -73,19 +79,26 @@ class Classification:
         return {"loss": loss, "accuracy": hit.astype(jnp.float32)}, logits
 
     def targets(self, batch: dict) -> jax.Array:
-        """One-hot (or mixed) targets [batch, num_classes]."""
+        """Return one-hot (or mixed) targets [batch, num_classes]."""
         label = batch["label"]
         return label if label.ndim == 2 else jax.nn.one_hot(label, self.num_classes)
 
     def loss_input(self, logits: jax.Array) -> jax.Array:
-        """What the loss is a function of: see `experiments.objectives.losses`."""
+        """Return the argument of the loss, of the kind that `losses` says it takes."""
         if self.takes == "logits":
             return logits
         heads = LOG_HEADS if self.takes == "log_probabilities" else HEADS
         return heads[self.head](logits)
 
     def average(self, outputs: jax.Array) -> jax.Array:
-        """The outputs [batch, classes] that predict the mean of what [views, batch, classes] do."""
+        """Return the outputs that predict the mean of several predictions.
+
+        Args:
+          outputs: of several views of each example, [views, batch, classes].
+
+        Returns:
+          [batch, classes]
+        """
         outputs = full_precision(outputs)
 
         def log_mean(logarithms: jax.Array) -> jax.Array:
@@ -99,7 +112,7 @@ class Classification:
         return outputs.mean(0)
 
     def predictions(self, logits: jax.Array) -> jax.Array:
-        """Class probabilities for a person to read: the head where it is one, else the softmax."""
+        """Return class probabilities: by the head where it gives any, else by the softmax."""
         if self.head == "sigmoid":
             p = jax.nn.sigmoid(logits)
             return p / jnp.maximum(p.sum(axis=-1, keepdims=True), 1e-9)
@@ -107,5 +120,5 @@ class Classification:
 
 
 def full_precision(x: jax.Array) -> jax.Array:
-    """As float32 at least: losses are not computed in bfloat16."""
+    """Return `x` as float32 at least, as losses are not computed in bfloat16."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))

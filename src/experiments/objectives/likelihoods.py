@@ -1,7 +1,7 @@
-"""Likelihoods of pixels in 0..1, given what a decoder says of each.
+"""Likelihoods of pixels in 0..1, given a decoder's output for each.
 
 Each is a function (outputs, log_scale, targets), all of one shape but the scalar `log_scale`, the
-logarithm of a width shared by all pixels; it gives the log-likelihood of each pixel in nats.
+logarithm of a width shared by all pixels; it returns the log-likelihood of each pixel in nats.
 """
 
 from collections.abc import Callable
@@ -16,19 +16,25 @@ LEVELS = 256  # values that a pixel can have
 
 
 def bernoulli(outputs: jax.Array, log_scale: jax.Array | None, targets: jax.Array) -> jax.Array:
-    """log p = x z − log(1 + eᶻ): each pixel is on with probability σ(z)."""
+    """Return x z − log(1 + eᶻ): each pixel is on with probability σ(z)."""
     return targets * outputs - jax.nn.softplus(outputs)
 
 
 def gaussian(outputs: jax.Array, log_scale: jax.Array, targets: jax.Array) -> jax.Array:
-    """A density: normal around the output, with a standard deviation learned for all pixels."""
+    """Return a normal log-density around the output; all pixels share a standard deviation."""
     z = (targets - outputs) * jnp.exp(-log_scale)
     return -0.5 * z**2 - log_scale - 0.5 * jnp.log(2 * jnp.pi)
 
 
 def logistic(outputs: jax.Array, log_scale: jax.Array, targets: jax.Array) -> jax.Array:
-    """A category of 256: the logistic distribution around the output, cut into the levels of a
-    pixel; the first and the last one take the tails (Kingma et al. 2016, arXiv:1606.04934)."""
+    """Return the log-probability of one of 256 levels by a discretized logistic distribution.
+
+    It lies around the output; the first and the last level take the tails.
+
+    References:
+      Kingma et al. 2016, "Improving variational inference with inverse autoregressive flow",
+      arXiv:1606.04934.
+    """
     half = 0.5 / (LEVELS - 1)
     above = (targets + half - outputs) * jnp.exp(-log_scale)
     below = (targets - half - outputs) * jnp.exp(-log_scale)

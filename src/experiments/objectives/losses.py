@@ -1,9 +1,9 @@
-"""Losses: functions of (outputs, targets), both [batch, features], giving one value an example.
+"""Losses: functions of (outputs, targets), both [batch, features], giving one value per example.
 
-Every loss says what it works on. `logits`: the link function is part of the loss, computed stably
-from the model's raw outputs. `log_probabilities`: the logarithm of the output head. `outputs`: the
-output head itself. `head` is the output head that goes with it when the config names none.
-Targets of a classification are one-hot vectors (or a mixture of them).
+The attribute `takes` says what a loss is a function of. `logits`: the link function is part of the
+loss, computed stably from the model's raw outputs. `log_probabilities`: the logarithm of the output
+head. `outputs`: the output head itself. The attribute `head` is the output head that goes with it
+if the config names none. Targets of a classification are one-hot vectors (or a mixture of them).
 """
 
 from collections.abc import Callable
@@ -15,55 +15,55 @@ from experiments.types import Fraction, Positive
 
 
 def loss(takes: str, head: str) -> Callable[[Callable], Callable]:
-    """Notes on a loss what it `takes` and the output `head` that goes with it."""
+    """Mark a loss with what it `takes` and the output `head` that goes with it."""
 
-    def note(function: Callable) -> Callable:
+    def mark(function: Callable) -> Callable:
         function.takes, function.head = takes, head  # type: ignore[attr-defined]
         return function
 
-    return note
+    return mark
 
 
 @loss(takes="outputs", head="identity")
 def mse(outputs: jax.Array, targets: jax.Array) -> jax.Array:
-    """½‖y − o‖², the halved squared error, summed over the features."""
+    """Return ½‖y − o‖², the halved squared error, summed over the features."""
     return 0.5 * jnp.sum((targets - outputs) ** 2, axis=-1)
 
 
 @loss(takes="outputs", head="identity")
 def mae(outputs: jax.Array, targets: jax.Array) -> jax.Array:
-    """‖y − o‖₁, the absolute error, summed over the features."""
+    """Return ‖y − o‖₁, the absolute error, summed over the features."""
     return jnp.sum(jnp.abs(targets - outputs), axis=-1)
 
 
 @loss(takes="outputs", head="identity")
 def huber(outputs: jax.Array, targets: jax.Array, *, delta: Positive) -> jax.Array:
-    """½r² for |r| ≤ δ and δ(|r| − ½δ) beyond, summed over the features (Huber 1964)."""
+    """Return ½r² for |r| ≤ δ and δ(|r| − ½δ) beyond, summed over the features (Huber 1964)."""
     r = jnp.abs(targets - outputs)
     return jnp.sum(jnp.where(r <= delta, 0.5 * r**2, delta * (r - 0.5 * delta)), axis=-1)
 
 
 @loss(takes="logits", head="sigmoid")
 def binary_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """−Σ y log σ(z) + (1 − y) log(1 − σ(z)), summed over the features."""
+    """Return −Σ y log σ(z) + (1 − y) log(1 − σ(z)), summed over the features."""
     return jnp.sum(jax.nn.softplus(logits) - targets * logits, axis=-1)
 
 
 @loss(takes="logits", head="softmax")
 def cross_entropy(logits: jax.Array, targets: jax.Array, *, label_smoothing: Fraction) -> jax.Array:
-    """−Σ q log softmax(z) with q = (1 − ε) y + ε/C (Szegedy et al. 2016, section 7)."""
+    """Return −Σ q log softmax(z) with q = (1 − ε) y + ε/C (Szegedy et al. 2016, section 7)."""
     smooth = (1 - label_smoothing) * targets + label_smoothing / targets.shape[-1]
     return -jnp.sum(smooth * jax.nn.log_softmax(logits), axis=-1)
 
 
 @loss(takes="log_probabilities", head="softmax")
 def nll(log_probabilities: jax.Array, targets: jax.Array) -> jax.Array:
-    """−Σ y log p, the negative log-likelihood of given log-probabilities."""
+    """Return −Σ y log p, the negative log-likelihood of given log-probabilities."""
     return -jnp.sum(targets * log_probabilities, axis=-1)
 
 
 @loss(takes="outputs", head="identity")
 def hinge(outputs: jax.Array, targets: jax.Array, *, margin: Positive) -> jax.Array:
-    """Σ_{j≠y} max(0, margin − o_y + o_j), the multiclass hinge (Weston & Watkins 1999)."""
+    """Return Σ_{j≠y} max(0, margin − o_y + o_j), the multiclass hinge (Weston & Watkins 1999)."""
     correct = jnp.sum(targets * outputs, axis=-1, keepdims=True)
     return jnp.sum((1 - targets) * jax.nn.relu(margin - correct + outputs), axis=-1)

@@ -14,16 +14,19 @@ from experiments.types import Positive
 
 
 class Regression(Classification):
-    """The target is `target`, float [B, K], or [B, steps, K] of a sequence.
+    """Loss and errors of a model's numbers, for a batch's `target`, float [B, K] or [B, steps, K].
 
     Metrics besides `loss`: `squared_error` and `absolute_error`, means over the numbers of an
     example, the latter in the unit that the data give as `unit` [B] (1 where they do not); with a
     `tolerance` also `solved`, the share of examples of which every number is off by less
-    (Hochreiter & Schmidhuber 1997, section 5.4).
+    (Hochreiter & Schmidhuber 1997, "Long short-term memory", section 5.4).
+
+    Raises:
+      UserError: the loss is one of a classification.
     """
 
+    kind = "regression"
     monitor = ("loss", "min")
-    gallery = "experiments.viz.gallery_regression"
 
     def __init__(self, *, loss: Any, tolerance: Positive | None, num_classes: int):
         super().__init__(loss=loss, head=None, num_classes=num_classes)
@@ -34,7 +37,7 @@ class Regression(Classification):
     def __call__(
         self, model: nnx.Module, batch: dict, rngs: nnx.Rngs | None, epoch: Any
     ) -> tuple[Metrics, jax.Array]:
-        """Per-example values, each [batch], and the outputs, of the target's shape."""
+        """Return values per example, each [batch], and the outputs, of the target's shape."""
         target = batch["target"]
         if target.ndim == 3:
             outputs = outputs_of(model, batch, target.shape[1], rngs)
@@ -57,5 +60,5 @@ class Regression(Classification):
         return values, outputs
 
     def predictions(self, outputs: jax.Array) -> jax.Array:
-        """The numbers themselves."""
+        """Return the outputs themselves."""
         return outputs

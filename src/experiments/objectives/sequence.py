@@ -13,7 +13,7 @@ from experiments.objectives.classification import Classification, Metrics, full_
 
 
 def outputs_of(model: Any, batch: dict, steps: int, rngs: nnx.Rngs | None, **extra: Any) -> Any:
-    """A model's outputs [B, steps, num_classes] for a batch.
+    """Return a model's outputs [B, steps, num_classes] for a batch.
 
     Raises:
       UserError: the model gives one output for a whole sequence.
@@ -21,27 +21,27 @@ def outputs_of(model: Any, batch: dict, steps: int, rngs: nnx.Rngs | None, **ext
     if not getattr(model, "sequential", False):
         raise UserError(
             f"{type(model).__name__} gives one output for a whole sequence, but these data want "
-            f"one a step: use model=lstm, gru, rnn, peephole_lstm or encoder_decoder"
+            f"one per step: use model=lstm, gru, rnn, peephole_lstm or encoder_decoder"
         )
     known = {name: batch[name] for name in ("lengths", "restart") if name in batch}
     return model(model_input(batch)[1], steps=steps, rngs=rngs, **known, **extra)
 
 
 class Labelling(Classification):
-    """The target of each step is a class: `target` int [B, steps].
+    """Loss and accuracy of a class for every step: `target` int [B, steps].
 
-    A batch may have `weight` [B, steps]: how much each step counts (all the same where there is
-    none). An example's loss is the mean of `loss` over its steps. Metrics: `accuracy`, of steps,
-    and `solved`, the share of sequences of which every step that counts is right. A model that
-    writes step by step reads its own outputs for the two, and the targets for the loss.
+    A batch may have `weight` [B, steps], how much each step counts (all the same where there is
+    none). An example's loss is the weighted mean of `loss` over its steps. Metrics: `accuracy`, of
+    steps, and `solved`, the share of sequences of which every step that counts is right. A model
+    that generates step by step reads the targets for the loss, and its own outputs for the metrics.
     """
 
-    gallery = "experiments.viz.gallery_labelling"
+    kind = "labelling"
 
     def __call__(
         self, model: nnx.Module, batch: dict, rngs: nnx.Rngs | None, epoch: Any
     ) -> tuple[Metrics, jax.Array]:
-        """Per-example values, each [batch], and the logits [B, steps, num_classes]."""
+        """Return values per example, each [batch], and the logits [B, steps, num_classes]."""
         target = batch["target"]
         weight = batch.get("weight", jnp.ones(target.shape, jnp.float32))
         weight = weight / jnp.sum(weight, axis=1, keepdims=True)
@@ -60,32 +60,31 @@ class Labelling(Classification):
         return values, seen
 
     def predictions(self, logits: jax.Array) -> jax.Array:
-        """The predicted classes, int32 [B, steps]."""
+        """Return the predicted classes, int32 [B, steps]."""
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
 
 class Language(Labelling):
-    """The next character from those before it.
+    """Prediction of the next character from those before it.
 
-    Metrics: `loss` in nats a character, `bits_per_character` of the predicted distribution, and
+    Metrics: `loss` in nats per character, `bits_per_character` of the predicted distribution, and
     `accuracy`.
     """
 
+    kind = "language"
     monitor = ("loss", "min")
-    gallery = "experiments.viz.gallery_language"
-    gallery_during = True
 
     def __call__(
         self, model: nnx.Module, batch: dict, rngs: nnx.Rngs | None, epoch: Any
     ) -> tuple[Metrics, jax.Array]:
-        """Per-example values, each [batch], and the logits [B, steps, num_classes].
+        """Return values per example, each [batch], and the logits [B, steps, num_classes].
 
         Raises:
-          UserError: the model reads what it is to predict.
+          UserError: the model reads the characters that it is to predict.
         """
         if not hasattr(model, "advance") or getattr(model, "bidirectional", False):
             raise UserError(
-                "a language model reads from left to right and gives an output a step: use "
+                "a language model reads from left to right and gives an output per step: use "
                 "model=lstm, gru, rnn or peephole_lstm with model.bidirectional=false"
             )
         values, logits = super().__call__(model, batch, rngs, epoch)
@@ -95,5 +94,5 @@ class Language(Labelling):
         return values | {"bits_per_character": jnp.mean(nats, axis=1) / math.log(2)}, logits
 
     def predictions(self, logits: jax.Array) -> jax.Array:
-        """The logarithms of the probabilities of the next character, [B, steps, num_classes]."""
+        """Return the log-probabilities of the next character, [B, steps, num_classes]."""
         return jax.nn.log_softmax(logits)

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from experiments.errors import UserError
-from experiments.objectives.autoencoding import image_of, off
+from experiments.objectives.autoencoding import image_of
 from experiments.objectives.classification import Metrics, full_precision
 from experiments.objectives.likelihoods import LIKELIHOODS, MEANS
-from experiments.types import NonNegative, NonNegativeInt
+from experiments.types import NonNegative, NonNegativeInt, is_off
 
 
 class Variational:
@@ -19,17 +19,19 @@ class Variational:
     Args:
       beta: weight of the KL divergence (Higgins et al. 2017).
       warmup_epochs: epochs over which that weight rises from 0 (Bowman et al. 2016).
-      free_bits: nats that a latent may hold free of charge, on the mean over the batch (Kingma et
-        al. 2016, arXiv:1606.04934, eq. 15).
-      binarise: pixels are taken as they are, cut at 0.5, or drawn anew every time with their
-        value as the probability (Salakhutdinov & Murray 2008).
+      free_bits: nats of a latent's KL divergence, on the mean over the batch, that cost nothing
+        (Kingma et al. 2016, arXiv:1606.04934, eq. 15).
+      binarise: "none" takes pixels as they are, "threshold" cuts them at 0.5, "stochastic" draws
+        them every time with their value as the probability (Salakhutdinov & Murray 2008).
       importance_samples: k of the importance-weighted bound in evaluation (Burda et al. 2016);
         0: do not compute it.
+
+    Raises:
+      UserError: there is a `loss` besides the bound.
     """
 
+    kind = "variational"
     monitor = ("loss", "min")
-    gallery = "experiments.viz.gallery_variational"
-    gallery_during = True
     pixels = (0.0, 1.0)
 
     def __init__(
@@ -55,10 +57,10 @@ class Variational:
     def __call__(
         self, model: Any, batch: dict, rngs: nnx.Rngs, epoch: Any
     ) -> tuple[Metrics, dict[str, jax.Array]]:
-        """Per-example values, and `target` and `reconstruction` [batch, H, W, C].
+        """Return values per example, each [batch], and images by name, each [batch, H, W, C].
 
-        Values, in nats: `elbo` = −`reconstruction` − `kl`; `loss`, what is minimised: −`elbo` but
-        for beta, warm-up and free bits; in evaluation `iwae`, the bound of k samples.
+        Values, in nats: `elbo` = −`reconstruction` − `kl`; `loss`, −`elbo` with beta, warm-up and
+        free bits; in evaluation `iwae`, the bound of k samples. Images: `target`, `reconstruction`.
         """
         target = self.binary(image_of(batch), rngs)
         condition = self.condition(model, batch)
@@ -79,7 +81,7 @@ class Variational:
         return values, {"target": target, "reconstruction": jnp.clip(shown, 0, 1)}
 
     def binary(self, images: jax.Array, rngs: nnx.Rngs) -> jax.Array:
-        """The images as `binarise` says."""
+        """Return the images, binarised where that is asked for."""
         if self.binarise == "threshold":
             return (images > 0.5).astype(images.dtype)
         if self.binarise == "stochastic":
@@ -88,30 +90,33 @@ class Variational:
         return images
 
     def condition(self, model: Any, batch: dict) -> jax.Array | None:
-        """One-hot classes [batch, num_classes] if the model is told them."""
+        """Return one-hot classes [batch, num_classes] of a conditional model, else None."""
         return class_of(batch, self.num_classes) if model.conditional else None
 
     def weight(self, epoch: Any) -> Any:
-        """Of the KL divergence after so many epochs."""
-        if off(self.warmup_epochs):
+        """Return the weight of the KL divergence after so many epochs."""
+        if is_off(self.warmup_epochs):
             return self.beta
         return self.beta * jnp.minimum(epoch / self.warmup_epochs, 1)
 
     def charged(self, kl: jax.Array) -> jax.Array:
-        """The KL divergence [batch] beyond what is free, of the parts [batch, latents]."""
-        if off(self.free_bits):
+        """Return the KL divergence [batch] from that of each latent [batch, latents].
+
+        A latent whose mean is below `free_bits` counts as that constant.
+        """
+        if is_off(self.free_bits):
             return jnp.sum(kl, axis=-1)
         free = jnp.mean(kl, axis=0) <= self.free_bits
         return jnp.sum(jnp.where(free, self.free_bits, kl), axis=-1)
 
     def sampled(self, mean: jax.Array, log_variance: jax.Array, key: jax.Array) -> jax.Array:
-        """A sample of q(z|x) as a function of its moments."""
+        """Return a sample of q(z|x), differentiable in its moments."""
         return mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape, mean.dtype)
 
     def log_likelihood(
         self, model: Any, z: jax.Array, condition: jax.Array | None, target: jax.Array
     ) -> jax.Array:
-        """log p(x|z) [batch] in nats."""
+        """Return log p(x|z) [batch] in nats."""
         outputs = full_precision(model.decode(z, condition))
         scale = None if model.log_scale is None else full_precision(model.log_scale[...])
         pixels = LIKELIHOODS[model.likelihood](outputs, scale, full_precision(target))
@@ -126,7 +131,7 @@ class Variational:
         target: jax.Array,
         key: jax.Array,
     ) -> jax.Array:
-        """log 1/k Σ p(x, zᵢ) / q(zᵢ|x) [batch] (Burda et al. 2016, eq. 8)."""
+        """Return log 1/k Σ p(x, zᵢ) / q(zᵢ|x) [batch] (Burda et al. 2016, eq. 8)."""
 
         def log_weight(key: jax.Array) -> jax.Array:
             z = self.sampled(mean, log_variance, key)
@@ -138,12 +143,16 @@ class Variational:
         return jax.nn.logsumexp(logs, axis=0) - jnp.log(self.importance_samples)
 
     def predictions(self, outputs: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """The images."""
+        """Return the images by name."""
         return outputs
 
 
 def class_of(batch: dict, num_classes: int) -> jax.Array:
-    """One-hot (or mixed) classes [batch, num_classes]; raises `UserError` where there are none."""
+    """Return one-hot (or mixed) classes [batch, num_classes].
+
+    Raises:
+      UserError: the batch has no labels.
+    """
     if "label" not in batch:
         raise UserError("model.conditional=true needs data with labels")
     label = batch["label"]

@@ -1,10 +1,10 @@
-"""Convolution with channels last, quick on every backend.
+"""Convolution with channels last, fast on every backend.
 
-On an accelerator this is `lax.conv_general_dilated`. XLA's CPU backend runs that slowly (above all
-its gradients, and inside loops). There one in two dimensions goes to the processor's matrix units
-(`product.py`) where it has some, and elsewhere becomes matrix products, which XLA hands to threaded
-library code: Winograd's where they apply, patches times the kernel where they do not.
-All of it is differentiable JAX: grad of grad, forward mode, vmap and scan just work.
+On an accelerator this is `lax.conv_general_dilated`. XLA's CPU backend is slow at that, above all
+at its gradients and inside loops. There a convolution in two dimensions goes to the processor's
+matrix units (`product.py`) if it has some. Otherwise it becomes matrix products, which XLA hands to
+threaded library code: by Winograd's algorithm where it applies, else of patches and the kernel. All
+of it is differentiable JAX: gradients of gradients, forward mode, vmap and scan work.
 """
 
 import functools
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from experiments.ops.product import is_worth_it, multiply_windows, stock_only, usable
+from experiments.ops.product import is_worth_it, is_xla_only, multiply_windows, usable
 from experiments.ops.winograd import winograd_conv
 
 Padding = str | int | Sequence[int | tuple[int, int]]
@@ -35,10 +35,10 @@ def conv(
     Args:
         x: `[N, *spatial, C_in]`.
         kernel: `[*window, C_in / groups, C_out]`.
-        strides: step of the window, one number or one a dimension.
+        strides: step of the window, one number or one per dimension.
         padding: "SAME" (output size `ceil(size / stride)`), "VALID" (none), one number for all
-            sides, or one number or one `(low, high)` pair a dimension.
-        dilation: distance between the taps of the window, one number or one a dimension.
+            sides, or one number or one `(low, high)` pair per dimension.
+        dilation: distance between the taps of the window, one number or one per dimension.
         groups: channels are split into this many groups that do not see each other;
             `groups == C_in` is a depthwise convolution.
 
@@ -66,9 +66,9 @@ def conv(
     window = [d * (k - 1) + 1 for k, d in zip(kernel.shape[:-2], dilation, strict=True)]
     pads = explicit_padding(padding, x.shape[1:-1], window, strides)
     dtype = jnp.result_type(x, kernel)
-    if jax.default_backend() != "cpu" or stock_only():
-        return _stock(x.astype(dtype), kernel.astype(dtype), strides, pads, dilation, groups)
-    # CPUs compute in float32: smaller types would be converted there and back at each step.
+    if jax.default_backend() != "cpu" or is_xla_only():
+        return _xla_conv(x.astype(dtype), kernel.astype(dtype), strides, pads, dilation, groups)
+    # CPUs compute in float32: smaller types would be converted there and back at every step.
     wide = jnp.promote_types(dtype, jnp.float32)
     x, kernel = x.astype(wide), kernel.astype(wide)
     y = _cpu_conv(x, kernel, strides, pads, dilation, groups, dtype == jnp.bfloat16)
@@ -76,7 +76,7 @@ def conv(
 
 
 def per_dimension(value: int | Sequence[int], dims: int, name: str) -> tuple[int, ...]:
-    """One positive number a spatial dimension."""
+    """Return one positive number per spatial dimension."""
     values = (value,) * dims if isinstance(value, int) else tuple(value)
     if len(values) != dims or min(values) < 1:
         raise ValueError(f"{name} must be one positive number or {dims} of them, got {value}")
@@ -86,7 +86,7 @@ def per_dimension(value: int | Sequence[int], dims: int, name: str) -> tuple[int
 def explicit_padding(
     padding: Padding, size: Sequence[int], window: Sequence[int], strides: Sequence[int]
 ) -> tuple[tuple[int, int], ...]:
-    """Padding as one `(low, high)` pair a spatial dimension."""
+    """Return padding as one `(low, high)` pair per spatial dimension."""
     if isinstance(padding, str):
         if padding.upper() not in ("SAME", "VALID"):
             raise ValueError(f'padding must be "SAME", "VALID" or numbers, got {padding!r}')
@@ -104,7 +104,7 @@ def explicit_padding(
     return pads
 
 
-def _stock(x, kernel, strides, pads, dilation, groups):
+def _xla_conv(x, kernel, strides, pads, dilation, groups):
     spatial = "DHW"[-(x.ndim - 2) :]
     return lax.conv_general_dilated(
         x,
@@ -118,13 +118,11 @@ def _stock(x, kernel, strides, pads, dilation, groups):
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4, 5, 6))
-def _cpu_conv(x, kernel, strides, pads, dilation, groups, halves):
-    """Matrix units, else Winograd for 3x3 kernels at stride 1 with some channels, else patches.
+def _cpu_conv(x, kernel, strides, pads, dilation, groups, bf16):
+    """Convolve by matrix units, else by Winograd's algorithm (3x3, stride 1), else by patches.
 
-    With `halves` all numbers are bfloat16.
-
-    Under a jit of its own, so that the layers of one shape are traced once: ResNet-152's training
-    step takes 2.9 instead of 7.0 s of tracing.
+    With `bf16` all numbers are bfloat16 in arrays of float32. It is jitted so that all layers of
+    one shape are traced once.
     """
     kernel, pads = _without_dead_taps(kernel, x.shape[1:-1], strides, pads, dilation)
     if groups > 1:
@@ -132,7 +130,7 @@ def _cpu_conv(x, kernel, strides, pads, dilation, groups, halves):
     if x.ndim == 4 and set(dilation) == {1} and usable(x, kernel):
         near, narrow, rest = _at_stride_one(x, kernel, strides, pads)
         if is_worth_it(near, narrow, rest):
-            return multiply_windows(near, narrow, (*rest[0], *rest[1]), halves=halves)
+            return multiply_windows(near, narrow, (*rest[0], *rest[1]), bf16=bf16)
     if (
         kernel.shape[:-2] == (3, 3)
         and set(strides + dilation) == {1}
@@ -144,10 +142,10 @@ def _cpu_conv(x, kernel, strides, pads, dilation, groups, halves):
 
 
 def _at_stride_one(x, kernel, strides, pads):
-    """The same convolution at stride 1: what a stride passes over becomes channels.
+    """Return images, kernel and padding of the same convolution at stride 1 (space to depth).
 
-    Images [N, H, W, C] become [N, H / s, W / s, s² C], kernels as much smaller; neither changes
-    where the stride is 1 already. Returns images, kernel and padding.
+    Images [N, H, W, C] become [N, H / s, W / s, s² C], and kernels likewise; neither changes if the
+    stride is 1 already.
     """
     if set(strides) == {1}:
         return x, kernel, pads
@@ -175,7 +173,7 @@ def _at_stride_one(x, kernel, strides, pads):
 
 
 def _without_dead_taps(kernel, size, strides, pads, dilation):
-    """Cut off the taps that see only padding, as all but the centre of a 3x3 on a 1x1 image do."""
+    """Cut off taps that see only padding, as do all but the centre of a 3x3 on a 1x1 image."""
     trimmed = []
     for axis, (n, s, (low, high), d) in enumerate(zip(size, strides, pads, dilation, strict=True)):
         k = kernel.shape[axis]
@@ -188,7 +186,7 @@ def _without_dead_taps(kernel, size, strides, pads, dilation):
 
 
 def _grouped_conv(x, kernel, strides, pads, dilation, groups):
-    """Each group of channels by itself."""
+    """Convolve each group of channels separately."""
     *window, c_group, c_out = kernel.shape
     x = _pad(x, pads)
     taps = [
@@ -204,7 +202,7 @@ def _grouped_conv(x, kernel, strides, pads, dilation, groups):
 
 
 def _patches_conv(x, kernel, strides, pads, dilation):
-    """Convolution as patches `[N * out, window * C_in]` times the kernel as a matrix."""
+    """Multiply patches `[N * out, window * C_in]` by the kernel as a matrix."""
     *window, c_in, c_out = kernel.shape
     x = _pad(x, pads)
     out = [
@@ -215,7 +213,7 @@ def _patches_conv(x, kernel, strides, pads, dilation):
         x, kernel = _share_patches(x, kernel, strides[-1], out[-1])
     else:
         x = _stack_taps(x, len(window), window[-1], strides[-1], dilation[-1])
-    # One dimension at a time: the gradient then adds a few overlapping views, not one a tap.
+    # One dimension at a time: the gradient then adds a few overlapping views, not one per tap.
     for axis in reversed(range(1, len(window))):
         x = _stack_taps(x, axis, window[axis - 1], strides[axis - 1], dilation[axis - 1])
     # Flat, as XLA transposes a whole operand for the kernel's gradient of a product over many axes.
@@ -234,13 +232,15 @@ def _stack_taps(x, axis, k, stride, dilation):
 
 
 def _share_patches(x, kernel, stride, out):
-    """Windows along the last dimension, each shared by several neighbouring outputs.
+    """Take windows along the last dimension that several neighbouring outputs share.
 
-    The neighbours become further output channels, up to 80 in all, of a kernel that covers what all
-    of them see: more multiplications by zero, but less to copy and a wider matrix. With few input
-    channels that is quicker; LeNet-5's training step takes half the time.
+    The neighbours become further output channels, up to 80 in all, of a kernel that covers
+    everything that they see: more multiplications by zero, but less to copy and a wider matrix,
+    which is faster with few input channels.
 
-    Returns the windows `[N, ..., out / share, taps * C_in]` and `[..., taps, C_in, share, C_out]`.
+    Returns:
+        the windows `[N, ..., out / share, taps * C_in]` and the kernel
+        `[..., taps, C_in, share, C_out]`.
     """
     k, c_in, c_out = kernel.shape[-3:]
     share = max(n for n in range(1, out + 1) if out % n == 0 and n * c_out <= max(80, c_out))
@@ -264,7 +264,7 @@ def _pad(x, pads):
 
 
 def shifted(x, tap, window, strides, dilation=(1, 1, 1)):
-    """What one tap of the window sees of the padded `x` at each output position, `[N, *out, C]`."""
+    """Return what one tap of the window sees of the padded `x` at each output: `[N, *out, C]`."""
     start, limit = [0], [x.shape[0]]
     for t, size, k, s, d in zip(tap, x.shape[1:-1], window, strides, dilation, strict=False):
         out = (size - d * (k - 1) - 1) // s + 1

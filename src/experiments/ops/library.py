@@ -1,8 +1,7 @@
-"""The C library of operations by matrix units, compiled for this machine when it is first used.
+"""The C library of operations by matrix units (AMX), compiled when a machine first uses it.
 
-As `torch.compile` and Triton do it, by the C compiler at hand, once: the library stays in the
-user's cache folder. Where there is no compiler, or the processor has no matrix units, everything
-works without it, by XLA's own operations.
+The machine's own C compiler makes it, and it stays in the user's cache folder. Where there is no
+compiler, or the processor has no matrix units, XLA's own operations take its place.
 """
 
 import ctypes
@@ -21,36 +20,36 @@ from experiments.machine import user_cache
 log = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
-SOURCES = ("products.c", "lstm.c", "adam.c")
-FUNCTIONS = ("multiply_windows", "sum_windows", "lstm_forward", "lstm_backward", "adam_step")
+SOURCES = ("products.c", "lstm.c")
+FUNCTIONS = ("multiply_windows", "sum_windows", "lstm_forward", "lstm_backward")
 NEEDED = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "amx_tile", "amx_bf16"}
 FLAGS = ["-O3", "-std=gnu11", "-shared", "-fPIC"]
 FLAGS += [f"-m{flag.replace('avx512_', 'avx512').replace('_', '-')}" for flag in sorted(NEEDED)]
-# compiled under another name: others may be at it as well, or this process end before
+# under another name first: another process may compile it too, or this one may be killed meanwhile
 COMPILE = 'file=$0; "$@" -o "$file.$$" && mv "$file.$$" "$file"'
 
 _compiling: subprocess.Popen[str] | None = None
 
 
 def begin() -> None:
-    """Has the library compiled, where that is needed, beside what else a program starts with."""
+    """Start compiling the library in the background if this machine has none yet."""
     global _compiling
     if _has_units() and not (path := _path()).exists() and (compiler := _compiler()):
         try:
             _compiling = _compile(path, compiler)
         except OSError as error:
-            log.debug("begun in vain: %s", error)  # `available` says so where it matters
+            log.debug("cannot be compiled: %s", error)  # `available` reports it if it is needed
 
 
 @functools.cache
 def available() -> bool:
-    """Whether XLA can call the library; loads it, and compiles it before where nobody has."""
+    """Load the library, compiled before if need be; return True if XLA can call it."""
     if not _has_units():
         return False
     import jax
 
     try:
-        library = ctypes.CDLL(str(_made()))
+        library = ctypes.CDLL(str(_compiled()))
     except OSError as error:
         log.info("the processor's matrix units are not used: %s", error)
         return False
@@ -64,13 +63,13 @@ def available() -> bool:
 
 
 def target(function: str) -> str:
-    """What XLA knows a function of the library by."""
+    """Return the name under which XLA knows a function of the library."""
     return f"experiments_{function}"
 
 
 @functools.cache
 def version() -> str:
-    """Of the library: another source or another interface of XLA is another one."""
+    """Return a hash of everything that the library is compiled from."""
     known = hashlib.sha256(repr(FLAGS).encode())
     headers = [FOLDER / "units.h", _headers() / "xla/ffi/api/c_api.h"]
     for source in [*(FOLDER / name for name in SOURCES), *headers]:
@@ -88,12 +87,12 @@ def _has_units() -> bool:
 
 
 def _path() -> Path:
-    """Where the library is, or will be."""
+    """Return the path of the compiled library, whether or not it exists."""
     return user_cache() / "libraries" / f"units-{version()}.so"
 
 
 def _headers() -> Path:
-    """Those of XLA, found without importing it."""
+    """Return the folder of XLA's headers, found without importing JAX."""
     found = importlib.util.find_spec("jaxlib")
     assert found is not None
     assert found.submodule_search_locations is not None
@@ -101,7 +100,7 @@ def _headers() -> Path:
 
 
 def _compiler() -> list[str]:
-    """The command of the C compiler, empty where there is none."""
+    """Return the command of the C compiler, empty if there is none."""
     if given := os.environ.get("CC"):
         return given.split()
     return [path for path in map(shutil.which, ("cc", "gcc", "clang")) if path][:1]
@@ -118,8 +117,8 @@ def _compile(path: Path, compiler: list[str]) -> subprocess.Popen[str]:
     )
 
 
-def _made() -> Path:
-    """The library's file.
+def _compiled() -> Path:
+    """Compile the library if need be and return its path.
 
     Raises:
       OSError: no compiler, one that refuses the source, or nowhere to write.

@@ -1,9 +1,8 @@
 """All steps of an LSTM in one operation, by the matrix units of a processor (`lstm.c`).
 
-There are two, forwards and back through time. The gradients of the kernels are matrix products of
-what they leave. `_steps` and `_steps_back` say the same in JAX: derivatives of higher order, and
-those in forward mode, are theirs. A training step of an LSTM (128 sequences, 28 steps, 128 units)
-takes 14 ms on 2 shared CPU cores, 29 ms with a loop of XLA's around products by the same units.
+There is an operation for the forward and one for the backward pass; the gradients of the kernels
+are matrix products of their results. `_steps` and `_steps_back` compute the same in JAX, from which
+derivatives of higher order and in forward mode follow.
 """
 
 import functools
@@ -15,18 +14,18 @@ import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad
 
-from experiments.ops.foreign import Aliases, lanes, set_up
-from experiments.ops.product import kernel_gradient, matmul, stock_only, usable
+from experiments.ops.primitives import Aliases, define, trials
+from experiments.ops.product import is_xla_only, kernel_gradient, matmul, usable
 from experiments.ops.recurrence import Carry
 
-WORTH = 64  # steps of all sequences together; for fewer it does not pay to pack the kernels
-ROWS = 32  # sequences whose gradients of the bias are added up one after the other
+WORTH = 64  # fewest steps of all sequences together for which packing the kernels pays
+ROWS = 32  # sequences whose gradients of the bias are summed in C; the sums are added up here
 
 
 def is_worth_it(x: jax.Array, recurrent: jax.Array) -> bool:
-    """Whether `lstm` takes inputs [T, B, F] and a kernel, and is quicker than a loop of XLA's."""
-    # the size of the batch is not known in a program for any, which is one of XLA's alone
-    return not stock_only() and x.shape[0] * x.shape[1] >= WORTH and usable(x, recurrent)
+    """Return True if `lstm` can take inputs [T, B, F] and a kernel, and is faster than a scan."""
+    # `is_xla_only` comes first: an exported program for any batch size has no number of rows
+    return not is_xla_only() and x.shape[0] * x.shape[1] >= WORTH and usable(x, recurrent)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -39,7 +38,7 @@ def lstm(
     start: Carry,
     keep: jax.Array | None,
 ) -> tuple[jax.Array, Carry]:
-    """The outputs of all steps [T, B, H], and output and cells [B, H] after the last one.
+    """Return the outputs of all steps [T, B, H], and output and cells [B, H] after the last one.
 
     Args:
       reverse: from the last step to the first.
@@ -48,7 +47,7 @@ def lstm(
       recurrent: [H, 4 · H], projects the output of the step before.
       bias: [4 · H].
       start: output and cells before the first step.
-      keep: bool [T, B, 1]; where False both stay as they are. None: nowhere.
+      keep: bool [T, B, 1]; where False the state stays as it is. None: True everywhere.
     """
     return _forward(reverse, x, kernel, recurrent, bias, start, keep, save=False)[0]
 
@@ -56,7 +55,7 @@ def lstm(
 def _forward(reverse, x, kernel, recurrent, bias, start, keep, save=True):
     moves = jnp.ones(x.shape[:2], bool) if keep is None else keep[..., 0]
     factors = (x, kernel, recurrent, bias, *start, moves)
-    outputs, cells, gates = _one_lane(_run, *factors, reverse=reverse, save=save)
+    outputs, cells, gates = _one_trial(_run, *factors, reverse=reverse, save=save)
     last = 0 if reverse else -1
     residuals = (x, kernel, recurrent, start, moves, outputs, cells, gates)
     return (outputs, (outputs[last], cells[last])), residuals
@@ -66,7 +65,7 @@ def _backward(reverse, residuals, cotangents):
     x, kernel, recurrent, start, moves, outputs, cells, gates = residuals
     d_outputs, d_ends = cotangents
     factors = (gates, cells, start[1], recurrent, moves, d_outputs, *d_ends)
-    dz, dh, dc, d_bias = _one_lane(_run_back, *factors, reverse=reverse)
+    dz, dh, dc, d_bias = _one_trial(_run_back, *factors, reverse=reverse)
     rows = dz.reshape(-1, dz.shape[-1])
     d_kernel, d_recurrent = (
         kernel_gradient(seen.reshape(-1, seen.shape[-1]), rows)
@@ -80,13 +79,13 @@ lstm.defvjp(_forward, _backward)
 
 
 def _before(states, start, reverse):
-    """What was there before each step: the states after all steps [T, B, H] but one."""
+    """Return the states [T, B, H] before each step, from those after each step."""
     states = [states[1:], start[None]] if reverse else [start[None], states[:-1]]
     return jnp.concatenate(states)
 
 
 def _steps(x, kernel, recurrent, bias, h, c, moves, *, reverse, save):
-    """The way forwards, of one lane: outputs, cells and gates of all steps."""
+    """Return outputs, cells and gates of all steps of one trial."""
 
     def step(before, at):
         x, moves = at
@@ -102,7 +101,7 @@ def _steps(x, kernel, recurrent, bias, h, c, moves, *, reverse, save):
 
 
 def _steps_back(gates, cells, c, recurrent, moves, d_outputs, dh, dc, *, reverse):
-    """The way back, of one lane: gradients of z, of the first state, of parts of the bias."""
+    """Return gradients of one trial: of z, of the first output and cells, of parts of the bias."""
 
     def step(after, at):
         gates, cell, before, moves, d_output = at
@@ -134,30 +133,30 @@ def _run_back(*factors: jax.Array, reverse: bool) -> list[jax.Array]:
     return lstm_back_p.bind(*factors, reverse=reverse)
 
 
-def _one_lane(run: Any, *factors: jax.Array, **parameters: bool) -> list[jax.Array]:
+def _one_trial(run: Any, *factors: jax.Array, **parameters: bool) -> list[jax.Array]:
     return [result[0] for result in run(*(factor[None] for factor in factors), **parameters)]
 
 
 @lstm_p.def_abstract_eval
 def _(x, kernel, recurrent, *others, reverse, save):
     hidden = recurrent.shape[1]
-    places = (lanes(x, kernel, recurrent, *others), *x.shape[1:3])
+    places = (trials(x, kernel, recurrent, *others), *x.shape[1:3])
     return [x.update(shape=(*places, w)) for w in (hidden, hidden, 4 * hidden if save else 0)]
 
 
 @lstm_back_p.def_abstract_eval
 def _(gates, cells, *others, reverse):
-    count, (steps, batch, hidden) = lanes(gates, cells, *others), cells.shape[1:]
+    count, (steps, batch, hidden) = trials(gates, cells, *others), cells.shape[1:]
     state, sums = (count, batch, hidden), (count, -(-batch // ROWS), 4 * hidden)
     shapes = [(count, steps, batch, 4 * hidden), state, state, sums]
     return [gates.update(shape=shape) for shape in shapes]
 
 
 def _derive(operation, factors, tangents, **parameters):
-    """Derivatives in forward mode, by the steps in JAX."""
+    """Derive an operation in forward mode, by its steps in JAX."""
 
-    def in_lanes(*factors):
-        count = lanes(*factors)
+    def all_trials(*factors):
+        count = trials(*factors)
         wide = [jnp.broadcast_to(a, (count, *a.shape[1:])) for a in factors]
         return jax.vmap(functools.partial(operation, **parameters))(*wide)
 
@@ -167,16 +166,16 @@ def _derive(operation, factors, tangents, **parameters):
         like: Any = tangent.aval
         return np.zeros(like.shape, like.dtype)
 
-    return jax.jvp(in_lanes, tuple(factors), tuple(map(filled, tangents)))
+    return jax.jvp(all_trials, tuple(factors), tuple(map(filled, tangents)))
 
 
 def _in_place(context: Any) -> Aliases:
-    """The gradients of z take the place of the gates, from which they follow."""
+    """Let the gradients of z take the memory of the gates."""
     gates, dz = context.avals_in[0], context.avals_out[0]
     return {0: 0} if gates.shape == dz.shape else {}
 
 
-set_up(lstm_p, _run, lambda reverse, save: [reverse])
-set_up(lstm_back_p, _run_back, lambda reverse: [reverse], _in_place)
+define(lstm_p, _run, lambda reverse, save: [reverse])
+define(lstm_back_p, _run_back, lambda reverse: [reverse], _in_place)
 ad.primitive_jvps[lstm_p] = functools.partial(_derive, _steps)
 ad.primitive_jvps[lstm_back_p] = functools.partial(_derive, _steps_back)

@@ -1,4 +1,4 @@
-"""Normalisation without statistics, channels last."""
+"""Local response normalisation, channels last."""
 
 from typing import Any
 
@@ -10,11 +10,14 @@ import jax.numpy as jnp
 def local_response_norm(
     x: jax.Array, size: int = 5, *, alpha: Any = 1e-4, beta: Any = 0.75, k: Any = 2.0
 ) -> jax.Array:
-    """Each value over a power of the squares around it, across channels: `[..., C]` to the same.
+    """Return x_c / (k + α Σ x_j²)^β, summed over the `size` channels j around c: `[..., C]`.
 
-    y_c = x_c / (k + α Σ x_j²)^β over the `size` channels j centred on c, fewer at both ends
-    (Krizhevsky et al. 2012, section 3.3, whose constants are the defaults). PyTorch's layer takes
-    `size` times this α. The constants may be traced; the sum is in float32 at least.
+    There are fewer such channels at both ends. PyTorch's layer takes `size` times this α. The
+    constants, those of the paper by default, may be traced; the sum is in float32 at least.
+
+    References:
+      Krizhevsky et al. 2012, "ImageNet classification with deep convolutional neural networks",
+      section 3.3.
     """
     squares = jnp.square(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
     low = (size - 1) // 2

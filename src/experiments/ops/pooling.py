@@ -1,7 +1,7 @@
-"""Pooling with channels last, quick on every backend.
+"""Pooling with channels last, fast on every backend.
 
-XLA's CPU backend runs `reduce_window`, and above all the gradient of a maximum over windows,
-slowly. Here a pool is a reduction over the few shifted views of the input that make up its window.
+XLA's CPU backend is slow at `reduce_window`, and above all at the gradient of a maximum over
+windows. Here pooling is a reduction over the few shifted views of the input that make up a window.
 """
 
 import functools
@@ -22,15 +22,15 @@ def max_pool(
     strides: int | Sequence[int] | None = None,
     padding: Padding = "VALID",
 ) -> jax.Array:
-    """Largest value in each window of `x` `[N, *spatial, C]`, as `[N, *out, C]`.
+    """Return the largest value in each window of `x` `[N, *spatial, C]`, as `[N, *out, C]`.
 
-    Padding never wins: it counts as minus infinity. Among equal values the gradient goes to the
-    first, and a NaN in the window gives NaN, as in `lax.reduce_window`. One axis after the other:
-    of a window of 3x3 that compares, and differentiates, six values instead of nine.
+    Padding counts as minus infinity. Among equal values the gradient goes to the first, and a NaN
+    in the window gives NaN, as in `lax.reduce_window`. Taking one axis after the other compares,
+    and differentiates, six instead of nine values of a 3x3 window.
 
     Args:
         x: `[N, *spatial, C]` with one to three spatial dimensions.
-        window: its size, one number or one a dimension.
+        window: its size, one number or one per dimension.
         strides: step of the window; None means the window itself, so that windows do not overlap.
         padding: as in `conv`; "VALID" drops what does not fill a window.
     """
@@ -54,7 +54,7 @@ def avg_pool(
     padding: Padding = "VALID",
     count_include_pad: bool = False,
 ) -> jax.Array:
-    """Mean of each window of `x` `[N, *spatial, C]`, as `[N, *out, C]`.
+    """Return the mean of each window of `x` `[N, *spatial, C]`, as `[N, *out, C]`.
 
     Args:
         x, window, strides, padding: as in `max_pool`.
@@ -70,16 +70,16 @@ def avg_pool(
 
 @jax.named_scope("@global_avg_pool")
 def global_avg_pool(x: jax.Array) -> jax.Array:
-    """Mean over the spatial dimensions: `[N, *spatial, C]` to `[N, C]`."""
+    """Return the mean over the spatial dimensions: `[N, *spatial, C]` to `[N, C]`."""
     return jnp.mean(x, axis=tuple(range(1, x.ndim - 1)))
 
 
 @jax.custom_jvp
 def _largest(views: list[jax.Array]) -> jax.Array:
-    """The elementwise maximum.
+    """Return the elementwise maximum.
 
-    Its derivative goes by the place of the first maximum: differentiated comparison by comparison
-    it would make several loops over the data for every view.
+    Its derivative looks up which view had the first maximum. JAX's own would make several loops
+    over the data for every view.
     """
     return functools.reduce(lambda a, b: jnp.where(_replaces(b, a), b, a), views)
 
@@ -96,12 +96,12 @@ def _(primals, tangents):
 
 
 def _replaces(b: jax.Array, a: jax.Array) -> jax.Array:
-    """Where b is the larger one, or no number."""
+    """Return True where b is larger than a, or NaN."""
     return (b > a) | jnp.isnan(b)
 
 
 def _views(x, window, strides, padding, fill):
-    """For each place in the window, the values that it takes at every output position."""
+    """Return, for each place in the window, the values that it sees at every output position."""
     dims = x.ndim - 2
     window = per_dimension(window, dims, "window")
     strides = window if strides is None else per_dimension(strides, dims, "strides")

@@ -1,9 +1,10 @@
 """Matrix products and convolutions at stride 1 by the matrix units of a processor (`products.c`).
 
-Three operations, each linear in both of its factors: outputs, the gradient of the inputs and that
-of the kernel. Each is the derivative of the others, so gradients of gradients, forward mode and
-vmap work. Results are as exact as JAX's precision "high": they differ from those in float32 by some
-5e-6 of the largest. With `JAX_DEFAULT_MATMUL_PRECISION=highest` nothing of this is used.
+There are three operations, each linear in both of its factors: outputs, the gradient of the inputs
+and that of the kernel. Each is the derivative of the others, so that gradients of gradients,
+forward mode and vmap work. Results are as exact as JAX's precision "high": they differ from those
+in float32 by some 5e-6 of the largest. With `JAX_DEFAULT_MATMUL_PRECISION=highest` XLA computes all
+of them.
 """
 
 import contextlib
@@ -18,37 +19,37 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad
 
 from experiments.ops import library
-from experiments.ops.foreign import lanes, set_up
+from experiments.ops.primitives import define, trials
 
 Pads = tuple[int, int, int, int]  # top, bottom, left, right
 
-# XLA's own product is as quick
-WORTH = 2**20  # below so many operations,
-ROWS = 128  # for fewer rows, which are not worth taking a kernel apart,
-NARROW = 16  # and where one side of the kernel is shorter.
+# the least for which the units are faster than XLA's own product
+WORTH = 2**20  # floating-point operations
+ROWS = 128  # rows of the first factor, among which splitting the kernel is shared
+NARROW = 16  # inputs and outputs of the kernel
 
-_stock_only = ContextVar("stock_only", default=False)
+_xla_only = ContextVar("xla_only", default=False)
 
 
 @contextlib.contextmanager
-def stock_operations() -> Iterator[None]:
-    """Within it a trace holds operations of XLA alone: for programs that run on other platforms."""
-    token = _stock_only.set(True)
+def xla_only() -> Iterator[None]:
+    """Let what is traced within use XLA's operations alone, to run on other machines as well."""
+    token = _xla_only.set(True)
     try:
         yield
     finally:
-        _stock_only.reset(token)
+        _xla_only.reset(token)
 
 
-def stock_only() -> bool:
-    """Whether a trace is to hold operations of XLA alone."""
-    return _stock_only.get()
+def is_xla_only() -> bool:
+    """Return True within `xla_only`."""
+    return _xla_only.get()
 
 
 def usable(*arrays: jax.Array) -> bool:
-    """Whether a product of these can go to the matrix units.
+    """Return True if the matrix units can multiply these arrays.
 
-    Not where XLA divides the program among several devices: it would gather their parts first.
+    They cannot where XLA divides the program among several devices: it would gather the arrays.
     """
     if jax.default_backend() != "cpu":
         return False
@@ -60,58 +61,61 @@ def usable(*arrays: jax.Array) -> bool:
 
 
 def _one_device() -> bool:
-    """Whether the program at hand runs on a device by itself, or says what each device does."""
-    cores = jax.config.values["jax_num_cpu_devices"] > 1  # of which a run by itself takes one
+    """Return True if the traced program runs on one device, or spells out each device's part."""
+    cores = jax.config.values["jax_num_cpu_devices"] > 1  # a device per core, each used by itself
     return jax.local_device_count() == 1 == jax.process_count() or cores
 
 
 def matmul(x: jax.Array, kernel: jax.Array, *, in_loop: bool = False) -> jax.Array:
-    """`x` `[..., inputs]` times `kernel` `[inputs, outputs]`: `[..., outputs]`.
+    """Multiply `x` `[..., inputs]` by `kernel` `[inputs, outputs]`, to `[..., outputs]`.
 
-    `in_loop`: of a recurrence, where XLA's products are slower than elsewhere.
+    Args:
+      in_loop: the product is part of a recurrence, where XLA's are slower than elsewhere.
     """
-    halves = x.dtype == kernel.dtype == jnp.bfloat16
-    if halves and jax.default_backend() == "cpu":  # XLA's would convert them as well
+    bf16 = x.dtype == kernel.dtype == jnp.bfloat16
+    if bf16 and jax.default_backend() == "cpu":  # XLA converts them too
         x, kernel = x.astype(jnp.float32), kernel.astype(jnp.float32)
-        return _matmul(x, kernel, in_loop, halves).astype(jnp.bfloat16)
-    return _matmul(x, kernel, in_loop, halves)
+        return _matmul(x, kernel, in_loop, bf16).astype(jnp.bfloat16)
+    return _matmul(x, kernel, in_loop, bf16)
 
 
-def _matmul(x: jax.Array, kernel: jax.Array, in_loop: bool, halves: bool) -> jax.Array:
-    # the number of rows is not known in a program for any batch, which is one of XLA's alone
-    if stock_only() or 2 * x.size * kernel.shape[1] < WORTH or min(kernel.shape) < NARROW:
+def _matmul(x: jax.Array, kernel: jax.Array, in_loop: bool, bf16: bool) -> jax.Array:
+    # `is_xla_only` comes first: an exported program for any batch size has no number of rows
+    if is_xla_only() or 2 * x.size * kernel.shape[1] < WORTH or min(kernel.shape) < NARROW:
         return x @ kernel
     if not (in_loop or math.prod(x.shape[:-1]) >= ROWS) or not usable(x, kernel):
         return x @ kernel
     places, window = x.reshape(1, -1, 1, 1, x.shape[-1]), kernel.reshape(1, 1, 1, *kernel.shape)
-    y = _multiply(places, window, pads=(0, 0, 0, 0), halves=halves, turned=False)
+    y = _multiply(places, window, pads=(0, 0, 0, 0), bf16=bf16, transposed=False)
     return y.reshape(*x.shape[:-1], kernel.shape[1])
 
 
 def kernel_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
-    """`x` `[rows, inputs]` turned round times `dy` `[rows, outputs]`: `[inputs, outputs]`."""
-    if stock_only() or 2 * x.size * dy.shape[1] < WORTH or not usable(x, dy):
+    """Multiply the transpose of `x` `[rows, inputs]` by `dy` `[rows, outputs]`."""
+    if is_xla_only() or 2 * x.size * dy.shape[1] < WORTH or not usable(x, dy):
         return x.T @ dy
     x, dy = (a.reshape(1, -1, 1, 1, a.shape[1]) for a in (x, dy))
-    return _sum(x, dy, pads=(0, 0, 0, 0), halves=False, window=(1, 1))[0, 0, 0]
+    return _sum(x, dy, pads=(0, 0, 0, 0), bf16=False, window=(1, 1))[0, 0, 0]
 
 
 def multiply_windows(
-    x: jax.Array, kernel: jax.Array, pads: Pads, *, halves: bool = False
+    x: jax.Array, kernel: jax.Array, pads: Pads, *, bf16: bool = False
 ) -> jax.Array:
-    """The cross-correlation of `x` `[N, H, W, C]` with `kernel` `[kh, kw, C, O]` at stride 1.
+    """Cross-correlate `x` `[N, H, W, C]` with `kernel` `[kh, kw, C, O]` at stride 1.
 
-    `pads` are less than the kernel is wide. With `halves` the numbers are bfloat16 in arrays of
-    float32, those of derivatives as well: one product of the units instead of three.
+    Args:
+      pads: padding, each less than the kernel's size in its dimension.
+      bf16: the numbers, and those of derivatives, are bfloat16 in arrays of float32, so that one
+        product of the units is enough instead of three.
 
-    Returns `[N, H', W', O]` with `H' = H + top + bottom - kh + 1` and
-    `W' = W + left + right - kw + 1`.
+    Returns:
+      `[N, H', W', O]` with `H' = H + top + bottom - kh + 1` and `W' = W + left + right - kw + 1`.
     """
-    return _multiply(x[None], kernel[None], pads=pads, halves=halves, turned=False)[0]
+    return _multiply(x[None], kernel[None], pads=pads, bf16=bf16, transposed=False)[0]
 
 
 def is_worth_it(x: jax.Array, kernel: jax.Array, pads: Sequence[tuple[int, int]]) -> bool:
-    """Whether `multiply_windows` takes these, and is quicker than XLA."""
+    """Return True if `multiply_windows` can take these, and is faster than XLA."""
     if any(not 0 <= p < k for k, both in zip(kernel.shape, pads, strict=False) for p in both):
         return False
     out = [n + sum(p) - k + 1 for n, k, p in zip(x.shape[1:], kernel.shape, pads, strict=False)]
@@ -119,71 +123,74 @@ def is_worth_it(x: jax.Array, kernel: jax.Array, pads: Sequence[tuple[int, int]]
 
 
 def _multiply(
-    x: jax.Array, kernel: jax.Array, *, pads: Pads, halves: bool, turned: bool
+    x: jax.Array, kernel: jax.Array, *, pads: Pads, bf16: bool, transposed: bool
 ) -> jax.Array:
-    return multiply_p.bind(x, kernel, pads=pads, halves=halves, turned=turned)
+    return multiply_p.bind(x, kernel, pads=pads, bf16=bf16, transposed=transposed)
 
 
 def _sum(
-    x: jax.Array, dy: jax.Array, *, pads: Pads, halves: bool, window: tuple[int, int]
+    x: jax.Array, dy: jax.Array, *, pads: Pads, bf16: bool, window: tuple[int, int]
 ) -> jax.Array:
-    return sum_p.bind(x, dy, pads=pads, halves=halves, window=window)
+    return sum_p.bind(x, dy, pads=pads, bf16=bf16, window=window)
 
 
-def _rest(pads: Pads, window: Sequence[int]) -> Pads:
-    """What the gradient of the inputs is padded with."""
+def _gradient_pads(pads: Pads, window: Sequence[int]) -> Pads:
+    """Return the padding of the convolution that is the gradient of the inputs."""
     kh, kw = window
     top, bottom, left, right = pads
     return (kh - 1 - top, kh - 1 - bottom, kw - 1 - left, kw - 1 - right)
 
 
-# x [lanes, N, H, W, C] and kernel [lanes, kh, kw, C, O] to y [lanes, N, H', W', O]; turned, the
-# kernel is [lanes, kh, kw, O, C] and read backwards
+# x [trials, N, H, W, C] and kernel [trials, kh, kw, C, O] to y [trials, N, H', W', O]; a transposed
+# kernel is [trials, kh, kw, O, C] and its window is read backwards
 multiply_p = Primitive("multiply_windows")
-# x [lanes, N, H, W, C] and dy [lanes, N, H', W', O] to the kernel's gradient [lanes, kh, kw, C, O]
+# x [trials, N, H, W, C] and dy [trials, N, H', W', O] to the kernel's gradient
+# [trials, kh, kw, C, O]
 sum_p = Primitive("sum_windows")
 
 
 @multiply_p.def_abstract_eval
-def _(x, kernel, *, pads, halves, turned):
+def _(x, kernel, *, pads, bf16, transposed):
     kh, kw = kernel.shape[1:3]
     top, bottom, left, right = pads
     height, width = x.shape[2] + top + bottom - kh + 1, x.shape[3] + left + right - kw + 1
-    channels = kernel.shape[3 if turned else 4]
-    return x.update(shape=(lanes(x, kernel), x.shape[1], height, width, channels))
+    channels = kernel.shape[3 if transposed else 4]
+    return x.update(shape=(trials(x, kernel), x.shape[1], height, width, channels))
 
 
 @sum_p.def_abstract_eval
-def _(x, dy, *, pads, halves, window):
-    return x.update(shape=(lanes(x, dy), *window, x.shape[4], dy.shape[4]))
+def _(x, dy, *, pads, bf16, window):
+    return x.update(shape=(trials(x, dy), *window, x.shape[4], dy.shape[4]))
 
 
-def _gradient_of_x(dy, x, kernel, *, pads, halves, turned):
+def _gradient_of_x(dy, x, kernel, *, pads, bf16, transposed):
     window = kernel.shape[1:3]
-    dx = _multiply(dy, kernel, pads=_rest(pads, window), halves=halves, turned=not turned)
-    return _of_lanes(dx, x.aval.shape[0])
+    dx = _multiply(
+        dy, kernel, pads=_gradient_pads(pads, window), bf16=bf16, transposed=not transposed
+    )
+    return _of_trials(dx, x.aval.shape[0])
 
 
-def _gradient_of_kernel(dy, x, kernel, *, pads, halves, turned):
+def _gradient_of_kernel(dy, x, kernel, *, pads, bf16, transposed):
     window = kernel.aval.shape[1:3]
-    if turned:
-        dk = _sum(dy, x, pads=_rest(pads, window), halves=halves, window=window)
+    if transposed:
+        dk = _sum(dy, x, pads=_gradient_pads(pads, window), bf16=bf16, window=window)
     else:
-        dk = _sum(x, dy, pads=pads, halves=halves, window=window)
-    return _of_lanes(dk, kernel.aval.shape[0])
+        dk = _sum(x, dy, pads=pads, bf16=bf16, window=window)
+    return _of_trials(dk, kernel.aval.shape[0])
 
 
-def _gradient_of_seen(dk, x, dy, *, pads, halves, window):
-    dx = _multiply(dy, dk, pads=_rest(pads, window), halves=halves, turned=True)
-    return _of_lanes(dx, x.aval.shape[0])
+def _gradient_of_seen(dk, x, dy, *, pads, bf16, window):
+    dx = _multiply(dy, dk, pads=_gradient_pads(pads, window), bf16=bf16, transposed=True)
+    return _of_trials(dx, x.aval.shape[0])
 
 
-def _gradient_of_gradient(dk, x, dy, *, pads, halves, window):
-    return _of_lanes(_multiply(x, dk, pads=pads, halves=halves, turned=False), dy.aval.shape[0])
+def _gradient_of_gradient(dk, x, dy, *, pads, bf16, window):
+    return _of_trials(_multiply(x, dk, pads=pads, bf16=bf16, transposed=False), dy.aval.shape[0])
 
 
-def _of_lanes(gradient, count):
-    """The gradient of an array that stood for all lanes is the sum of theirs."""
+def _of_trials(gradient, count):
+    """Return the gradient of an array of so many trials; one that belongs to all gets a sum."""
     return gradient if gradient.shape[0] == count else jnp.sum(gradient, 0, keepdims=True)
 
 
@@ -191,9 +198,9 @@ ad.defbilinear(multiply_p, _gradient_of_x, _gradient_of_kernel)
 ad.defbilinear(sum_p, _gradient_of_seen, _gradient_of_gradient)
 
 
-def _options(*, pads: Pads, halves: bool, turned: bool = False, **_: Any) -> list[int]:
-    return [*pads, halves, turned]
+def _options(*, pads: Pads, bf16: bool, transposed: bool = False, **_: Any) -> list[int]:
+    return [*pads, bf16, transposed]
 
 
-set_up(multiply_p, _multiply, _options)
-set_up(sum_p, _sum, _options)
+define(multiply_p, _multiply, _options)
+define(sum_p, _sum, _options)

@@ -1,12 +1,11 @@
 """Recurrence over time with a backward pass of few, large matrix products.
 
-A cell is split in two. What is a matrix product stays out of the loop where it can: the projection
-of all inputs before it, the gradient of the recurrent kernel after it (back-propagation through
-time as JAX derives it adds up one small product a step). What is left, the cell's `update`, is
-differentiated step by step from the pre-activations that the forward pass keeps. A training step
-of an LSTM (128 sequences, 28 steps, 128 units) takes 16.2 ms of processor time on 2 shared CPU
-cores, 24.6 ms where JAX differentiates the same scan. On processors with matrix units an LSTM
-without peepholes or normalisation does without it (`ops.lstm`).
+A cell is split in two. Matrix products stay out of the loop where possible: all inputs are
+projected before it, and the gradient of the recurrent kernel is computed after it, where
+back-propagation through time as JAX derives it adds up one small product per step. The rest, the
+cell's `update`, is differentiated step by step from the pre-activations that the forward pass
+saves. On processors with matrix units `ops.lstm` takes the place of this for an LSTM without
+peepholes or normalisation.
 """
 
 import functools
@@ -23,21 +22,25 @@ Parameters = dict[str, jax.Array]
 
 
 class Cell(NamedTuple):
-    """What happens at a step.
+    """A recurrent cell.
 
-    `update(z, carry, parameters)` gives the next carry, a tuple of `states` arrays [B, H] of which
-    the first is the output. z is what `join` makes of the projections of input and output, both
-    [B, gates · H].
+    Args:
+      update: `update(z, carry, parameters)` gives the next carry, a tuple of `states` arrays [B, H]
+        of which the first is the output; z is `join` of the projections of input and output, both
+        [B, gates · H].
+      gates: number of gates.
+      states: number of arrays of the carry.
+      apart: how many of the last gates get the two projections side by side instead of their sum.
     """
 
     update: Callable[[jax.Array, Carry, Parameters], Carry]
     gates: int
     states: int
-    apart: int = 0  # of the gates the last so many see the two projections side by side
+    apart: int = 0
 
 
 def join(inputs: jax.Array, recurrent: jax.Array, width: int) -> jax.Array:
-    """The sum of two projections; of the last `width` columns both, one beside the other."""
+    """Return the sum of two projections, but both of the last `width` columns, side by side."""
     if width == 0:
         return inputs + recurrent
     summed = inputs.shape[-1] - width
@@ -61,18 +64,18 @@ def recur(
     carry: Carry,
     keep: jax.Array | None,
 ) -> tuple[jax.Array, Carry]:
-    """The outputs of all steps [T, B, H] and the carry after the last one.
+    """Return the outputs of all steps [T, B, H] and the carry after the last one.
 
     Args:
       update: see `Cell`; a function of the module level, since it is compared by identity.
       apart: columns of the projections that are not summed.
       reverse: from the last step to the first.
       inputs: [T, B, G], the projected inputs.
-      bias: [G], added to them; a step has them at hand anyway.
+      bias: [G], added to them in the loop, which reads them anyway.
       kernel: [H, G], projects the output of the step before.
       parameters: small arrays that `update` needs.
       carry: where to start, each [B, H].
-      keep: bool [T, B, 1]; where False the carry stays as it is. None: nowhere.
+      keep: bool [T, B, 1]; where False the carry stays as it is. None: True everywhere.
     """
     return _forward(update, apart, reverse, inputs, bias, kernel, parameters, carry, keep)[0]
 
@@ -94,7 +97,7 @@ def _backward(update, apart, reverse, residuals, cotangents):
     transposed = kernel.T
     summed = kernel.shape[1] - apart
 
-    def of_recurrent(dz):  # the part of a gradient of z that belongs to the second projection
+    def of_recurrent(dz):  # the gradient of the second projection, from that of z
         if apart == 0:
             return dz
         return jnp.concatenate([dz[..., :summed], dz[..., summed + apart :]], axis=-1)
@@ -120,7 +123,7 @@ def _backward(update, apart, reverse, residuals, cotangents):
 
 
 def _held(new: Carry, old: Carry, keep: jax.Array | None) -> Carry:
-    """`new` where `keep`, else `old`."""
+    """Return `new` where `keep`, else `old`."""
     if keep is None:
         return new
     return tuple(jnp.where(keep, n, o) for n, o in zip(new, old, strict=True))

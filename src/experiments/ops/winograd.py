@@ -15,8 +15,14 @@ from jax import lax
 def winograd_conv(x: jax.Array, kernel: jax.Array, pads) -> jax.Array:
     """Cross-correlate `x` `[N, H, W, C_in]` with `kernel` `[3, 3, C_in, C_out]` at stride 1.
 
-    Returns `[N, H + pads - 2, W + pads - 2, C_out]`. Tiles are 4 x 4, but 2 x 2 on images of 4 or
-    less, where transforming the kernel to 6 x 6 costs more than it saves.
+    Tiles are 4 x 4, but 2 x 2 on images of 4 or less, where transforming the kernel to 6 x 6 costs
+    more than it saves.
+
+    Args:
+        pads: one `(low, high)` pair per spatial dimension.
+
+    Returns:
+        `[N, H + pads - 2, W + pads - 2, C_out]`
     """
     height, width = (s + sum(p) - 2 for s, p in zip(x.shape[1:3], pads, strict=True))
     m = 4 if min(height, width) > 4 else 2
@@ -39,12 +45,12 @@ def winograd_conv(x: jax.Array, kernel: jax.Array, pads) -> jax.Array:
 
 
 def minimal_filtering(m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The matrices `B^T` `[m + 2, m + 2]`, `G` `[m + 2, 3]` and `A^T` `[m, m + 2]` of F(m, 3).
+    """Return `B^T` `[m + 2, m + 2]`, `G` `[m + 2, 3]` and `A^T` `[m, m + 2]` of F(m, 3).
 
-    Toom and Cook: polynomials are multiplied through their values at m + 1 points and at infinity.
-    The points decide the rounding error. With 64 channels in float32 its largest, relative to the
-    largest output, is 6e-6 for m = 4 with the usual 0, +-1, +-2, but 1.3e-6 with 0, +-3/4, +-3/2
-    (which are exact in binary) and 0.9e-6 for the direct sum.
+    By the algorithm of Toom and Cook polynomials are multiplied through their values at m + 1
+    points and at infinity. The points decide the rounding error: with 64 channels in float32 the
+    largest, relative to the largest output, is 6e-6 for m = 4 with the usual 0, +-1, +-2, but
+    1.3e-6 with 0, +-3/4, +-3/2 (which are exact in binary) and 0.9e-6 for the direct sum.
     """
     points = np.array({2: [0, 1, -1], 4: [0, 3 / 4, -3 / 4, 3 / 2, -3 / 2]}[m])
     size = m + 2
@@ -60,9 +66,9 @@ def minimal_filtering(m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def transform(matrix: np.ndarray, parts: list[jax.Array], axis: int) -> jax.Array:
-    """`matrix` times the vector of `parts`, its entries stacked along a new `axis`.
+    """Return `matrix` times the vector of `parts`, its entries stacked along a new `axis`.
 
-    The matrix is tiny and mostly zeros: written out as sums, it becomes one loop over memory.
+    The matrix is tiny and mostly zeros, so that sums that are written out become one loop.
     """
     sums = []
     for row in matrix:
@@ -72,10 +78,10 @@ def transform(matrix: np.ndarray, parts: list[jax.Array], axis: int) -> jax.Arra
 
 
 def both_axes(matrix: np.ndarray, x: jax.Array) -> jax.Array:
-    """`matrix` along each of the first two axes of `x`, `[j, j, ...]` to `[i, i, ...]`.
+    """Multiply `matrix` along each of the first two axes of `x`, `[j, j, ...]` to `[i, i, ...]`.
 
-    As one product with its Kronecker square, library code: sums written out are among the loops
-    that take XLA longest to compile, and their gradients too.
+    This is one matrix product with its Kronecker square: sums that are written out, and their
+    gradients, are among the loops that XLA takes longest to compile.
     """
     rows, columns = matrix.shape
     square = jnp.asarray(np.kron(matrix, matrix), x.dtype)
@@ -83,12 +89,12 @@ def both_axes(matrix: np.ndarray, x: jax.Array) -> jax.Array:
 
 
 def unstack(x: jax.Array, axis: int) -> list[jax.Array]:
-    """The slices of `x` along `axis`, as a split: its gradient is one concatenation."""
+    """Return the slices of `x` along `axis`, by a split, whose gradient is one concatenation."""
     return [jnp.squeeze(part, axis) for part in lax.split(x, [1] * x.shape[axis], axis)]
 
 
 def with_next(blocks: list[jax.Array], axis: int) -> list[jax.Array]:
-    """The m places in each block along `axis`, then the first two of the block after it."""
+    """Return the m places in each block along `axis`, then the first two of the block after it."""
     size = blocks[0].shape[axis] - 1
     here = [lax.slice_in_dim(b, 0, size, axis=axis) for b in blocks]
     return here + [lax.slice_in_dim(b, 1, size + 1, axis=axis) for b in blocks[:2]]

@@ -13,6 +13,7 @@ from experiments.training.helper import helper
 from experiments.training.session import Session
 from experiments.viz import drawing
 from experiments.viz.animation import animate
+from experiments.viz.gallery import DRAWN_DURING_TRAINING, MODULES
 
 # pictures that are being drawn, by name: what, into which file, and when it is there
 Started = dict[str, tuple[drawing.Drawing, Path, Future]]
@@ -36,7 +37,7 @@ class Album:
         """What the objective has to show."""
         with self._making:
             if self._gallery is None:
-                module = importlib.import_module(self.objective.gallery)
+                module = importlib.import_module(MODULES[self.objective.kind])
                 self._gallery = module.Gallery(self.session, self.directory)
             return self._gallery
 
@@ -47,7 +48,7 @@ class Album:
 
     def wants(self, epoch: int) -> bool:
         """Whether there is anything to draw after an epoch; the first is 1."""
-        return epoch % self.every == 0 and self.objective.gallery_during
+        return epoch % self.every == 0 and self.objective.kind in DRAWN_DURING_TRAINING
 
     def after_epoch(self, step: int, weights: tuple[Tree, Tree]) -> None:
         """Starts drawing; `weights` must stay as they are."""

@@ -1,8 +1,7 @@
-"""What there is to see of a run, by the kind of its objective: a module a kind.
+"""The figures of a run, by the kind of its objective: a module with a class `Gallery` per kind.
 
-An objective names its module by the attribute `gallery`; the module's `Gallery` draws. Its pictures
-are made at the end of a run and by `mode=figures` (`final`), and, where the objective's
-`gallery_during` says so, during training.
+They are drawn at the end of a run and by `mode=figures` (`final`), and those of some kinds during
+training too.
 """
 
 from __future__ import annotations
@@ -15,6 +14,18 @@ if TYPE_CHECKING:
     from experiments.training.evaluation import Predictions
     from experiments.training.session import Session
     from experiments.viz.drawing import Drawing
+
+
+MODULES = {
+    "adversarial": "experiments.viz.gallery_adversarial",
+    "autoencoding": "experiments.viz.gallery_autoencoding",
+    "classification": "experiments.viz.gallery_classification",
+    "labelling": "experiments.viz.gallery_labelling",
+    "language": "experiments.viz.gallery_language",
+    "regression": "experiments.viz.gallery_regression",
+    "variational": "experiments.viz.gallery_variational",
+}
+DRAWN_DURING_TRAINING = {"adversarial", "autoencoding", "language", "variational"}
 
 
 class Gallery:

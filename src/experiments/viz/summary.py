@@ -21,7 +21,7 @@ from experiments.core.config import build
 from experiments.core.experiment import Experiment, Hparams, Tree
 from experiments.models.dense_block import DenseBlock
 from experiments.models.repeated import Repeated
-from experiments.ops.product import stock_operations
+from experiments.ops.product import xla_only
 from experiments.viz.flops import LAYER, Operation, operations
 
 Shapes = Sequence[tuple[int, ...]]
@@ -82,7 +82,7 @@ def summarize(config: Mapping[str, Any]) -> Summary:
     mask = jax.ShapeDtypeStruct((size,), jnp.float32)
     key = jax.eval_shape(jax.random.key, 0)
     state = experiment.abstract_state({})
-    with stock_operations():
+    with xla_only():
         evaluate = functools.partial(experiment.eval_step, hparams={})
         forward = jax.make_jaxpr(evaluate)(*experiment.weights(state), batch | {"mask": mask})
         step = functools.partial(experiment.train_step, measured=False)

@@ -1,4 +1,4 @@
-"""What is measured of sequences: labels, characters and numbers."""
+"""Metrics of sequences of labels, characters and numbers."""
 
 import math
 
@@ -55,11 +55,11 @@ def test_only_steps_with_a_weight_count():
     np.testing.assert_allclose(values["loss"], [0, 10], atol=1e-4)
 
 
-def test_a_model_that_writes_is_judged_by_its_own_sequence():
+def test_a_model_that_generates_is_measured_by_its_own_sequence():
     objective = Labelling(loss=cross_entropy, head=None, num_classes=3)
     batch = {"tokens": jnp.zeros((1, 3), int), "target": jnp.array([[0, 1, 2]])}
-    told, alone = logits_of([[0, 1, 2]]), logits_of([[0, 2, 1]])
-    values, outputs = objective(Given(told, alone), batch, None, 0)
+    forced, free = logits_of([[0, 1, 2]]), logits_of([[0, 2, 1]])
+    values, outputs = objective(Given(forced, free), batch, None, 0)
     assert values["loss"][0] == pytest.approx(0, abs=1e-4)
     assert values["accuracy"][0] == pytest.approx(1 / 3)
     np.testing.assert_array_equal(objective.predictions(outputs), [[0, 2, 1]])
@@ -93,7 +93,7 @@ def test_numbers_are_measured_in_the_unit_of_the_data():
     np.testing.assert_array_equal(values["solved"], [0, 1])
 
 
-def test_what_does_not_go_together_ends_in_one_line():
+def test_models_and_losses_that_do_not_fit_end_in_one_line():
     batch = {"tokens": jnp.zeros((1, 3), int), "target": jnp.zeros((1, 3), int)}
     seeing = Given(jnp.zeros((1, 3, 2)))
     seeing.bidirectional = True

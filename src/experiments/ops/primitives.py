@@ -1,7 +1,7 @@
-"""Functions of the C library (`library.py`) as operations of JAX.
+"""Functions of the C library (`library.py`) as primitives of JAX.
 
-Their arrays have an axis of lanes in front. Lanes have nothing to do with each other; an array with
-a single one stands for all lanes of the others.
+The first axis of their arrays is that of independent trials, over which `vmap` maps. An array with
+a single trial belongs to all trials of the others.
 """
 
 import functools
@@ -16,22 +16,22 @@ from jax.interpreters import batching, mlir
 
 from experiments.ops import library
 
-Aliases = dict[int, int]  # operands whose memory a result takes
+Aliases = dict[int, int]  # index of an operand: that of the result which takes its memory
 
 
-def set_up(
+def define(
     primitive: Primitive,
     operation: Callable[..., Any],
     options: Callable[..., list[int]],
     aliases: Callable[[Any], Aliases] = lambda context: {},
 ) -> None:
-    """How an operation is compiled, run by itself and mapped over.
+    """Define how a primitive is compiled, evaluated eagerly and batched.
 
     Args:
-      primitive: named as the function of the library.
-      operation: applies it to arrays and its parameters.
-      options: of its parameters, the numbers that the function is told.
-      aliases: of the operands and results that a program has.
+      primitive: has the name of a function of the library.
+      operation: binds the primitive to arrays and its parameters.
+      options: gives the integers that are passed to the function, from the parameters.
+      aliases: gives the operands whose memory results take, from the context of the lowering.
     """
 
     def lower(context, *operands, **parameters):
@@ -46,22 +46,22 @@ def set_up(
         return jax.jit(functools.partial(operation, **parameters))(*arrays)
 
     mlir.register_lowering(primitive, lower, platform="cpu")
-    batching.primitive_batchers[primitive] = functools.partial(batch, operation)
+    batching.primitive_batchers[primitive] = functools.partial(_batch, operation)
     primitive.def_impl(run)
 
 
-def lanes(*arrays: Any) -> int:
-    """How many lanes an operation on these has."""
+def trials(*arrays: Any) -> int:
+    """Return the number of trials of an operation on these arrays."""
     return max(array.shape[0] for array in arrays)
 
 
-def batch(
+def _batch(
     operation: Callable[..., Any],
     arrays: Sequence[jax.Array],
     axes: Sequence[int | None],
     **parameters: Any,
 ) -> tuple[Any, Any]:
-    """The operation with new lanes in front of those that are there; a rule of vmap."""
+    """Apply the operation to arrays with a new mapped axis, by the number of trials times it."""
     size = next(a.shape[i] for a, i in zip(arrays, axes, strict=True) if i is not None)
     arrays = [
         a[None] if i is None else jnp.moveaxis(a, i, 0) for a, i in zip(arrays, axes, strict=True)
@@ -69,7 +69,7 @@ def batch(
     old = max(a.shape[1] for a in arrays)
     flat = []
     for a in arrays:
-        if a.shape[:2] != (1, 1):  # one that stands for all lanes may stay one
+        if a.shape[:2] != (1, 1):  # one that belongs to all trials may stay so
             a = jnp.broadcast_to(a, (size, old, *a.shape[2:]))
         flat.append(a.reshape(-1, *a.shape[2:]))
     results = operation(*flat, **parameters)

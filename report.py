@@ -10,7 +10,7 @@ python report.py <one of these, or a W&B project> wandb=workspace
 import sys
 from pathlib import Path
 
-from experiments.cli.command_line import command_line
+from experiments.cli.main import command_line
 from experiments.errors import UserError
 
 CONFIG = Path(__file__).resolve().parent / "conf"

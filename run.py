@@ -4,7 +4,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.cli.command_line import command_line, job, warm_up, with_config, workers_ahead
+from experiments.cli.main import command_line, job
+from experiments.cli.startup import warm_up, with_config, workers_ahead
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

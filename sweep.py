@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from experiments.cli.command_line import command_line
+from experiments.cli.main import command_line
 
 CONFIG = Path(__file__).resolve().parent / "conf"
 

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 
 from benchmarks.our_step import composed
-from experiments.cli.command_line import command_line
+from experiments.cli.main import command_line
 from experiments.core.config import build
 
 

@@ -52,7 +52,7 @@ def data_home(tmp_path_factory) -> list[str]:
 def run_cli(monkeypatch, capsys, tmp_path, data_home):
     """`run.py` in this process: (exit code, standard error) for a list of arguments."""
     import run as entry
-    from experiments.cli.command_line import command_line
+    from experiments.cli.main import command_line
 
     def call(*arguments: str, folder: Path | None = None, folders: bool = True) -> tuple[int, str]:
         """`folders`: the data have folders of their own to keep apart."""

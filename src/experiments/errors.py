@@ -1,17 +1,27 @@
-"""Errors that are the user's to correct."""
+"""Errors that the user can correct, and the exit codes of the program."""
 
 import difflib
 from collections.abc import Iterable
 
+EXIT_CODES = {"finished": 0, "stopped_early": 0, "diverged": 1, "failed": 1, "interrupted": 75}
+"""The exit code for each status that a run can end with."""
+
 
 class UserError(Exception):
-    """Something a user can put right: the message says what, where and what to do.
+    """An error that the user can correct: the message says what, where and what to do.
 
     Entry points print the message without a traceback and exit with code 2.
     """
 
 
+class Exit(BaseException):
+    """Ends the program with an exit code; not an `Exception`, so Hydra does not report it."""
+
+    def __init__(self, code: int):
+        self.code = code
+
+
 def suggest(name: str, valid: Iterable[str], count: int = 3) -> str:
-    """The nearest valid names as `; did you mean 'a' or 'b'?`, or an empty string."""
+    """Return the nearest valid names as `; did you mean 'a' or 'b'?`, or an empty string."""
     near = difflib.get_close_matches(str(name), list(valid), n=count, cutoff=0.6)
     return f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""

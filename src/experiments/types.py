@@ -1,56 +1,60 @@
-"""Annotations that say which values an argument may take; `config.check` reads them.
+"""Annotations that say which values an argument may take; `core.config.check` reads them.
 
-`Annotated[float, Range(minimum=0)]` is documentation, a static type and a run-time check in one.
+`Annotated[float, Bound("at least", 0)]` is documentation, static type and run-time check in one.
 """
 
+import operator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+COMPARISONS = {
+    "at least": operator.ge,
+    "greater than": operator.gt,
+    "at most": operator.le,
+    "less than": operator.lt,
+}
+
 
 @dataclass(frozen=True)
-class Range:
-    """An interval of numbers, closed unless `open_minimum` or `open_maximum` says otherwise."""
+class Bound:
+    """One end of an interval of numbers, in the words of its error message; NaN is in none."""
 
-    minimum: float = float("-inf")
-    maximum: float = float("inf")
-    open_minimum: bool = False
-    open_maximum: bool = False
+    comparison: Literal["at least", "greater than", "at most", "less than"]
+    limit: float
 
-    def __contains__(self, value: float) -> bool:
-        above = value > self.minimum if self.open_minimum else value >= self.minimum
-        below = value < self.maximum if self.open_maximum else value <= self.maximum
-        return above and below  # NaN is in no range
+    def admits(self, value: float) -> bool:
+        """Return whether a number is on the right side of this end."""
+        return COMPARISONS[self.comparison](value, self.limit)
 
     def __str__(self) -> str:
-        parts = []
-        if self.minimum != float("-inf"):
-            parts.append(f"{'greater than' if self.open_minimum else 'at least'} {self.minimum:g}")
-        if self.maximum != float("inf"):
-            parts.append(f"{'less than' if self.open_maximum else 'at most'} {self.maximum:g}")
-        return " and ".join(parts) or "a number"
+        return f"{self.comparison} {self.limit:g}"
 
 
 @dataclass(frozen=True)
 class Static:
-    """Marks a number that decides shapes, so that it can be no input of a compiled program."""
+    """Marks a number that decides shapes, so that it cannot be an input of a compiled program."""
 
 
-Positive = Annotated[float, Range(minimum=0, open_minimum=True, maximum=1e30)]
-NonNegative = Annotated[float, Range(minimum=0, maximum=1e30)]
-Fraction = Annotated[float, Range(minimum=0, maximum=1)]
-Decay = Annotated[float, Range(minimum=0, maximum=1, open_maximum=True)]  # [0, 1)
-Compression = Annotated[float, Range(minimum=0, maximum=1, open_minimum=True), Static()]  # (0, 1]
-PositiveInt = Annotated[int, Range(minimum=1, maximum=2**31 - 1)]
-NonNegativeInt = Annotated[int, Range(minimum=0, maximum=2**31 - 1)]
+Positive = Annotated[float, Bound("greater than", 0), Bound("at most", 1e30)]
+NonNegative = Annotated[float, Bound("at least", 0), Bound("at most", 1e30)]
+Fraction = Annotated[float, Bound("at least", 0), Bound("at most", 1)]
+Decay = Annotated[float, Bound("at least", 0), Bound("less than", 1)]
+Compression = Annotated[float, Bound("greater than", 0), Bound("at most", 1), Static()]
+PositiveInt = Annotated[int, Bound("at least", 1), Bound("at most", 2**31 - 1)]
+NonNegativeInt = Annotated[int, Bound("at least", 0), Bound("at most", 2**31 - 1)]
+Seed = NonNegativeInt
 
 Activation = Literal[
     "identity", "step", "sigmoid", "tanh", "relu", "leaky_relu", "elu", "gelu", "swish"
 ]
 Head = Literal["identity", "sigmoid", "softmax"]
-Mode = Literal[
-    "train", "evaluate", "predict", "export", "summary", "figures", "sample", "lr_range", "pretrain"
-]
-Seed = Annotated[int, Range(minimum=0, maximum=2**31 - 1)]
+
+RunMode = Literal["evaluate", "predict", "export", "figures", "sample"]
+"""The modes that work on the weights of an earlier run."""
+
+Mode = Literal["train", RunMode, "summary", "lr_range", "pretrain"]
+"""Every mode; `mode=<name>` calls `main` of `experiments.commands.<name>`."""
+
 
 
 def is_off(value: Any) -> bool:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 @dataclass
 class Settings:
-    """`options`: the search's own keys, such as n_trials, as `cli.command_line` hands them on."""
+    """`options`: the search's own keys, such as n_trials, as `cli.overrides` passes them on."""
 
     _target_: str = "hydra_plugins.experiments_sweeper.StudySweeper"
     options: dict[str, Any] = field(default_factory=dict)
@@ -44,7 +44,7 @@ class StudySweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Makes the study, runs its trials and shows them; raises `Exit` if it is cut short."""
-        from experiments.cli.command_line import job
+        from experiments.cli.main import job
         from experiments.search.local import standing_by
 
         options, config_folder = self.options, self.config_folder

@@ -6,9 +6,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from experiments.cli.command_line import explain
-from experiments.core.checking import check_config
-from experiments.core.config import leaves
+from experiments.cli.messages import explain
+from experiments.core.config import check_config, leaves
 from experiments.training.session import open_session
 from support import composed
 

@@ -13,7 +13,7 @@ from experiments.core.config import check
 from experiments.errors import UserError
 from experiments.search import command
 from experiments.search.slurm import Task, cancel_jobs, jobs, read_cluster
-from experiments.training.saved import saved_steps
+from experiments.training.run_folder import saved_steps
 from slurm_cluster.cluster import Cluster, UnavailableError
 from support import ROOT
 from wandb_server.server import serve

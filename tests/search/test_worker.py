@@ -11,8 +11,7 @@ import jax
 import pytest
 import yaml
 
-from experiments.cli.command_line import Exit
-from experiments.errors import UserError
+from experiments.errors import Exit, UserError
 from experiments.search import execution, together
 from experiments.search.configs import Configs
 from experiments.search.study import CANCEL

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from experiments.core.config import tracker_nodes
 from experiments.errors import UserError
 from experiments.tracking import tensorboard
-from experiments.tracking.choice import chosen, nodes
+from experiments.tracking.choice import chosen
 from experiments.tracking.csv import Csv
 from experiments.tracking.jsonl import JsonLines
 from experiments.tracking.tensorboard import TensorBoard
@@ -113,7 +114,7 @@ def test_the_logger_is_one_choice_or_several(choice, kinds):
 
 def test_keys_of_a_logger_are_where_the_command_line_finds_them():
     several = composed("logger=[wandb,tensorboard]", "logger.tensorboard.flush_seconds=3.0")
-    found = nodes(several["logger"])
+    found = tracker_nodes(several["logger"])
     assert list(found) == ["logger", "logger.tensorboard"]
     assert found["logger.tensorboard"]["flush_seconds"] == 3.0
     assert found["logger"]["project"] == "experiments"

@@ -15,7 +15,7 @@ import pytest
 from experiments.core.config import build
 from experiments.errors import UserError
 from experiments.training.distributed import COORDINATOR, COUNT, INDEX, join
-from experiments.training.saved import saved_steps
+from experiments.training.run_folder import saved_steps
 from experiments.training.session import device_mesh
 from slurm_cluster.cluster import free_ports
 from support import ROOT, composed

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.training.saved import saved_steps
+from experiments.training.run_folder import saved_steps
 from support import ROOT, lines_of, weights_of
 
 CLASSIFIER = [

@@ -1,4 +1,4 @@
-"""Writes what the weights of a run say about every example: one row an example."""
+"""Write the predictions of a run's weights as a table with one row per example."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +9,7 @@ import numpy as np
 from experiments.core.config import build
 from experiments.errors import UserError
 from experiments.tracking.terminal import Terminal
-from experiments.training.program import Programs
-from experiments.training.restored import saved_weights
-from experiments.training.session import open_session
-
-NEEDS_RUN = True
+from experiments.training.restored import Restored
 
 
 @dataclass(frozen=True)
@@ -21,8 +17,8 @@ class Predict:
     """The keys of `predict`.
 
     Args:
-      format: of the table, the file `predictions.<format>` in the folder of the command.
-      splits: whose examples it has.
+        format: of the table, the file `predictions.<format>` in the folder of the command.
+        splits: those whose examples are in the table.
     """
 
     format: Literal["csv", "parquet"]
@@ -30,27 +26,20 @@ class Predict:
 
 
 def main(config: dict[str, Any], directory: Path, source: Path) -> None:
-    """Writes `predictions.csv` or `.parquet` and says where.
+    """Write `predictions.csv` or `.parquet` and print where.
 
-    Its columns are `index` (of the example in its split), `split`, `label`, `predicted` and, for
+    The columns are `index` (of the example in its split), `split`, `label`, `predicted` and, for
     each class, the probability `p_<class>`.
     """
-    import pyarrow as pa  # takes a while, and only this mode needs it
+    import pyarrow as pa  # slow to import, and every run checks `Predict` in this module
     from pyarrow import csv, parquet
 
     wanted: Predict = build(config["predict"])
     terminal = Terminal()
-    terminal.status("reading data")
-    session = open_session(config)
-    weights, _ = saved_weights(session, source)
-    programs = Programs(
-        session.experiment, session.mesh, batch_size=session.batch_size, max_steps=1
-    )
+    run = Restored(config, source, terminal)
     terminal.status("compiling")
-    shapes = session.evaluator("validation").shapes()
-    program = programs.compile_eval(weights, shapes, session.hparams)
-    numbers = range(session.data.spec.num_classes or 0)
-    classes = session.splits.class_names or tuple(map(str, numbers))
+    numbers = range(run.setup.source.spec.num_classes or 0)
+    classes = run.setup.splits.class_names or tuple(map(str, numbers))
 
     path = directory / f"predictions.{wanted.format}"
     unfinished = path.with_name(path.name + ".tmp")
@@ -61,8 +50,7 @@ def main(config: dict[str, Any], directory: Path, source: Path) -> None:
     counts = dict.fromkeys(wanted.splits, 0)
     with writer(unfinished, schema) as table:
         for split in counts:
-            for batch in session.evaluator(split).batches():
-                _, outputs = program(weights, batch, session.hparams)
+            for batch, outputs in run.outputs(split):
                 rows = _rows(split, counts[split], batch, np.asarray(outputs), classes)
                 table.write_table(pa.table(rows, schema))
                 counts[split] += len(rows["index"])
@@ -73,9 +61,9 @@ def main(config: dict[str, Any], directory: Path, source: Path) -> None:
 def _rows(
     split: str, first: int, batch: dict, probabilities: np.ndarray, classes: tuple[str, ...]
 ) -> dict[str, Any]:
-    """The columns of one batch, whose first example is number `first` of its split."""
+    """Return the columns of one batch, whose first example is number `first` of its split."""
     if "label" not in batch or probabilities.shape[1:] != (len(classes),):
-        raise UserError("mode=predict is for classifiers: this run has no probability a class")
+        raise UserError("mode=predict is for classifiers: this run gives no probability per class")
     real = np.asarray(batch["mask"]) > 0
     probabilities, labels = probabilities[real], np.asarray(batch["label"])[real]
     names = np.asarray(classes)

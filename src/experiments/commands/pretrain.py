@@ -1,4 +1,4 @@
-"""Pretrains on images without their labels, then trains on labels with and without what it gave."""
+"""Pretrain on images without labels, then train on labels with and without those weights."""
 
 import json
 from dataclasses import dataclass
@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from experiments.commands import train
-from experiments.core.checking import check_config
+from experiments.core.config import check_config
 from experiments.tracking.jsonl import SUMMARY, write_json
 from experiments.tracking.terminal import number
-
-NEEDS_RUN = False
 
 
 @dataclass(frozen=True)
@@ -18,16 +16,16 @@ class Pretrain:
     """The keys of `pretrain`.
 
     Args:
-      overrides: what the first stage is, as on a command line: model=autoencoder and so on. Its
-        data are those of the other stages without data.limit, in batches of the usual size.
+        overrides: the config of the first stage, as on a command line: model=autoencoder and so on.
+            Its data are those of the other stages without data.limit, in batches of the usual size.
     """
 
     overrides: list[str]
 
 
 def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
-    """Three runs in folders of their own; prints what the two classifiers reached in the test."""
-    from hydra import compose  # every run holds its keys of `pretrain` against this module
+    """Train all three, in folders of their own, and print the test metrics of both classifiers."""
+    from hydra import compose  # here, as every run checks `Pretrain` in this module
     from omegaconf import OmegaConf
 
     from experiments.commands.dispatch import as_plain
@@ -49,13 +47,13 @@ def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
         (folders[name] / ".hydra").mkdir(parents=True, exist_ok=True)
         OmegaConf.save(OmegaConf.create(stage), folders[name] / ".hydra" / "config.yaml")
         train.main(stage, folders[name], None)
-    reached = {
+    tested = {
         f"{name}/{key}": value
         for name in ("pretrained", "from_scratch")
         for key, value in json.loads((folders[name] / SUMMARY).read_text()).items()
         if key.startswith("test/")
     }
-    write_json(directory / SUMMARY, reached | {"labels": config["data"]["limit"]})
+    write_json(directory / SUMMARY, tested | {"labels": config["data"]["limit"]})
     print("-- in the test")
-    for name, value in reached.items():
+    for name, value in tested.items():
         print(f"{name:28} {number(value)}")

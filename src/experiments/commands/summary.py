@@ -11,7 +11,6 @@ from rich.table import Table
 from experiments.tracking.jsonl import write_json
 from experiments.viz.summary import Layer, Summary, summarize
 
-NEEDS_RUN = False
 WIDTH = 120  # of the table where there is no terminal to ask
 TOTALS = ("parameters", "flops", "training_flops", "output_bytes")
 COLUMNS: dict[str, JustifyMethod] = {

@@ -1,26 +1,29 @@
-"""Trains a model, from the start or on from a checkpoint."""
+"""Train a model, from the start or from a checkpoint on."""
 
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from experiments.cli.command_line import EXIT_CODES, Exit
+from experiments.errors import EXIT_CODES, Exit
 from experiments.tracking.choice import chosen
 from experiments.tracking.jsonl import JsonLines
 from experiments.tracking.terminal import Terminal
 from experiments.tracking.tracker import Trackers
-from experiments.training import loop
-from experiments.training.devices import announce
+from experiments.training.control import StopRequest
 from experiments.training.distributed import is_first
-from experiments.training.lock import exclusive
-from experiments.training.session import open_session
-from experiments.training.signals import StopRequest
-
-NEEDS_RUN = False
+from experiments.training.loop import fit
+from experiments.training.run_folder import exclusive
+from experiments.training.runtime import announce
+from experiments.training.setup import Setups
+from experiments.training.trial import Trial
 
 
 def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
-    """Trains, and ends with the exit code of the run's status."""
+    """Train.
+
+    Raises:
+        Exit: the status of the run has an exit code other than 0.
+    """
     trackers = Trackers([])
     if is_first():
         trackers = Trackers([JsonLines(), Terminal(), *chosen(config["logger"])])
@@ -30,8 +33,8 @@ def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
         summary: dict[str, Any] = {}
         ended = "failed"
         try:
-            session = open_session(config)
-            summary = loop.fit(session, directory, trackers, stop, resume=source is not None)
+            trial = Trial(Setups().of(config), config, directory, trackers, stop)
+            (summary,) = fit([trial], directory, resume=source is not None)
         except KeyboardInterrupt:
             ended = "interrupted"
             raise

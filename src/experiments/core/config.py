@@ -2,29 +2,42 @@
 
 A config is a tree of plain dicts, lists and scalars. A dict with a `_target_` is a call: its other
 keys are the arguments; with `_partial_: true` the call is left for later. Before anything runs,
-`check` holds every value against the annotations of the function it is meant for, so a bad value
-ends in one line that names it. `place` and `build` then work inside traced functions: a traced
-scalar takes the place of a number in the config and no callable needs to know.
+`check` compares every value with the annotations of the function that it is an argument of, so a
+bad value ends in one line that names it. `place` and `build` then work inside traced functions: a
+traced scalar replaces a number of the config, and no callable needs to know.
 """
 
 import functools
 import importlib
 import inspect
+import itertools
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from experiments.errors import UserError, suggest
-from experiments.types import Range, Static
+from experiments.types import Bound, Seed, Static
 
-SPECIAL = ("_target_", "_partial_", "pretrained")  # no arguments; the last is for the weights
+SPECIAL = ("_target_", "_partial_", "pretrained")  # no arguments; `pretrained` names weights
+MISSING = "???"  # OmegaConf's mark for a value that must be given
+
+# annotations of scalars: their names in messages, and the classes of Python that they accept
+SCALARS: dict[Any, tuple[str, Any]] = {
+    int: ("a whole number", int),
+    float: ("a number", (int, float)),
+    bool: ("true or false", bool),
+    str: ("text", str),
+    None: ("null", type(None)),
+    type(None): ("null", type(None)),
+}
 
 
 def locate(target: str) -> Any:
-    """The object that a dotted name stands for, e.g. `optax.scale_by_adam`.
+    """Return the object that a dotted name stands for, such as `optax.scale_by_adam`.
 
-    Raises `UserError` when a module or an attribute on the way does not exist.
+    Raises:
+        UserError: a module or an attribute on the way does not exist.
     """
     parts = target.split(".")
     for split in range(len(parts) - 1, 0, -1):
@@ -45,10 +58,12 @@ def locate(target: str) -> Any:
 
 
 def build(node: Any, **extra: Any) -> Any:
-    """Makes what a config node describes: calls every `_target_`, innermost first.
+    """Make the object that a config node describes: call every `_target_`, innermost first.
 
-    `extra` are arguments that no file can hold (an input shape, an initializer, a key); they go
-    to the outermost call only.
+    Args:
+        node: of a config; without a `_target_` its values are built.
+        extra: arguments that no file can hold (an input shape, an initializer, a key), for the
+            outermost call only.
     """
     if isinstance(node, Mapping):
         if "_target_" not in node:
@@ -65,27 +80,19 @@ def build(node: Any, **extra: Any) -> Any:
 
 
 def leaves(node: Any, path: str = "") -> list[tuple[str, Any]]:
-    """Every (dotted path, scalar) of a config; list items are addressed by their index."""
-    found: list[tuple[str, Any]] = []
-
-    def walk(node: Any, path: str) -> None:
-        if node is None or isinstance(node, str | int | float):  # most are, and this is soon seen
-            found.append((path, node))
-        elif isinstance(node, Mapping):
-            for key, value in node.items():
-                walk(value, f"{path}.{key}" if path else str(key))
-        elif isinstance(node, list | tuple):
-            for index, value in enumerate(node):
-                walk(value, f"{path}.{index}")
-        else:
-            found.append((path, node))
-
-    walk(node, path)
-    return found
+    """Return every (dotted path, scalar) of a config; list items are addressed by their index."""
+    if isinstance(node, Mapping):
+        items: Iterable[tuple[Any, Any]] = node.items()
+    elif isinstance(node, list | tuple):
+        items = enumerate(node)
+    else:
+        return [(path, node)]
+    inside = (leaves(value, f"{path}.{key}" if path else str(key)) for key, value in items)
+    return list(itertools.chain.from_iterable(inside))
 
 
 def static(node: Any, path: str = "") -> Iterator[str]:
-    """The dotted path of every argument whose annotation says that it is `Static`."""
+    """Yield the dotted path of every argument whose annotation says that it is `Static`."""
     if isinstance(node, Mapping):
         hints = _hints(locate(node["_target_"])) if "_target_" in node else {}
         for key, value in node.items():
@@ -96,9 +103,7 @@ def static(node: Any, path: str = "") -> Iterator[str]:
 
 
 def place(node: Any, values: Mapping[str, Any], path: str = "") -> Any:
-    """A copy of the config in which `values` (dotted path to number, traced or not) stand in."""
-    if node is None or isinstance(node, str | int | float):
-        return values.get(path, node)
+    """Return a copy of a config with other numbers at certain dotted paths, traced or not."""
     if isinstance(node, Mapping):
         return {
             key: place(value, values, f"{path}.{key}" if path else str(key))
@@ -109,11 +114,47 @@ def place(node: Any, values: Mapping[str, Any], path: str = "") -> Any:
     return values.get(path, node)
 
 
-def check(node: Any, path: str = "") -> None:
-    """Holds every argument of every `_target_` against that function's signature.
+def check_config(config: Mapping[str, Any]) -> None:
+    """Check a whole config before anything is read or compiled.
 
-    Raises `UserError` with the dotted path for an unknown argument, a value of the wrong type or
-    one outside its `Range`.
+    Raises:
+        UserError: a value is missing, or no run would take it.
+    """
+    missing = sorted(path for path, value in leaves(config) if value == MISSING)
+    if missing:
+        raise UserError(f"{missing[0]} has no value; say {missing[0]}=...")
+    for key, value, hint in (
+        ("seed", config["seed"], Seed),
+        ("model.pretrained", config["model"]["pretrained"], str | None),
+        ("freeze", config["freeze"], str | list[str] | None),
+    ):
+        if complaint := mismatch(value, hint):
+            raise UserError(f"{key}={value}: must be {complaint}")
+    groups = {group: node for group, node in config.items() if isinstance(node, Mapping)}
+    trackers = tracker_nodes(groups.pop("logger"))
+    check(groups | trackers)
+    for group in ("optim", "discriminator_optim"):
+        build(config.get(group))  # which checks the arguments of its rule
+
+
+def tracker_nodes(logger: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config node of each tracker in the group `logger`, by its dotted path.
+
+    The keys of the first tracker are those of the group itself, `logger.project`; each other
+    tracker has a node of its own in it, `logger.tensorboard.flush_seconds`.
+    """
+    others = {k: v for k, v in logger.items() if isinstance(v, Mapping) and "_target_" in v}
+    first = {k: v for k, v in logger.items() if k not in others}
+    found = {"logger": first} if "_target_" in first else {}
+    return found | {f"logger.{name}": node for name, node in others.items()}
+
+
+def check(node: Any, path: str = "") -> None:
+    """Check every argument of every `_target_` against that function's signature.
+
+    Raises:
+        UserError: an argument is unknown, of the wrong type or out of bounds; the message begins
+            with its dotted path.
     """
     if isinstance(node, Mapping):
         if "_target_" in node:
@@ -122,7 +163,7 @@ def check(node: Any, path: str = "") -> None:
             arguments = {key: value for key, value in node.items() if key not in SPECIAL}
             target = locate(node["_target_"])
             check_arguments(target, arguments, path)
-            if hasattr(target, "check_config"):  # what annotations cannot say
+            if hasattr(target, "check_config"):  # for what annotations cannot say
                 target.check_config(arguments, path)
         for key, value in node.items():
             check(value, f"{path}.{key}" if path else str(key))
@@ -132,7 +173,7 @@ def check(node: Any, path: str = "") -> None:
 
 
 def check_arguments(target: Callable, arguments: Mapping[str, Any], path: str) -> None:
-    """Checks the arguments of one call by the annotations of `target`; see `check`."""
+    """Check the arguments of one call by the annotations of `target`; raises like `check`."""
     if not callable(target):
         raise UserError(f"{path}: {target!r} cannot be called")
     parameters = _parameters(target)
@@ -148,69 +189,61 @@ def check_arguments(target: Callable, arguments: Mapping[str, Any], path: str) -
             complaint = mismatch(value, hints[name])
             if complaint is not None:
                 wanted = complaint or f"a {getattr(hints[name], '__name__', hints[name])}"
-                raise UserError(f"{where}={_show(value)}: must be {wanted}")
+                shown = "null" if value is None else value
+                raise UserError(f"{where}={shown}: must be {wanted}")
 
 
 def mismatch(value: Any, hint: Any) -> str | None:
-    """What `value` would have to be to conform to the annotation, or None if it does."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    """Compare a value of a config with an annotation.
+
+    Returns:
+        None if the value conforms, else what it must be: "a number, at least 0 and at most 1". The
+        text is empty for a class that no scalar is an instance of, and that has no plain name.
+    """
     if hint is Any:
         return None
+    origin, arguments = typing.get_origin(hint) or hint, typing.get_args(hint)
     if origin is Annotated:
+        bounds = [mark for mark in arguments[1:] if isinstance(mark, Bound)]
         complaint = mismatch(value, arguments[0])
-        ranges = [r for r in arguments[1:] if isinstance(r, Range)]
-        if complaint is not None:
-            return f"{complaint}, {ranges[0]}" if ranges else complaint
-        outside = [r for r in ranges if isinstance(value, int | float) and value not in r]
-        return str(outside[0]) if outside else None
+        if complaint is None and all(bound.admits(value) for bound in bounds):
+            return None
+        return ", ".join(filter(None, [complaint, " and ".join(map(str, bounds))]))
     if origin in (typing.Union, types.UnionType):
-        complaints = []
-        for option in arguments:
-            if (complaint := mismatch(value, option)) is None:
-                return None
-            complaints.append(complaint)
-        # array types in optax's unions say nothing to the writer of a config
-        return " or ".join(dict.fromkeys(c for c in complaints if c)) or "a number"
+        complaints = [mismatch(value, option) for option in arguments]
+        if None in complaints:
+            return None
+        # the array types in the unions of libraries say nothing to who writes a config
+        return " or ".join(dict.fromkeys(filter(None, complaints))) or "a number"
     if origin is Literal:
         if value in arguments:
             return None
-        near = suggest(str(value), [str(a) for a in arguments])
-        return "one of " + ", ".join(str(a) for a in arguments) + near
-    if origin in (list, tuple) or hint in (list, tuple):
+        names = [str(argument) for argument in arguments]
+        return f"one of {', '.join(names)}{suggest(str(value), names)}"
+    if origin in (list, tuple):
         if not isinstance(value, list | tuple):
             return "a list"
-        inner = _first_mismatch(value, arguments[0] if arguments else Any)
-        return None if inner is None else f"a list in which each is {inner}"
-    if (isinstance(origin, type) and issubclass(origin, Mapping)) or hint is dict:
+        return _mismatch_inside(value, arguments[:1], "a list")
+    if isinstance(origin, type) and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             return "a group of keys"
-        inner = _first_mismatch(value.values(), arguments[1] if arguments else Any)
-        return None if inner is None else f"a group of keys in which each is {inner}"
-    return _scalar_mismatch(value, hint)
-
-
-def _first_mismatch(values: Iterable[Any], hint: Any) -> str | None:
-    complaints = (mismatch(value, hint) for value in values)
-    return next((complaint for complaint in complaints if complaint is not None), None)
-
-
-def _scalar_mismatch(value: Any, hint: Any) -> str | None:
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    if hint is None or hint is type(None):
-        return None if value is None else "null"
-    if hint not in names:  # some other class: scalars of a config are no instance of it
+        return _mismatch_inside(value.values(), arguments[1:], "a group of keys")
+    if hint not in SCALARS:  # a class of some library: scalars are no instances of it
         scalar = value is None or isinstance(value, str | int | float)
         return "" if isinstance(hint, type) and scalar and not isinstance(value, hint) else None
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if number and isinstance(value, int) and hint in (int, float) and abs(value) >= 2**31:
-        return f"{names[hint]} smaller than 2147483648"  # what fits the device's integers
-    fits = {
-        int: isinstance(value, int) and number,
-        float: number,
-        bool: isinstance(value, bool),
-        str: isinstance(value, str),
-    }
-    return None if fits[hint] else names[hint]
+    name, kinds = SCALARS[hint]
+    if not isinstance(value, kinds) or (isinstance(value, bool) and hint is not bool):
+        return name
+    if isinstance(value, int) and abs(value) >= 2**31:
+        return f"{name} smaller than 2147483648"  # the integers of devices have 32 bits
+    return None
+
+
+def _mismatch_inside(values: Iterable[Any], hint: tuple, container: str) -> str | None:
+    """Compare all values of a container with its annotation, if it has one."""
+    complaints = (mismatch(value, hint[0]) for value in values if hint)
+    inner = next((complaint for complaint in complaints if complaint is not None), None)
+    return None if inner is None else f"{container} in which each is {inner}"
 
 
 @functools.cache
@@ -222,7 +255,7 @@ def _parameters(target: Callable) -> Mapping[str, inspect.Parameter]:
             return parameters
         parameters = dict(inspect.signature(target).parameters)
         return {n: p for n, p in parameters.items() if p.kind is not p.POSITIONAL_ONLY}
-    except ValueError:  # a builtin without a signature takes what it is given
+    except ValueError:  # a builtin without a signature accepts any argument
         return {"kwargs": inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)}
 
 
@@ -233,7 +266,3 @@ def _hints(target: Callable) -> dict[str, Any]:
         return typing.get_type_hints(function, include_extras=True)
     except (NameError, TypeError):  # annotations that only a type checker can resolve
         return {}
-
-
-def _show(value: Any) -> str:
-    return "null" if value is None else str(value)

@@ -15,15 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.cli.command_line import EXIT_CODES, Exit
 from experiments.core.config import mismatch
-from experiments.errors import UserError
+from experiments.errors import EXIT_CODES, Exit, UserError
 from experiments.search.configs import Configs
 from experiments.search.options import Options, study_folder
 from experiments.search.slurm import Task, read_cluster
 from experiments.search.sweepfile import SweepFile
 from experiments.tracking.wandb import WANTED_BACK
-from experiments.training.saved import saved_steps
+from experiments.training.run_folder import saved_steps
 from experiments.training.signals import SIGNALS
 from experiments.types import PositiveInt
 

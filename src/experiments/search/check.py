@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.core.checking import check_config
-from experiments.core.config import build
+from experiments.core.config import build, check_config
 from experiments.errors import UserError
 from experiments.search.distributions import Choice, Distribution, Integers
 from experiments.search.space import Space

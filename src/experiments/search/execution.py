@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from experiments.core.checking import check_config
+from experiments.core.config import check_config
 from experiments.errors import UserError
 from experiments.search.configs import as_yaml, assignments, resolved
 from experiments.search.study import Study, Trial
@@ -22,7 +22,7 @@ from experiments.tracking.tracker import Tracker, Trackers
 from experiments.training import loop
 from experiments.training.compiler import set_up_compiler
 from experiments.training.kept import Kept
-from experiments.training.lock import exclusive
+from experiments.training.run_folder import exclusive
 from experiments.training.session import open_session
 from experiments.training.signals import StopRequest
 from experiments.training.stored import saved_step

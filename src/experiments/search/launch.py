@@ -4,8 +4,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from experiments.cli.command_line import EXIT_CODES, Exit
-from experiments.errors import UserError
+from experiments.errors import EXIT_CODES, Exit, UserError
 from experiments.search import local
 from experiments.search.local import Crew
 from experiments.search.options import Options, worker_count

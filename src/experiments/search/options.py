@@ -8,12 +8,17 @@ from typing import Any
 
 import yaml
 
-from experiments.cli.command_line import SEARCH_KEYS
 from experiments.core.config import mismatch
 from experiments.errors import UserError
 from experiments.types import PositiveInt
 
 Options = dict[str, Any]
+
+SEARCH_KEYS = (
+    *("n_trials", "method", "rounds", "seeds", "storage", "heartbeat", "attempts", "lanes"),
+    *("study", "workers", "cluster", "name", "engine"),
+)
+"""Keys of a command line that are the search's own, in `sweep.py` and after `run.py -m`."""
 
 
 def divide(arguments: Sequence[str]) -> tuple[Options, list[str]]:

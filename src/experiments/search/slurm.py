@@ -21,10 +21,9 @@ from typing import Any
 
 import yaml
 
-from experiments.cli.command_line import EXIT_CODES
 from experiments.core.config import build, check
-from experiments.errors import UserError, suggest
-from experiments.training.saved import saved_steps
+from experiments.errors import EXIT_CODES, UserError, suggest
+from experiments.training.run_folder import saved_steps
 from experiments.types import NonNegativeInt, Positive, PositiveInt
 
 FOLDER = "slurm"  # scripts and output of the jobs, in the folder of their run or study

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.cli.command_line import EXIT_CODES, Exit
+from experiments.errors import EXIT_CODES, Exit
 from experiments.search.claims import Heart
 from experiments.search.configs import Configs
 from experiments.search.execution import TrialStop, run_trials

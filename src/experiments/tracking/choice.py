@@ -7,18 +7,10 @@ any other tracker lie below its name, `logger.tensorboard.flush_seconds`.
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.core.config import build
+from experiments.core.config import build, tracker_nodes
 from experiments.tracking.apart import Apart
 from experiments.tracking.tracker import Tracker
 from experiments.training.helper import helper
-
-
-def nodes(logger: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of each tracker by its path."""
-    beside = {k: v for k, v in logger.items() if isinstance(v, Mapping) and "_target_" in v}
-    own = {k: v for k, v in logger.items() if k not in beside}
-    found = {"logger": own} if "_target_" in own else {}
-    return found | {f"logger.{name}": node for name, node in beside.items()}
 
 
 def warm_up(logger: Mapping[str, Any]) -> None:
@@ -30,7 +22,7 @@ def warm_up(logger: Mapping[str, Any]) -> None:
 
 def trackers(logger: Mapping[str, Any]) -> list[Tracker]:
     """The trackers that a config asks for, themselves."""
-    return [build(node) for node in nodes(logger).values()]
+    return [build(node) for node in tracker_nodes(logger).values()]
 
 
 def chosen(logger: Mapping[str, Any]) -> list[Tracker]:

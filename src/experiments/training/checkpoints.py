@@ -24,7 +24,7 @@ import numpy as np
 
 from experiments.core.experiment import State, Tree
 from experiments.errors import UserError
-from experiments.training.saved import CHECKPOINTS, saved_steps
+from experiments.training.run_folder import CHECKPOINTS, saved_steps
 
 log = logging.getLogger(__name__)
 

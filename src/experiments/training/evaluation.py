@@ -9,7 +9,6 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from experiments.core.experiment import Tree
 from experiments.data.dataset import Arrays, Batch, Stream
 from experiments.training.distributed import fetch, put_to_read
 from experiments.training.feed import evaluation_batches
@@ -47,16 +46,20 @@ class Evaluator:
         self._resident: list[dict[str, jax.Array]] | None = None
         self._source: Iterable[Batch] | None = None
 
-    def measure(self, program: Callable, weights: Tree, hparams: Tree) -> list[Line]:
-        """Return the mean of every metric over the split, for each row of a stack."""
-        return means([program(weights, batch, hparams)[0] for batch in self.batches()])
+    def measure(self, program: Callable) -> list[Line]:
+        """Return the mean of every metric over the split, for each row of a stack.
 
-    def predict(self, program: Callable, weights: Tree, hparams: Tree) -> tuple[Line, Predictions]:
+        Args:
+          program: `program(batch) -> (sums, predictions)`.
+        """
+        return means([program(batch)[0] for batch in self.batches()])
+
+    def predict(self, program: Callable) -> tuple[Line, Predictions]:
         """Return the mean of every metric, and the predictions, of a stack of one."""
         sums, labels, predicted = [], [np.zeros(0, int)], [np.zeros(0, int)]
         first: tuple[Batch, Any] | None = None
         for batch in self.batches():
-            of_batch, outputs = program(weights, batch, hparams)
+            of_batch, outputs = program(batch)
             sums.append(of_batch)
             rows = fetch(batch["mask"]) > 0
             if first is None:

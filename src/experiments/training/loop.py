@@ -23,7 +23,7 @@ from experiments.training.figures import RunFigures, figures_of_trial
 from experiments.training.metrics import Line, Metrics
 from experiments.training.restored import pretrained_weights
 from experiments.training.runtime import Profile
-from experiments.training.saved import CHECKPOINTS
+from experiments.training.run_folder import CHECKPOINTS
 from experiments.training.setup import Split
 from experiments.training.stack import Stack
 from experiments.training.trial import TESTED, Trial, groups

@@ -3,7 +3,7 @@
 import functools
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ from experiments.core.params import merged
 from experiments.core.transfer import Agreement, agreement, named
 from experiments.errors import UserError
 from experiments.models.torchvision import read_published
+from experiments.tracking.tracker import Tracker
 from experiments.training.checkpoints import load, load_weights
 from experiments.training.distributed import put
 from experiments.training.evaluation import Predictions
 from experiments.training.metrics import Line
-from experiments.training.saved import split_source
+from experiments.training.run_folder import split_source
 from experiments.training.setup import Data, Setup, Split
 
 log = logging.getLogger(__name__)
@@ -35,43 +36,43 @@ class Restored:
     Args:
       config: of the run.
       source: its folder, which stands for the best epoch, or `<run folder>/checkpoints/<step>`.
+      terminal: shows what is going on.
 
     Attributes:
-      weights: (params, model_state) as a stack of one, on the devices.
+      weights: (params, model_state), on the host.
+      hparams: the numbers that its programs take.
       progress: what the host knew of the run when they were saved.
     """
 
-    def __init__(self, config: Mapping[str, Any], source: Path):
+    def __init__(self, config: Mapping[str, Any], source: Path, terminal: Tracker):
+        terminal.status("reading data")
         self.config = config
         self.setup = setup = Setup(config, Data(build(config["data"]).load()), training=False)
-        self.layout = setup.layout(1)
         folder, step = split_source(source)
         weights_of = setup.experiment.weights
         (saved,) = load([folder], [(setup.shapes, weights_of(setup.shapes))], step)
-        weights = saved.best if step is None else weights_of(saved.state)
-        self.weights = self._stacked(weights)
-        self.hparams = self._stacked(setup.inputs_of(config))
-        self.progress = saved.progress
+        self.weights = saved.best if step is None else weights_of(saved.state)
+        self.hparams, self.progress = setup.inputs_of(config), saved.progress
 
     @functools.cached_property
-    def program(self) -> jax.stages.Compiled:
-        """The compiled `evaluate(weights, batch, hparams) -> (sums, predictions)`."""
-        return self.setup.compiled(self.layout).evaluate
+    def program(self) -> Callable:
+        """The compiled `evaluate(batch) -> (sums, predictions)` of a stack of one."""
+        layout = self.setup.layout(1)
+        stack = jax.tree.map(
+            lambda leaf: put(np.asarray(leaf)[None], layout.trials), (self.weights, self.hparams)
+        )
+        evaluate = self.setup.compiled(layout).evaluate
+        return lambda batch: evaluate(stack[0], batch, stack[1])
 
     def predict(self, split: Split) -> tuple[Line, Predictions]:
         """Return the mean of every metric over a split, and its predictions."""
-        evaluator = self.setup.evaluator(split, self.layout)
-        return evaluator.predict(self.program, self.weights, self.hparams)
+        return self.setup.evaluator(split, self.setup.layout(1)).predict(self.program)
 
     def outputs(self, split: Split) -> Iterator[tuple[dict[str, jax.Array], Any]]:
         """Yield each batch of a split with the objective's predictions for it."""
-        for batch in self.setup.evaluator(split, self.layout).batches():
-            _, outputs = self.program(self.weights, batch, self.hparams)
+        for batch in self.setup.evaluator(split, self.setup.layout(1)).batches():
+            _, outputs = self.program(batch)
             yield batch, jax.tree.map(lambda leaf: leaf[0], outputs)
-
-    def _stacked(self, tree: Tree) -> Tree:
-        sharding = self.layout.trials
-        return jax.tree.map(lambda leaf: put(np.asarray(leaf)[None], sharding), tree)
 
 
 def pretrained_weights(setup: Setup) -> Found | None:

@@ -94,18 +94,18 @@ class Stack:
 
     def measure(self, split: Split, weights: tuple[Tree, Tree]) -> list[Line]:
         """Return the mean of every metric over a split, for each row."""
-        evaluator = self.setup.evaluator(split, self.layout)
-        return evaluator.measure(self.compiled.evaluate, weights, self.hparams)
+        evaluate, evaluator = self.compiled.evaluate, self.setup.evaluator(split, self.layout)
+        return evaluator.measure(lambda batch: evaluate(weights, batch, self.hparams))
 
     def predict(self, row: int, split: Split) -> tuple[Line, Predictions]:
         """Return the metrics of a trial's best weights and its predictions."""
-        if self.layout.rows == 1:
-            compiled, layout, stack = self.compiled, self.layout, (self.best, self.hparams)
-        else:
+        evaluate, layout, stack = self.compiled.evaluate, self.layout, (self.best, self.hparams)
+        if layout.rows > 1:
             layout = self.setup.layout(1)
-            compiled = self.setup.compiled(layout)
-            stack = self._picked((self.best, self.hparams), [row], layout)
-        return self.setup.evaluator(split, layout).predict(compiled.evaluate, *stack)
+            evaluate = self.setup.compiled(layout).evaluate
+            stack = self._picked(stack, [row], layout)
+        evaluator = self.setup.evaluator(split, layout)
+        return evaluator.predict(lambda batch: evaluate(stack[0], batch, stack[1]))
 
     def keep_better(self, better: Sequence[bool]) -> None:
         """Take the weights of these rows as their best ones."""

@@ -1,14 +1,12 @@
 """Pictures of a language model."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.commands.generation import Generator
+from experiments.core.generation import generate
 from experiments.tracking.jsonl import METRICS, read_history
 from experiments.training.evaluation import Predictions
-from experiments.training.session import Session
 from experiments.viz.drawing import Drawing, figures, sequence_figures
 from experiments.viz.gallery import Gallery as Base
 
@@ -19,10 +17,6 @@ READ = 900  # characters of the text whose surprise is shown
 
 class Gallery(Base):
     """Learning curves, text that it writes, and what of a text surprises it."""
-
-    def __init__(self, session: Session, directory: Path):
-        super().__init__(session, directory)
-        self.generator = Generator(session, LENGTH)
 
     def during(self, weights: tuple[Any, Any]) -> dict[str, Drawing]:
         return {"generated_text": self._written(weights)}
@@ -42,9 +36,20 @@ class Gallery(Base):
         }
 
     def _written(self, weights: tuple[Any, Any]) -> Drawing:
-        seed = self.session.config["seed"]
-        texts = [
-            (f"temperature {t}", self.generator(weights, prompt=None, temperature=t, seed=seed))
-            for t in TEMPERATURES
-        ]
+        session = self.session
+        characters, seed = "".join(session.splits.class_names), session.config["seed"]
+
+        def written(temperature: float) -> str:
+            return generate(
+                session.experiment,
+                session.hparams,
+                weights,
+                characters,
+                length=LENGTH,
+                prompt=None,
+                temperature=temperature,
+                seed=seed,
+            )
+
+        texts = [(f"temperature {t}", written(t)) for t in TEMPERATURES]
         return sequence_figures.written_text(texts)

@@ -13,7 +13,7 @@ from experiments.data.augment import resize
 from experiments.errors import UserError
 from experiments.models.kinds import Function
 from experiments.training.restored import saved_weights
-from experiments.training.saved_config import saved_config
+from experiments.training.run_folder import saved_config
 from experiments.training.session import open_session
 from experiments.viz.frechet import frechet_distance
 

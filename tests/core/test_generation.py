@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments.commands.generation import Generator
+from experiments.core.generation import generate
 from experiments.errors import UserError
 from experiments.training.session import open_session
 from support import composed
@@ -25,11 +25,12 @@ def test_sampling_follows_the_seed_and_the_temperature(alphabet):
     session = open_session(composed(*SMALL, alphabet))
     state = session.experiment.init(session.hparams, session.key)
     weights = session.experiment.weights(state)
-    generator = Generator(session, 40)
     settings = {"prompt": "abc", "seed": 0, "temperature": 1.0}
 
     def written(**changes):
-        return generator(weights, **(settings | changes))
+        characters = "".join(session.splits.class_names)
+        arguments = session.experiment, session.hparams, weights, characters
+        return generate(*arguments, length=40, **(settings | changes))
 
     text = written()
     assert len(text) == 40

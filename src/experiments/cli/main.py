@@ -1,0 +1,84 @@
+"""Running an entry point of the command line: its exit code, and its errors in plain lines.
+
+0    the run finished, or stopped early as it was configured to
+1    it diverged, or the program failed
+2    there is something that the user can correct
+75   it was interrupted and can be resumed
+130  Ctrl-C before there was anything to save
+"""
+
+import atexit
+import contextlib
+import gc
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from experiments.errors import Exit
+from experiments.training import garbage
+
+# Hydra, OmegaConf and JAX are imported where they are used: `--help` has to be quick, and the
+# workers of a search start before that.
+
+# As it ends, Python looks through all objects once more, which takes a while with JAX; it skips
+# frozen ones. Registered before all other functions, this is called after them.
+atexit.register(gc.freeze)
+
+
+def command_line(main: Callable[[], Any], *, hydra: bool = True) -> int:
+    """Call a main function and return the exit code.
+
+    Errors that the user can correct are printed as one or two plain lines, with the nearest valid
+    names; with `HYDRA_FULL_ERROR=1` every error shows its traceback.
+
+    Args:
+        main: takes its arguments from `sys.argv`.
+        hydra: whether it is one of Hydra's, whose arguments are translated first.
+    """
+    garbage.seldom()
+    full = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
+    # else Hydra prints errors in its own way and exits with 1; so it raises them
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    logging.raiseExceptions = False  # a log file on a full disk is no reason for tracebacks
+    sys.unraisablehook = _report_unraisable
+    try:
+        if hydra:
+            from experiments.cli.overrides import for_hydra
+
+            sys.argv[1:] = for_hydra(sys.argv[1:])
+        main()
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+    except (Exit, Exception) as ended:
+        if isinstance(ended, Exit) and ended.__cause__ is None:
+            return ended.code
+        error = ended.__cause__ if isinstance(ended, Exit) else ended
+        assert error is not None
+        from experiments.cli.messages import explain
+
+        message = explain(error)
+        if full or message is None:
+            traceback.print_exception(error)
+        else:
+            print(message, file=sys.stderr)
+        return 1 if message is None else 2
+    return 0
+
+
+@contextlib.contextmanager
+def job() -> Iterator[None]:
+    """Carry errors past Hydra to `command_line`; for what a main function of Hydra's does."""
+    try:
+        yield
+    except Exception as error:
+        raise Exit(1) from error
+
+
+def _report_unraisable(unraisable: Any) -> None:
+    """Report as Python does, but not the error of TensorStore after Orbax gave up a failed save."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)

@@ -1,0 +1,98 @@
+"""Errors in the words of the user, with the nearest valid names."""
+
+import errno
+import os
+import re
+import sys
+from collections.abc import Iterator
+
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf.errors import OmegaConfBaseException
+
+from experiments.errors import UserError, suggest
+
+# errors of the system that the user can correct: a full disk, a folder that cannot be written
+CORRECTABLE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM),
+    *(errno.ENOTDIR, errno.EEXIST),
+)
+
+
+def explain(error: BaseException) -> str | None:
+    """Return one or two lines for the user, or None for an error of the program."""
+    for cause in _causes(error):
+        if isinstance(cause, UserError):
+            return f"error: {cause}"
+        if isinstance(cause, MissingConfigException) and cause.missing_cfg_file:
+            return f"error: {_missing_choice(cause)}"
+        if isinstance(cause, OverrideParseException):
+            return f"error: {cause.override}: this cannot be read as key=value ({cause})"
+        if isinstance(cause, OSError) and cause.errno in CORRECTABLE:
+            where = f": {cause.filename}" if cause.filename else ""
+            advice = "; choose another folder with hydra.run.dir=..."
+            return f"error: {os.strerror(cause.errno)}{where}{advice}"
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return f"error: {_bad_override(str(error))}"
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and those that it was raised from, each once."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        yield error
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+
+
+def _missing_choice(error: MissingConfigException) -> str:
+    group, _, choice = str(error.missing_cfg_file).rpartition("/")
+    options = [option for option in error.options or [] if not option.startswith("_")]
+    if not options:
+        return f"there is no config {error.missing_cfg_file!r}"
+    return (
+        f"{group}={choice}: there is no such choice{suggest(choice, options)}\n"
+        f"{group} can be {', '.join(options)}"
+    )
+
+
+def _bad_override(message: str) -> str:
+    """Return Hydra's first line, or where a key is wrong the nearest valid keys."""
+    match = re.search(r"Could not override '([^']+)'", message)
+    if match is None:
+        return message.strip().splitlines()[0]
+    key = match.group(1).partition("@")[0]
+    parent, _, last = key.rpartition(".")
+    keys = _valid_keys()
+    siblings = [k.rpartition(".")[2] for k in keys if k.rpartition(".")[0] == parent]
+    near = suggest(last, siblings) if parent else ""
+    if near:
+        near = re.sub(r"'([^']+)'", rf"'{parent}.\1'", near)
+    elif "-m" in sys.argv or os.path.basename(sys.argv[0]) == "sweep.py":
+        from experiments.search.options import SEARCH_KEYS
+
+        keys += SEARCH_KEYS
+    return f"{key}: there is no such key{near or suggest(key, keys)}"
+
+
+def _valid_keys() -> list[str]:
+    """Return the keys and groups of the config that the rest of the command line describes."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    from experiments.core.config import leaves
+
+    choices = [a for a in sys.argv[1:] if re.fullmatch(r"[a-z_]+=[\w.\-]+", a)]
+    config_dir = os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), "conf")
+    for overrides in (choices, []):
+        GlobalHydra.instance().clear()
+        try:
+            with initialize_config_dir(config_dir, version_base="1.3"):
+                config = compose("config", overrides=overrides)
+        except (HydraException, OmegaConfBaseException):
+            continue  # the misspelt name may be among the choices
+        plain = OmegaConf.to_container(config, resolve=False)
+        assert isinstance(plain, dict)
+        return [*plain, *(path for path, _ in leaves(plain) if "." in path)]
+    return []

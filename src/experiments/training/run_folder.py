@@ -1,0 +1,189 @@
+"""A run folder: its config, its checkpoints and its lock.
+
+.hydra/config.yaml     the config that the run was started with
+.hydra/hydra.yaml      the choices that it was composed of (of a trial: overrides.yaml)
+.lock                  held by the process that trains in the folder
+checkpoints/<step>/    what the run resumes from
+"""
+
+import contextlib
+import fcntl
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments.core.config import locate
+from experiments.errors import UserError, suggest
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+# Hydra and OmegaConf are imported where configs are read: the workers of a search need neither.
+
+log = logging.getLogger(__name__)
+
+CHECKPOINTS = "checkpoints"
+HYDRA = ".hydra"
+PACKAGE = __name__.partition(".")[0]
+
+COMMAND = ("mode", "resume", "checkpoint", "cluster", "nodes")
+"""Keys of a command, not of the run that it names."""
+
+
+def run_folder(path: Path) -> Path:
+    """Return `path`.
+
+    Raises:
+        UserError: it is not the folder of a run.
+    """
+    if not (path / HYDRA / "config.yaml").is_file():
+        what = "is not the folder of a run" if path.is_dir() else "does not exist"
+        raise UserError(f"{path} {what}; a run folder holds .hydra/config.yaml and checkpoints/")
+    return path
+
+
+def split_source(path: Path) -> tuple[Path, int | None]:
+    """Split what `checkpoint=` names: a run folder, or `<run folder>/checkpoints/<step>`.
+
+    Returns:
+        The run folder, and the step or None.
+
+    Raises:
+        UserError: there is no such run or no such checkpoint.
+    """
+    if path.absolute().parent.name != CHECKPOINTS or not path.name.isdigit():
+        return run_folder(path), None
+    folder = run_folder(path.absolute().parent.parent)
+    if not path.is_dir():
+        steps = ", ".join(map(str, saved_steps(folder)))
+        raise UserError(f"{path} does not exist; there are {steps}")
+    return folder, int(path.name)
+
+
+def saved_steps(folder: Path) -> list[int]:
+    """Return the steps of a run's checkpoints; unfinished ones, under other names, do not count."""
+    names = (path.name for path in (folder / CHECKPOINTS).glob("*"))
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold the lock of a run folder; it goes with the process, however that ends.
+
+    Raises:
+        UserError: another process trains in `folder`.
+    """
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another process is training in {folder}") from error
+        yield
+
+
+def saved_config(source: Path, overrides: Sequence[str]) -> "DictConfig":
+    """Return the config that a run was started with, changed by the overrides of a new command.
+
+    A config of an older version gets today's values for new keys.
+
+    Raises:
+        UserError: `source` is no run, or an override is not for a value of its config.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import DictConfig, OmegaConf
+
+    folder, _ = split_source(source)
+    config = OmegaConf.load(folder / HYDRA / "config.yaml")
+    assert isinstance(config, DictConfig)
+    if (today := _composed_today(folder)) is not None:
+        plain, current = (OmegaConf.to_container(c, resolve=False) for c in (config, today))
+        assert isinstance(plain, dict)
+        assert isinstance(current, dict)
+        config = OmegaConf.create(up_to_date(plain, current))
+    if config.name is None:
+        config.name = folder.resolve().name
+    missing = object()
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key = override.key_or_group
+        if key.partition(".")[0] in COMMAND:
+            continue
+        value = OmegaConf.select(config, key, default=missing)
+        if value is missing or isinstance(value, DictConfig):
+            problem = "keeps its choices"
+            if value is missing:
+                parent, _, name = key.rpartition(".")
+                group = OmegaConf.select(config, parent) if parent else config
+                siblings = map(str, group) if isinstance(group, DictConfig) else ()
+                problem = f"has no such value{suggest(name, siblings)}"
+            given = str(override.input_line).lstrip("+")
+            raise UserError(
+                f"{given}: the config of {folder} {problem}; "
+                f"single values can be changed, such as trainer.epochs=20"
+            )
+        OmegaConf.update(config, key, override.value())
+    return config
+
+
+def _composed_today(folder: Path) -> "DictConfig | None":
+    """Compose a run's choices with the configs as they are now, if its folder says the choices."""
+    from hydra import compose
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    if not GlobalHydra.instance().is_initialized():  # no config folder to compose from
+        return None
+    hydra, given = (folder / HYDRA / name for name in ("hydra.yaml", "overrides.yaml"))
+    if hydra.is_file():
+        chosen = OmegaConf.load(hydra).hydra.runtime.choices
+        # experiment and debug only change other choices, which are listed too, and values
+        skipped = ("experiment", "debug")
+        choices = [
+            f"{group}={choice}"
+            for group, choice in chosen.items()
+            if choice and group not in skipped and not str(group).startswith("hydra/")
+        ]
+    elif given.is_file():
+        options = GlobalHydra.instance().config_loader().get_group_options
+        overrides = [str(override) for override in OmegaConf.load(given)]
+        choices = [o for o in overrides if options(o.partition("=")[0].partition("@")[0])]
+    else:
+        return None
+    return compose("config", choices)
+
+
+def up_to_date(saved: Mapping, today: Mapping) -> dict[str, Any]:
+    """Return a saved config with today's keys, and today's names of code that has moved since.
+
+    Args:
+        saved: the config of a run.
+        today: what the run's choices compose now.
+    """
+    gone: list[str] = []
+
+    def merge(saved: Mapping, today: Mapping, path: str) -> dict[str, Any]:
+        merged = dict(today)
+        for key, value in saved.items():
+            if key not in today:
+                gone.append(f"{path}{key}={value}")
+            elif isinstance(value, Mapping) and isinstance(today[key], Mapping):
+                merged[key] = merge(value, today[key], f"{path}{key}.")
+            elif not _names_missing_code(value):
+                merged[key] = value
+        return merged
+
+    merged = merge(saved, today, "")
+    if gone:
+        log.warning("keys of this run that no longer exist are left out: %s", ", ".join(gone))
+    return merged
+
+
+def _names_missing_code(value: Any) -> bool:
+    """Return whether a value names something of this package that does not exist."""
+    if not isinstance(value, str) or not value.startswith(f"{PACKAGE}."):
+        return False
+    try:
+        locate(value)
+    except UserError:
+        return True
+    return False

@@ -1,0 +1,45 @@
+"""Arguments as a user types them, and as Hydra takes them."""
+
+import pytest
+
+from experiments.cli.overrides import SWEEPER, for_hydra
+from experiments.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("typed", "wanted"),
+    [
+        ("model=lenet5 optim.b1=0.8", "model=lenet5 optim.b1=0.8"),
+        ("debug=nan", "debug='nan'"),
+        ("seed=3", "seed=3"),
+        ("seed=range(4)", "-m seed=range(4) {own}lanes=auto"),
+        ("seed=1,2 lanes=1", "-m seed=1,2 {own}lanes=1"),
+        ("optim=adam,sgd --multirun n_trials=3", "-m optim=adam,sgd {own}n_trials=3"),
+        ("-m cluster=slurm cluster.time=9", "-m {own}cluster.name=slurm {own}cluster.time=9"),
+        ("-m name=x name.y=1 model.name=z", "-m {own}name=x {own}name.y=1 model.name=z"),
+        (
+            "checkpoint=x sample.length=9 hydra.run.dir=y mode=sample",
+            "checkpoint=x ++sample.length=9 hydra.run.dir=y mode=sample",
+        ),
+        ("resume=null", "resume=null"),
+    ],
+)
+def test_arguments_are_translated_for_hydra(typed, wanted):
+    assert for_hydra(typed.split()) == wanted.format(own=SWEEPER).split()
+
+
+def test_a_resumed_run_stays_in_its_folder(tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(UserError, match="does not exist"):
+        for_hydra([f"resume={folder}"])
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra" / "config.yaml").write_text("name: x")
+    given = [f"resume={folder}", "trainer.epochs=9"]
+    own = [f"hydra.run.dir={folder}", "hydra.output_subdir=null"]
+    assert for_hydra(given) == [given[0], "++trainer.epochs=9", *own]
+
+
+def test_one_of_several_processes_writes_the_log_and_the_config(monkeypatch):
+    monkeypatch.setenv("JAX_PROCESS_ID", "1")
+    quiet = ["hydra.output_subdir=null", "hydra/job_logging=disabled"]
+    assert for_hydra(["model=mlp"]) == ["model=mlp", *quiet]

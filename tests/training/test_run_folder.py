@@ -1,0 +1,61 @@
+"""What a run folder says of an earlier run, also one of an older version."""
+
+import logging
+
+import pytest
+
+from experiments.errors import UserError
+from experiments.training.run_folder import exclusive, saved_steps, split_source, up_to_date
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A run folder with checkpoints of the steps 5 and 40, and one that is being written."""
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "config.yaml").write_text("name: x")
+    for name in ("40", "5", "60.orbax-checkpoint-tmp"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    return tmp_path
+
+
+def test_a_source_is_a_run_or_one_of_its_checkpoints(folder):
+    assert saved_steps(folder) == [5, 40]
+    assert split_source(folder) == (folder, None)
+    assert split_source(folder / "checkpoints" / "5") == (folder, 5)
+    with pytest.raises(UserError, match="does not exist; there are 5, 40"):
+        split_source(folder / "checkpoints" / "6")
+    with pytest.raises(UserError, match="is not the folder of a run"):
+        split_source(folder / "checkpoints")
+
+
+def test_the_lock_of_a_folder_has_one_holder(folder):
+    with exclusive(folder), pytest.raises(UserError, match="another process"), exclusive(folder):
+        pass
+    with exclusive(folder):
+        pass
+
+
+def test_an_older_config_is_brought_up_to_date(caplog):
+    saved = {
+        "seed": 7,
+        "model": {"_target_": "experiments.lenet.LeNet5", "width": 3, "gone": 1},
+        "data": {"_target_": "experiments.data.text.Text", "augment": {"a": {"_target_": "x.y"}}},
+        "optim": {"_target_": "experiments.optim.optimizer", "rule": "experiments.optim.sgd"},
+    }
+    today = {
+        "seed": 0,
+        "new": None,
+        "model": {"_target_": "experiments.models.lenet.LeNet5", "width": 1, "depth": 2},
+        "data": {"_target_": "experiments.data.digits.Digits", "augment": {}},
+        "optim": {"_target_": "experiments.core.optim.optimizer", "rule": "optax.scale_by_adam"},
+    }
+    with caplog.at_level(logging.WARNING):
+        found = up_to_date(saved, today)
+    assert found == {
+        "seed": 7,
+        "new": None,
+        "model": {"_target_": "experiments.models.lenet.LeNet5", "width": 3, "depth": 2},
+        "data": {"_target_": "experiments.data.text.Text", "augment": {}},
+        "optim": {"_target_": "experiments.core.optim.optimizer", "rule": "optax.scale_by_adam"},
+    }
+    assert "model.gone=1, data.augment.a=" in caplog.text

@@ -20,7 +20,7 @@ def main() -> None:
 
 def run_one(config: "DictConfig") -> None:
     with job():
-        warm_up(config)
+        warm_up()
         from experiments.commands.dispatch import run  # imports JAX, which `--help` has no need of
 
         run(config)

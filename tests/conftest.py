@@ -10,7 +10,7 @@ import jax
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from experiments.training.compiler import SHORT_OPTIONS, set_up_compiler
+from experiments.training.runtime import SHORT_OPTIONS, set_up_compiler
 from support import ROOT
 
 os.environ.setdefault("WANDB_MODE", "offline")

@@ -56,7 +56,6 @@ Mode = Literal["train", RunMode, "summary", "lr_range", "pretrain"]
 """Every mode; `mode=<name>` calls `main` of `experiments.commands.<name>`."""
 
 
-
 def is_off(value: Any) -> bool:
     """Return True for a number that is exactly 0 in the config; a traced number is on."""
     return isinstance(value, int | float) and value == 0

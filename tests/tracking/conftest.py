@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from experiments.tracking.tracker import RunInfo
-from experiments.training import helper
 from wandb_server.server import Server, serve
 
 
@@ -34,7 +33,6 @@ def run_info(tmp_path: Path) -> Callable[..., RunInfo]:
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """The W&B client, without this machine's account, and with its processes ended afterwards."""
-    helper.end()  # which may have a client with other settings
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     for name in ("CACHE_DIR", "CONFIG_DIR", "DATA_DIR"):
@@ -43,7 +41,6 @@ def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody answers there
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     yield
-    helper.end()
     if "wandb" in sys.modules:
         sys.modules["wandb"].teardown()
 

@@ -1,12 +1,11 @@
 import logging
+import threading
 
 import pytest
 
 from experiments.errors import UserError
-from experiments.tracking.apart import Apart
-from experiments.tracking.jsonl import METRICS, JsonLines, read_history
+from experiments.tracking.background import Background
 from experiments.tracking.tracker import Tracker, Trackers
-from experiments.training import helper
 
 
 class Notes(Tracker):
@@ -80,34 +79,41 @@ def test_summary_says_where_else_the_run_is():
     assert notes.calls == [(expected, "finished")]
 
 
-def test_a_tracker_apart_is_told_all_in_order(run_info):
-    tracker, run = Apart(JsonLines()), run_info()
-    tracker.start(run)
-    for step in range(1, 6):
-        tracker.log(step, {"train/loss": step / 4})
-    tracker.finish({}, "finished")
-    history = read_history(run.directory / METRICS)
-    assert [(line["step"], line["train/loss"]) for line in history] == [
-        (step, step / 4) for step in range(1, 6)
-    ]
+class Slow(Notes):
+    """A tracker that does nothing until it is let go."""
+
+    def __init__(self):
+        super().__init__()
+        self.let_go = threading.Event()
+
+    def start(self, run):
+        self.let_go.wait()
+        super().start(run)
 
 
-def test_what_a_tracker_apart_raises_comes_out_of_a_later_call(run_info, tmp_path):
-    tracker = Apart(JsonLines())
-    tracker.start(run_info(directory=tmp_path / "nowhere"))
-    assert tracker.location is None
-    with pytest.raises(UserError, match="cannot write"):
-        tracker.finish({}, "finished")
-
-
-def test_a_tracker_whose_process_has_ended_says_so(run_info):
-    tracker = Apart(JsonLines())
+def test_a_run_does_not_wait_for_a_tracker_in_the_background_until_it_ends(run_info):
+    slow = Slow()
+    tracker = Background(slow)
     tracker.start(run_info())
-    assert tracker.location is None  # it has started, and nothing else is under way
-    helper.end()
-    with pytest.raises(ChildProcessError, match="has ended"):
-        tracker.finish({}, "finished")
+    scalars = {"train/loss": 1.0}
+    for step in range(5):
+        tracker.log(step, scalars)
+    assert slow.calls == []
+    slow.let_go.set()
+    tracker.finish({}, "finished")
+    assert slow.calls == ["start", 0, 1, 2, 3, 4, ({}, "finished")]
 
 
-def test_a_tracker_apart_that_was_never_started_has_nothing_to_finish():
-    Apart(JsonLines()).finish({}, "failed")
+@pytest.mark.parametrize(
+    "error", [RuntimeError("no more"), UserError("no more"), SystemExit("no more")]
+)
+def test_a_tracker_in_the_background_never_ends_a_run(run_info, caplog, error):
+    broken = Broken(error)
+    trackers = Trackers([Background(broken)])
+    trackers.start(run_info())
+    for step in range(3):
+        trackers.log(step, {})
+    assert trackers.location is None
+    trackers.finish({}, "finished")
+    assert broken.calls == ["start", 0, ({}, "failed")]
+    assert caplog.messages == [f"Broken is dropped from this run: {type(error).__name__}: no more"]

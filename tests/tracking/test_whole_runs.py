@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.tracking.apart import Apart
+from experiments.tracking.background import Background
 from experiments.tracking.jsonl import METRICS, read_history
 from experiments.training.evaluation import Evaluator
 from support import ROOT, lines_of
@@ -92,22 +92,19 @@ def test_a_resumed_run_goes_on_in_the_same_history(run_cli, monkeypatch, server,
     assert (run.exit_code, run.summary["status"]) == (0, "finished")
 
 
-@pytest.mark.parametrize("who", ["the process beside the run", "the client's own"])
-def test_a_client_that_dies_does_not_touch_the_run(run_cli, monkeypatch, client, tmp_path, who):
+def test_a_client_that_dies_does_not_touch_the_run(run_cli, monkeypatch, client, tmp_path):
     assert run_cli(*OPTIONS, "logger=none", folder=tmp_path / "alone")[0] == 0
-    log, killed = Apart.log, []
+    log, killed = Background.log, []
 
     def logging(self, step, scalars):
         if step == 20:
             assert self.location  # it has started
-            beside = children_of(os.getpid())
-            own = [child for pid in beside for child in children_of(pid)]
-            killed.extend(own if who == "the client's own" else beside)
+            killed.extend(children_of(os.getpid()))
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
         log(self, step, scalars)
 
-    monkeypatch.setattr(Apart, "log", logging)
+    monkeypatch.setattr(Background, "log", logging)
     code, error = run_cli(*OPTIONS, "logger.mode=offline", folder=tmp_path / "bereft")
     assert code == 0, error
     assert killed
@@ -115,18 +112,43 @@ def test_a_client_that_dies_does_not_touch_the_run(run_cli, monkeypatch, client,
     assert lines_of(tmp_path / "bereft") == lines_of(tmp_path / "alone")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_killed_run_leaves_its_history_and_no_process(client, tmp_path, data_home):
+    folder = tmp_path / "killed"
+    options = ["model.hidden=[8]", "trainer.epochs=1000000", "trainer.figures=false", *data_home]
+    command = [sys.executable, "run.py", *options, "logger.mode=offline", f"hydra.run.dir={folder}"]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    with subprocess.Popen(command, cwd=ROOT, env=environment) as run:
+        while not (reader.find(folder) and read_history(folder / METRICS)):
+            assert run.poll() is None
+            time.sleep(0.1)
+        logged = len(read_history(folder / METRICS))
+        time.sleep(3)  # W&B writes every second
+        clients = children_of(run.pid)
+        run.kill()
+    assert clients
+    (path,) = reader.find(folder)
+    assert len(reader.read(path).metrics) >= logged
+    for _ in range(100):
+        alive = [pid for pid in clients if Path(f"/proc/{pid}/exe").exists()]
+        if not alive:
+            break
+        time.sleep(0.1)
+    assert not alive
+
+
 @pytest.mark.parametrize("when", ["from the start", "half-way"])
 def test_a_server_that_answers_500_costs_at_most_10_seconds(
     run_cli, monkeypatch, server, tmp_path, when
 ):
     server.broken = when == "from the start"
-    log = Apart.log
+    log = Background.log
 
     def logging(self, step, scalars):
         server.broken = server.broken or step >= 20
         log(self, step, scalars)
 
-    monkeypatch.setattr(Apart, "log", logging)
+    monkeypatch.setattr(Background, "log", logging)
     run_cli(*OPTIONS, "logger=none", folder=tmp_path / "alone")  # compiles
     began = time.monotonic()
     run_cli(*OPTIONS, "logger.mode=offline", folder=tmp_path / "offline")

@@ -10,7 +10,7 @@ import pytest
 
 from experiments.tracking.jsonl import JsonLines, read_history
 from experiments.tracking.tracker import Tracker, Trackers
-from experiments.training.compiler import CPU_OPTIONS, SHORT, SHORT_OPTIONS, compiler_options
+from experiments.training.runtime import CPU_OPTIONS, SHORT, SHORT_OPTIONS, compiler_options
 from experiments.training.loop import fit
 from experiments.training.program import Programs
 from experiments.training.session import open_session

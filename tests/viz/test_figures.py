@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.viz.figures import confusion_matrix, learning_curves, sample_predictions
+from experiments.viz.classification_figures import confusion_matrix, sample_predictions
+from experiments.viz.figures import learning_curves
 
 
 def drawn(figure):
@@ -145,7 +146,7 @@ def test_no_examples():
 def test_pyplot_is_never_imported():
     code = (
         "import io, sys, numpy as np\n"
-        "from experiments.viz.figures import confusion_matrix\n"
+        "from experiments.viz.classification_figures import confusion_matrix\n"
         "confusion_matrix(np.eye(3), 'abc').savefig(io.BytesIO(), format='png')\n"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )

@@ -17,8 +17,8 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from experiments import machine
 from experiments.errors import Exit
-from experiments.training import garbage
 
 # Hydra, OmegaConf and JAX are imported where they are used: `--help` has to be quick, and the
 # workers of a search start before that.
@@ -38,7 +38,7 @@ def command_line(main: Callable[[], Any], *, hydra: bool = True) -> int:
         main: takes its arguments from `sys.argv`.
         hydra: whether it is one of Hydra's, whose arguments are translated first.
     """
-    garbage.seldom()
+    machine.collect_garbage_seldom()
     full = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
     # else Hydra prints errors in its own way and exits with 1; so it raises them
     os.environ["HYDRA_FULL_ERROR"] = "1"

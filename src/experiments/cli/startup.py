@@ -1,7 +1,6 @@
 """Starting `run.py`: composing its config while other processes already import what they need."""
 
 import contextlib
-import os
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -43,23 +42,8 @@ def workers_ahead(arguments: list[str], config_folder: Path) -> Iterator[None]:
         yield
 
 
-def warm_up(config: "DictConfig") -> None:
-    """Have the process beside a run import what it will need, while this one imports JAX."""
+def warm_up() -> None:
+    """Load the libraries of a run while this process imports JAX."""
     from experiments.ops import library
 
     library.begin()
-    if config.mode not in ("train", "figures") or config.cluster:
-        return
-    if os.environ.get("JAX_PROCESS_ID", "0") != "0":
-        return
-    from omegaconf import OmegaConf
-
-    from experiments.tracking import choice
-    from experiments.training.helper import helper
-    from experiments.viz import drawing
-
-    with contextlib.suppress(Exception):  # the run will meet the same error, and explain it
-        if config.trainer.figures or config.mode == "figures":
-            helper().submit("drawing", drawing.warm_up)
-        if config.mode == "train":
-            choice.warm_up(OmegaConf.to_container(config.logger, resolve=True))  # type: ignore[arg-type]

@@ -7,13 +7,15 @@ from experiments.core.params import count_parameters
 from experiments.tracking.jsonl import SUMMARY, write_json
 from experiments.tracking.terminal import Terminal, number
 from experiments.training.restored import Restored
+from experiments.training.setup import Split
 
 
 def main(config: dict[str, Any], directory: Path, source: Path) -> None:
     """Print `val/*` and `test/*` and write them to `summary.json`."""
     run = Restored(config, source, Terminal())
     summary: dict[str, Any] = {"best": run.progress["best"]}
-    for split, prefix in (("validation", "val"), ("test", "test")):
+    splits: dict[Split, str] = {"validation": "val", "test": "test"}
+    for split, prefix in splits.items():
         measured, _ = run.predict(split)
         values = {f"{prefix}/{name}": value for name, value in measured.items()}
         print("   ".join(f"{name} {number(value)}" for name, value in values.items()))

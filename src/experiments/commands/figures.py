@@ -1,23 +1,24 @@
-"""Draws the figures of an earlier run's best weights."""
+"""Draw the figures of an earlier run's best weights."""
 
 from pathlib import Path
 from typing import Any
 
 from experiments.tracking.terminal import Terminal, number
 from experiments.tracking.tracker import Trackers
-from experiments.training.report import Album
-from experiments.training.restored import restored
+from experiments.training.figures import RunFigures, view_of
+from experiments.training.restored import Restored
 from experiments.training.run_folder import split_source
 
 
 def main(config: dict[str, Any], directory: Path, source: Path) -> None:
-    """Writes them to `figures/` of the run and says which."""
+    """Write them to `figures/` of the run and print where."""
     terminal = Terminal()
-    run = restored(config, source, terminal)
+    run = Restored(config, source, terminal)
     terminal.status("drawing")
     folder, _ = split_source(source)
-    album = Album(run.session, folder, Trackers([]))
-    measured = album.end(run.progress["recorder"]["step"], run.weights, run.predict("test"))
-    for name, value in measured.items():
+    figures = RunFigures(view_of(run.setup, run.hparams, folder), folder, Trackers([]), every=1)
+    _, predictions = run.predict("test")
+    step = run.progress["recorder"]["step"]
+    for name, value in figures.finish(step, run.weights, predictions).items():
         print(f"{name} {number(value)}")
     print(f"drawn in {folder / 'figures'}")

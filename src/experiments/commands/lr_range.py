@@ -15,14 +15,14 @@ from experiments.errors import UserError
 from experiments.tracking.jsonl import JsonLines, write_json
 from experiments.tracking.terminal import number
 from experiments.tracking.tracker import Trackers
-from experiments.training.control import StopRequest
 from experiments.training.loop import fit
-from experiments.training.population_options import LrRange
+from experiments.training.options import LrRange
 from experiments.training.run_folder import exclusive
 from experiments.training.runtime import announce, split_processor
 from experiments.training.setup import Setups
-from experiments.training.trial import Trial
-from experiments.viz.lr_range import range_figure
+from experiments.training.trial import StopRequest, Trial
+from experiments.viz.drawing import save
+from experiments.viz.figures import range_figure
 
 
 def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
@@ -60,7 +60,7 @@ def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
     write_json(directory / "lr_range.json", {"rows": rows})
     figures = directory / "figures"
     figures.mkdir(exist_ok=True)
-    range_figure(rows).savefig(figures / "lr_range.png", dpi=120)
+    save(range_figure(rows), figures / "lr_range.png")
     finished = [row for row in rows if row["status"] == "finished" and row["val/loss"] is not None]
     if not finished:
         raise UserError(f"no run with a rate from {wanted.low:g} to {wanted.high:g} finished")

@@ -9,13 +9,12 @@ from experiments.tracking.choice import chosen
 from experiments.tracking.jsonl import JsonLines
 from experiments.tracking.terminal import Terminal
 from experiments.tracking.tracker import Trackers
-from experiments.training.control import StopRequest
 from experiments.training.distributed import is_first
 from experiments.training.loop import fit
 from experiments.training.run_folder import exclusive
 from experiments.training.runtime import announce
 from experiments.training.setup import Setups
-from experiments.training.trial import Trial
+from experiments.training.trial import StopRequest, Trial
 
 
 def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:

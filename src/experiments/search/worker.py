@@ -14,8 +14,7 @@ from experiments.search.results import write_results
 from experiments.search.study import Study, Trial
 from experiments.search.together import run_together
 from experiments.search.winner import conclude
-from experiments.tracking.choice import warm_up
-from experiments.training.compiler import set_up_compiler
+from experiments.training.runtime import set_up_compiler
 from experiments.training.devices import announce, split_processor
 from experiments.training.kept import Kept
 from experiments.training.signals import StopRequest
@@ -37,7 +36,6 @@ def work(
         Exit: it was asked to stop; its trials are saved and free again.
     """
     study, kept = Study(folder, config_folder, name, configs), Kept()
-    warm_up(study.configs.plain()["logger"])
     split_processor(int(study.plan.lanes) * study.plan.seeds)
     set_up_compiler(study.configs.plain()["trainer"]["compilation_cache"])
     announce()

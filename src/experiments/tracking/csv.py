@@ -11,9 +11,10 @@ from experiments.tracking.tracker import RunInfo, Tracker
 
 
 class Csv(Tracker):
-    """Writes `metrics.csv` when the run ends: a row a line of `metrics.jsonl`, a column a metric.
+    """`metrics.csv`, one row per line of `metrics.jsonl` and one column per metric.
 
-    Which columns there are is known only then. What an event does not say is left empty.
+    It is written when the run ends, since only then all columns are known. A metric that a line
+    does not have is left empty.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""How a run is described where it is reviewed beside others: flat values, tags and a note."""
+"""The description of a run for a tracker that shows many: flat values, tags and a note."""
 
 import re
 from collections.abc import Mapping
@@ -13,13 +13,13 @@ SECRET = re.compile(r"(api_?key|(access|auth)_?token|password|secret)$", re.IGNO
 
 
 def values(run: RunInfo) -> dict[str, Any]:
-    """The config as flat dotted keys and, below `run.`, the sizes of the run."""
+    """Return the config as flat dotted keys and, below `run.`, the sizes of the run."""
     names = ("parameters", "total_steps", "steps_per_epoch", "batch_size")
     return flatten(run.config) | {f"run.{name}": getattr(run, name) for name in names}
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as flat dotted keys, `optim.learning_rate`, without anything secret.
+    """Flatten nested mappings to dotted keys, `optim.learning_rate`, without anything secret.
 
     W&B filters and plots top-level keys, and a sweep names its parameters this way.
     """
@@ -35,14 +35,14 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def tags(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """What kind of run it is: objective, model and data, such as Classification, LeNet5, mnist."""
+    """Return the objective, model and data of a run, such as Classification, LeNet5, mnist."""
     classes = [config.get(group, {}).get("_target_") for group in ("objective", "model")]
     names = [target.rpartition(".")[2] for target in classes if target]
     return (*names, *filter(None, [config.get("data", {}).get("name")]))
 
 
 def note(directory: Path) -> str | None:
-    """What the command line of the run in `directory` changed, without anything secret."""
+    """Return the overrides of the run in `directory`, without anything secret; None without any."""
     path = directory / ".hydra" / "overrides.yaml"
     overrides = yaml.safe_load(path.read_text()) if path.is_file() else None
     said = [o for o in overrides or [] if not SECRET.search(str(o).partition("=")[0])]

@@ -1,8 +1,8 @@
-"""The record of a run in its own folder: `metrics.jsonl` and `summary.json`.
+"""The record of a run in its folder: `metrics.jsonl` and `summary.json`.
 
 JSON has no NaN or Infinity. They are written as the strings `"NaN"`, `"Infinity"` and
-`"-Infinity"`, which every JSON parser reads and which `float()` turns back into what they were: a
-diverged run stays a diverged run, where `null` could also mean that nothing was measured.
+`"-Infinity"`, which every JSON parser reads and `float()` turns back into numbers. `null` could
+also mean that nothing was measured.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 class JsonLines(Tracker):
-    """A line an event, `{"step": 40, "epoch": 0.5, "train/loss": 1.2}`, flushed as it is written.
+    """One line per event, `{"step": 40, "epoch": 0.5, "train/loss": 1.2}`, flushed at once.
 
     A killed process leaves at most one torn last line. This tracker is the record of the run, so
-    what it cannot write ends the run, as a `UserError`.
+    a line that cannot be written ends the run with a `UserError`.
     """
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ class JsonLines(Tracker):
 
 
 def read_history(path: Path) -> list[dict[str, float]]:
-    """The events of a `metrics.jsonl`, without a torn last line; NaN and infinities as floats.
+    """Return the events of a `metrics.jsonl`, without a torn last line; NaN as a float.
 
     Empty if there is no such file.
     """
@@ -77,7 +77,7 @@ def read_history(path: Path) -> list[dict[str, float]]:
 
 
 def write_json(path: Path, value: Mapping[str, object]) -> None:
-    """Write indented JSON so that a reader finds the old file or the new one, never half of one."""
+    """Write indented JSON; a reader finds the old file or the new one, never a part."""
     new = path.with_name(path.name + ".tmp")
     try:
         new.write_text(_dumps(value, indent=2) + "\n", encoding="utf-8")
@@ -88,9 +88,9 @@ def write_json(path: Path, value: Mapping[str, object]) -> None:
 
 
 def _end_of(path: Path, step: int) -> int:
-    """The length in bytes of the lines up to and including `step`; steps never decrease.
+    """Return the length in bytes of the lines up to and including `step`; steps never decrease.
 
-    Lines of the test, which ends a run, do not count: the run that goes on has not ended.
+    Lines of the test are left out: they end a run, and this one goes on.
     """
     end = 0
     with path.open("rb") as file:
@@ -113,7 +113,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def _dumps(value: object, indent: int | None = None) -> str:
-    try:  # what is finite takes a third of the time this way
+    try:  # most lines are finite, and this is faster for them
         return json.dumps(value, indent=indent, allow_nan=False, default=_plain)
     except ValueError:
         return json.dumps(_valid(value), indent=indent, allow_nan=False, default=_plain)
@@ -128,12 +128,12 @@ def _valid(value: object) -> object:
 
 
 def _plain(value: object) -> object:
-    """NumPy and JAX scalars as Python numbers, anything else (a path) as text."""
+    """Return NumPy and JAX scalars as Python numbers, anything else (a path) as text."""
     return value.item() if hasattr(value, "item") else str(value)
 
 
 def _unwritable(path: Path, error: OSError) -> UserError:
     return UserError(
         f"cannot write {path}: {(error.strerror or str(error)).lower()}. "
-        "Make room or fix the folder, then resume the run: what was recorded before is kept."
+        "Make room or fix the folder, then resume the run: everything recorded before is there."
     )

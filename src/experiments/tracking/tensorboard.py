@@ -19,7 +19,7 @@ class TensorBoard(Tracker):
     """Scalars, figures and the config, below `<run folder>/tensorboard`.
 
     Args:
-        flush_seconds: how often events are written to disk.
+        flush_seconds: seconds between writes to the disk.
 
     Raises:
         UserError: tensorboardX is not installed.
@@ -47,6 +47,8 @@ class TensorBoard(Tracker):
             self._writer.add_scalar(name, value, step)
 
     def figure(self, step: int, name: str, path: Path) -> None:
+        if path.suffix == ".gif":  # TensorBoard shows no moving pictures
+            return
         from PIL import Image
 
         self._writer.add_image(name, np.asarray(Image.open(path)), step, dataformats="HWC")

@@ -1,4 +1,4 @@
-"""A run as seen in the terminal: a live bar, or plain lines where there is no terminal."""
+"""A run in the terminal: a live bar, or plain lines without a terminal."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ EPOCH_EVERY = 1.0
 
 
 class Terminal(Tracker):
-    """Progress on standard output and a small table at the end.
+    """Progress on standard output, and a small table at the end.
 
     With a terminal, a live bar. Without one (a pipe, a batch job), a plain line as soon as there
-    is something to tell, then one every few seconds and one an epoch.
+    is something to show, then one every few seconds and one per epoch.
     """
 
     def __init__(self, console: Console | None = None):
@@ -77,7 +77,7 @@ class Terminal(Tracker):
         if self._bar:
             self._bar.stop()
             self._bar = None
-        if self._run is None:  # it never came to its first step
+        if self._run is None:  # it ended before its first step
             return
         seconds, speed = summary.get("seconds"), summary.get("examples_per_second")
         test = _metrics({k: v for k, v in summary.items() if k.startswith("test/")})
@@ -95,7 +95,7 @@ class Terminal(Tracker):
         for label, value in lines.items():
             if value:
                 text.append(f"\n{label:<12}", style="dim").append(value)
-        # Not folded: a path or a command is there to be copied.
+        # Not folded: paths and commands are there to be copied.
         self._console.print(text, soft_wrap=True)
 
     def _due(self, now: float, every: float, last: bool) -> bool:
@@ -108,7 +108,7 @@ class Terminal(Tracker):
         return f"{duration((run.total_steps - step) * (now - began) / (step - first))} left"
 
     def _print(self, text: str) -> None:
-        # Not through Rich: it would fold at 80 columns what a pipe should get whole.
+        # Not through Rich, which would fold lines at 80 columns for a pipe.
         print(text, file=sys.stdout if self._bar else self._console.file, flush=True)
 
 
@@ -154,7 +154,7 @@ class _Bar(Progress):
 
 
 def _position(run: RunInfo, step: int, scalars: Mapping[str, float]) -> str:
-    """`1200/9380  epoch 2.56/20  12.3k examples/s`"""
+    """Return `1200/9380  epoch 2.56/20  12.3k examples/s`."""
     total, per_epoch = run.total_steps, max(run.steps_per_epoch, 1)
     epoch = scalars.get("epoch", step / per_epoch)
     text = f"{step:>{len(str(total))}}/{total}  epoch {epoch:.2f}/{total / per_epoch:g}"
@@ -163,7 +163,7 @@ def _position(run: RunInfo, step: int, scalars: Mapping[str, float]) -> str:
 
 
 def _metrics(scalars: Mapping[str, Any]) -> str:
-    """`train loss 0.1145 accuracy 0.9975 | val loss 0.1245`, without the averages over an epoch."""
+    """Return `train loss 0.1145 accuracy 0.9975 | val loss 0.1245`, without means of an epoch."""
     groups: dict[str, str] = {}
     for key, value in sorted(scalars.items(), key=lambda item: not item[0].endswith("/loss")):
         group, _, name = key.partition("/")
@@ -173,7 +173,7 @@ def _metrics(scalars: Mapping[str, Any]) -> str:
 
 
 def _best(summary: Mapping[str, object]) -> str:
-    """The metrics of the best epoch, which the summary holds as its log line under `best`."""
+    """Return the metrics of the best epoch, whose log line the summary holds under `best`."""
     line = summary.get("best")
     if not isinstance(line, Mapping):
         return ""
@@ -182,12 +182,12 @@ def _best(summary: Mapping[str, object]) -> str:
 
 
 def number(value: float) -> str:
-    """Four significant digits: `0.1000`, `12.35`, `1.000e-05`; integers as they are."""
+    """Format with four significant digits: `0.1000`, `12.35`, `1.000e-05`; integers as they are."""
     return str(value) if isinstance(value, int) else f"{value:#.4g}".rstrip(".")
 
 
 def _count(value: float) -> str:
-    """Three digits and a unit: `870`, `12.3k`, `4.56M`."""
+    """Format with three digits and a unit: `870`, `12.3k`, `4.56M`."""
     for unit in ("", "k", "M"):
         if value < 999.5:
             return f"{value:#.3g}{unit}".replace(f".{unit}", unit) if unit else f"{value:.0f}"
@@ -196,7 +196,7 @@ def _count(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`42s`, `3:07` or `1:02:09`."""
+    """Format as `42s`, `3:07` or `1:02:09`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -1,78 +1,75 @@
-"""What a run hands to the outside: one small protocol, and the fan-out over several trackers."""
+"""The protocol of a tracker, and several trackers as one."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from experiments.errors import UserError
 
 log = logging.getLogger(__name__)
 
 SUCCESS = frozenset({"finished", "stopped_early"})
-"""The statuses of a run that did what was asked of it."""
+"""The statuses of a run that ended as it was configured to."""
 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a tracker is told about a run before its first step."""
+    """The facts about a run that are known before its first step.
+
+    Args:
+        directory: the run folder; it exists.
+        name: for people, such as `lenet5_mnist_ab12cd`.
+        config: the composed config as plain dicts, resolved.
+        total_steps, steps_per_epoch, batch_size, parameters: sizes of the training and the model.
+        start_step: the step of the checkpoint that the run resumes from; None for a new run.
+    """
 
     directory: Path
-    """The run folder; it exists."""
     name: str
-    """For people, such as `lenet5_mnist_ab12cd`."""
     config: dict
-    """The composed config as plain dicts, resolved."""
     total_steps: int
     steps_per_epoch: int
     batch_size: int
     parameters: int
     start_step: int | None = None
-    """The step of the checkpoint that the run goes on from; None for a new run."""
 
 
 class Tracker:
-    """The protocol: follows one run. Subclasses inherit what they have no use for."""
+    """The protocol: a tracker follows one run. Subclasses override the calls that they use."""
 
     slow_to_start = False
-    """Whether a run should go on while it starts, in a process beside it."""
+    """True of a tracker to call in the background: see `experiments.tracking.background`."""
 
     may_stop = False
-    """Whether a line can make it ask the run to stop, which then must not run ahead of it."""
-
-    @property
-    def kind(self) -> str:
-        """What to call it in a message."""
-        return type(self).__name__
+    """True if a log line can make it ask the run to stop, so that the run has to wait for it."""
 
     @property
     def location(self) -> str | None:
-        """Where else than in the run folder the run can be seen: an address or a command."""
+        """The address of the run, or the command that shows it; None for the run folder alone."""
         return None
 
     def warm_up(self) -> None:
-        """Import what takes long; a tracker that is slow to start may be asked to, before."""
+        """Import what takes long."""
 
     def start(self, run: RunInfo) -> None:
         """Begin, before the first step. A `UserError` ends the run."""
 
     def status(self, text: str) -> None:
-        """What the run is busy with outside its steps, such as `compiling`."""
+        """Show what the run is doing outside its steps, such as `compiling`."""
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
         """Record plain Python floats; steps never decrease."""
 
     def progress(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Show where a run is between two lines; the scalars are those of the line so far."""
+        """Show the run between two log lines; the scalars are those of the line so far."""
 
     def figure(self, step: int, name: str, path: Path) -> None:
-        """Record a picture, a PNG file, under a metric-like name: `test/confusion_matrix`."""
-
-    def animation(self, step: int, name: str, path: Path) -> None:
-        """Record a moving picture, a GIF file."""
+        """Record a picture, a PNG file, or an animation, a GIF file."""
 
     def model(self, path: Path) -> None:
         """Offer the finished model, as its checkpoint folder."""
@@ -81,11 +78,30 @@ class Tracker:
         """End with `finished`, `stopped_early`, `interrupted`, `diverged` or `failed`."""
 
 
-class Trackers(Tracker):
+class Forwarding(Tracker):
+    """A tracker that passes its calls on to others."""
+
+    def _forward(self, method: str, *arguments: Any) -> None:
+        raise NotImplementedError
+
+    def start(self, run: RunInfo) -> None:
+        self._forward("start", run)
+
+    def log(self, step: int, scalars: Mapping[str, float]) -> None:
+        self._forward("log", step, scalars)
+
+    def figure(self, step: int, name: str, path: Path) -> None:
+        self._forward("figure", step, name, path)
+
+    def model(self, path: Path) -> None:
+        self._forward("model", path)
+
+
+class Trackers(Forwarding):
     """Several trackers as one.
 
     Bookkeeping must not cost a night of training, so a tracker that raises is finished and dropped
-    with one warning. A `UserError` passes through: the record itself cannot be kept.
+    with one warning. A `UserError` passes through: the run's own record cannot be written.
     """
 
     def __init__(self, trackers: Iterable[Tracker]):
@@ -99,50 +115,39 @@ class Trackers(Tracker):
     def location(self) -> str | None:
         return next((where for t in self.trackers if (where := t.location)), None)
 
-    def start(self, run: RunInfo) -> None:
-        self._each(lambda t: t.start(run))
-
     def status(self, text: str) -> None:
-        self._each(lambda t: t.status(text))
-
-    def log(self, step: int, scalars: Mapping[str, float]) -> None:
-        self._each(lambda t: t.log(step, scalars))
+        self._forward("status", text)
 
     def progress(self, step: int, scalars: Mapping[str, float]) -> None:
-        self._each(lambda t: t.progress(step, scalars))
-
-    def figure(self, step: int, name: str, path: Path) -> None:
-        self._each(lambda t: t.figure(step, name, path))
-
-    def animation(self, step: int, name: str, path: Path) -> None:
-        self._each(lambda t: t.animation(step, name, path))
-
-    def model(self, path: Path) -> None:
-        self._each(lambda t: t.model(path))
+        self._forward("progress", step, scalars)
 
     def finish(self, summary: Mapping[str, object], status: str) -> None:
         """Finish each tracker, even when one before it raises; the location joins the summary."""
         if self.location:
             summary = {**summary, "wandb": self.location}
-        self._each(lambda t: t.finish(summary, status), last=True)
+        self._forward("finish", summary, status)
 
-    def _each(self, call: Callable[[Tracker], None], last: bool = False) -> None:
+    def _forward(self, method: str, *arguments: Any) -> None:
         failed: UserError | None = None
         for tracker in list(self.trackers):
             try:
-                call(tracker)
+                getattr(tracker, method)(*arguments)
             except UserError as error:
-                if not last:
+                if method != "finish":
                     raise
                 failed = failed or error
             except Exception as error:
                 self.trackers.remove(tracker)
-                log.warning(
-                    "%s is dropped from this run: %s: %s", tracker.kind, type(error).__name__, error
-                )
-                log.debug("traceback", exc_info=True)
-                if not last:
-                    with contextlib.suppress(Exception):
-                        tracker.finish({}, "failed")
+                drop(tracker, error, finish=method != "finish")
         if failed:
             raise failed
+
+
+def drop(tracker: Tracker, error: BaseException, *, finish: bool = True) -> None:
+    """Log that a tracker raised an error and is no longer called, and finish it."""
+    name = type(tracker).__name__
+    log.warning("%s is dropped from this run: %s: %s", name, type(error).__name__, error)
+    log.debug("traceback", exc_info=error)
+    if finish:
+        with contextlib.suppress(Exception, SystemExit):
+            tracker.finish({}, "failed")

@@ -1,19 +1,21 @@
 """Weights & Biases, https://docs.wandb.ai: online, offline or not at all, and never in the way.
 
-The client is imported only by a run that uses it. What it writes lies in the run folder, and a
-server that is slow, dead or was never there costs a bounded time and no data.
+The client is imported only by a run that uses it. Its files lie in the run folder, and a server
+that is slow, dead or was never there costs a bounded time and no data.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import json
 import logging
 import os
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,41 +32,35 @@ START_TIMEOUT = 6.0
 """Seconds that a server may take to accept a run before the run goes on offline."""
 
 WANTED_BACK = "EXPERIMENTS_WANTED_BACK"
-"""In the environment of an agent's run: a file that is there once the machine is wanted back."""
+"""In the environment of an agent's run: a file that exists once the machine is wanted back."""
+
+UNDOCUMENTED: dict[str, Any] = {
+    "x_transaction_log_flush_interval": 1.0  # a killed run loses 1 s offline, not 15 s
+}
+"""Settings that the client has for itself; it refuses names that it does not know."""
 
 Mode = Literal["online", "offline", "disabled"]
 
-_live = 0  # runs of this process, which share one client process
+_client = threading.Lock()  # the runs of this process share one service process
+_live = 0  # how many they are
 
 
+@dataclass(eq=False)
 class Wandb(Tracker):
     """One W&B run; `conf/logger/wandb.yaml` describes the arguments."""
 
-    def __init__(
-        self,
-        project: str,
-        entity: str | None = None,
-        name: str | None = None,
-        group: str | None = None,
-        job_type: str | None = None,
-        tags: Sequence[str] = (),
-        notes: str | None = None,
-        mode: Mode | None = None,
-        log_model: bool = False,
-        finish_timeout: float = 30.0,
-    ):
-        self.project = project
-        self.entity = entity
-        self.name = name
-        self.group = group
-        self.job_type = job_type
-        self.tags = tuple(tags)
-        self.notes = notes
-        self.mode = mode
-        self.log_model = log_model
-        self.finish_timeout = finish_timeout
-        # those of the run, beside which this may be at work
-        self._program, self._process = os.path.abspath(sys.argv[0]), os.getpid()
+    project: str
+    entity: str | None = None
+    name: str | None = None
+    group: str | None = None
+    job_type: str | None = None
+    tags: Sequence[str] = ()
+    notes: str | None = None
+    mode: Mode | None = None
+    log_model: bool = False
+    finish_timeout: float = 30.0
+
+    def __post_init__(self) -> None:
         self._directory = Path()
         self._run: Any = None
         self._next_step = 0
@@ -82,22 +78,25 @@ class Wandb(Tracker):
         return self._wanted != "disabled"
 
     def warm_up(self) -> None:
+        # NumPy first: where it is missing, the client puts a lazy module of its own in its place,
+        # and an import of NumPy in another thread fails
+        importlib.import_module("numpy")
         importlib.import_module("wandb")
-        with contextlib.suppress(ImportError):  # what its `init` imports
-            importlib.import_module("wandb.sdk.launch.inputs.internal")
 
     def start(self, run: RunInfo) -> None:
         mode = self._wanted
         if mode == "disabled":
             return
-        os.environ.setdefault("WANDB_PROGRAM", self._program)
         self._directory = run.directory
-        previous = _read_json(run.directory / STATE) if run.start_step is not None else {}
-        self._run = self._open(run, _usable(mode), previous.get("id"))
-        write_json(run.directory / STATE, {"id": self._run.id, "location": self.location})
+        state = run.directory / STATE
+        resumed = run.start_step is not None and state.exists()
+        run_id = json.loads(state.read_text())["id"] if resumed else None
+        with _client:
+            self._run = self._open(run, _usable(mode), run_id)
+        write_json(state, {"id": self._run.id, "location": self.location})
         self._run.define_metric("epoch", hidden=True)
         self._run.define_metric("val/*", step_metric="epoch", step_sync=False)
-        lock = Path(self._program).resolve().with_name("requirements.lock")
+        lock = Path(sys.argv[0]).resolve().with_name("requirements.lock")
         if lock.is_file():
             self._run.save(lock, base_path=lock.parent, policy="now")
         self._last_step = _LastStep(run.directory / "wandb" / "last_step")
@@ -114,14 +113,9 @@ class Wandb(Tracker):
         if self._run is not None and step >= self._next_step:
             import wandb
 
-            self._run.log({name: wandb.Image(str(path))}, step=step)
-
-    def animation(self, step: int, name: str, path: Path) -> None:
-        if self._run is not None and step >= self._next_step:
-            import wandb
-
-            moving = wandb.Video(str(path), format="gif")
-            self._run.log({f"{name}_over_time": moving}, step=step)
+            moves = path.suffix == ".gif"
+            media = wandb.Video(str(path), format="gif") if moves else wandb.Image(str(path))
+            self._run.log({name: media}, step=step)
 
     def model(self, path: Path) -> None:
         """Upload the checkpoint folder as an artifact of type `model`, with `log_model`."""
@@ -152,14 +146,15 @@ class Wandb(Tracker):
             )
         finally:
             self._last_step.close()
-            _close()
+            with _client:
+                _close()
 
     @property
     def _wanted(self) -> str | None:
         return self.mode or os.environ.get("WANDB_MODE")
 
     def _open(self, run: RunInfo, mode: Mode, run_id: str | None) -> Any:
-        """Start the run; one that the server does not take, or not in time, is started offline."""
+        """Start the run; offline if the server does not accept it, or not in time."""
         global _live
         import wandb
 
@@ -167,12 +162,12 @@ class Wandb(Tracker):
             console="off",  # a live bar is no log
             silent=True,
             symlink=False,
-            x_transaction_log_flush_interval=1.0,  # a killed run loses 1 s offline, not 15 s
             save_code=True,  # the commit, what differs from it, and run.py
-            x_stats_pid=self._process,  # whose processor time and memory are shown
             init_timeout=START_TIMEOUT,
             finish_timeout=self.finish_timeout,
             finish_timeout_raises=True,
+            stop_fn=_stop,
+            **UNDOCUMENTED,
         )
         arguments: dict[str, Any] = {
             "project": self.project,
@@ -186,7 +181,7 @@ class Wandb(Tracker):
             "dir": run.directory,
             "id": run_id,
             "resume": "allow" if run_id and mode == "online" else None,
-            "reinit": "create_new",  # a population trains several runs in one process
+            "reinit": "create_new",  # trials side by side are several runs of one process
             "settings": settings,
         }
         try:
@@ -200,11 +195,11 @@ class Wandb(Tracker):
         return opened
 
     def _continue(self, run: RunInfo, start_step: int) -> None:
-        """Go on in the history of a resumed run, with no step twice.
+        """Continue the history of a resumed run, with no step twice.
 
-        A resumed run repeats the steps after its checkpoint bit for bit. Those that W&B has already
+        A resumed run repeats the steps after its checkpoint bit for bit. Those that W&B already has
         are left out, since it would refuse or renumber them; those that never reached the server
-        are sent again from the record.
+        are sent again from `metrics.jsonl`.
         """
         offline = self._run.offline
         self._next_step = self._last_step.read() + 1 if offline else self._run.starting_step
@@ -214,7 +209,7 @@ class Wandb(Tracker):
 
 
 class _LastStep:
-    """The last step that W&B was given: offline, nothing else can tell after a crash."""
+    """The last step that W&B was given: offline, nothing else tells it after a crash."""
 
     def __init__(self, path: Path):
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -231,7 +226,7 @@ class _LastStep:
 
 
 def _usable(mode: str | None) -> Mode:
-    """`online` if that is wanted and an API key is configured, else `offline`; never a prompt."""
+    """Return `online` if that is wanted and an API key is configured, else `offline`; never ask."""
     import wandb
 
     settings: dict[str, Any] = {"mode": mode} if mode else {}
@@ -249,11 +244,16 @@ def _usable(mode: str | None) -> Mode:
     return "offline"
 
 
+def _stop() -> None:
+    """End the run as a scheduler would, when it is stopped on W&B's page."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def _close() -> None:
-    """End the client process with its last run.
+    """End the service process of the client with its last run.
 
     `finish()` may return before the last bytes are on disk; teardown waits for them. It raises, or
-    exits Python, when the client process has died before.
+    exits Python, when the service process has died before.
     """
     global _live
     import wandb
@@ -264,13 +264,6 @@ def _close() -> None:
             wandb.teardown()
         except (Exception, SystemExit):
             os.environ.pop("WANDB_SERVICE", None)  # so that the next run starts a new one
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
 
 
 def _first_line(error: Exception) -> str:

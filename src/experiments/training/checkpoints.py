@@ -23,6 +23,7 @@ import jax
 import numpy as np
 
 from experiments.core.experiment import State, Tree
+from experiments.core.params import copied
 from experiments.errors import UserError
 from experiments.training.run_folder import CHECKPOINTS, saved_steps
 
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 POINTER = "population.json"
 FULL = ("No space left on device", "Disk quota exceeded")
+LARGE = 64 * 2**20  # bytes of states that are not copied
 OVERHEAD = 64 * 1024  # bytes of a checkpoint besides its arrays: 60 kB for an MLP under Adam
 Stack = tuple[State, tuple[Tree, Tree]]  # states and best weights, with an axis of trials in front
 Progress = dict[str, Any]
@@ -191,12 +193,26 @@ class SharedCheckpoints:
         self._stacks = 0  # how many there were before
 
     def save(
-        self, step: int, stack: Stack, folders: Sequence[Path], progress: Sequence[Progress]
+        self,
+        step: int,
+        stack: Stack,
+        folders: Sequence[Path],
+        progress: Sequence[Progress],
+        *,
+        last: bool = False,
     ) -> None:
-        """Save all trials in the background; `folders` are those of the trials, in order.
+        """Save all trials in the background.
 
-        `stack` must not be donated meanwhile.
+        On a CPU large states are waited for, which spares the memory of a copy.
+
+        Args:
+          folders: those of the trials, in order.
+          last: whether no step will follow that overwrites the states.
         """
+        states, best = stack
+        large = sum(leaf.nbytes for leaf in jax.tree.leaves(states)) > LARGE
+        wait = large and jax.default_backend() == "cpu"
+        stack = stack if last or wait else (copied(states), best)
         (alone, *others), first = folders, self._open is None
         where = self.folder / f"{self._stacks}" if others else alone
         if self._open is None:
@@ -206,6 +222,8 @@ class SharedCheckpoints:
             self._open.wait()
             for row, folder in enumerate(folders):
                 _point(folder, where, row)
+        if wait and not last:
+            self._open.wait()
         if others and self.keep_every and step % self.keep_every == 0:
             self.save_apart(step, stack, folders, progress)
 
@@ -222,11 +240,6 @@ class SharedCheckpoints:
             saving.append(checkpoints)
         for checkpoints in saving:
             checkpoints.close()
-
-    def wait(self) -> None:
-        """Wait until everything is on disk."""
-        if self._open is not None:
-            self._open.wait()
 
     def close(self) -> None:
         """Wait until everything is on disk; what is saved next are other trials."""

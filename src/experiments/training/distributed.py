@@ -12,6 +12,8 @@ them takes part in every computation. With one process all functions here are pl
 """
 
 import os
+import signal
+import time
 from collections.abc import Sequence
 
 import jax
@@ -22,6 +24,9 @@ from jax.sharding import Sharding
 from experiments.core.rng import root_key
 from experiments.errors import UserError
 
+# How long a dispatch should keep the device busy: each gets its working memory anew, which costs a
+# large network on a CPU a fifth of a step.
+DISPATCH_SECONDS = 1.0
 COORDINATOR, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
 
@@ -109,3 +114,58 @@ def agree(values: Sequence[float]) -> np.ndarray:
     Waits until all have come to this point and their devices are done with what was handed to them.
     """
     return multihost_utils.process_allgather(np.asarray(values, np.float32))
+
+
+class Decisions:
+    """The state of the clock and the signals at the last `look`.
+
+    Several processes look together and see the same: a signal to any of them, and the clock of the
+    first.
+
+    Args:
+      max_time: seconds from `start` after which it is `late` (None: never).
+      save_every: seconds between checkpoints (None: `save_due` is never true).
+      most_steps: most steps per dispatch.
+    """
+
+    def __init__(self, max_time: float | None, save_every: float | None, most_steps: int):
+        self._max_time, self._save_every = max_time, save_every
+        self.pace = Pace(most_steps)
+        self.signal: str | None = None
+        self.late = self.save_due = False
+        self.steps = 1
+
+    def start(self) -> None:
+        """Start the clock."""
+        self._started = self._saved = time.perf_counter()
+
+    def look(self, signals: Sequence[str | None]) -> None:
+        """Look at the clock, and at the signals by which trials were asked to stop.
+
+        All processes call it at the same point of a training.
+        """
+        now = time.perf_counter()
+        asked = [signal.Signals[name].value for name in signals if name is not None]
+        number = max(asked) if len(asked) == len(signals) else 0
+        late = self._max_time is not None and now - self._started > self._max_time
+        due = self._save_every is not None and now - self._saved > self._save_every
+        seen = agree([number, late, due, self.pace.steps])
+        number = int(seen[:, 0].max())
+        self.signal = signal.Signals(number).name if number else None
+        self.late, self.save_due = bool(seen[0, 1]), bool(seen[0, 2])
+        self.steps = int(seen[0, 3])
+
+    def saved(self) -> None:
+        """Note that a checkpoint was saved."""
+        self._saved, self.save_due = time.perf_counter(), False
+
+
+class Pace:
+    """The number of steps to hand to the device at once, by how long steps take."""
+
+    def __init__(self, most: int):
+        self.most, self.steps = most, 1
+
+    def took(self, seconds: float, count: int) -> None:
+        """Learn from a finished dispatch."""
+        self.steps = int(np.clip(DISPATCH_SECONDS * count / max(seconds, 1e-9), 1, self.most))

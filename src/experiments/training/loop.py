@@ -12,25 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
-from experiments.core.params import copied, count_parameters
+from experiments.core.params import count_parameters
 from experiments.machine import collect_garbage_as_usual
 from experiments.training.checkpoints import Progress, Saved, SharedCheckpoints
-from experiments.training.control import Decisions
-from experiments.training.distributed import is_first
-from experiments.training.figures import RunFigures, figures_of_trial
+from experiments.training.distributed import Decisions, is_first
+from experiments.training.figures import figures_of_trials
 from experiments.training.metrics import Line, Metrics
 from experiments.training.restored import pretrained_weights
-from experiments.training.runtime import Profile
 from experiments.training.run_folder import CHECKPOINTS
+from experiments.training.runtime import Profile
 from experiments.training.setup import Split
 from experiments.training.stack import Stack
 from experiments.training.trial import TESTED, Trial, groups
 
 log = logging.getLogger(__name__)
-
-LARGE = 64 * 2**20  # bytes of states that are not copied for the saver
 
 Dispatch = tuple[dict[str, jax.Array], int]  # the log of some steps, and their number
 
@@ -98,9 +94,7 @@ class Training:
         self.checkpoints = SharedCheckpoints(folder, keep_every)
         where = folder if len(self.trials) > 1 else self.trials[0].directory
         self.profile = Profile(where, self.trainer.profile_steps if is_first() else 0)
-        self.figures: dict[Trial, RunFigures] = {}
-        if is_first() and self._draws_all(len(self.trials)):
-            self.figures = {trial: figures_of_trial(trial) for trial in self.trials}
+        self.figures = figures_of_trials(self.trials, test=test)
         self.unlogged: list[tuple[Trial, int, Line]] = []  # the last lines of an epoch
 
     def run(
@@ -127,6 +121,7 @@ class Training:
         """Start from step 0 or from what was saved; programs are compiled meanwhile."""
         collect_garbage_as_usual()
         for trial in self.trials:
+            trial.among_others = len(self.trials) > 1
             trial.trackers.status("compiling")
         if saved is not None:
             self._restore(saved)
@@ -146,16 +141,16 @@ class Training:
         self.metrics.restore([one.progress["recorder"] for one in saved])
         for trial, one in zip(self.trials, saved, strict=True):
             if not trial.restore(one.progress):
-                log.warning("%sthe data on disk have changed since it was saved", self._of(trial))
-            if self.trainer.on_nan == "stop" and one.state.diverged_at >= 0:
-                trial.diverged_at = int(one.state.diverged_at) + 1
+                trial.warn("the data on disk have changed since it was saved")
+            trial.diverged_at = trial.end_of(one.state.diverged_at)
 
     def _train(self) -> None:
         """Train epoch by epoch while there are trials that go on."""
         self.decisions.start()
         while self.trials and (epoch := self.metrics.step // self.steps_per_epoch) < self.epochs:
             self._look()
-            if self._leave([self._reason_to_end(trial) for trial in self.trials]):
+            asked, late, step = self.decisions.signal, self.decisions.late, self.metrics.step
+            if self._leave([trial.reason_to_end(step, asked, late) for trial in self.trials]):
                 continue
             before = self.metrics.step
             self._epoch(epoch)
@@ -220,7 +215,8 @@ class Training:
         now = time.perf_counter()
         seconds, self.clock = now - self.clock, now
         host = {name: values[: len(self.trials)] for name, values in host.items()}
-        ends = self._ends(host.pop("diverged_at"))
+        diverged = host.pop("diverged_at")
+        ends = [t.end_of(at) for t, at in zip(self.trials, diverged, strict=True)]
         if all(e or t.diverged_at for e, t in zip(ends, self.trials, strict=True)):
             count = max(e for e in ends if e) - self.metrics.step
         self.decisions.pace.took(seconds, count)
@@ -238,7 +234,10 @@ class Training:
                 else:
                     trial.log(step, line)
                 if only is not None:
-                    self._note_divergence(trial, row, step)
+                    trial.diverge(step)
+                    if self.trainer.debug_nans:
+                        found = self.stack.first_nan(row, step - 1)
+                        trial.warn(f"it comes from {found or 'no single operation of that step'}")
         lines = [] if complete else self.metrics.lines()  # with steps of seconds one takes minutes
         for trial, line in zip(self.trials, lines, strict=False):
             trial.trackers.progress(self.metrics.step, line | {"examples_per_second": rate})
@@ -277,7 +276,7 @@ class Training:
     # ------------------------------------------------------------------ reasons to stop
 
     def _look(self) -> None:
-        self.decisions.look([trial.stop for trial in self.trials])
+        self.decisions.look([trial.stop.name for trial in self.trials])
 
     def _all_diverged(self) -> bool:
         return all(trial.diverged_at is not None for trial in self.trials)
@@ -285,61 +284,13 @@ class Training:
     def _stopping(self) -> bool:
         return self.decisions.signal is not None or self.decisions.late or self._all_diverged()
 
-    def _reason_to_end(self, trial: Trial) -> str | None:
-        """Return the status with which a trial ends after the epochs so far, if it does."""
-        if trial.diverged_at is not None:
-            return "diverged"
-        reason = trial.enough()
-        if self.decisions.late:
-            reason = reason or f"trainer.max_time={self.trainer.max_time:g} seconds have passed"
-        if reason is not None:
-            log.info("%sstopping early: %s", self._of(trial), reason)
-            return "stopped_early"
-        asked = self.decisions.signal
-        if asked is None and len(self.trials) > 1:  # some may end where others go on
-            asked = trial.stop.name
-        if asked is None:
-            return None
-        log.warning("%sstopped by %s after step %d", self._of(trial), asked, self.metrics.step)
-        return trial.stop.status
-
-    def _ends(self, diverged_at: np.ndarray) -> list[int | None]:
-        """Return the step after which each trial has diverged, if it has only now."""
-        stops = self.trainer.on_nan == "stop"
-        return [
-            int(step) + 1 if stops and step >= 0 and trial.diverged_at is None else None
-            for trial, step in zip(self.trials, diverged_at, strict=True)
-        ]
-
-    def _note_divergence(self, trial: Trial, row: int, step: int) -> None:
-        trial.diverged_at = step
-        log.warning("%sloss or gradient is not finite at step %d", self._of(trial), step)
-        if self.trainer.debug_nans:
-            found = self.stack.first_nan(row, step - 1)
-            log.warning("it comes from %s", found or "no single operation of that step")
-
-    def _of(self, trial: Trial) -> str:
-        """Return how a message about one of several trials begins."""
-        return f"{trial.directory.name}: " if len(self.trials) > 1 else ""
-
     # ------------------------------------------------------------------ saving and leaving
 
     def _save(self, *, last: bool = False) -> None:
-        """Save all trials in the background; the last time no step will follow.
-
-        On a CPU large states are waited for, which spares the memory of a copy.
-        """
-        states = self.stack.states
-        large = sum(leaf.nbytes for leaf in jax.tree.leaves(states)) > LARGE
-        wait = large and jax.default_backend() == "cpu" and not last
-        # a copy is the saver's own: the next step is free to overwrite the states
-        states = states if last or wait else copied(states)
-        everyone = range(len(self.trials))
-        self.checkpoints.save(
-            self.metrics.step, (states, self.stack.best), *self._folders_and_progress(everyone)
-        )
-        if wait:
-            self.checkpoints.wait()
+        """Save all trials in the background; the last time no step will follow."""
+        stack = (self.stack.states, self.stack.best)
+        folders, progress = self._folders_and_progress(range(len(self.trials)))
+        self.checkpoints.save(self.metrics.step, stack, folders, progress, last=last)
         self.decisions.saved()
 
     def _folders_and_progress(self, rows: Sequence[int]) -> tuple[list[Path], list[Progress]]:
@@ -364,7 +315,8 @@ class Training:
         for row, status in leaving.items():
             trial = self.trials[row]
             trial.summary = summaries[row] | tested.get(row, {})
-            trial.trackers.model(trial.directory / CHECKPOINTS)
+            if (saved := trial.directory / CHECKPOINTS).is_dir():
+                trial.trackers.model(saved)
             trial.trackers.finish(trial.summary, status)
         self.trials = [self.trials[row] for row in staying]
         if staying:
@@ -390,35 +342,25 @@ class Training:
 
         Where the test split is left alone, figures show the validation split.
         """
-        found: dict[int, Line] = {row: {} for row in rows}
-        alone = self.stack.layout.rows == 1  # whose predictions come along with the test
-        measured = []
-        if self.test and rows:
-            for row in rows:
-                self.trials[row].trackers.status("testing")
-            measured = [] if alone else self.stack.measure("test", self.stack.best)
+        split: Split = "test" if self.test else "validation"
+        drawn = [row for row in rows if self.trials[row] in self.figures]
+        if not (rows if self.test else drawn):
+            return {}
         for row in rows:
-            trial, figures = self.trials[row], self.figures.get(self.trials[row])
-            split: Split = "test" if self.test else "validation"
-            if figures is not None or (self.test and alone):
-                values, predictions = self.stack.predict(row, split)
-                measured = [values] if alone and self.test else measured
+            self.trials[row].trackers.status("testing")
+        evaluated, step = self.stack.evaluate_best(split, drawn), self.metrics.step
+        found: dict[int, Line] = {}
+        for row in rows:
+            trial, (line, predictions) = self.trials[row], evaluated[row]
+            found[row] = _prefixed("test", line) if self.test else {}
             if self.test:
-                found[row] = _prefixed("test", measured[row])
-                self._log_test(trial, found[row])
-            if figures is not None:
+                trial.trackers.log(step, {"epoch": self.metrics.epoch, **found[row]})
+            if predictions is not None:
                 weights = self.stack.weights_of(row, self.stack.best)
-                drawn = figures.finish(self.metrics.step, weights, predictions)
-                found[row] |= drawn
+                if measured := self.figures[trial].finish(step, weights, predictions):
+                    trial.trackers.log(step, measured)
+                    found[row] |= measured
         return found
-
-    def _log_test(self, trial: Trial, line: Line) -> None:
-        trial.trackers.log(self.metrics.step, {"epoch": self.metrics.epoch, **line})
-
-    def _draws_all(self, trials: int) -> bool:
-        """Return whether each of so many trials gets figures of its own."""
-        wanted = self.trainer.figures
-        return wanted is True or (wanted == "best" and trials == 1 and self.test)
 
 
 def _prefixed(split: str, values: Line) -> Line:

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 
 from experiments.core.config import build
-from experiments.core.experiment import Tree
 from experiments.core.params import merged
 from experiments.core.transfer import Agreement, agreement, named
 from experiments.errors import UserError

@@ -22,9 +22,9 @@ from experiments.errors import UserError
 from experiments.training.distributed import put_to_read
 from experiments.training.evaluation import Evaluator
 from experiments.training.feed import ResidentFeed, StreamedFeed
-from experiments.training.placement import data_mesh, devices_for
+from experiments.training.options import Trainer
+from experiments.training.runtime import data_mesh, devices_for
 from experiments.training.step import Compiled, Layout
-from experiments.training.trainer import Trainer
 from experiments.viz.flops import Cost, cost
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from experiments.core.experiment import State, Tree
 from experiments.core.params import copied
 from experiments.core.rng import root_key
 from experiments.machine import return_freed_memory
-from experiments.training import placement
+from experiments.training import runtime
 from experiments.training.checkpoints import Saved
 from experiments.training.distributed import fetch, put, put_keys
 from experiments.training.evaluation import Predictions
@@ -62,13 +62,13 @@ class Stack:
         return_freed_memory()  # what compiling has left, before steps take their memory
         if len(self._widths) > 1:
             programs = {self.compiled.width: narrowest}
-            if not placement.fills_device(self._seconds(narrowest, 1), self._rows_per_device):
+            if not runtime.fills_device(self._seconds(narrowest, 1), self._rows_per_device):
                 others = [self.setup.compiled(self.layout, w) for w in self._widths[1:]]
                 for compiled in others:
                     compiled.prepare()
                 programs |= {compiled.width: compiled.train for compiled in others}
             devices = self.layout.mesh.size
-            fastest = placement.fastest(programs, self._seconds, devices)
+            fastest = runtime.fastest(programs, self._seconds, devices)
             self.compiled = self.setup.compiled(self.layout, fastest)
         self.width = self.setup.widths[self.layout] = self.compiled.width
 
@@ -97,8 +97,17 @@ class Stack:
         evaluate, evaluator = self.compiled.evaluate, self.setup.evaluator(split, self.layout)
         return evaluator.measure(lambda batch: evaluate(weights, batch, self.hparams))
 
-    def predict(self, row: int, split: Split) -> tuple[Line, Predictions]:
-        """Return the metrics of a trial's best weights and its predictions."""
+    def evaluate_best(
+        self, split: Split, predicting: Sequence[int]
+    ) -> list[tuple[Line, Predictions | None]]:
+        """Return each trial's metrics with its best weights, of some with the predictions."""
+        if self.layout.rows == 1:  # whose predictions come along
+            return [self._predict(0, split)]
+        lines = self.measure(split, self.best)[: len(self.trials)]
+        chosen = {row: self._predict(row, split)[1] for row in predicting}
+        return [(line, chosen.get(row)) for row, line in enumerate(lines)]
+
+    def _predict(self, row: int, split: Split) -> tuple[Line, Predictions]:
         evaluate, layout, stack = self.compiled.evaluate, self.layout, (self.best, self.hparams)
         if layout.rows > 1:
             layout = self.setup.layout(1)
@@ -175,7 +184,7 @@ class Stack:
         self.layout = layout
         wanted = self.width or self.setup.widths.get(layout)
         flops = self.setup.traced.cost.flops
-        self._widths = placement.widths(self._rows_per_device, flops, wanted)
+        self._widths = runtime.widths(self._rows_per_device, flops, wanted)
         self.compiled = self.setup.compiled(layout, self._widths[0])
         self.compiled.prepare(training=training)
 
@@ -210,7 +219,7 @@ class Stack:
             order, keys = window.order, self.keys
             return program(states, window.arrays, order, 0, count, self.hparams, keys)
 
-        return placement.timed(call, min(steps, window.steps))
+        return runtime.timed(call, min(steps, window.steps))
 
 
 @jax.jit

@@ -1,10 +1,13 @@
 """One trial as the host sees it: its config, its folder, its best epoch, and how it ended."""
 
 import json
+import logging
+import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -13,12 +16,43 @@ from experiments.errors import UserError, suggest
 from experiments.tracking.jsonl import SUMMARY
 from experiments.tracking.tracker import RunInfo, Trackers
 from experiments.training.checkpoints import Saved, discard_after, load, saved_step
-from experiments.training.control import StopRequest
 from experiments.training.metrics import Line
 from experiments.training.setup import Setup
 
+log = logging.getLogger(__name__)
+
+SIGNALS = tuple(
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
+    if hasattr(signal, name)
+)
 TESTED = ("finished", "stopped_early")
 """The statuses of trials whose best weights are worth a test."""
+
+
+class StopRequest:
+    """While entered, a signal sets `name` and the training stops at the next step.
+
+    A second Ctrl-C raises `KeyboardInterrupt` at once. `status` is what a trial then ends with.
+    """
+
+    status = "interrupted"
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+
+    def __enter__(self) -> "StopRequest":
+        self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if self.name is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.name = signal.Signals(number).name
 
 
 class Trial:
@@ -45,6 +79,7 @@ class Trial:
         self.line: Line = {}  # the newest
         self.diverged_at: int | None = None  # the step, from 1
         self.summary: dict[str, Any] = {}
+        self.among_others = False  # trained side by side with others
         self.training_seconds = self.seconds_before = 0.0  # the latter of earlier sittings
 
     @property
@@ -57,6 +92,11 @@ class Trial:
         """The seed of the order of the training data."""
         own = self.setup.trainer.shuffle_seed
         return self.seed if own is None else own
+
+    @property
+    def train_loss(self) -> float:
+        """The mean of the training loss over the last epoch."""
+        return self.line.get("train/epoch_loss", float("inf"))
 
     @property
     def seconds(self) -> float:
@@ -85,15 +125,50 @@ class Trial:
         self.line = line
         self.trackers.log(step, line)
 
-    def enough(self) -> str | None:
-        """Return why it should end after the epochs so far, if it should."""
-        trainer = self.setup.trainer
+    def warn(self, message: str) -> None:
+        """Log a warning, with the trial's name where there are others."""
+        log.warning("%s%s", f"{self.directory.name}: " if self.among_others else "", message)
+
+    def end_of(self, diverged_at: Any) -> int | None:
+        """Return the step after which the trial has diverged, if it has and did not know.
+
+        Args:
+          diverged_at: the first step, from 0, that was not finite, or -1.
+        """
+        stops = self.setup.trainer.on_nan == "stop" and self.diverged_at is None
+        return int(diverged_at) + 1 if stops and diverged_at >= 0 else None
+
+    def diverge(self, step: int) -> None:
+        """Take note of a loss or a gradient that is not finite."""
+        self.diverged_at = step
+        self.warn(f"loss or gradient is not finite at step {step}")
+
+    def reason_to_end(self, step: int, signal: str | None, late: bool) -> str | None:
+        """Return the status with which it ends after the epochs so far, if it does.
+
+        Args:
+          step: the steps done.
+          signal: that by which all trials were asked to stop, if they were.
+          late: whether the time is up.
+        """
+        trainer, reason = self.setup.trainer, None
+        if self.diverged_at is not None:
+            return "diverged"
         if trainer.patience is not None and self.best.stale >= trainer.patience:
-            return f"val/{self.best.metric} has not improved for {trainer.patience} epochs"
-        loss = self.line.get("train/epoch_loss", float("inf"))
-        if trainer.target_loss is not None and loss <= trainer.target_loss:
-            return f"trainer.target_loss={trainer.target_loss:g} is reached"
-        return None
+            reason = f"val/{self.best.metric} has not improved for {trainer.patience} epochs"
+        elif trainer.target_loss is not None and self.train_loss <= trainer.target_loss:
+            reason = f"trainer.target_loss={trainer.target_loss:g} is reached"
+        elif late:
+            reason = f"trainer.max_time={trainer.max_time:g} seconds have passed"
+        if reason is not None:
+            log.info("stopping early: %s", reason)
+            return "stopped_early"
+        if self.among_others:  # one of several may be asked alone
+            signal = signal or self.stop.name
+        if signal is None:
+            return None
+        self.warn(f"stopped by {signal} after step {step}")
+        return self.stop.status
 
     def summarize(self, step: int, status: str) -> dict[str, Any]:
         """Return what `summary.json` says, but for the test."""

@@ -12,7 +12,7 @@ PAGE = "report.html"
 
 
 def compare_runs(folder: Path) -> None:
-    """Prints the finished runs below `folder`, best first, and writes `report.html` into it.
+    """Print the finished runs below `folder`, best first, and write `report.html` into it.
 
     Raises:
         UserError: there is no run below `folder`.
@@ -25,8 +25,8 @@ def compare_runs(folder: Path) -> None:
         console.print(_table(family))
         for group in replicates(family):
             mean, deviation, low, high = map(number, group.spread())
-            told = f"{mean} ± {deviation}, {low} to {high}"
-            console.print(f"{len(group.runs)} seeds like {group.runs[0].name}: {told}")
+            spread = f"{mean} ± {deviation}, {low} to {high}"
+            console.print(f"{len(group.runs)} seeds like {group.runs[0].name}: {spread}")
         console.print()
     (folder / PAGE).write_text(runs_page(str(folder), runs), encoding="utf-8")
     print(f"page        {folder / PAGE}")

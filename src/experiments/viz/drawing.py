@@ -1,52 +1,66 @@
-"""Pictures that are still to be drawn, in the process beside the run: see `training.helper`.
+"""The one thread that draws and saves the figures of runs: matplotlib is not thread-safe."""
 
-`figures.learning_curves(history)` is here no figure, but the call that gives one.
-"""
+from __future__ import annotations
 
+import functools
 import importlib
 import io
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FRAME = 250
+"""Milliseconds that a picture of an animation is shown."""
+
+_thread = ThreadPoolExecutor(1, thread_name_prefix="figures")
 
 
-class Drawing(NamedTuple):
-    """A call of a function that returns a matplotlib figure."""
-
-    module: str
-    function: str
-    arguments: tuple
-    named: dict[str, Any]
-
-    def draw(self) -> Any:
-        """The figure."""
-        function = getattr(importlib.import_module(self.module), self.function)
-        return function(*self.arguments, **self.named)
+def submit(function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+    """Call a function in the thread, after all calls before it."""
+    return _thread.submit(function, *arguments)
 
 
-class Drawings:
-    """Stands for a module of such functions, which is imported where they are called."""
-
-    def __init__(self, module: str):
-        self._module = module
-
-    def __getattr__(self, function: str) -> Callable[..., Drawing]:
-        def later(*arguments: Any, **named: Any) -> Drawing:
-            return Drawing(self._module, function, arguments, named)
-
-        return later
-
-
-figures = Drawings("experiments.viz.figures")
-image_figures = Drawings("experiments.viz.image_figures")
-sequence_figures = Drawings("experiments.viz.sequence_figures")
-
-
-def save(drawing: Drawing, path: Path) -> None:
-    """Draws a picture into a PNG file."""
-    drawing.draw().savefig(path, dpi=120)
-
-
+@functools.cache
 def warm_up() -> None:
-    """Imports what draws, and has it find its fonts."""
-    figures.learning_curves([]).draw().savefig(io.BytesIO())
+    """Import what draws, and have it find its fonts, which takes long."""
+    submit(lambda: _png(importlib.import_module("experiments.viz.figures").learning_curves([])))
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG file, whole or not at all."""
+    _write(path, _png(figure))
+
+
+def animate(folder: Path, name: str) -> Path | None:
+    """Join `<name>_<step>.png` in `folder` to `<name>.gif`; None if there are no such files."""
+    from PIL import Image  # takes a while to import, and few runs have pictures to join
+
+    frames = [Image.open(path).convert("P") for path in sorted(folder.glob(f"{name}_[0-9]*.png"))]
+    if not frames:
+        return None
+    first, *rest = frames
+    durations = [FRAME] * len(rest) + [8 * FRAME]
+    file, path = io.BytesIO(), folder / f"{name}.gif"
+    first.save(file, "GIF", save_all=True, append_images=rest, duration=durations, loop=0)
+    _write(path, file.getvalue())
+    return path
+
+
+def _png(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=120)
+    return file.getvalue()
+
+
+def _write(path: Path, content: bytes) -> None:
+    new = path.with_name(path.name + ".tmp")
+    try:
+        new.write_bytes(content)
+        new.replace(path)
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise

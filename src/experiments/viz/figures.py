@@ -1,20 +1,23 @@
-"""Pictures of a run, as pure functions from arrays to figures.
+"""The style of all figures, learning curves and learning-rate range tests.
 
-They draw on a `Figure` of their own and never through pyplot, so there is no window, no global
-state and nothing to close. Import this module where a figure is wanted: matplotlib takes a while.
+Figures are pure functions from arrays to a `Figure` of their own, never through pyplot, so there is
+no window, no global state and nothing to close. Importing matplotlib takes long: import this module
+where a figure is wanted.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+from experiments.viz.trial_view import TrialView
 
 INK, FAINT, GRID = "#24292f", "#6e7781", "#e6e8eb"
 COLOURS = {"train": "#4878a8", "val": "#d9822b", "test": "#6a51a3"}
@@ -27,38 +30,47 @@ SMOOTH_FROM = 100
 LOG_FROM = 20.0
 """Ratio of largest to smallest value from which an axis is logarithmic."""
 
-CELLS = 12
-"""Most classes whose confusions are written as numbers."""
+CEILING = 2.0
+"""The end of the loss axis of a range test, as a multiple of the loss of the smallest rate."""
 
 LARGE_IS_GOOD = ("accuracy", "solved", "elbo")
 """Metrics whose largest value is the best; of others it is the smallest."""
 
-SHOWN = 16
-"""Most examples in a grid of predictions."""
-
-CELL, SIDE = (1.7, 2.0), 1.6
-"""Inches that an example takes in it, and those of the longer side of its image."""
-
 Points = tuple[np.ndarray, np.ndarray]
+
+
+def new_figure(width: float, height: float, layout: Any = "constrained") -> Figure:
+    """Return an empty figure of a size in inches."""
+    return Figure(figsize=(width, height), dpi=120, layout=layout, facecolor="white")
+
+
+def plain_axes(ax: Axes) -> None:
+    """Give axes faint lines and a grid."""
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set_color(FAINT)
+    ax.tick_params(colors=FAINT, labelcolor=INK, labelsize=8)
+    ax.xaxis.label.set(color=INK, fontsize=9)
+    ax.grid(True, color=GRID, linewidth=0.7)
+    ax.set_axisbelow(True)
 
 
 def learning_curves(
     history: Sequence[dict], metrics: Sequence[str] = ("loss", "accuracy")
 ) -> Figure:
-    """Some metrics and the learning rate over the steps of a run; the best validation is marked.
+    """Draw metrics and the learning rate over the steps of a run; the best validation is marked.
 
     Args:
       history: the lines of `metrics.jsonl`, each a dict with `step` and any of `train/loss`,
         `val/loss`, `test/loss`, the same for other metrics, and `learning_rate`.
-      metrics: a panel each; those without data are left out.
+      metrics: one panel per metric; those without data are left out.
     """
     panels = [m for m in metrics if any(_series(history, f"{s}/{m}") for s in COLOURS)]
     rates = _series(history, "learning_rate")
     count = max(len(panels) + bool(rates), 1)
-    figure = _figure(4.4 * count, 3.4, layout=None)
+    figure = new_figure(4.4 * count, 3.4, layout=None)
     axes = _panels(figure, count)
     for ax in axes:
-        _quiet(ax)
+        plain_axes(ax)
         ax.set_xlabel("step")
     for ax, metric in zip(axes, panels, strict=False):
         _metric_panel(ax, history, metric)
@@ -72,98 +84,42 @@ def learning_curves(
     return figure
 
 
-def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
-    """Which classes are taken for which.
-
-    Colour is the share of a true class (a row). Up to 12 classes have their counts written in;
-    beyond that the commonest confusions are listed at the side.
-
-    Args:
-      counts: `[C, C]`, examples of true class (row) predicted as class (column).
-      class_names: `C` names.
-    """
-    counts = np.asarray(counts)
-    classes, total = len(counts), counts.sum()
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    small = classes <= CELLS
-    if small:
-        side = max(0.52 * classes + 1.2, 3.6)
-        figure = _figure(side, side)
-        ax = figure.subplots()
-    else:
-        figure = _figure(9.2, 5.6)
-        ax, text = figure.subplots(1, 2, width_ratios=(2.1, 1))
-        _worst_confusions(text, counts, class_names)
-    # The square root lets the few errors of a good classifier show.
-    norm = PowerNorm(0.5, vmin=0, vmax=1)
-    ax.imshow(shares, cmap="Blues", norm=norm, interpolation="nearest")
-    if small:
-        for row, column in np.ndindex(classes, classes):
-            if counts[row, column]:
-                dark = shares[row, column] > 0.35
-                ax.text(
-                    column,
-                    row,
-                    f"{counts[row, column]:g}",
-                    ha="center",
-                    va="center",
-                    fontsize=8,
-                    color="white" if dark else INK,
-                    in_layout=False,  # inside of the matrix, which is measured anyway
-                )
-    if classes <= 50:
-        names = [_short(name) for name in class_names]
-        size = 8 if small else 6
-        upright = max(map(len, names), default=0) <= 2
-        ax.set_xticks(range(classes), names, rotation=0 if upright else 90, fontsize=size)
-        ax.set_yticks(range(classes), names, fontsize=size)
-    ax.tick_params(length=0, colors=INK)
-    ax.spines[:].set_visible(False)
-    ax.set_xlabel("predicted", color=INK)
-    ax.set_ylabel("true", color=INK)
-    right = np.trace(counts)
-    share = f"{right / total:.2%}" if total else "none"
-    ax.set_title(f"{share} correct ({right:,g} of {total:,g})", **TITLE)
-    return figure
+def curves_of(trial: TrialView, *metrics: str) -> dict[str, Callable[[], Figure]]:
+    """Return the drawing of a trial's learning curves by its name."""
+    return {"learning_curves": functools.partial(learning_curves, trial.history(), metrics)}
 
 
-def sample_predictions(
-    images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str]
-) -> Figure:
-    """The first examples with what was predicted and how surely; errors name the true class.
+def range_figure(rows: Sequence[dict[str, Any]]) -> Figure:
+    """Draw the losses of a range test over the learning rate; rates that diverged are marked.
 
     Args:
-      images: `[n, H, W, C]` in 0..1, one channel or three.
-      labels: `[n]` true classes.
-      probabilities: `[n, classes]`.
-      class_names: a name for each class.
+      rows: `learning_rate`, `status`, `train/loss` and `val/loss` of each rate, rates rising.
     """
-    count = min(len(images), SHOWN)
-    columns = math.ceil(math.sqrt(count)) or 1
-    rows = math.ceil(count / columns) or 1
-    width, height = CELL[0] * columns, CELL[1] * rows
-    figure = Figure(figsize=(width, height), dpi=120, facecolor="white")
-    # One set of axes for all, in inches: one for each, and their layout, take five times as long.
-    ax = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
-    ax.set_axis_off()
-    examples = zip(images[:count], labels, probabilities, strict=False)
-    for at, (image, label, probability) in enumerate(examples):
-        middle = CELL[0] * (at % columns + 0.5)
-        bottom = CELL[1] * (at // columns + 1) - 0.05
-        predicted = int(np.argmax(np.nan_to_num(probability, nan=-1.0)))
-        is_right = predicted == label
-        title = f"{_short(class_names[predicted])}  {_percent(probability[predicted])}"
-        if not is_right:
-            title += f"\ntrue: {_short(class_names[int(label)])}"
-        picture = np.clip(np.nan_to_num(np.asarray(image, np.float32)), 0, 1)
-        high, wide = SIDE / max(picture.shape[:2]) * np.array(picture.shape[:2])
-        if picture.shape[-1] == 1:
-            picture = picture[..., 0]
-        extent = (middle - wide / 2, middle + wide / 2, bottom, bottom - high)
-        shown: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 1, "interpolation": "nearest"}
-        ax.imshow(picture, extent=extent, aspect="auto", **shown)
-        colour = RIGHT if is_right else WRONG
-        ax.text(middle, bottom - high - 0.04, title, color=colour, fontsize=8.5, ha="center")
+    figure = new_figure(5.6, 3.6)
+    ax = figure.subplots()
+    plain_axes(ax)
+    rates = np.array([row["learning_rate"] for row in rows])
+    highest = 0.0
+    for split in ("train", "val"):
+        losses = np.array([row[f"{split}/loss"] or np.nan for row in rows], float)
+        losses[[row["status"] == "diverged" for row in rows]] = np.nan
+        ax.plot(rates, losses, color=COLOURS[split], marker="o", ms=3, linewidth=1.4, label=split)
+        finite = losses[np.isfinite(losses)]
+        if split == "val" and len(finite):
+            best = int(np.nanargmin(losses))
+            label = f"lowest at {rates[best]:.2g}"
+            ax.axvline(rates[best], color=INK, linewidth=1, linestyle=(0, (2, 2)), label=label)
+        highest = max(highest, finite[0] if len(finite) else 0.0)
+    diverged = [row["learning_rate"] for row in rows if row["status"] == "diverged"]
+    if diverged:
+        ax.axvspan(min(diverged), rates[-1], color=WRONG, alpha=0.1, label="diverged")
+    ax.set_xscale("log")
+    if highest > 0:
+        ax.set_ylim(0, CEILING * highest)
+    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.set_xlabel("learning rate")
+    ax.set_title("loss after the same number of steps", **TITLE)
+    ax.legend(frameon=False, fontsize=8, labelcolor=INK)
     return figure
 
 
@@ -197,7 +153,7 @@ def _training_curve(ax: Axes, points: Points, colour: str) -> None:
     ax.plot(steps, _smooth(values), color=colour, linewidth=1.4, label="train (smoothed)")
 
 
-def _evaluations(ax: Axes, points: Points, colour: str, split: str, best) -> None:
+def _evaluations(ax: Axes, points: Points, colour: str, split: str, best: Callable) -> None:
     steps, values = points
     if split == "test":
         label = f"test {_number(values[-1])}"
@@ -218,30 +174,8 @@ def _mark_divergence(ax: Axes, history: Sequence[dict], key: str) -> None:
         ax.axvline(bad[0], color=WRONG, linewidth=1.2, linestyle=(0, (2, 2)), label=label)
 
 
-def _worst_confusions(ax: Axes, counts: np.ndarray, class_names: Sequence[str]) -> None:
-    errors = counts - np.diag(np.diag(counts))
-    order = np.argsort(-errors, axis=None, kind="stable")[:15]
-    rows, columns = np.unravel_index(order, errors.shape)
-    ax.set_axis_off()
-    ax.set_title("commonest confusions", **TITLE)
-    width = len(f"{errors.max():,g}")
-    lines = [
-        f"{errors[r, c]:>{width},g}  {_short(class_names[r])} → {_short(class_names[c])}"
-        for r, c in zip(rows, columns, strict=True)
-        if errors[r, c]
-    ]
-    style: dict[str, Any] = {
-        "va": "top",
-        "family": "monospace",
-        "fontsize": 8,
-        "linespacing": 1.6,
-        "color": INK,
-    }
-    ax.text(0, 0.98, "\n".join(lines) or "none", transform=ax.transAxes, **style)
-
-
 def _series(history: Sequence[dict], key: str) -> Points | tuple[()]:
-    """The steps and the finite values of a metric; empty if there are none."""
+    """Return the steps and the finite values of a metric; empty if there are none."""
     points = [(e["step"], float(e[key])) for e in history if key in e]
     points = [p for p in points if math.isfinite(p[1])]
     if not points:
@@ -251,7 +185,7 @@ def _series(history: Sequence[dict], key: str) -> Points | tuple[()]:
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """An exponential moving average over about a fiftieth of the curve, without start-up bias."""
+    """Average exponentially over about a fiftieth of the curve, without start-up bias."""
     decay = 1 - 50 / len(values) if len(values) > 100 else 0.5
     average, weight, smooth = 0.0, 0.0, np.empty(len(values))
     for i, value in enumerate(values):
@@ -271,37 +205,14 @@ def _scale(ax: Axes, values: np.ndarray) -> None:
         ax.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _figure(width: float, height: float, layout: Any = "constrained") -> Figure:
-    return Figure(figsize=(width, height), dpi=120, layout=layout, facecolor="white")
-
-
 def _panels(figure: Figure, count: int) -> list[Axes]:
-    """Axes side by side with room for numbers, which to measure would take as long as to draw."""
+    """Return axes side by side, with a fixed room for numbers: measuring it takes long."""
     width, height = figure.get_size_inches()
     left, right, bottom, top = 0.62, 0.12, 0.5, 0.47  # inches
     each = (width - right) / count - left
     sides = {"left": left / width, "right": 1 - right / width, "wspace": left / each}
     grid = {**sides, "bottom": bottom / height, "top": 1 - top / height}
     return list(figure.subplots(1, count, squeeze=False, gridspec_kw=grid)[0])
-
-
-def _quiet(ax: Axes) -> None:
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.spines[["left", "bottom"]].set_color(FAINT)
-    ax.tick_params(colors=FAINT, labelcolor=INK, labelsize=8)
-    ax.xaxis.label.set(color=INK, fontsize=9)
-    ax.grid(True, color=GRID, linewidth=0.7)
-    ax.set_axisbelow(True)
-
-
-def _short(name: object, most: int = 16) -> str:
-    text = str(name)
-    head = most // 2
-    return text if len(text) <= most else f"{text[:head]}…{text[head + 1 - most :]}"
-
-
-def _percent(share: float) -> str:
-    return f"{share:.0%}" if math.isfinite(share) else "?"
 
 
 def _number(value: float) -> str:

@@ -1,28 +1,235 @@
-"""Pictures of what models that generate images do: mosaics, maps of latents, learned features."""
+"""Figures of models that generate images: autoencoders, VAEs and adversarial networks."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from statistics import NormalDist
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from experiments.viz.figures import FAINT, INK, TITLE
+from experiments.viz.figures import FAINT, INK, TITLE, curves_of, new_figure
+from experiments.viz.trial_view import Drawings, Predictions, TrialView, Weights
 
-CLASSES = 20
-"""Most classes that are told apart by colour."""
+SHOWN = 16  # examples in a row
+SCATTERED = 2000  # examples of a map of latents
+SAMPLES = 100
+SCORED = 5000  # samples that a classifier scores, and as many real images
+PAIRS = 6  # pairs of images to interpolate between
+STEPS = 10  # images of an interpolation, with both ends
+SIDE = 20  # of the grid over two latents
+COLOURED = 20  # most classes that have a colour each
+
+
+def autoencoding(trial: TrialView, weights: Weights, predictions: Predictions) -> Drawings:
+    """Return inputs beside reconstructions, a map of the codes and the first layer."""
+    shown = {name: np.asarray(array) for name, array in predictions.outputs.items()}
+    images, labels = _examples(trial, trial.split, SCATTERED)
+    codes = trial.apply(_code, weights, images)
+    params = weights[0]
+    layers = params["hidden"] if "hidden" in params else params["encoder"]["layers"]
+    return Drawings(
+        {
+            **curves_of(trial, "loss", "squared_error"),
+            "reconstructions": lambda: _beside(
+                shown["clean"], shown["seen"], shown["reconstruction"]
+            ),
+            "latents": lambda: latent_map(codes, labels, trial.labels),
+            **_first_layer(trial, layers),
+        }
+    )
+
+
+def autoencoding_during(trial: TrialView, weights: Weights) -> Drawings:
+    """Return inputs beside reconstructions."""
+    images, _ = _examples(trial, "validation", SHOWN)
+    seen, restored = trial.apply(_reconstruct, weights, images)
+    return Drawings({"reconstructions": lambda: _beside(images, seen, restored)})
+
+
+def variational(trial: TrialView, weights: Weights, predictions: Predictions) -> Drawings:
+    """Return reconstructions, samples, interpolations and the latents as a map."""
+    shown = {name: np.asarray(array) for name, array in predictions.outputs.items()}
+    images, labels = _examples(trial, trial.split, SCATTERED)
+    means = trial.apply(_encode, weights, images, labels)
+
+    def interpolation() -> Figure:
+        ends, classes = means[: 2 * PAIRS], labels[: 2 * PAIRS : 2]
+        path = between(ends[0::2], ends[1::2])
+        decoded = trial.apply(_decode, weights, path, np.repeat(classes, STEPS))
+        return grid(decoded, "from one test example to another", STEPS)
+
+    def manifold() -> Figure:
+        quantiles = [NormalDist().inv_cdf((i + 0.5) / SIDE) for i in range(SIDE)]
+        across, down = np.meshgrid(quantiles, quantiles[::-1])
+        z = np.stack([across.ravel(), down.ravel()], axis=1).astype(np.float32)
+        decoded = trial.apply(_decode, weights, z, np.zeros(len(z), np.int32))
+        return grid(decoded, "the two latents at quantiles of the prior", SIDE)
+
+    figures = {
+        **curves_of(trial, "elbo", "reconstruction", "kl"),
+        "reconstructions": lambda: rows(
+            {"input": shown["target"], "reconstruction": shown["reconstruction"]}
+        ),
+        **variational_during(trial, weights).figures,
+        "interpolation": interpolation,
+        "latents": lambda: latent_map(means, labels, trial.labels),
+        **_first_layer(trial, weights[0]["encoder"].get("layers", {})),
+    }
+    return Drawings(figures | ({"manifold": manifold} if means.shape[1] == 2 else {}))
+
+
+def variational_during(trial: TrialView, weights: Weights) -> Drawings:
+    """Return samples."""
+    return Drawings({"samples": lambda: _samples(trial, weights, _decode)})
+
+
+def adversarial(trial: TrialView, weights: Weights, predictions: Predictions) -> Drawings:
+    """Return samples, interpolations, and the classes that a classifier takes samples for."""
+    losses = ("discriminator_loss", "generator_loss", "real_accuracy", "fake_accuracy")
+
+    def interpolation() -> Figure:
+        z = _noise(2 * PAIRS, trial.config["model"]["latents"])
+        labels = np.repeat(np.arange(PAIRS) % trial.classes, STEPS)
+        images = trial.apply(_generate, weights, between(z[0::2], z[1::2]), labels)
+        return grid(images, "from one sample to another", STEPS)
+
+    figures = {
+        **curves_of(trial, *losses),
+        "samples": lambda: _samples(trial, weights, _generate),
+        "interpolation": interpolation,
+    }
+    if trial.classifier is None:
+        return Drawings(figures)
+    metrics, counts = _scored(trial, weights, trial.split)
+    names = trial.classifier().class_names or trial.labels
+    title = f"taken for (mean confidence {metrics['confidence']:.1%})"
+    return Drawings(figures | {"classes": lambda: shares(counts, names, title)}, metrics)
+
+
+def adversarial_during(trial: TrialView, weights: Weights) -> Drawings:
+    """Return samples, and their scores by a classifier."""
+    metrics = _scored(trial, weights, "validation")[0] if trial.classifier else {}
+    return Drawings({"samples": lambda: _samples(trial, weights, _generate)}, metrics)
+
+
+# ---------------------------------------------------------------------- what models compute
+
+
+def _code(objective: Any, model: Any, images: jax.Array) -> jax.Array:
+    return model.encode(images)
+
+
+def _reconstruct(objective: Any, model: Any, images: jax.Array) -> jax.Array:
+    _, outputs = objective(model, {"image": images}, nnx.Rngs(sample=0), jnp.inf)
+    return jnp.stack([outputs["seen"], outputs["reconstruction"]])
+
+
+def _encode(objective: Any, model: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
+    return model.encode(images, _condition(objective, model, labels))[0]
+
+
+def _decode(objective: Any, model: Any, z: jax.Array, labels: jax.Array) -> jax.Array:
+    return objective.mean_image(model, z, _condition(objective, model, labels))
+
+
+def _generate(objective: Any, model: Any, z: jax.Array, labels: jax.Array) -> jax.Array:
+    return (model.generate(z, _condition(objective, model, labels)) + 1) / 2
+
+
+def _condition(objective: Any, model: Any, labels: jax.Array) -> jax.Array | None:
+    return jax.nn.one_hot(labels, objective.num_classes) if model.conditional else None
+
+
+def _samples(trial: TrialView, weights: Weights, function: Callable) -> Figure:
+    """Draw images of the same noise every time; of a conditional model a class per column."""
+    model = trial.config["model"]
+    labels = np.arange(SAMPLES) % trial.classes
+    images = trial.apply(function, weights, _noise(SAMPLES, model["latents"]), labels)
+    return grid(images, "samples", trial.classes if model["conditional"] else None)
+
+
+def _scored(trial: TrialView, weights: Weights, split: str) -> tuple[dict[str, float], np.ndarray]:
+    """Score as many samples as there are real images; see `Classifier.score`."""
+    assert trial.classifier is not None
+    real, labels = _examples(trial, split, SCORED)
+    z = _noise(len(real), trial.config["model"]["latents"])
+    return trial.classifier().score(trial.apply(_generate, weights, z, labels), real)
+
+
+def _noise(count: int, latents: int) -> np.ndarray:
+    """Return the same latents every time: [count, latents]."""
+    return np.asarray(jax.random.normal(jax.random.key(0), (count, latents)))
+
+
+def _examples(trial: TrialView, split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return images [n, H, W, C] in 0..1, of the model's size, and labels [n]."""
+    batch = trial.examples(split, count)
+    images = batch["image"].astype(np.float32) / 255
+    shape = trial.experiment.input_shape
+    if images.shape[1:] != shape:
+        images = np.asarray(jax.image.resize(images, (len(images), *shape), "bilinear"))
+    return images, batch.get("label", np.zeros(len(images), np.int32))
+
+
+def _first_layer(trial: TrialView, layers: Mapping[Any, Any]) -> dict[str, Callable[[], Figure]]:
+    """Return the features of the first of some layers, if they are images."""
+    kernel = np.asarray(layers[min(layers)]["kernel"]) if layers else np.zeros(0)
+    shape = trial.experiment.input_shape
+    if kernel.ndim == 2 and len(shape) == 3:
+        kernel = kernel[: math.prod(shape)].reshape(*shape, -1)
+    if kernel.ndim != 4:
+        return {}
+    kernels = np.moveaxis(kernel, -1, 0)[:100]  # each is scaled to its own range
+    low = kernels.min(axis=(1, 2, 3), keepdims=True)
+    high = kernels.max(axis=(1, 2, 3), keepdims=True)
+    shown = (kernels - low) / np.maximum(high - low, 1e-12)
+    return {"first_layer": lambda: grid(shown, "features of the first layer")}
+
+
+def _beside(clean: np.ndarray, seen: np.ndarray, restored: np.ndarray) -> Figure:
+    """Draw clean and, if it is another one, corrupted input beside the output."""
+    groups = {"input": clean, "reconstruction": restored}
+    if not np.array_equal(clean, seen):
+        groups = {"clean": clean, "input": seen, "reconstruction": restored}
+    return rows(groups)
+
+
+def between(start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """Return points on straight lines: from [n, d] twice to [n · STEPS, d]."""
+    share = np.linspace(0, 1, STEPS)[None, :, None]
+    points = (1 - share) * start[:, None] + share * end[:, None]
+    return points.reshape(-1, start.shape[1]).astype(np.float32)
+
+
+def principal(points: np.ndarray) -> tuple[np.ndarray, str]:
+    """Return points [n, 2] and their name: latents if there are two, else principal components."""
+    if points.shape[1] == 2:
+        return points, "latents"
+    if points.shape[1] == 1:
+        return np.concatenate([points, np.zeros_like(points)], axis=1), "latent"
+    centred = points - points.mean(axis=0)
+    _, _, axes = np.linalg.svd(centred, full_matrices=False)
+    return centred @ axes[:2].T, "first two principal components of the latents"
+
+
+# ---------------------------------------------------------------------- from arrays to figures
 
 
 def rows(groups: Mapping[str, np.ndarray]) -> Figure:
-    """Groups of images one above the other, the same example in each column.
+    """Draw groups of images one above the other, the same example in each column.
 
     Args:
-      groups: images `[n, H, W, C]` in 0..1 by what they are.
+      groups: images `[n, H, W, C]` in 0..1 by their name.
     """
     count = max(len(images) for images in groups.values())
-    figure = _figure(0.75 * count + 1.3, 0.8 * len(groups) + 0.2)
+    figure = new_figure(0.75 * count + 1.3, 0.8 * len(groups) + 0.2)
     axes = figure.subplots(len(groups), 1, squeeze=False)[:, 0]
     for ax, (name, images) in zip(axes, groups.items(), strict=True):
         _picture(ax, mosaic(images, count))
@@ -31,44 +238,39 @@ def rows(groups: Mapping[str, np.ndarray]) -> Figure:
 
 
 def grid(images: np.ndarray, title: str, columns: int | None = None) -> Figure:
-    """Images `[n, H, W, C]` in 0..1 row by row, in a square unless `columns` says otherwise."""
+    """Draw images `[n, H, W, C]` in 0..1 row by row, in a square unless `columns` is given."""
     columns = columns or math.ceil(math.sqrt(len(images)))
     lines = math.ceil(len(images) / columns)
-    figure = _figure(0.6 * columns + 0.2, 0.6 * lines + 0.5)
+    figure = new_figure(0.6 * columns + 0.2, 0.6 * lines + 0.5)
     ax = figure.subplots()
     _picture(ax, mosaic(images, columns))
     ax.set_title(title, **TITLE)
     return figure
 
 
-def latent_map(points: np.ndarray, labels: np.ndarray, names: Sequence[str], what: str) -> Figure:
-    """Where examples lie in two dimensions: points `[n, 2]`, coloured by their class `[n]`."""
-    figure = _figure(6.0, 5.2)
+def latent_map(codes: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Figure:
+    """Draw codes `[n, d]` in two dimensions, coloured by their class `[n]`."""
+    points, title = principal(codes)
+    figure = new_figure(6.0, 5.2)
     ax = figure.subplots()
-    ax.set_title(what, **TITLE)
+    ax.set_title(title, **TITLE)
     ax.set_aspect("equal", adjustable="datalim")
     ax.tick_params(colors=FAINT, labelcolor=INK, labelsize=8)
     ax.spines[:].set_color(FAINT)
     dots: dict[str, Any] = {"s": 6, "alpha": 0.6, "linewidths": 0}
-    if len(names) > CLASSES:
+    if len(names) > COLOURED:
         ax.scatter(*points.T, color=INK, **dots)
         return figure
     for index, name in enumerate(names):
-        ax.scatter(*points[labels == index].T, color=_colour(index), label=name, **dots)
+        colour = colormaps["tab20" if index >= 10 else "tab10"](index % 20)
+        ax.scatter(*points[labels == index].T, color=colour, label=name, **dots)
     ax.legend(frameon=False, fontsize=8, markerscale=3, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
-def features(kernels: np.ndarray, title: str) -> Figure:
-    """What the units of a layer look for: kernels `[n, H, W, C]`, each scaled to its own range."""
-    low = kernels.min(axis=(1, 2, 3), keepdims=True)
-    high = kernels.max(axis=(1, 2, 3), keepdims=True)
-    return grid((kernels - low) / np.maximum(high - low, 1e-12), title)
-
-
 def shares(counts: np.ndarray, names: Sequence[str], title: str) -> Figure:
-    """How many of the samples `[classes]` are taken for each class; a line where all are equal."""
-    figure = _figure(max(0.45 * len(names) + 1, 4.0), 3.0)
+    """Draw how many samples `[classes]` are taken for each class; a line where all are equal."""
+    figure = new_figure(max(0.45 * len(names) + 1, 4.0), 3.0)
     ax = figure.subplots()
     ax.bar(range(len(counts)), counts, color="#4878a8")
     ax.axhline(counts.sum() / len(counts), color=INK, linewidth=1, linestyle=(0, (3, 3)))
@@ -80,7 +282,7 @@ def shares(counts: np.ndarray, names: Sequence[str], title: str) -> Figure:
 
 
 def mosaic(images: np.ndarray, columns: int) -> np.ndarray:
-    """Images `[n, H, W, C]` as one of `columns` a row, with a border of a pixel between them."""
+    """Join images `[n, H, W, C]`, `columns` per row, with a border of one pixel between them."""
     images = np.clip(np.nan_to_num(np.asarray(images, np.float32)), 0, 1)
     count, height, width, channels = images.shape
     lines = math.ceil(count / columns)
@@ -97,13 +299,3 @@ def _picture(ax: Any, image: np.ndarray) -> None:
     ax.set_xticks([])
     ax.set_yticks([])
     ax.spines[:].set_visible(False)
-
-
-def _colour(index: int) -> Any:
-    from matplotlib import colormaps
-
-    return colormaps["tab20" if index >= 10 else "tab10"](index % 20)
-
-
-def _figure(width: float, height: float) -> Figure:
-    return Figure(figsize=(width, height), dpi=120, layout="constrained", facecolor="white")

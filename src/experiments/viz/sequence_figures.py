@@ -1,15 +1,18 @@
-"""Pictures of sequences, as pure functions from arrays to figures; see `insight.figures`."""
+"""Figures of sequences: forecasts, labelled tokens, and the text of language models."""
 
 from __future__ import annotations
 
+import functools
 import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.core.generation import generate
 from experiments.viz.figures import (
     COLOURS,
     FAINT,
@@ -18,42 +21,126 @@ from experiments.viz.figures import (
     RIGHT,
     TITLE,
     WRONG,
-    _figure,
-    _quiet,
+    curves_of,
+    new_figure,
+    plain_axes,
 )
+from experiments.viz.trial_view import Drawings, Predictions, TrialView, Weights
 
+TEMPERATURES = (0.5, 0.8, 1.0)
+LENGTH = 600  # characters of a generated text
+READ = 900  # characters of the text that is scored
 CHARACTER = 0.066  # inches that a character of the fixed-width font takes at 8 points
-LINE = 0.155  # and a line
+LINE = 0.155  # inches that a line takes
 WIDTH = 64  # characters of a line of text
-WAVES = 9  # most forecasts of one figure
+FORECASTS = 9  # most forecasts of one figure
 ROWS = 8  # most sequences of tokens
+TOKEN: dict[str, Any] = {"ha": "center", "va": "center", "family": "monospace", "fontsize": 8}
+
+
+def regression(trial: TrialView, weights: Weights, predictions: Predictions) -> Drawings:
+    """Return outputs over targets if the target is one number, else forecasts."""
+    figures = curves_of(trial, "loss", "solved")
+    batch = trial.experiment.pipeline(predictions.first, None, train=False)
+    target = np.asarray(batch["target"])
+    if target[0].size == 1:
+        tolerance = trial.objective.tolerance
+        tolerance = None if tolerance is None else float(tolerance)
+        figures["outputs"] = lambda: against_target(*_all_outputs(trial, weights), tolerance)
+        return Drawings(figures)
+    target = target.reshape(len(target), -1)
+    outputs = np.asarray(predictions.outputs).reshape(target.shape)
+    read = np.asarray(batch["sequence"])
+    # of several features none need be what is forecast
+    past = read[..., 0] if read.shape[2:] == (1,) else np.zeros((len(read), 0))
+    figures["forecasts"] = lambda: forecasts(past, target, outputs)
+    return Drawings(figures)
+
+
+def labelling(trial: TrialView, weights: Weights, predictions: Predictions) -> Drawings:
+    """Return, of tokens, sequences with their targets and predictions."""
+    figures = curves_of(trial, "loss", "accuracy", "solved")
+    batch = trial.experiment.pipeline(predictions.first, None, train=False)
+    if "tokens" in batch:
+        target = np.asarray(batch["target"])
+        counts = np.asarray(batch.get("weight", np.ones(target.shape))) > 0
+        tokens, outputs = np.asarray(batch["tokens"]), np.asarray(predictions.outputs)
+        figures["sequences"] = lambda: labelled(tokens, target, outputs, counts)
+    return Drawings(figures)
+
+
+def language(trial: TrialView, weights: Weights, predictions: Predictions) -> Drawings:
+    """Return generated text, and the surprise of the characters of a test text."""
+    window = predictions.first["text"][0].astype(int)
+    following = window[1 : READ + 1]
+    log_probabilities = predictions.outputs[0, : len(following)]
+    nats = -np.take_along_axis(log_probabilities, following[:, None], axis=1)[:, 0]
+    text = "".join(trial.class_names[code] for code in following)
+    return Drawings(
+        {
+            **curves_of(trial, "loss", "bits_per_character"),
+            **language_during(trial, weights).figures,
+            "surprise": lambda: surprise(text, nats),
+        }
+    )
+
+
+def language_during(trial: TrialView, weights: Weights) -> Drawings:
+    """Return text that the model generates at several temperatures."""
+    write = functools.partial(
+        generate,
+        trial.experiment,
+        trial.hparams,
+        weights,
+        "".join(trial.class_names),
+        length=LENGTH,
+        prompt=None,
+        seed=trial.config["seed"],
+    )
+    return Drawings(
+        {
+            "generated_text": lambda: written_text(
+                [(f"temperature {t}", write(temperature=t)) for t in TEMPERATURES]
+            )
+        }
+    )
+
+
+def _all_outputs(trial: TrialView, weights: Weights) -> tuple[np.ndarray, np.ndarray]:
+    """Return the targets and outputs [N] of a split, one number per example."""
+    targets, outputs = [], []
+    for batch in trial.batches(trial.split):
+        real = np.asarray(batch["mask"]) > 0
+        stored = {name: array for name, array in batch.items() if name != "mask"}
+        prepared = trial.experiment.pipeline(stored, None, train=False)
+        targets.append(np.ravel(prepared["target"])[real])
+        predicted = _evaluate(trial.experiment, trial.hparams, weights, batch)
+        outputs.append(np.ravel(predicted)[real])
+    return np.concatenate(targets), np.concatenate(outputs)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _evaluate(experiment: Any, hparams: Any, weights: Weights, batch: Any) -> jax.Array:
+    return experiment.eval_step(*weights, batch, hparams)[1]
 
 
 def written_text(texts: Sequence[tuple[str, str]]) -> Figure:
-    """What a language model wrote: a column for each (title, text)."""
+    """Draw text that a language model generated: a column for each (title, text)."""
     columns = [(title, _wrapped(text)) for title, text in texts]
     tallest = max(len(lines) for _, lines in columns)
-    figure = _figure(len(columns) * (WIDTH * CHARACTER + 0.3), LINE * tallest + 0.6)
+    figure = new_figure(len(columns) * (WIDTH * CHARACTER + 0.3), LINE * tallest + 0.6)
     axes = figure.subplots(1, len(columns), squeeze=False)[0]
     for ax, (title, lines) in zip(axes, columns, strict=True):
         ax.set_axis_off()
         ax.set_title(title, **TITLE)
-        ax.text(
-            0,
-            1,
-            "\n".join(_plain(line) for line in lines),
-            va="top",
-            family="monospace",
-            fontsize=8,
-            color=INK,
-            linespacing=1.3,
-            transform=ax.transAxes,
-        )
+        shown = "\n".join(_plain(line) for line in lines)
+        style: dict[str, Any] = {"family": "monospace", "fontsize": 8, "linespacing": 1.3}
+        ax.text(0, 1, shown, va="top", color=INK, transform=ax.transAxes, **style)
     return figure
 
 
 def surprise(text: str, nats: np.ndarray) -> Figure:
-    """A text in which the colour behind each character says how little it was expected.
+    """Draw a text with a colour behind each character that says how little it was expected.
 
     Args:
       text: the characters.
@@ -68,21 +155,15 @@ def surprise(text: str, nats: np.ndarray) -> Figure:
     shades = np.full((len(lines), WIDTH), np.nan)
     for row, line in enumerate(lines):
         shades[row, : len(line)] = [value for _, value in line]
-    figure = _figure(WIDTH * CHARACTER * 1.35 + 1.0, LINE * 1.2 * len(lines) + 0.6)
+    figure = new_figure(WIDTH * CHARACTER * 1.35 + 1.0, LINE * 1.2 * len(lines) + 0.6)
     ax = figure.subplots()
     picture = ax.imshow(shades, cmap="Oranges", vmin=0, vmax=5, aspect="auto")
     for row, line in enumerate(lines):
         for column, (character, value) in enumerate(line):
             colour = "white" if value > 3.5 else INK
-            style: dict[str, Any] = {
-                "ha": "center",
-                "va": "center",
-                "family": "monospace",
-                "fontsize": 8,
-            }
-            ax.text(column, row, _plain(character), color=colour, **style)
+            ax.text(column, row, _plain(character), color=colour, **TOKEN)
     ax.set_axis_off()
-    ax.set_title(f"{np.mean(nats):.3f} nats a character", **TITLE)
+    ax.set_title(f"{np.mean(nats):.3f} nats per character", **TITLE)
     bar = figure.colorbar(picture, ax=ax, shrink=0.6, pad=0.01)
     bar.set_label("nats", color=INK, fontsize=8)
     bar.ax.tick_params(labelsize=7, colors=FAINT, labelcolor=INK)
@@ -91,37 +172,32 @@ def surprise(text: str, nats: np.ndarray) -> Figure:
 
 
 def forecasts(read: np.ndarray, targets: np.ndarray, outputs: np.ndarray) -> Figure:
-    """What was read, how it went on, and how it was forecast, one panel an example.
+    """Draw the past, its continuation and the forecast of it, one panel per example.
 
     Args:
-      read: [n, T] values before; T may be 0.
+      read: [n, T], the past; T may be 0.
       targets, outputs: [n, horizon].
     """
-    axes, figure = _panels(min(len(read), WAVES))
+    axes, figure = _panels(min(len(read), FORECASTS))
     before = np.arange(-read.shape[1], 0)
     after = np.arange(targets.shape[1])
     mark = "o" if len(after) == 1 else None
     for ax, past, target, output in zip(axes, read, targets, outputs, strict=False):
         if len(before):
             ax.plot(before, past, color=FAINT, linewidth=1.0, label="read")
-        ax.plot(after, target, color=INK, linewidth=1.4, marker=mark, ms=4, label="true")
-        forecast: dict[str, Any] = {
-            "color": COLOURS["val"],
-            "linewidth": 1.4,
-            "marker": mark,
-            "ms": 4,
-        }
-        ax.plot(after, output, label="forecast", **forecast)
+        line: dict[str, Any] = {"linewidth": 1.4, "marker": mark, "ms": 4}
+        ax.plot(after, target, color=INK, label="true", **line)
+        ax.plot(after, output, color=COLOURS["val"], label="forecast", **line)
         ax.set_xlabel("step")
     axes[0].legend(frameon=False, fontsize=7, labelcolor=INK)
     return figure
 
 
 def against_target(targets: np.ndarray, outputs: np.ndarray, tolerance: float | None) -> Figure:
-    """Outputs over targets, both [n]; between the dashed lines the error is within tolerance."""
-    figure = _figure(3.8, 3.6)
+    """Draw outputs over targets, both [n]; dashed lines bound the errors within tolerance."""
+    figure = new_figure(3.8, 3.6)
     ax = figure.subplots()
-    _quiet(ax)
+    plain_axes(ax)
     ends = np.array([targets.min(), targets.max()])
     ax.plot(ends, ends, color=FAINT, linewidth=1.0)
     if tolerance is not None:
@@ -137,23 +213,23 @@ def against_target(targets: np.ndarray, outputs: np.ndarray, tolerance: float | 
 def labelled(
     tokens: np.ndarray, targets: np.ndarray, predicted: np.ndarray, counts: np.ndarray
 ) -> Figure:
-    """Sequences of tokens with the classes that were wanted and predicted; errors are red.
+    """Draw sequences of tokens with their target and predicted classes; errors are red.
 
     Args:
-      tokens: int [n, T], what was read.
+      tokens: int [n, T], the inputs.
       targets, predicted: int [n, steps].
-      counts: bool [n, steps], which steps matter.
+      counts: bool [n, steps], the steps that matter.
     """
     n = min(len(tokens), ROWS)
     steps = max(tokens.shape[1], targets.shape[1])
-    figure = _figure(min(0.2 * steps + 1.2, 16), 0.75 * n + 0.3)
+    figure = new_figure(min(0.2 * steps + 1.2, 16), 0.75 * n + 0.3)
     axes = figure.subplots(n, 1, squeeze=False)[:, 0]
     for ax, read, target, output, counted in zip(
         axes, tokens, targets, predicted, counts, strict=False
     ):
         ax.set_xlim(-0.5, steps - 0.5)
         ax.set_ylim(2.5, -0.5)
-        ax.set_yticks(range(3), ["read", "wanted", "predicted"], fontsize=7)
+        ax.set_yticks(range(3), ["input", "target", "predicted"], fontsize=7)
         ax.set_xticks([])
         ax.tick_params(length=0, labelcolor=INK)
         ax.spines[:].set_color(GRID)
@@ -161,16 +237,15 @@ def labelled(
             (
                 (read, [INK] * len(read)),
                 (target, [INK if c else GRID for c in counted]),
-                (output, _verdict(target, output, counted)),
+                (output, _colours(target, output, counted)),
             )
         ):
             for column, (value, colour) in enumerate(zip(values, colours, strict=True)):
-                style = {"ha": "center", "va": "center", "fontsize": 7, "family": "monospace"}
-                ax.text(column, row, str(value), color=colour, **style)
+                ax.text(column, row, str(value), color=colour, **TOKEN | {"fontsize": 7})
     return figure
 
 
-def _verdict(target: np.ndarray, output: np.ndarray, counted: np.ndarray) -> list[str]:
+def _colours(target: np.ndarray, output: np.ndarray, counted: np.ndarray) -> list[str]:
     return [
         (RIGHT if t == o else WRONG) if c else GRID
         for t, o, c in zip(target, output, counted, strict=True)
@@ -180,10 +255,10 @@ def _verdict(target: np.ndarray, output: np.ndarray, counted: np.ndarray) -> lis
 def _panels(count: int) -> tuple[list[Axes], Figure]:
     columns = min(count, 3)
     rows = -(-count // columns)
-    figure = _figure(3.4 * columns, 2.1 * rows)
+    figure = new_figure(3.4 * columns, 2.1 * rows)
     axes = list(figure.subplots(rows, columns, squeeze=False).ravel())
     for ax in axes[:count]:
-        _quiet(ax)
+        plain_axes(ax)
     for ax in axes[count:]:
         ax.set_axis_off()
     return axes[:count], figure
@@ -197,5 +272,5 @@ def _wrapped(text: str) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """Text without what matplotlib takes for formulas, and without control characters."""
+    """Escape what matplotlib takes for formulas, and replace control characters."""
     return "".join(c if c.isprintable() else "·" for c in text).replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""The settings of a training run: the keys of `conf/trainer`."""
+"""The keys of a config that say how to train: the groups `trainer`, `population` and `lr_range`."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -32,7 +32,8 @@ class Trainer:
       profile_steps: steps recorded by the JAX profiler into the run folder (0: none).
       debug_nans: when a run diverges, find the operation that made the first NaN.
       compilation_cache: folder of compiled programs (null: the user's cache folder, "": none).
-      figures: draw figures at the end.
+      figures: draw figures: of every trial, of none, or of the best alone, that is of a run by
+        itself and of the winner of a study.
     """
 
     epochs: PositiveInt
@@ -55,4 +56,36 @@ class Trainer:
     profile_steps: NonNegativeInt
     debug_nans: bool
     compilation_cache: str | None
-    figures: bool
+    figures: bool | Literal["best"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the runs of a population share a program.
+
+    Args:
+      shared_batches: all see the data in the order of the first one's seed; else each has the order
+        of its own seed, as it would alone.
+      width: runs computed as one batched computation (null: the fastest, by timing).
+      most: runs on the device at once (null: all that a worker took).
+    """
+
+    shared_batches: bool
+    width: PositiveInt | None
+    most: PositiveInt | None
+
+
+@dataclass(frozen=True)
+class LrRange:
+    """The keys of `lr_range`.
+
+    Args:
+      low, high: the ends of the log range.
+      lanes: learning rates in it, evenly spaced on a log axis.
+      epochs: that each of them trains.
+    """
+
+    low: Positive
+    high: Positive
+    lanes: PositiveInt
+    epochs: PositiveInt

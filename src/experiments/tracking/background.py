@@ -1,0 +1,46 @@
+"""A tracker in the background: its calls wait in a queue, and the run goes on."""
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from experiments.tracking.tracker import Forwarding, Tracker, drop
+
+
+class Background(Forwarding):
+    """Another tracker, called in order in a thread of its own; the run waits for `finish` alone.
+
+    A tracker that raises is finished and dropped with one warning, whatever it raises.
+    """
+
+    def __init__(self, tracker: Tracker):
+        self.tracker = tracker
+        self._queue = ThreadPoolExecutor(1, thread_name_prefix=type(tracker).__name__)
+        self._dropped = False
+        self._forward("warm_up")
+
+    @property
+    def location(self) -> str | None:
+        return self._later(lambda: self.tracker.location).result()
+
+    def log(self, step: int, scalars: Mapping[str, float]) -> None:
+        self._forward("log", step, dict(scalars))  # the caller may change its own
+
+    def finish(self, summary: Mapping[str, object], status: str) -> None:
+        self._later(self.tracker.finish, summary, status).result()
+
+    def _forward(self, method: str, *arguments: Any) -> None:
+        self._later(getattr(self.tracker, method), *arguments)
+
+    def _later(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        return self._queue.submit(self._call, function, *arguments)
+
+    def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        if self._dropped:
+            return None
+        try:
+            return function(*arguments)
+        except (Exception, SystemExit) as error:  # some clients exit where others raise
+            self._dropped = True
+            drop(self.tracker, error)
+            return None

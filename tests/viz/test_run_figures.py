@@ -1,0 +1,125 @@
+"""The figures of whole runs, by kind of objective."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments.tracking.tracker import Tracker
+from experiments.training.figures import RunFigures, view_of
+from experiments.training.session import open_session
+from experiments.viz import classification_figures, drawing
+from experiments.viz.figures import learning_curves
+from experiments.viz.image_figures import mosaic
+from experiments.viz.trial_view import DRAWN_DURING_TRAINING, figures_of
+from support import composed
+
+SHORT = ["logger=none", "trainer.epochs=2", "trainer.steps_per_epoch=3", "data.batch_size=32"]
+
+
+def pictures(folder):
+    """Names of the pictures of a run, each of which has something on it."""
+    found = {path.stem for path in (folder / "figures").glob("*.png")}
+    for name in found:
+        picture = np.asarray(Image.open(folder / "figures" / f"{name}.png").convert("L"))
+        assert picture.std() > 1, name
+    assert not list((folder / "figures").glob("*.tmp"))
+    return found
+
+
+def test_an_autoencoder_is_shown_during_training_and_at_the_end(run_cli, tmp_path):
+    code, error = run_cli("model=denoising_autoencoder", "model.latents=9", *SHORT)
+    assert code == 0, error
+    assert pictures(tmp_path / "run") == {
+        "learning_curves", "reconstructions", "latents", "first_layer",
+        "reconstructions_00000003", "reconstructions_00000006",
+    }  # fmt: skip
+
+
+def test_a_vae_shows_its_latents_and_samples_over_time(run_cli, tmp_path):
+    options = ["model=vae", "model.hidden=[16]", "model.latents=2", "model.conditional=true"]
+    code, error = run_cli(*options, *SHORT)
+    assert code == 0, error
+    run = tmp_path / "run"
+    assert pictures(run) >= {"samples", "interpolation", "manifold", "latents", "first_layer"}
+    assert Image.open(run / "figures" / "samples.gif").n_frames == 2
+    (run / "figures" / "manifold.png").unlink()
+    code, error = run_cli("mode=figures", f"checkpoint={run}", folder=tmp_path / "again")
+    assert code == 0, error
+    assert "manifold" in pictures(run)
+
+
+class Notes(Tracker):
+    def __init__(self):
+        self.calls = []
+
+    def log(self, step, scalars):
+        self.calls.append((step, *scalars))
+
+    def figure(self, step, name, path):
+        assert Image.open(path).size > (100, 100)
+        self.calls.append((step, name))
+
+
+def test_several_trials_of_one_process_have_figures_of_their_own(tmp_path):
+    drawn = []
+    for seed in range(2):
+        options = ["model=vae", "model.hidden=[16]", "data.limit=64", f"seed={seed}"]
+        session = open_session(composed(*options))
+        state = session.experiment.init(session.hparams, session.key)
+        weights = session.experiment.weights(state)
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        drawn.append((RunFigures(view_of(session, folder), folder, Notes(), every=2), weights))
+    for figures, weights in drawn:
+        assert [figures.due(epoch) for epoch in (1, 2, 3, 4)] == [False, True, False, True]
+        figures.after_epoch(10, weights)
+    for figures, weights in drawn:
+        figures.after_epoch(20, weights)
+        figures.flush(25)
+        assert figures.trackers.calls == [(20, "samples"), (25, "samples")]
+    first, second = (tmp_path / seed / "figures" / "samples_00000010.png" for seed in "01")
+    assert first.read_bytes() != second.read_bytes()
+
+
+def test_a_figure_that_cannot_be_drawn_costs_a_warning(run_cli, monkeypatch, tmp_path):
+    def broken(*_):
+        raise ValueError("no such colour")
+
+    monkeypatch.setattr(classification_figures, "confusion_matrix", broken)
+    code, error = run_cli("model=mlp", "model.hidden=[16]", *SHORT)
+    assert code == 0, error
+    assert "figures/confusion_matrix.png cannot be drawn: ValueError: no such colour" in error
+    assert pictures(tmp_path / "run") == {"learning_curves", "sample_predictions"}
+
+
+def test_a_picture_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "curves.png"
+    path.write_bytes(b"an older one")
+    figure = learning_curves([])
+    figure.savefig = lambda *_, **__: (_ for _ in ()).throw(MemoryError)
+    with pytest.raises(MemoryError):
+        drawing.save(figure, path)
+    assert path.read_bytes() == b"an older one"
+    drawing.save(learning_curves([]), path)
+    assert [p.name for p in tmp_path.iterdir()] == ["curves.png"]
+    assert Image.open(path).format == "PNG"
+
+
+def test_kinds_that_are_drawn_during_training_say_so():
+    kinds = ("classification", "regression", "labelling", "no such kind", *DRAWN_DURING_TRAINING)
+    assert {kind for kind in kinds if figures_of(kind).during} == DRAWN_DURING_TRAINING
+
+
+@pytest.mark.parametrize("option", ["model.latents=0", "loss=mse", "loss=non_saturating"])
+def test_what_does_not_go_with_a_vae_is_said_in_a_line(run_cli, option):
+    code, error = run_cli("model=vae", option, "debug=fast")
+    assert code == 2
+    said = error[error.index("error:") :]  # after what a first use of the data says
+    assert len(said.strip().splitlines()) <= 2
+    assert option.partition("=")[0] in said
+
+
+def test_a_mosaic_keeps_the_order_of_the_images():
+    images = np.arange(6.0).reshape(6, 1, 1, 1) / 5
+    picture = mosaic(images, 3)[::2, ::2, 0]  # without the borders
+    np.testing.assert_allclose(picture, [[0, 0.2, 0.4], [0.6, 0.8, 1.0]], rtol=1e-6)

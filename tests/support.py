@@ -15,8 +15,11 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from experiments.tracking.jsonl import METRICS
+from experiments.tracking.jsonl import METRICS, JsonLines
+from experiments.tracking.tracker import Tracker, Trackers
 from experiments.training.checkpoints import Checkpoints
+from experiments.training.setup import Setups
+from experiments.training.trial import StopRequest, Trial
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMES = {"examples_per_second", "seconds", "training_seconds"}
@@ -35,6 +38,20 @@ def _composed(overrides: tuple[str, ...]) -> dict:
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     return plain | {"name": "test"}
+
+
+def trial_of(
+    config: dict,
+    directory: Path,
+    *trackers: Tracker,
+    stop: StopRequest | None = None,
+    setups: Setups | None = None,
+) -> Trial:
+    """A trial of a config in a folder, which is made."""
+    directory.mkdir(parents=True, exist_ok=True)
+    every = Trackers([JsonLines(), *trackers])
+    setup = (setups or Setups()).of(config)
+    return Trial(setup, config, directory, every, stop or StopRequest())
 
 
 def choices(group: str) -> list[str]:

@@ -1,6 +1,5 @@
 """Hundreds of wrong values: each either trains one step or ends in a plain message."""
 
-import jax
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -8,7 +7,7 @@ from omegaconf import OmegaConf
 
 from experiments.cli.messages import explain
 from experiments.core.config import check_config, leaves
-from experiments.training.session import open_session
+from experiments.training.setup import Setups
 from support import composed
 
 # group choices that reach every kind of key without large models
@@ -53,15 +52,7 @@ def test_wrong_values_end_in_plain_messages(choices, data_home):
         plain = OmegaConf.to_container(config, resolve=True)
         try:
             check_config(plain)
-            session = open_session(plain)
-            core = session.experiment
-            state = core.abstract_state(session.hparams)
-            shapes = session.feed.arrays
-            batch = {
-                k: jax.ShapeDtypeStruct((session.batch_size, *v.shape[1:]), v.dtype)
-                for k, v in shapes.items()
-            }
-            jax.eval_shape(core.train_step, state, batch, session.hparams, session.key)
+            Setups().of(plain)
         except Exception as error:
             message = explain(error)
             if message is None or len(message.splitlines()) > 2:

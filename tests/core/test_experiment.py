@@ -9,7 +9,7 @@ import pytest
 
 from experiments.core.config import build
 from experiments.core.experiment import Experiment, hyperparameters
-from experiments.training.program import traceable
+from experiments.training.setup import Setups
 from support import choices, composed, supervised_losses
 
 BATCH = 16
@@ -98,12 +98,11 @@ def test_a_lane_of_a_population_equals_the_solo_run(batch):
 
 
 def test_a_value_that_cannot_be_traced_is_found_by_trying(batch):
-    core = experiment("optim=momentum", "data.augment.mixup=0.2")
-    core.config["optim"]["rule"] = "test_experiment.stubborn"
-    names = {k: np.float32(v) for k, v in hyperparameters(core.config).items()}
-    kept = traceable(core, names, batch, BATCH)
-    assert set(names) - set(kept) == {"optim.momentum"}
-    assert kept
+    config = composed("model.hidden=[8]", "optim=momentum", "data.augment.mixup=0.2")
+    config["optim"]["rule"] = "test_experiment.stubborn"
+    inputs = Setups().of(config).traced.inputs
+    assert set(hyperparameters(config)) - set(inputs) == {"optim.momentum"}
+    assert inputs
 
 
 def stubborn(momentum: float, nesterov: bool):

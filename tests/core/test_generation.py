@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from experiments.core.generation import generate
+from experiments.core.rng import root_key
 from experiments.errors import UserError
-from experiments.training.session import open_session
+from experiments.training.setup import Setups
 from support import composed
 
 SMALL = ["model=lstm", "model.hidden=8", "data=text", "data.batch_size=4", "data.length=8"]
@@ -22,14 +23,14 @@ def alphabet(tmp_path):
 
 
 def test_sampling_follows_the_seed_and_the_temperature(alphabet):
-    session = open_session(composed(*SMALL, alphabet))
-    state = session.experiment.init(session.hparams, session.key)
-    weights = session.experiment.weights(state)
+    setup = Setups().of(config := composed(*SMALL, alphabet))
+    hparams = setup.inputs_of(config)
+    weights = setup.experiment.init_weights(hparams, root_key(0))
     settings = {"prompt": "abc", "seed": 0, "temperature": 1.0}
 
     def written(**changes):
-        characters = "".join(session.splits.class_names)
-        arguments = session.experiment, session.hparams, weights, characters
+        characters = "".join(setup.splits.class_names)
+        arguments = setup.experiment, hparams, weights, characters
         return generate(*arguments, length=40, **(settings | changes))
 
     text = written()

@@ -4,16 +4,12 @@ import jax
 import numpy as np
 import pytest
 
+from experiments.core.rng import root_key
 from experiments.data.dataset import Stream, some_examples
-from experiments.tracking.jsonl import JsonLines
-from experiments.tracking.tracker import Trackers
-from experiments.training import stored
-from experiments.training.kept import Kept
-from experiments.training.population_fit import fit_together, open_lane
-from experiments.training.population_lane import Member
-from experiments.training.session import open_session
-from experiments.training.signals import StopRequest
-from support import composed
+from experiments.training.checkpoints import load
+from experiments.training.loop import fit
+from experiments.training.setup import Setups
+from support import composed, trial_of
 
 LAYERS = "[{whiten:{kernel:2,epsilon:1.0e-6}},gelu,{max_pool:7},flatten,{dense:classes}]"
 
@@ -38,37 +34,34 @@ def filters(state):
 
 
 def test_patches_of_the_training_images_come_out_uncorrelated(config):
-    session = open_session(config)
-    core, images = session.experiment, session.splits.train.arrays["image"]
-    state = core.init(session.hparams, session.key)
-    inputs = core.prepare({"image": images, "label": 0}, {}, session.key, train=False)["image"]
-    model = core.trained_model(session.hparams, state.params, state.model_state)
+    setup, key = Setups().of(config), root_key(0)
+    core, images = setup.experiment, setup.splits.train.arrays["image"]
+    hparams = setup.inputs_of(config)
+    inputs = core.prepare({"image": images, "label": 0}, {}, key, train=False)["image"]
+    model = core.trained_model(hparams, *core.init_weights(hparams, key))
     out = np.asarray(model.whiten1(inputs)).reshape(-1, 8)
     np.testing.assert_allclose(out[:, 4:], -out[:, :4], atol=1e-4)
     np.testing.assert_allclose(out[:, :4].T @ out[:, :4] / len(out), np.eye(4), atol=1e-2)
 
 
-def test_lanes_have_the_filters_of_a_run_alone_which_training_leaves_as_they_are(config, tmp_path):
-    kept, lanes = Kept(), []
+def test_trials_have_the_filters_of_a_run_alone_which_training_leaves_as_they_are(config, tmp_path):
+    setups, trials = Setups(), []
     for name, rate in (("a", 0.01), ("b", 0.1)):
         own = config | {"optim": config["optim"] | {"learning_rate": rate}, "name": name}
-        (tmp_path / name).mkdir()
-        trackers = Trackers([JsonLines()])
-        lanes.append(Member(open_lane(own, kept), tmp_path / name, trackers, StopRequest()))
-    fit_together(lanes, tmp_path / "all", test=False)
-    core, hparams = lanes[0].session.experiment, lanes[0].session.hparams
-    alone = open_session(config)
-    expected = filters(alone.experiment.init(alone.hparams, alone.key))
+        trials.append(trial_of(own, tmp_path / name, setups=setups))
+    fit(trials, tmp_path / "all", test=False)
+    setup = trials[0].setup
+    alone = Setups().of(config)
+    expected = filters(alone.experiment.init(alone.inputs_of(config), root_key(0)))
     assert np.linalg.matrix_rank(expected.reshape(4, 8)) == 4
-    shapes = core.abstract_state(hparams)
-    for lane in lanes:
-        state = stored.load([lane.directory], shapes, core.weights(shapes))[0][0]
-        np.testing.assert_array_equal(filters(state), expected)
-        assert np.abs(state.params["whiten1"]["bias"]).max() > 0
+    shapes = setup.shapes, setup.experiment.weights(setup.shapes)
+    for saved in load([trial.directory for trial in trials], [shapes] * 2):
+        np.testing.assert_array_equal(filters(saved.state), expected)
+        assert np.abs(saved.state.params["whiten1"]["bias"]).max() > 0
 
 
 def test_without_data_there_are_no_filters(config):
-    core = open_session(config).experiment
+    core = Setups().of(config).experiment
     core.examples = None
     with pytest.raises(ValueError, match="hand over examples"):
         core.init({}, jax.random.key(0))

@@ -1,4 +1,4 @@
-"""Trains configs as one population on several devices: spread.py configs folder devices.
+"""Train configs side by side on several devices: spread.py configs folder devices.
 
 The devices are eight that XLA simulates, or a processor's cores. The last config is trained to its
 end, the others until the step `leave`.
@@ -10,15 +10,12 @@ from pathlib import Path
 
 import jax
 
-from experiments.tracking.jsonl import JsonLines
-from experiments.tracking.tracker import Tracker, Trackers
-from experiments.training import devices
-from experiments.training import population_train as train
-from experiments.training import population_width as width
-from experiments.training.kept import Kept
-from experiments.training.population_fit import fit_together, open_lane
-from experiments.training.population_lane import Member
-from experiments.training.signals import StopRequest
+from experiments.tracking.tracker import Tracker
+from experiments.training import runtime, stack
+from experiments.training.loop import fit
+from experiments.training.setup import Setups
+from experiments.training.trial import StopRequest
+from support import trial_of
 
 
 class LeaveAt(Tracker):
@@ -32,35 +29,32 @@ class LeaveAt(Tracker):
             self.stop.name = "SIGTERM"
 
 
-told, folder, kind = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2]), sys.argv[3]
+given, folder, kind = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2]), sys.argv[3]
 if kind == "cores":
-    devices.cores = lambda: 2  # whatever this machine has
-    devices.split_processor(len(told["configs"]))
-width.TINY_LANES = 1  # as of larger models
+    runtime.cores = lambda: 2  # whatever this machine has
+    runtime.split_processor(len(given["configs"]))
+runtime.TINY_TRIALS = 1  # as of larger models
 assert jax.local_device_count() == (2 if kind == "cores" else 8)
-kept, members = Kept(), []
-for config in told["configs"]:
-    directory = folder / config["name"]
-    directory.mkdir(parents=True)
+setups, trials = Setups(), []
+for config in given["configs"]:
     stop = StopRequest()
-    leaves = told["leave"] is not None and config is not told["configs"][-1]
-    trackers = Trackers([JsonLines(), *([LeaveAt(stop, told["leave"])] if leaves else [])])
-    members.append(Member(open_lane(config, kept), directory, trackers, stop))
+    leaves = given["leave"] is not None and config is not given["configs"][-1]
+    trackers = [LeaveAt(stop, given["leave"])] if leaves else []
+    trials.append(trial_of(config, folder / config["name"], *trackers, stop=stop, setups=setups))
 
 sizes = []
-restack = train.Population._restack
+place = stack.Stack._place
 
 
-def noted(self, rows=None):
-    restack(self, rows)
-    sizes.append((self.shared.mesh.size, self.rows))
-    data = next(iter(self.shared.feed.arrays.values())).addressable_shards
+def noted(self, layout):
+    place(self, layout)
+    sizes.append((layout.mesh.size, layout.rows))
+    data = next(iter(self.feed.arrays.values())).addressable_shards
     places = {shard.data.unsafe_buffer_pointer() for shard in data}
-    assert len(data) == self.shared.mesh.size
+    assert len(data) == layout.mesh.size
     assert kind != "cores" or len(places) == 1  # one copy for all
 
 
-train.Population._restack = noted
-fit_together(members, folder / "all", test=False)
-alone = members[0].session.mesh.size
-print(json.dumps({"sizes": sizes, "alone": alone}))
+stack.Stack._place = noted
+fit(trials, folder / "all", test=False)
+print(json.dumps(sizes))

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments.training.classifier import frechet_distance
+from experiments.training.figures import frechet_distance
 
 SHORT = ["logger=none", "trainer.epochs=2", "trainer.steps_per_epoch=3", "data.batch_size=32"]
 

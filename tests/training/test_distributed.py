@@ -16,7 +16,7 @@ from experiments.core.config import build
 from experiments.errors import UserError
 from experiments.training.distributed import COORDINATOR, COUNT, INDEX, join
 from experiments.training.run_folder import saved_steps
-from experiments.training.session import device_mesh
+from experiments.training.runtime import data_mesh
 from slurm_cluster.cluster import free_ports
 from support import ROOT, composed
 
@@ -114,7 +114,7 @@ def test_the_parts_of_streamed_batches_are_the_batches(data_home):
 def test_what_processes_cannot_share_is_named(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 3)
     with pytest.raises(UserError, match=r"3 nodes cannot share the batch of 64; .* multiple of 3"):
-        device_mesh(None, 64)
+        data_mesh(None, 64)
 
 
 @pytest.mark.parametrize(

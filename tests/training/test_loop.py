@@ -8,14 +8,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from experiments.core.rng import root_key
 from experiments.tracking.jsonl import JsonLines, read_history
-from experiments.tracking.tracker import Tracker, Trackers
-from experiments.training.runtime import CPU_OPTIONS, SHORT, SHORT_OPTIONS, compiler_options
+from experiments.tracking.tracker import Tracker
 from experiments.training.loop import fit
-from experiments.training.program import Programs
-from experiments.training.session import open_session
-from experiments.training.signals import StopRequest
-from support import composed, killed_after_saving, timeless
+from experiments.training.runtime import CPU_OPTIONS, SHORT, SHORT_OPTIONS, compiler_options
+from experiments.training.setup import Setups
+from experiments.training.step import Programs
+from experiments.training.trial import StopRequest
+from support import composed, killed_after_saving, timeless, trial_of
 
 SMALL = ["model.hidden=[16]", "trainer.figures=false", "trainer.log_every=8"]
 
@@ -26,11 +27,10 @@ def train(tmp_path, data_home):
 
     def call(*overrides, folder="run", resume=False, trackers=(), stop=None):
         directory = tmp_path / folder
-        directory.mkdir(exist_ok=True)
         plain = ["trainer.checkpoints=false"] if not resume else []
-        session = open_session(composed(*data_home, *SMALL, *plain, *overrides))
-        every = Trackers([JsonLines(), *trackers])
-        summary = fit(session, directory, every, stop or StopRequest(), resume=resume)
+        config = composed(*data_home, *SMALL, *plain, *overrides)
+        trial = trial_of(config, directory, *trackers, stop=stop)
+        (summary,) = fit([trial], directory, resume=resume)
         return summary, read_history(directory / "metrics.jsonl")
 
     return call
@@ -179,11 +179,18 @@ def test_a_compressed_checkpoint_is_read(train, monkeypatch):
 
 def test_a_short_training_is_compiled_sooner_and_comes_to_the_same(data_home):
     """What XLA's older emitters make of a step differs by rounding alone."""
-    session = open_session(composed(*data_home, *SMALL))
-    experiment, feed, hparams = session.experiment, session.feed, session.hparams
-    programs = Programs(experiment, session.mesh, batch_size=session.batch_size, max_steps=8)
-    initial = experiment.init(hparams, session.key)
-    traced = programs.trace_train(initial, feed.arrays, hparams, session.key)
+    setup = Setups().of(config := composed(*data_home, *SMALL))
+    layout, hparams, key = setup.layout(1), setup.inputs_of(config), root_key(np.array([0]))
+    programs = Programs(
+        *(setup.experiment, layout, setup.shapes, setup.traced.inputs),
+        batch_size=setup.batch_size,
+        max_steps=8,
+    )
+    traced = programs.trace_train(setup.training_shapes, setup.key)
+    window = next(iter(setup.feed(layout, [0]).windows(0, 0)))
+    hparams, initial = jax.tree.map(
+        lambda leaf: np.asarray(leaf)[None], (hparams, setup.experiment.init(hparams, root_key(0)))
+    )
     ended = []
     # XLA's own, which the flags that all tests run under replace by those of short runs
     defaults = {"xla_cpu_use_fusion_emitters": True, "xla_cpu_parallel_codegen_split_count": 32}
@@ -191,9 +198,8 @@ def test_a_short_training_is_compiled_sooner_and_comes_to_the_same(data_home):
     for options in (compiler_options(SHORT - 1), defaults | compiler_options(SHORT)):
         run = traced.lower().compile(compiler_options=options)
         state = jax.tree.map(jnp.copy, initial)  # which the program takes
-        state, _ = run(
-            state, feed.arrays, feed.order(0), np.int32(0), np.int32(8), hparams, session.key
-        )
+        count = np.int32(0), np.int32(8)
+        state, _ = run(state, window.arrays, window.order, *count, hparams, key)
         ended.append((run.as_text().count(" fusion("), state.params))
     (few, params), (many, others) = ended
     assert few < many if "xla_cpu_use_fusion_emitters" in SHORT_OPTIONS else few == many
@@ -298,9 +304,9 @@ def test_vgg16_with_batch_norm_lowers_the_loss_on_the_digits(tmp_path, data_home
     overrides = ["model=vgg16", "model.batch_norm=true", "model.widths=[8,16,32,64,64]"]
     overrides += ["data.limit=256", "trainer.epochs=3", "trainer.eval_batches=1"]
     overrides += ["trainer.figures=false", "trainer.checkpoints=false"]
-    session = open_session(composed(*data_home, *overrides))
-    assert session.experiment.input_shape == (32, 32, 1)
-    fit(session, tmp_path, Trackers([JsonLines()]), StopRequest())
+    trial = trial_of(composed(*data_home, *overrides), tmp_path)
+    assert trial.setup.experiment.input_shape == (32, 32, 1)
+    fit([trial], tmp_path)
     losses = [
         e["train/epoch_loss"]
         for e in read_history(tmp_path / "metrics.jsonl")[:-1]

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.training import loop
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.evaluation import Evaluator
+from experiments.training.step import Compiled
 from support import ROOT, lines_of, weights_of
 
 OPTIONS = [
@@ -58,8 +58,8 @@ def signals_within(monkeypatch, owner, name, *numbers):
 @pytest.mark.parametrize(
     ("owner", "name", "options"),
     [
-        (loop, "compile_programs", []),
-        (Evaluator, "__call__", []),
+        (Compiled, "prepare", []),
+        (Evaluator, "measure", []),
         (Checkpoints, "save", ["trainer.checkpoint_every=0"]),
     ],
     ids=["compiling", "evaluating", "saving"],
@@ -85,7 +85,7 @@ def test_stopped_while_testing_there_is_nothing_left_to_resume(run_cli, monkeypa
 def test_a_second_ctrl_c_ends_at_once_and_loses_nothing(run_cli, monkeypatch, tmp_path, whole):
     folder = tmp_path / "cut"
     options = [*OPTIONS, "trainer.checkpoint_every=0"]
-    with signals_within(monkeypatch, Evaluator, "__call__", signal.SIGINT, signal.SIGINT):
+    with signals_within(monkeypatch, Evaluator, "measure", signal.SIGINT, signal.SIGINT):
         code, error = run_cli(*options, folder=folder)
     assert code == 130
     assert "Traceback" not in error

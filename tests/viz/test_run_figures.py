@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments.core.rng import root_key
 from experiments.tracking.tracker import Tracker
 from experiments.training.figures import RunFigures, view_of
-from experiments.training.session import open_session
+from experiments.training.setup import Setups
 from experiments.viz import classification_figures, drawing
 from experiments.viz.figures import learning_curves
 from experiments.viz.image_figures import mosaic
@@ -64,12 +65,13 @@ def test_several_trials_of_one_process_have_figures_of_their_own(tmp_path):
     drawn = []
     for seed in range(2):
         options = ["model=vae", "model.hidden=[16]", "data.limit=64", f"seed={seed}"]
-        session = open_session(composed(*options))
-        state = session.experiment.init(session.hparams, session.key)
-        weights = session.experiment.weights(state)
+        setup = Setups().of(config := composed(*options))
+        hparams = setup.inputs_of(config)
+        weights = setup.experiment.init_weights(hparams, root_key(seed))
         folder = tmp_path / str(seed)
         folder.mkdir()
-        drawn.append((RunFigures(view_of(session, folder), folder, Notes(), every=2), weights))
+        view = view_of(setup, hparams, folder)
+        drawn.append((RunFigures(view, folder, Notes(), every=2), weights))
     for figures, weights in drawn:
         assert [figures.due(epoch) for epoch in (1, 2, 3, 4)] == [False, True, False, True]
         figures.after_epoch(10, weights)

@@ -9,9 +9,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.core.config import build, check, check_config, mismatch
 from experiments.errors import UserError
-from experiments.training.runtime import set_up_compiler
 from experiments.training.distributed import join
 from experiments.training.run_folder import saved_config
+from experiments.training.runtime import set_up_compiler
 from experiments.types import Mode, PositiveInt, RunMode
 
 

@@ -20,9 +20,9 @@ from experiments.tracking.choice import chosen
 from experiments.tracking.jsonl import SUMMARY, JsonLines
 from experiments.tracking.tracker import Tracker, Trackers
 from experiments.training import loop
-from experiments.training.runtime import set_up_compiler
 from experiments.training.kept import Kept
 from experiments.training.run_folder import exclusive
+from experiments.training.runtime import set_up_compiler
 from experiments.training.session import open_session
 from experiments.training.signals import StopRequest
 from experiments.training.stored import saved_step

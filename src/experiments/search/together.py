@@ -23,12 +23,12 @@ from experiments.tracking.choice import chosen
 from experiments.tracking.jsonl import JsonLines
 from experiments.tracking.tracker import Trackers
 from experiments.training.compiled import compile_evaluation_ahead
-from experiments.training.runtime import set_up_compiler
 from experiments.training.kept import Kept
 from experiments.training.options import Options
 from experiments.training.population_fit import compile_ahead, fit_together, open_lane
 from experiments.training.population_lane import Member
 from experiments.training.run_folder import exclusive
+from experiments.training.runtime import set_up_compiler
 from experiments.training.session import Session
 
 log = logging.getLogger(__name__)

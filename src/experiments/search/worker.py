@@ -14,9 +14,9 @@ from experiments.search.results import write_results
 from experiments.search.study import Study, Trial
 from experiments.search.together import run_together
 from experiments.search.winner import conclude
-from experiments.training.runtime import set_up_compiler
 from experiments.training.devices import announce, split_processor
 from experiments.training.kept import Kept
+from experiments.training.runtime import set_up_compiler
 from experiments.training.signals import StopRequest
 
 log = logging.getLogger(__name__)

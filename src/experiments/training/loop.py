@@ -107,15 +107,12 @@ class Training:
           width: trials computed as one batch (None: the fastest, by timing).
           trained: called before the last ones are saved.
         """
-        try:
-            self._begin(saved, width)
-            self._train()
-            if self.trials:
-                trained()
-                diverged = [trial.diverged_at is not None for trial in self.trials]
-                self._leave(["diverged" if d else "finished" for d in diverged])
-        finally:
-            self.stack.compiled.begun()  # whatever happened: a thread may wait to compile
+        self._begin(saved, width)
+        self._train()
+        if self.trials:
+            trained()
+            diverged = [trial.diverged_at is not None for trial in self.trials]
+            self._leave(["diverged" if d else "finished" for d in diverged])
 
     def _begin(self, saved: Sequence[Saved] | None, width: int | None) -> None:
         """Start from step 0 or from what was saved; programs are compiled meanwhile."""
@@ -355,7 +352,7 @@ class Training:
             found[row] = _prefixed("test", line) if self.test else {}
             if self.test:
                 trial.trackers.log(step, {"epoch": self.metrics.epoch, **found[row]})
-            if predictions is not None:
+            if row in drawn and predictions is not None:
                 weights = self.stack.weights_of(row, self.stack.best)
                 if measured := self.figures[trial].finish(step, weights, predictions):
                     trial.trackers.log(step, measured)

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.core.config import build, place
 from experiments.core.experiment import Experiment, State, hyperparameters
@@ -201,16 +201,20 @@ class Setup:
         return True
 
     def _trace(self, hparams: dict[str, np.float32]) -> Traced:
-        names = tuple(hparams)
+        names, state = tuple(hparams), self.experiment.abstract_state(hparams)
         if not self.training:
-            state = self.experiment.abstract_state(hparams)
             weights, batch = self.experiment.weights(state), self.evaluation_shapes
             jax.eval_shape(self.experiment.eval_step, *weights, batch, hparams)
             return Traced(names, Cost(0, 0))
-        state = self.experiment.abstract_state(hparams)
-        step, flag = jax.make_jaxpr(self.experiment.step), jax.ShapeDtypeStruct((), bool)
-        traced = step(state, self._batch(self.batch_size, "train"), hparams, self.key, flag)
-        return Traced(names, cost(traced.jaxpr))
+        # on the mesh of a trial, whose axes are part of what JAX knows the trace again by
+        everywhere = NamedSharding(self.data_mesh, PartitionSpec())
+        flag = jax.ShapeDtypeStruct((), bool)
+        arguments = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
+            (state, self._batch(self.batch_size, "train"), hparams, self.key, flag),
+        )
+        traced = jax.jit(self.experiment.step).trace(*arguments)
+        return Traced(names, cost(traced.jaxpr.jaxpr))
 
     @property
     def training_shapes(self) -> Shapes:

@@ -7,7 +7,6 @@ trial spreads its batches over `data`.
 
 import functools
 import math
-import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -188,8 +187,8 @@ class Compiled:
 
     def __init__(self, setup: Any, layout: Layout, width: int):
         self.setup, self.layout, self.width = setup, layout, width
-        self._begun = threading.Event()
         self._train: Future[jax.stages.Compiled] | None = None
+        self._lowered: Future[tuple[jax.stages.Lowered, int]] | None = None
         self._evaluate: Future[jax.stages.Compiled] | None = None
         self._programs = Programs(
             setup.experiment,
@@ -211,8 +210,8 @@ class Compiled:
             every_step = setup.experiment.total_steps * setup.traced.cost.flops * self.layout.rows
             options = compiler_options(every_step)
             self._train = background.submit(lambda: traced.lower().compile(options))
-        if self._evaluate is None:
-            self._evaluate = background.submit(self._compile_evaluation)
+        if self._lowered is None:
+            self._lowered = background.submit(self._lower_evaluation)
 
     @property
     def train(self) -> jax.stages.Compiled:
@@ -224,9 +223,7 @@ class Compiled:
     def evaluate(self) -> jax.stages.Compiled:
         """The evaluation program; waits for it."""
         self.prepare(training=False)
-        self.begun()
-        assert self._evaluate is not None
-        return self._evaluate.result()
+        return self.begun().result()
 
     @functools.cached_property
     def begin(self) -> Callable[[Tree, Tree], tuple[State, Tree]]:
@@ -241,19 +238,27 @@ class Compiled:
         sharding = self.layout.trials
         return jax.jit(jax.vmap(one), out_shardings=sharding, compiler_options=options)
 
-    def begun(self) -> None:
-        """Say that there have been steps, or that there will be none."""
-        self._begun.set()
+    def begun(self) -> Future[jax.stages.Compiled]:
+        """Begin to compile for evaluation, now that there have been steps; return that program."""
+        if self._evaluate is None:
+            self._evaluate = background.submit(self._compile_evaluation)
+        return self._evaluate
+
+    def _lower_evaluation(self) -> tuple[jax.stages.Lowered, int]:
+        """Return the program and the operations of a call.
+
+        Of several trials no predictions are made: they would take the memory of all.
+        """
+        alone = self.layout.rows == 1
+        traced = self._programs.trace_evaluate(self.setup.evaluation_shapes, predictions=alone)
+        return traced.lower(), work(traced.jaxpr.jaxpr)
 
     def _compile_evaluation(self) -> jax.stages.Compiled:
-        """Of several trials no predictions are made: they would take the memory of all."""
-        setup, alone = self.setup, self.layout.rows == 1
-        traced = self._programs.trace_evaluate(setup.evaluation_shapes, predictions=alone)
-        lowered = traced.lower()
-        self._begun.wait()
+        assert self._lowered is not None
+        (lowered, operations), setup = self._lowered.result(), self.setup
         examples = setup.trainer.epochs * len(setup.splits.validation) + len(setup.splits.test)
         batches = math.ceil(examples / setup.eval_batch_size)
-        program = lowered.compile(compiler_options(batches * work(traced.jaxpr.jaxpr)))
+        program = lowered.compile(compiler_options(batches * operations))
         return_freed_memory()
         return program
 

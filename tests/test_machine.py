@@ -1,0 +1,63 @@
+"""A process uses what its job or its container was given, and gives back what it is done with."""
+
+import ctypes
+import os
+import platform
+from pathlib import Path
+
+import pytest
+
+from experiments import machine
+
+PIECE, PIECES = 4096, 25_000
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch):
+    """A control group with two cores and a gigabyte, three quarters of it held, a half in files."""
+    (tmp_path / "cpu.max").write_text("200000 100000\n")
+    (tmp_path / "memory.max").write_text(f"{2**30}\n")
+    (tmp_path / "memory.current").write_text(f"{3 * 2**28}\n")
+    (tmp_path / "memory.stat").write_text(f"anon 1\ninactive_file {2**29}\n")
+    monkeypatch.setattr(machine, "_limits", lambda name: [tmp_path / name])
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    return tmp_path
+
+
+def test_a_quota_counts_as_so_many_cores(job):
+    assert machine.cores() == 2
+    (job / "cpu.max").write_text("50000 100000\n")
+    assert machine.cores() == 1
+    (job / "cpu.max").write_text("max 100000\n")
+    assert machine.cores() == 64
+
+
+def test_free_memory_is_that_of_the_job(job):
+    assert machine.free_memory() == 3 * 2**28
+    (job / "memory.max").write_text("max\n")
+    assert machine.free_memory() > 2**20
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc_trim")
+def test_freed_pieces_below_one_in_use_go_back_to_the_system():
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+    pieces = [libc.malloc(PIECE) for _ in range(PIECES)]
+    for piece in pieces:
+        ctypes.memset(piece, 1, PIECE)
+    for piece in pieces[:-1]:
+        libc.free(piece)
+    before = resident()
+    machine.return_freed_memory()
+    assert before - resident() > 0.8 * PIECE * PIECES
+    libc.free(pieces[-1])
+
+
+def test_other_c_libraries_are_left_alone(monkeypatch):
+    monkeypatch.setattr("sys.platform", "darwin")
+    machine.return_freed_memory()

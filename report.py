@@ -1,4 +1,4 @@
-"""What runs came to.
+"""Reports on runs and studies.
 
 python report.py <folder of runs>           report.html in it, and a table of the runs below it
 python report.py <study folder>             report.html and figures/ in it, and a table
@@ -17,7 +17,7 @@ CONFIG = Path(__file__).resolve().parent / "conf"
 
 
 def main() -> None:
-    """Reports on the folders named on the command line."""
+    """Report on the folders named on the command line."""
     arguments = sys.argv[1:]
     if "wandb=workspace" in arguments:
         from experiments.viz.workspace import publish
@@ -31,7 +31,7 @@ def main() -> None:
     if not folders:
         raise UserError(f"usage\n{__doc__}".rstrip())
     if len(folders) == 1 and not (folders[0] / "study.yaml").is_file():
-        from experiments.viz.comparison import compare_runs
+        from experiments.viz.runs_page import compare_runs
 
         compare_runs(folders[0])
         return

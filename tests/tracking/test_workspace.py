@@ -1,4 +1,4 @@
-"""W&B dashboards as code: saved to the stand-in server, or written as JSON without one."""
+"""W&B dashboards as code: saved to the test server, or written as JSON without an account."""
 
 import json
 import subprocess
@@ -6,9 +6,11 @@ import sys
 
 import pytest
 
+from experiments.viz.wandb_specification import specification, with_flat_keys
 from support import ROOT
 
-pytest.importorskip("wandb_workspaces", reason="the extra `dashboard` is not installed")
+wr = pytest.importorskip("wandb_workspaces.reports.v2", reason="needs the extra `dashboard`")
+ws = pytest.importorskip("wandb_workspaces.workspaces")
 
 FAMILY = {
     "objective": {"_target_": "experiments.objectives.classification.Classification"},
@@ -59,9 +61,24 @@ def check_view(view: dict) -> None:
     assert bright == ["id1", "id2", "id0"]
 
 
+def test_wandb_workspaces_takes_the_dots_of_a_key_for_levels():
+    # where this fails, `wandb_specification` may no longer be needed
+    x, y = wr.Config("optim.learning_rate"), wr.SummaryMetric("best.val/accuracy")
+    plot = wr.ScatterPlot(x=x, y=y)
+    names = {"entity": "me", "project": "digits"}
+    for dashboard in (
+        ws.Workspace(sections=[ws.Section(name="Search", panels=[plot])], **names),
+        wr.Report(blocks=[wr.PanelGrid(panels=[plot])], **names),
+    ):
+        assert "config:optim.value.learning_rate" in json.dumps(specification(dashboard))
+        flat = json.dumps(specification(with_flat_keys(dashboard)))
+        assert "config:optim.learning_rate.value" in flat
+        assert "optim.value" not in flat
+
+
 def test_views_and_a_report_are_saved_through_the_api(server, tmp_path):
     runs_below(tmp_path)
-    said = report(tmp_path)
+    printed = report(tmp_path)
     saved = list(server.views.values())
     assert [view["type"] for view in saved] == ["project-view", "runs"]
     assert saved[0]["displayName"] == "Classification"
@@ -70,16 +87,16 @@ def test_views_and_a_report_are_saved_through_the_api(server, tmp_path):
     document = json.loads(saved[1]["spec"])
     grids = [block for block in document["blocks"] if block["type"] == "panel-grid"]
     assert len(grids) == len(panels_of(json.loads(saved[0]["spec"])))
-    assert server.url in said or "wandb.ai" in said
+    assert server.url in printed or "wandb.ai" in printed
     assert not list(tmp_path.glob("*.json"))
 
 
 def test_without_an_account_the_specification_is_written(client, tmp_path):
     runs_below(tmp_path)
-    said = report(tmp_path)
+    printed = report(tmp_path)
     check_view(json.loads((tmp_path / "workspace_Classification.json").read_text()))
     assert json.loads((tmp_path / "workspace_report.json").read_text())["blocks"]
-    assert "wandb login" in said
+    assert "wandb login" in printed
 
 
 def test_runs_that_were_never_logged_are_no_dashboard(client, tmp_path):

@@ -1,4 +1,4 @@
-"""Summaries against what papers and hand calculation say, for every shipped model."""
+"""Summaries against papers and hand calculation, for every model of the package."""
 
 import json
 import math
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from experiments.ops import lstm, product
-from experiments.viz.flops import operations
+from experiments.viz.flops import work
 from experiments.viz.summary import summarize
 from support import choices, composed
 
@@ -16,7 +16,7 @@ QUICK = ("cnn", "lenet5", "mlp", "perceptron", "resnet20", "vgg16")
 
 
 def total_flops(function, *arguments):
-    return sum(o.flops for o in operations(jax.make_jaxpr(function)(*arguments).jaxpr))
+    return work(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
 def test_lenet5_layer_by_layer():
@@ -84,7 +84,9 @@ def test_the_arithmetic_of_every_model_gives_its_parameters(name):
         ((2, 1), "SAME", 1, 4),
     ],
 )
-def test_both_gradients_of_a_convolution_cost_what_it_costs(strides, padding, dilation, groups):
+def test_each_gradient_of_a_convolution_costs_as_much_as_the_convolution(
+    strides, padding, dilation, groups
+):
     x, kernel = jnp.ones((2, 9, 9, 8)), jnp.ones((3, 3, 8 // groups, 12))
 
     def conv(x, kernel):
@@ -106,18 +108,18 @@ def test_both_gradients_of_a_convolution_cost_what_it_costs(strides, padding, di
 
 
 @pytest.mark.parametrize("pads", [(1, 1, 1, 1), (0, 0, 0, 0)])
-def test_matrix_units_do_what_a_convolution_costs(pads):
+def test_convolutions_on_matrix_units_cost_the_same(pads):
     x, kernel = jnp.ones((4, 2, 9, 9, 8)), jnp.ones((4, 3, 3, 8, 12))
-    lanes = jax.vmap(lambda x, kernel: product.multiply_windows(x, kernel, pads))
-    out = jax.eval_shape(lanes, x, kernel)
+    trials = jax.vmap(lambda x, kernel: product.multiply_windows(x, kernel, pads))
+    out = jax.eval_shape(trials, x, kernel)
     once = 2 * out.size * 9 * 8
-    assert total_flops(lanes, x, kernel) == once
-    assert total_flops(lanes, x[:, :1], kernel) == once / 2
-    both = jax.grad(lambda *a: lanes(*a).sum(), argnums=(0, 1))
+    assert total_flops(trials, x, kernel) == once
+    assert total_flops(trials, x[:, :1], kernel) == once / 2
+    both = jax.grad(lambda *a: trials(*a).sum(), argnums=(0, 1))
     assert total_flops(both, x, kernel) == 3 * once
 
 
-def test_an_lstm_in_one_operation_does_what_its_steps_cost():
+def test_an_lstm_in_one_operation_costs_as_much_as_its_steps():
     steps, batch, inputs, hidden = 3, 4, 5, 6
     shapes = [(steps, batch, inputs), (inputs, 4 * hidden), (hidden, 4 * hidden), (4 * hidden,)]
     given = [jnp.ones(shape) for shape in shapes]

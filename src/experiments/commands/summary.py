@@ -1,4 +1,4 @@
-"""Shows a model layer by layer, without data, devices or a compiler."""
+"""`mode=summary`: a model layer by layer, without data, devices or a compiler."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -25,27 +25,27 @@ COLUMNS: dict[str, JustifyMethod] = {
 
 
 def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
-    """Prints the table and writes `model_summary.json`."""
+    """Print the table and write `model_summary.json`."""
     summary = summarize(config)
     write_json(directory / "model_summary.json", as_json(summary))
     Console(width=None if Console().is_terminal else WIDTH).print(table(summary))
     print(
-        f"FLOPs: 2 a multiply-add of products and convolutions; forward for one example, training "
-        f"for a step of {summary.batch_size}\n"
+        f"FLOPs: 2 per multiply-add of products and convolutions; forward for one example, "
+        f"training for a step of {summary.batch_size}\n"
         f"memory: of the outputs for one example; weights and the optimizer's state take "
         f"{quantity(summary.state_bytes, 'B')}"
     )
 
 
 def as_json(summary: Summary) -> dict[str, Any]:
-    """What `model_summary.json` says."""
+    """Return the contents of `model_summary.json`."""
     totals = {f"total_{name}": summary.total(name) for name in TOTALS}
     rest = {"batch_size": summary.batch_size, "state_bytes": summary.state_bytes}
     return totals | rest | {"layers": [asdict(layer) for layer in summary.layers]}
 
 
 def table(summary: Summary) -> Table:
-    """A line a layer and one of totals."""
+    """Return one row per layer and one of totals."""
     shown = Table(box=box.SIMPLE_HEAD, show_footer=True, padding=0)
     totals = Layer("total")
     for name in TOTALS:
@@ -59,7 +59,7 @@ def table(summary: Summary) -> Table:
 
 
 def quantity(value: float, unit: str = "") -> str:
-    """Three digits and a prefix: `870`, `12.3 k`, `4.56 M`."""
+    """Return three digits and a prefix: `870`, `12.3 k`, `4.56 M`."""
     prefix, larger = "", iter("kMGTPE")
     while value >= 999.5:
         value, prefix = value / 1000, next(larger)

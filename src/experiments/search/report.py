@@ -1,39 +1,96 @@
-"""What `python report.py` does with studies."""
+"""The reports that `python report.py` writes of studies."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import optuna
+from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
-from experiments.search.results import write_results
-from experiments.search.review import study_data
-from experiments.search.study import Study
+from experiments.search.distributions import in_optuna
+from experiments.search.results import WINNER, command, score, write_results
+from experiments.search.study import Study, state_of
 from experiments.search.watch import screen
+from experiments.tracking.jsonl import METRICS, read_history
+from experiments.viz.study_page import StudyData, comparison, study_figures, study_page
 
 PAGE, FIGURES, COMPARISON = "report.html", "figures", "comparison.png"
 
 
 def write_report(folder: Path, config_folder: Path) -> None:
-    """Writes the page and the figures of a study into its folder, and prints how it stands."""
-    from experiments.viz.study_figures import all_figures
-    from experiments.viz.study_page import study_page
-
+    """Write the page and the figures of a study into its folder, and print how it stands."""
     study = Study(folder, config_folder)
     data = study_data(study)
     write_results(study)
     (folder / FIGURES).mkdir(exist_ok=True)
-    for name, figure in all_figures(data).items():
-        figure.savefig(folder / FIGURES / f"{name}.png", dpi=130)
+    for name, figure in study_figures(data).items():
+        figure.savefig(folder / FIGURES / f"{name}.png", dpi=130, bbox_inches="tight")
     (folder / PAGE).write_text(study_page(data), encoding="utf-8")
     Console().print(screen(study))
     print(f"page        {folder / PAGE}, and PNGs in {folder / FIGURES}")
 
 
 def write_comparison(folders: Sequence[Path], config_folder: Path) -> None:
-    """Draws studies side by side into `comparison.png` beside the first one."""
-    from experiments.viz.study_figures import comparison
-
+    """Draw studies side by side into `comparison.png` beside the first one."""
     studies = [study_data(Study(folder, config_folder)) for folder in folders]
     path = folders[0].absolute().parent / COMPARISON
     comparison(studies).savefig(path, dpi=130)
     print(f"figure      {path}")
+
+
+def study_data(study: Study) -> StudyData:
+    """Return what a report shows of a study, with the histories of its runs."""
+    best, winner = study.best(), study.optuna.user_attrs.get(WINNER, {})
+    return StudyData(
+        study=_copy(study),
+        method=study.plan.method,
+        metric=study.plan.metric,
+        command=None if best is None else command(study, best),
+        tested={k: v for k, v in winner.items() if k.startswith("test/")},
+    )
+
+
+def _copy(study: Study) -> optuna.Study:
+    """Return a copy in memory that Optuna's charts show in full.
+
+    They draw complete trials alone and the numbers that Optuna drew: here each trial that has a
+    value is complete, also where it was pruned, and has the values that its config has.
+    """
+    trials = study.trials()
+    values = [trial.user_attrs.get("values", {}) for trial in trials]
+    distributions = {
+        name: _covering(parameter.optuna, [drawn[name] for drawn in values if name in drawn])
+        for name, parameter in study.space.parameters.items()
+    }
+    copy = optuna.create_study(study_name=study.plan.name, direction=study.plan.goal)
+    for trial, drawn in zip(trials, values, strict=True):
+        value = score(trial)
+        copy.add_trial(
+            optuna.trial.create_trial(
+                state=trial.state if value is None else TrialState.COMPLETE,
+                value=value,
+                params={name: in_optuna(one) for name, one in drawn.items()},
+                distributions={name: distributions[name] for name in drawn},
+                user_attrs=trial.user_attrs | {"state": state_of(trial)},
+                intermediate_values=_curve(study, trial),
+            )
+        )
+    return copy
+
+
+def _covering(distribution: BaseDistribution, values: Sequence[Any]) -> BaseDistribution:
+    """Widen a range to values that rounding has moved out of it."""
+    if not isinstance(distribution, FloatDistribution):
+        return distribution
+    low, high = min([distribution.low, *values]), max([distribution.high, *values])
+    return FloatDistribution(low, high, log=distribution.log and low > 0)
+
+
+def _curve(study: Study, trial: FrozenTrial) -> dict[int, float]:
+    """Return the metric by epoch; of the first seed where there are several."""
+    folder, metric = study.folder_of(trial.number), study.plan.metric
+    path = folder / METRICS
+    lines = read_history(path if path.exists() else folder / "seed_0" / METRICS)
+    return {int(line["epoch"]): line[metric] for line in lines if metric in line}

@@ -1,4 +1,4 @@
-"""HTML pages that need nothing else, not even a network: their frame, tables and charts."""
+"""HTML pages in one file that needs no network: their frame, tables, charts and colours."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from plotly.io import to_html
 from plotly.offline import get_plotlyjs
 
-INK, FAINT, GRID = "#24292f", "#6e7781", "#e6e8eb"
+INK, GRID = "#24292f", "#e6e8eb"
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #24292f; max-width: 1100px;
        margin: 2rem auto; padding: 0 1rem; }
@@ -29,7 +29,7 @@ details { margin: 0.5rem 0; } summary { cursor: pointer; }
 
 
 def document(title: str, body: str) -> str:
-    """A whole page around `body`, which is HTML; `title` is text."""
+    """Return a whole page around `body`, which is HTML; `title` is text."""
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f"<title>{html.escape(title)}</title><style>{STYLE}</style>"
@@ -38,32 +38,37 @@ def document(title: str, body: str) -> str:
 
 
 def table(names: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Rows of text below a head."""
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
+    """Return rows of text below a header."""
+    header = "".join(f"<th>{html.escape(name)}</th>" for name in names)
     rows = ("".join(f"<td>{html.escape(text)}</td>" for text in line) for line in lines)
     body = "".join(f"<tr>{row}</tr>" for row in rows)
-    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
+    return f'<div class="wide"><table><tr>{header}</tr>{body}</table></div>'
 
 
 def cell(value: Any) -> str:
-    """A value of a config in a table."""
+    """Return the text of a config value in a table."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def chart(figure: go.Figure) -> str:
-    """A figure as a part of a page."""
-    return to_html(figure, full_html=False, include_plotlyjs=False, config={"displaylogo": False})
-
-
-def laid_out(figure: go.Figure, height: int, **layout: Any) -> go.Figure:
-    """The same figure in the style of all pages."""
+def chart(title: str, figure: go.Figure, height: int) -> str:
+    """Return a headed figure in the style of all pages; its own title goes."""
     figure.update_layout(
+        title=None,
         height=height,
         template="simple_white",
+        plot_bgcolor="white",
         font={"color": INK, "size": 13},
-        margin=layout.pop("margin", {"l": 70, "r": 30, "t": 20, "b": 55}),
-        **layout,
+        margin={"l": 70, "r": 30, "t": 20, "b": 55},
     )
-    figure.update_xaxes(gridcolor=GRID, showgrid=True)
-    figure.update_yaxes(gridcolor=GRID, showgrid=True)
-    return figure
+    figure.update_xaxes(gridcolor=GRID, showgrid=True, exponentformat="power")
+    figure.update_yaxes(gridcolor=GRID, showgrid=True, exponentformat="power")
+    inside = to_html(figure, full_html=False, include_plotlyjs=False, config={"displaylogo": False})
+    return f'<h2>{html.escape(title)}</h2><div class="wide">{inside}</div>'
+
+
+def rank_colours(count: int) -> list[str]:
+    """Return a colour per rank as hexadecimal, from the darkest for the best to the brightest."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    return [to_hex(colormaps["viridis"](rank / max(count - 1, 1))) for rank in range(count)]

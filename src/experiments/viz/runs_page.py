@@ -1,82 +1,241 @@
-"""A folder of runs as one HTML page: their curves, what they differ in, and their figures."""
+"""Runs of a folder side by side: read from their folders, as a table in the terminal, as a page."""
 
 from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Sequence
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
 
 import plotly.graph_objects as go
+import yaml
+from rich.console import Console
+from rich.table import Table
 
+from experiments.errors import UserError
+from experiments.tracking.description import flatten
+from experiments.tracking.jsonl import METRICS, SUMMARY, read_history
 from experiments.tracking.terminal import number
 from experiments.viz import page
-from experiments.viz.runs_data import RunData, differences, families, replicates
 
-PICTURED = 24  # runs of a family whose figures are in the page; each weighs some 100 kB
+PAGE = "report.html"
+MOST_PICTURED = 24  # runs of a family whose figures are in the page; each weighs some 100 kB
+UNIMPORTANT = ("name", "resume", "checkpoint", "mode", "logger", "cluster", "nodes")
+"""Parts of a config that change no result."""
+
+
+@dataclass(frozen=True)
+class RunData:
+    """A run as its folder describes it.
+
+    Attributes:
+        name: the path of its folder below the one that is reported on.
+        config: flat, with keys such as `optim.learning_rate`.
+        summary: of a run that has ended; else empty.
+        history: the events of its `metrics.jsonl`.
+        figures: the PNGs of its end, without those drawn during training.
+    """
+
+    name: str
+    config: dict[str, Any]
+    summary: dict[str, Any]
+    history: Sequence[dict[str, float]]
+    figures: Sequence[Path]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The part of the config that can change a result."""
+        return {k: v for k, v in self.config.items() if k.partition(".")[0] not in UNIMPORTANT}
+
+    @property
+    def metric(self) -> str:
+        """The metric by which its best epoch was chosen, such as `val/accuracy`."""
+        return str(self.summary.get("monitor", "val/loss"))
+
+    @property
+    def value(self) -> float | None:
+        """The metric after the best epoch; None without an epoch or a finite value."""
+        value = self.summary.get("best", {}).get(self.metric)
+        return value if isinstance(value, int | float) and math.isfinite(value) else None
+
+    @property
+    def tested(self) -> float | None:
+        """The same metric on the test split."""
+        value = self.summary.get(self.metric.replace("val/", "test/"))
+        return value if isinstance(value, int | float) else None
+
+    @property
+    def curve(self) -> tuple[list[float], list[float]]:
+        """(epochs, the metric after each)."""
+        events = [event for event in self.history if self.metric in event]
+        return [event["epoch"] for event in events], [event[self.metric] for event in events]
+
+
+def compare_runs(folder: Path) -> None:
+    """Print the finished runs below `folder`, best first, and write `report.html` into it.
+
+    Raises:
+        UserError: there is no finished run below `folder`.
+    """
+    runs = read_runs(folder)
+    console = Console()
+    for family in families(runs):
+        console.print(_terminal_table(family))
+        for group in replicates(family):
+            mean, deviation, low, high = map(number, spread(group))
+            console.print(
+                f"{len(group)} seeds like {group[0].name}: {mean} ± {deviation}, {low} to {high}"
+            )
+        console.print()
+    (folder / PAGE).write_text(runs_page(str(folder), runs), encoding="utf-8")
+    print(f"page        {folder / PAGE}")
+
+
+def read_runs(folder: Path) -> list[RunData]:
+    """Return every run below `folder` that has ended.
+
+    Raises:
+        UserError: there is none.
+    """
+    runs = [read_run(path.parent, folder) for path in sorted(folder.rglob(SUMMARY))]
+    if not runs:
+        raise UserError(f"there is no finished run (summary.json) below {folder}")
+    return runs
+
+
+def read_run(path: Path, folder: Path) -> RunData:
+    """Return the run in `path`, which lies below `folder`."""
+    config, summary = path / ".hydra" / "config.yaml", path / SUMMARY
+    figures = sorted((path / "figures").glob("*.png"))
+    return RunData(
+        name=str(path.relative_to(folder)),
+        config=flatten(yaml.safe_load(config.read_text()) if config.is_file() else {}),
+        summary=json.loads(summary.read_text()) if summary.is_file() else {},
+        history=read_history(path / METRICS),
+        # names of figures that were drawn during training end in the step
+        figures=[figure for figure in figures if not figure.stem[-8:].isdigit()],
+    )
+
+
+def families(runs: Iterable[RunData]) -> list[list[RunData]]:
+    """Group the runs by the metric that judges them; within a group the best comes first."""
+    found: dict[str, list[RunData]] = defaultdict(list)
+    for run in runs:
+        found[run.metric].append(run)
+    return [_ranked(family) for family in found.values()]
+
+
+def differences(runs: Sequence[RunData]) -> list[str]:
+    """Return the keys of the configs of which the runs do not all have the same value."""
+    settings = [run.settings for run in runs]
+    names = dict.fromkeys(name for found in settings for name in found)
+    return [name for name in names if len({repr(found.get(name)) for found in settings}) > 1]
+
+
+def replicates(runs: Iterable[RunData]) -> list[list[RunData]]:
+    """Group the runs with a value that differ in nothing but the seed, two or more each."""
+    groups: dict[str, list[RunData]] = defaultdict(list)
+    for run in runs:
+        if run.value is not None:
+            settings = {k: v for k, v in run.settings.items() if k != "seed"}
+            groups[repr(sorted(settings.items()))].append(run)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def spread(runs: Sequence[RunData]) -> tuple[float, float, float, float]:
+    """Return (mean, standard deviation, smallest, largest) of the values of replicates."""
+    values = [run.value for run in runs if run.value is not None]
+    return fmean(values), stdev(values), min(values), max(values)
 
 
 def runs_page(title: str, runs: Sequence[RunData]) -> str:
-    """The page; runs that were judged by different metrics stand in sections of their own."""
+    """Return the page; runs that are judged by different metrics are in sections of their own."""
     parts = [f"<h1>{html.escape(title)}</h1>", f'<p class="faint">{len(runs)} runs</p>']
     for family in families(runs):
         metric = family[0].metric
         parts.append(f"<h2>{html.escape(metric)}: {len(family)} runs, best first</h2>")
-        parts.append(comparison(family))
+        parts.append(_comparison(family))
         if groups := replicates(family):
-            parts.append("<h2>Replicates: the same but for the seed</h2>")
-            names = differences([group.runs[0] for group in groups])
-            head = ["first of them", "runs", "mean", "± std", "smallest", "largest", *names]
-            lines = []
-            for group in groups:
-                first = group.runs[0]
-                spread = map(number, group.spread())
-                values = [page.cell(first.config.get(name, "")) for name in names]
-                lines.append([first.name, str(len(group.runs)), *spread, *values])
-            parts.append(page.table(head, lines))
+            parts.append("<h2>Replicates: runs that differ in their seed alone</h2>")
+            parts.append(_spreads(groups))
         if any(run.curve[0] for run in family):
-            parts.append("<h2>Learning curves</h2>" + page.chart(learning_curves(family)))
-        parts.append("<h2>Figures</h2>" + "".join(map(pictures, family[:PICTURED])))
-        if len(family) > PICTURED:
-            parts.append(f'<p class="faint">of the best {PICTURED} of {len(family)}</p>')
+            parts.append(page.chart("Learning curves", learning_curves(family), 420))
+        parts.append("<h2>Figures</h2>" + "".join(map(_pictures, family[:MOST_PICTURED])))
+        if len(family) > MOST_PICTURED:
+            parts.append(f'<p class="faint">of the best {MOST_PICTURED} of {len(family)}</p>')
     return page.document(title, "".join(parts))
 
 
-def comparison(runs: Sequence[RunData]) -> str:
-    """A row a run: how it ended, what it came to, and the values in which the runs differ."""
-    names = differences(runs)
-    metric = runs[0].metric
-    head = ["run", "status", f"best {metric}", "test", "epoch", "seconds", "parameters", *names]
-    lines = []
-    for run in runs:
-        best, summary = run.summary.get("best", {}), run.summary
-        told = (run.value, run.tested, best.get("epoch"), summary.get("seconds"))
-        numbers = ["" if value is None else number(value) for value in told]
-        parameters = f"{summary.get('parameters', ''):,}" if "parameters" in summary else ""
-        values = [page.cell(run.config.get(name, "")) for name in names]
-        lines.append([run.name, str(summary.get("status")), *numbers, parameters, *values])
-    return page.table(head, lines)
-
-
 def learning_curves(runs: Sequence[RunData]) -> go.Figure:
-    """The metric of every run by epoch; a click on a name hides it."""
+    """Draw the metric of every run by epoch; a click on a name hides it."""
     figure = go.Figure()
     for run in runs:
         epochs, values = run.curve
         mode = "lines" if len(epochs) > 1 else "markers"
         figure.add_scatter(x=epochs, y=values, mode=mode, name=run.name)
-    return page.laid_out(
-        figure, 420, xaxis_title="epoch", yaxis_title=runs[0].metric, showlegend=True
-    )
+    return figure.update_layout(xaxis_title="epoch", yaxis_title=runs[0].metric, showlegend=True)
 
 
-def pictures(run: RunData) -> str:
-    """The figures of a run, folded away."""
+def _ranked(runs: Sequence[RunData]) -> list[RunData]:
+    sign = -1 if runs[0].summary.get("monitor_mode") == "max" else 1
+    return sorted(runs, key=lambda run: math.inf if run.value is None else sign * run.value)
+
+
+def _terminal_table(runs: Sequence[RunData]) -> Table:
+    table = Table(box=None, header_style="bold")
+    for name in ("run", "status", runs[0].metric, "test", "epochs", "seconds", "examples/s"):
+        table.add_column(name, justify="left" if name in ("run", "status") else "right")
+    table.columns[0].overflow = "fold"  # a run must stay readable as a path
+    for run in runs:
+        rest = (run.summary.get(k) for k in ("epoch", "seconds", "examples_per_second"))
+        cells = [_text(value) for value in (run.value, run.tested, *rest)]
+        table.add_row(run.name, str(run.summary.get("status")), *cells)
+    return table
+
+
+def _comparison(runs: Sequence[RunData]) -> str:
+    """Return a table with a row per run: its end, its values, and the settings that differ."""
+    names = differences(runs)
+    head = ["run", "status", f"best {runs[0].metric}", "test", "epoch", "seconds", "parameters"]
+    lines = []
+    for run in runs:
+        summary, best = run.summary, run.summary.get("best", {})
+        scores = (run.value, run.tested, best.get("epoch"), summary.get("seconds"))
+        parameters = f"{summary['parameters']:,}" if "parameters" in summary else ""
+        values = [page.cell(run.config.get(name, "")) for name in names]
+        status = str(summary.get("status"))
+        lines.append([run.name, status, *map(_text, scores), parameters, *values])
+    return page.table([*head, *names], lines)
+
+
+def _spreads(groups: Sequence[Sequence[RunData]]) -> str:
+    """Return a table with a row per group of replicates."""
+    names = differences([group[0] for group in groups])
+    lines = []
+    for group in groups:
+        values = [page.cell(group[0].config.get(name, "")) for name in names]
+        lines.append([group[0].name, str(len(group)), *map(number, spread(group)), *values])
+    return page.table(["first", "runs", "mean", "± std", "smallest", "largest", *names], lines)
+
+
+def _text(value: Any) -> str:
+    return number(value) if isinstance(value, int | float) else ""
+
+
+def _pictures(run: RunData) -> str:
+    """Return the figures of a run, which a click unfolds."""
+    if not run.figures:
+        return ""
     images = "".join(
         f'<img alt="{html.escape(path.stem)}" title="{html.escape(path.stem)}" '
         f'src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
         for path in run.figures
     )
-    if not images:
-        return ""
     name = html.escape(run.name)
     return f'<details><summary>{name}</summary><div class="figures">{images}</div></details>'

@@ -1,183 +1,258 @@
-"""The report of a study as one HTML page that needs nothing else, not even a network."""
+"""The report of a study: an HTML page and PNGs, and studies compared.
+
+Most charts are Optuna's own, in plotly for the page and in matplotlib for the PNGs. Trials that
+were pruned appear in them with the value that they had come to.
+"""
 
 from __future__ import annotations
 
+import functools
 import html
-import math
+import warnings
 from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
+import matplotlib
+import numpy as np
+import optuna
 import plotly.graph_objects as go
-from plotly.colors import sample_colorscale
+from matplotlib.figure import Figure
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial
 
 from experiments.tracking.terminal import number
 from experiments.viz import page
-from experiments.viz.study_data import Axis, StudyData
 
 SHOWN = 20  # trials in the table
-SCALE = "Viridis"  # the best trial is the darkest
-TICKS = 5  # labels of a range in the parallel coordinates
+ENOUGH = 4  # trials from which the importance of parameters is estimated
+TITLES = {  # in the order of the page
+    "parallel_coordinates": "{} and parameters of each trial",
+    "learning_curves": "Learning curves; darker is better",
+    "slices": "{} by each parameter",
+    "importance": "Importance of the parameters (PED-ANOVA)",
+    "contour": "{} by the two most important ranges of numbers",
+    "history": "{} of each trial, and the best so far",
+}
+HEIGHTS = {"parallel_coordinates": 440, "learning_curves": 420, "contour": 480}  # others 340 pixels
+
+
+@dataclass(frozen=True)
+class StudyData:
+    """A study as its report shows it.
+
+    Attributes:
+        study: the trials of the budget by number. Those with a value are complete, their
+            parameters are values of the config, their intermediate values the metric by epoch,
+            and their user attributes `state` and, where known, `seconds` and `reason`.
+        method: how values were drawn, such as `random`.
+        metric: the metric that was searched for, such as `val/accuracy`.
+        command: the command line that runs the best trial again.
+        tested: the `test/*` metrics of the best trial.
+    """
+
+    study: optuna.Study
+    method: str
+    metric: str
+    command: str | None = None
+    tested: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def trials(self) -> list[FrozenTrial]:
+        """All trials, by number."""
+        return self.study.get_trials(deepcopy=False)
+
+    @property
+    def minimized(self) -> bool:
+        """True if smaller values are better."""
+        return self.study.direction == optuna.study.StudyDirection.MINIMIZE
+
+    @functools.cached_property
+    def ranked(self) -> list[FrozenTrial]:
+        """The trials that have a value, best first."""
+        sign = 1 if self.minimized else -1
+        valued = [trial for trial in self.trials if trial.values]
+        return sorted(valued, key=lambda trial: sign * trial.values[0])
+
+    @functools.cached_property
+    def varied(self) -> dict[str, BaseDistribution]:
+        """The parameters of trials with a value, without those that have one choice alone."""
+        found = {name: d for trial in self.ranked for name, d in trial.distributions.items()}
+        return {name: d for name, d in found.items() if not d.single()}
+
+    @property
+    def ranges(self) -> dict[str, bool]:
+        """The varied parameters that are ranges of numbers, with True for a logarithmic scale."""
+        return {
+            name: distribution.log
+            for name, distribution in self.varied.items()
+            if isinstance(distribution, FloatDistribution | IntDistribution)
+        }
 
 
 def study_page(data: StudyData) -> str:
-    """The page: the best trial, the table of the top, and a figure for each question."""
-    charts: list[tuple[str, go.Figure]] = []
-    if data.ranked:
-        if len(data.varied) > 1:
-            charts.append(("Parallel coordinates", parallel_coordinates(data)))
-        charts.append(("Learning curves", learning_curves(data)))
-        charts += [(f"{axis.name}", slice_of(data, axis)) for axis in data.varied]
-    if data.importance:
-        charts.append(("Importance", importance(data)))
-    charts.append(("History", history(data)))
-    body = "".join(f"<h2>{html.escape(title)}</h2>{page.chart(figure)}" for title, figure in charts)
-    return page.document(data.name, _head(data) + _table(data) + body)
+    """Return the page: the best trial, a table of the best ones, and the charts."""
+    body = _head(data) + _table(data)
+    if not data.ranked:
+        return page.document(data.study.study_name, body)
+    charts = _optuna_charts(data, optuna.visualization)
+    charts["learning_curves"] = learning_curves(data)
+    described = {trial.number: _description(trial) for trial in data.ranked}
+    points = charts["history"].data[0]
+    points.update(text=[described[n] for n in points.x], hoverinfo="text+y")
+    charts["history"].update_traces(line_shape="hv", selector={"mode": "lines"})
+    if "slices" in charts:
+        for trace in charts["slices"].data:
+            trace.update(text=[described[n] for n in trace.marker.color], hoverinfo="text+y")
+        charts["slices"].update_xaxes(tickfont_size=11)
+    if "parallel_coordinates" in charts:  # Optuna cuts long names off
+        names = [data.metric, *sorted(data.varied)]
+        charts["parallel_coordinates"].update_xaxes(ticktext=names, showline=False)
+    shown = [name for name in TITLES if name in charts]
+    body += "".join(
+        page.chart(TITLES[name].format(data.metric), charts[name], HEIGHTS.get(name, 340))
+        for name in shown
+    )
+    return page.document(data.study.study_name, body)
 
 
-def parallel_coordinates(data: StudyData) -> go.Figure:
-    """Each trial as a line through its values; drag along an axis to select."""
-    ranked = data.ranked
-    dimensions = [_dimension(axis, data) for axis in data.varied]
-    dimensions.append({"label": data.metric, "values": [row.value for row in ranked]})
-    ranks = list(range(1, len(ranked) + 1))
-    line = {"color": ranks, "colorscale": SCALE}
-    figure = go.Figure(go.Parcoords(dimensions=dimensions, line=line, labelfont={"size": 13}))
-    return page.laid_out(figure, 420, margin={"l": 90, "r": 90, "t": 70, "b": 30})
+def study_figures(data: StudyData) -> dict[str, Figure]:
+    """Return the charts of the page as matplotlib figures, by file name."""
+    if not data.ranked:
+        return {}
+    import optuna.visualization.matplotlib as plots
+
+    matplotlib.use("agg")  # Optuna draws with pyplot, which might open windows
+    with warnings.catch_warnings(), matplotlib.rc_context():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        drawn = _optuna_charts(data, plots)
+    figures = {name: np.ravel(axes)[0].figure for name, axes in drawn.items()}
+    for figure in figures.values():
+        for ax in figure.axes:
+            ax.grid(visible=False, which="both")
+            ax.set_facecolor("none")  # axes of parallel coordinates lie on each other
+            ax.spines[:].set_color(page.INK)
+    figures["learning_curves"] = Figure(figsize=(6, 4), layout="constrained")
+    ax = figures["learning_curves"].subplots()
+    for rank, (trial, colour) in reversed(list(enumerate(_coloured(data)))):
+        epochs, values = _curve(trial)
+        style = "-" if len(epochs) > 1 else "."
+        ax.plot(epochs, values, style, color=colour, linewidth=2.5 if rank == 0 else 1.2)
+    ax.set(xlabel="epoch", ylabel=data.metric, title=TITLES["learning_curves"])
+    return figures
 
 
 def learning_curves(data: StudyData) -> go.Figure:
-    """The metric of every trial by epoch, coloured by rank, the best on top."""
+    """Draw the metric of every trial by epoch, coloured by rank, the best on top."""
     figure = go.Figure()
-    ranked = data.ranked
-    for rank, row in reversed(list(enumerate(ranked))):
+    for rank, (trial, colour) in reversed(list(enumerate(_coloured(data)))):
+        epochs, values = _curve(trial)
         figure.add_scatter(
-            x=row.curve[0],
-            y=row.curve[1],
-            mode="lines" if len(row.curve[0]) > 1 else "markers",
-            name=f"trial {row.number}",
-            line={"color": _shade(rank, len(ranked)), "width": 3 if rank == 0 else 1.3},
-            hovertext=_overrides(row.values),
-            hoverinfo="name+x+y+text",
+            x=epochs,
+            y=values,
+            mode="lines" if len(epochs) > 1 else "markers",
+            line={"color": colour, "width": 3 if rank == 0 else 1.3},
+            text=[_description(trial)] * len(epochs),
+            hoverinfo="x+y+text",
         )
-    return page.laid_out(
-        figure, 420, xaxis_title="epoch", yaxis_title=data.metric, showlegend=False
-    )
+    return figure.update_layout(xaxis_title="epoch", yaxis_title=data.metric, showlegend=False)
 
 
-def slice_of(data: StudyData, axis: Axis) -> go.Figure:
-    """The value of each trial against one parameter."""
-    ranked = [(rank, row) for rank, row in enumerate(data.ranked) if axis.name in row.values]
-    shown = [row.values[axis.name] for _, row in ranked]
-    figure = go.Figure()
-    figure.add_scatter(
-        x=shown if axis.choices is None else [str(value) for value in shown],
-        y=[row.value for _, row in ranked],
-        mode="markers",
-        marker={"size": 9, "color": [_shade(rank, len(data.ranked)) for rank, _ in ranked]},
-        text=[f"trial {row.number}<br>{_overrides(row.values)}" for _, row in ranked],
-        hoverinfo="text+y",
-    )
-    figure.update_xaxes(title=axis.name, type="log" if axis.log else None)
-    if axis.log:
-        figure.update_xaxes(exponentformat="power", dtick=1)
-    if axis.choices is not None:
-        order = [str(choice) for choice in axis.choices]
-        figure.update_xaxes(type="category", categoryorder="array", categoryarray=order)
-    return page.laid_out(figure, 340, yaxis_title=data.metric)
+def comparison(studies: Sequence[StudyData]) -> Figure:
+    """Draw studies side by side: the points that each has tried, and its best value so far.
+
+    The points are drawn along the first two ranges of numbers of the first study.
+    """
+    shown = dict(list(studies[0].ranges.items())[:2])
+    panels = len(studies) if len(shown) == 2 else 0
+    figure = Figure(figsize=(3.6 * (panels + 1), 3.6), layout="constrained")
+    *maps, curves = figure.subplots(1, panels + 1, squeeze=False)[0]
+    for ax, data in zip(maps, studies, strict=False):
+        for trial, colour in reversed(list(_coloured(data))):
+            if shown.keys() <= trial.params.keys():
+                ax.plot(*(trial.params[name] for name in shown), "o", color=colour)
+        xlabel, ylabel = shown
+        xscale, yscale = ("log" if log else "linear" for log in shown.values())
+        ax.set(xlabel=xlabel, ylabel=ylabel, xscale=xscale, yscale=yscale)
+        ax.set_title(f"{data.method}: {len(data.ranked)} trials; darker is better", fontsize=9)
+        ax.sharex(maps[0])
+        ax.sharey(maps[0])
+    for data in studies:
+        values = [trial.values[0] for trial in data.trials if trial.values]
+        best = (np.minimum if data.minimized else np.maximum).accumulate(values)
+        label = f"{data.method}: {best[-1]:.4g}" if values else data.method
+        curves.step(range(1, len(values) + 1), best, where="post", label=label)
+    curves.legend(frameon=False)
+    curves.set_xlabel("trials")
+    curves.set_title(f"best {studies[0].metric} so far", fontsize=9)
+    return figure
 
 
-def importance(data: StudyData) -> go.Figure:
-    """The share of each parameter in what set the best trials apart."""
-    names = list(data.importance)[::-1]
-    shares = [data.importance[name] for name in names]
-    figure = go.Figure(go.Bar(x=shares, y=names, orientation="h", marker={"color": "#4878a8"}))
-    figure.update_xaxes(range=[0, 1], title="share (PED-ANOVA)")
-    return page.laid_out(
-        figure, 120 + 34 * len(names), margin={"l": 200, "r": 30, "t": 20, "b": 50}
-    )
+def _optuna_charts(data: StudyData, plots: ModuleType) -> dict[str, Any]:
+    """Return the charts that a study has data for, of `optuna.visualization` or its `matplotlib`.
+
+    They are plotly figures or matplotlib axes, by the name of their file.
+    """
+    study, varied, value = data.study, list(data.varied), {"target_name": data.metric}
+    charts = {"history": plots.plot_optimization_history(study, **value)}
+    if varied:
+        charts["slices"] = plots.plot_slice(study, varied, **value)
+    if len(varied) > 1:
+        charts["parallel_coordinates"] = plots.plot_parallel_coordinate(study, varied, **value)
+    if varied and len(data.ranked) >= ENOUGH:
+        charts["importance"] = plots.plot_param_importances(study, params=varied, **value)
+        importance = optuna.importance.get_param_importances(study, params=varied)
+        pair = [name for name in importance if name in data.ranges][:2]
+        both = [trial for trial in data.ranked if set(pair) <= trial.params.keys()]
+        if len(pair) == 2 and len(both) >= ENOUGH:
+            charts["contour"] = plots.plot_contour(study, pair, **value)
+    return charts
 
 
-def history(data: StudyData) -> go.Figure:
-    """The value of each trial in their order, and the best so far."""
-    valued = [row for row in data.rows if row.value is not None]
-    numbers = [row.number for row in valued]
-    figure = go.Figure()
-    figure.add_scatter(
-        x=numbers,
-        y=[row.value for row in valued],
-        mode="markers",
-        name="trial",
-        marker={"color": page.FAINT},
-        text=[_overrides(row.values) for row in valued],
-    )
-    best = data.best_so_far()[1]
-    figure.add_scatter(
-        x=numbers, y=best, mode="lines", name="best so far", line={"color": page.INK, "shape": "hv"}
-    )
-    return page.laid_out(figure, 340, xaxis_title="trial", yaxis_title=data.metric)
+def _coloured(data: StudyData) -> Iterator[tuple[FrozenTrial, str]]:
+    """Yield the trials with a value, best first, and a colour for each."""
+    return zip(data.ranked, page.rank_colours(len(data.ranked)), strict=True)
+
+
+def _curve(trial: FrozenTrial) -> tuple[list[int], list[float]]:
+    """Return the epochs of a trial, and the metric after each."""
+    return list(trial.intermediate_values.keys()), list(trial.intermediate_values.values())
+
+
+def _description(trial: FrozenTrial) -> str:
+    lines = [f"trial {trial.number}", *(f"{k}={page.cell(v)}" for k, v in trial.params.items())]
+    return "<br>".join(map(html.escape, lines))
 
 
 def _head(data: StudyData) -> str:
-    counts = Counter(row.state for row in data.rows)
-    told = ", ".join(f"{count} {state}" for state, count in counts.most_common())
+    trials = data.trials
+    counts = Counter(trial.user_attrs["state"] for trial in trials)
+    states = ", ".join(f"{count} {state}" for state, count in counts.most_common())
     parts = [
-        f"<h1>{html.escape(data.name)}</h1>",
-        f'<p class="faint">{data.method} search of {data.budget} trials: {told}</p>',
+        f"<h1>{html.escape(data.study.study_name)}</h1>",
+        f'<p class="faint">{data.method} search of {len(trials)} trials: {states}</p>',
     ]
     if data.ranked and data.command:
         best = data.ranked[0]
-        scores = {data.metric: best.value or 0.0} | data.tested
+        scores = {data.metric: best.values[0], **data.tested}
         shown = ", ".join(f"{name} {number(value)}" for name, value in scores.items())
         parts.append(f"<p>Best: trial {best.number}, {html.escape(shown)}</p>")
         parts.append(f"<pre>{html.escape(data.command)}</pre>")
-    reasons = Counter(row.reason for row in data.rows if row.reason and row.value is None)
+    attributes = [trial.user_attrs for trial in trials if not trial.values]
+    reasons = Counter(found["reason"] for found in attributes if found.get("reason"))
     parts += [f"<p>{n} x {html.escape(reason)}</p>" for reason, n in reasons.most_common(3)]
     return "".join(parts)
 
 
 def _table(data: StudyData) -> str:
-    names = ["trial", data.metric, *(axis.name for axis in data.varied), "seconds"]
+    names = ["trial", data.metric, *data.varied, "seconds"]
     lines = []
-    for row in data.ranked[:SHOWN]:
-        values = [page.cell(row.values.get(axis.name, "")) for axis in data.varied]
-        seconds = "" if row.seconds is None else f"{row.seconds:.1f}"
-        lines.append([str(row.number), number(row.value or 0.0), *values, seconds])
-    title = f"Best {min(SHOWN, len(data.ranked))} trials" if lines else "No trial has a value yet"
+    for trial in data.ranked[:SHOWN]:
+        values = [page.cell(trial.params.get(name, "")) for name in data.varied]
+        seconds = trial.user_attrs.get("seconds")
+        time = "" if seconds is None else f"{seconds:.1f}"
+        lines.append([str(trial.number), number(trial.values[0]), *values, time])
+    title = f"Best {len(lines)} trials" if lines else "No trial has a value yet"
     return f"<h2>{title}</h2>{page.table(names, lines)}"
-
-
-def _dimension(axis: Axis, data: StudyData) -> dict[str, Any]:
-    """An axis of the parallel coordinates; a trial without the parameter lies below it."""
-    here = [
-        axis.position(row.values[axis.name]) if axis.name in row.values else None
-        for row in data.ranked
-    ]
-    if axis.log:
-        here = [None if x is None else math.log10(x) for x in here]
-    seen = [x for x in here if x is not None] or [0.0]
-    low, high = min(seen), max(seen)
-    if axis.choices is not None:
-        low, high = 0.0, float(len(axis.choices) - 1)
-        ticks = [float(i) for i in range(len(axis.choices))]
-        labels = [str(choice) for choice in axis.choices]
-    else:
-        ticks = [low + (high - low) * i / (TICKS - 1) for i in range(TICKS)]
-        labels = [f"{10**x if axis.log else x:.2g}" for x in ticks]
-    below = low - 0.15 * ((high - low) or 1.0)
-    if len(seen) < len(here):
-        ticks, labels, low = [below, *ticks], ["absent", *labels], below
-    return {
-        "label": axis.name,
-        "values": [below if x is None else x for x in here],
-        "tickvals": ticks,
-        "ticktext": labels,
-        "range": [low, high if high > low else low + 1],
-    }
-
-
-def _shade(rank: int, count: int) -> str:
-    return sample_colorscale(SCALE, [rank / max(count - 1, 1)])[0]
-
-
-def _overrides(values: dict[str, Any]) -> str:
-    return "<br>".join(html.escape(f"{name}={value}") for name, value in values.items())

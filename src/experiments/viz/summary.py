@@ -4,12 +4,12 @@ Everything is read off traces of the evaluation and the training step: nothing i
 compiled or read from disk, and every kind of model and objective works alike.
 """
 
-import dataclasses
 import functools
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -18,26 +18,28 @@ from flax import nnx
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from experiments.core.config import build
-from experiments.core.experiment import Experiment, Hparams, Tree
+from experiments.core.experiment import Experiment
+from experiments.core.transfer import named
 from experiments.models.dense_block import DenseBlock
 from experiments.models.repeated import Repeated
 from experiments.ops.product import xla_only
-from experiments.viz.flops import LAYER, Operation, operations
+from experiments.viz.flops import LAYER, Operation, operations, size_in_bytes
 
 Shapes = Sequence[tuple[int, ...]]
-REST = "rest"  # what is in no layer: preprocessing, losses, the optimizer
+Loop = Repeated | DenseBlock
+REST = "rest"  # the operations in no layer: preprocessing, losses, the optimizer
 
 
 @dataclass
 class Layer:
-    """A line of the summary.
+    """A row of the summary.
 
     Attributes:
         name: path of the module in the model, or of a function without weights in its module.
         output_shape: without the batch; () where nothing comes out.
         output_bytes: of the output for one example.
-        parameters: of the layer itself, without those of layers inside of it.
-        arithmetic: how they come about, such as `(5·5·6+1)·16`.
+        parameters: of the layer itself, without those of layers inside it.
+        arithmetic: the product of sizes that gives them, such as `(5·5·6+1)·16`.
         flops: of the evaluation of one example.
         training_flops: of a training step, for the whole batch.
     """
@@ -50,8 +52,8 @@ class Layer:
     flops: int = 0
     training_flops: int = 0
 
-    def gives(self, output: Any) -> None:
-        """Takes note of the output, [batch, ...]."""
+    def set_output(self, output: Any) -> None:
+        """Take the shape and the bytes of one example from an output [batch, ...]."""
         self.output_shape = tuple(output.shape[1:])
         self.output_bytes = math.prod(self.output_shape) * output.dtype.itemsize
 
@@ -65,16 +67,16 @@ class Summary:
     state_bytes: int  # parameters, batch statistics and the optimizer's state
 
     def total(self, attribute: str) -> int:
-        """The sum over the layers."""
+        """Return the sum over the layers."""
         return sum(getattr(layer, attribute) for layer in self.layers)
 
 
 def summarize(config: Mapping[str, Any]) -> Summary:
-    """The summary of the model that a config describes, for its data and its batch size."""
+    """Return the summary of the model that a config describes, for its data and batch size."""
     data = build(config["data"])
     spec = data.spec
     size = data.batch_size if data.batch_size > 0 else spec.train_examples or 1
-    experiment = Marked(config, spec, data.pipeline, 1, 1)
+    experiment = MarkedExperiment(config, spec, data.pipeline, 1, 1)
     batch = {
         name: jax.ShapeDtypeStruct((size, *shape), jnp.dtype(dtype))
         for name, (shape, dtype) in spec.example.items()
@@ -87,50 +89,52 @@ def summarize(config: Mapping[str, Any]) -> Summary:
         forward = jax.make_jaxpr(evaluate)(*experiment.weights(state), batch | {"mask": mask})
         step = functools.partial(experiment.train_step, measured=False)
         training = jax.make_jaxpr(step)(state, batch, {}, key).jaxpr
-    layers = _forward(operations(forward.jaxpr), experiment.modules, size)
-    # of what has neither weights nor products, those layers that hold no others
-    shown = {name for name in layers if name != REST and not experiment.modules.get(name)}
+    layers = _forward_layers(operations(forward.jaxpr), experiment.has_modules, size)
+    # layers without weights or FLOPs are shown if no other layer is inside them
+    shown = {name for name in layers if name != REST and not experiment.has_modules.get(name)}
     needed, _ = dce_jaxpr(training, [True] * len(training.outvars))
     for operation in operations(needed):
-        inside = [name for name in operation.layers if name in experiment.modules]
-        name = inside[-1] if inside else REST
+        name = _module_of(operation, experiment.has_modules)
         layers.setdefault(name, Layer(name)).training_flops += operation.flops
-    shapes = dict(_own_parameters(state.params))
-    for name in shapes:
-        layers.setdefault(name, Layer(name))
+    shapes: dict[str, list[tuple[int, ...]]] = defaultdict(list)  # of arrays, by their module
+    for name, parameter in named(state.params).items():
+        module = name.rpartition(".")[0]
+        shapes[module].append(parameter.shape)
+        layers.setdefault(module, Layer(module))
     for name, output in experiment.outputs.items():
         if name in layers:
-            layers[name].gives(output)
-    worth = [x for x in layers.values() if x.name in shown | shapes.keys() or x.training_flops]
-    each = _one_by_one(worth, shapes, experiment.loops)
-    return Summary(tuple(each), size, _bytes(state))
+            layers[name].set_output(output)
+    rows = [x for x in layers.values() if x.name in shown | shapes.keys() or x.training_flops]
+    unrolled = tuple(_unrolled(rows, shapes, experiment.loops))
+    return Summary(unrolled, size, sum(map(size_in_bytes, jax.tree.leaves(state))))
 
 
-class Marked(Experiment):
-    """An experiment in whose traces each operation says which layer it is in.
+class MarkedExperiment(Experiment):
+    """An experiment in whose traces each operation is marked with its layers.
 
-    `modules` holds the names of all modules that can be called, and whether others are inside of
-    them; `outputs` what they gave when they were first called; `loops` those that compute several
-    layers with one module, by its name.
+    Attributes:
+        has_modules: the names of all modules that can be called, and whether others are inside.
+        outputs: what each module returned at its first call, by name.
+        loops: the modules that compute several layers in a loop, by the name of the looped one.
     """
 
     def __init__(self, *arguments: Any):
         super().__init__(*arguments)
-        self.modules: dict[str, bool] = {}
+        self.has_modules: dict[str, bool] = {}
         self.outputs: dict[str, Any] = {}
-        self.loops: dict[str, Repeated | DenseBlock] = {}
+        self.loops: dict[str, Loop] = {}
 
-    def model(self, hparams: Hparams, kernel_init: Any) -> nnx.Module:
-        """The model, each of its modules in a name scope of its own."""
-        model = super().model(hparams, kernel_init)
+    def model(self, *arguments: Any) -> nnx.Module:
+        """Build the model, with each of its modules in a name scope of its own."""
+        model = super().model(*arguments)
         for path, module in nnx.iter_modules(model):
             if path and callable(module):
                 name = ".".join(map(str, path))
-                self.modules.setdefault(name, False)
-                if isinstance(module, Repeated | DenseBlock):
-                    self.loops[f"{name}.{module.inside}"] = module
+                self.has_modules.setdefault(name, False)
                 for end in range(1, len(path)):
-                    self.modules[".".join(map(str, path[:end]))] = True
+                    self.has_modules[".".join(map(str, path[:end]))] = True
+                if isinstance(module, Loop):
+                    self.loops[f"{name}.{module.inside}"] = module
                 module.__class__ = self._marked(type(module), name)
         return model
 
@@ -144,60 +148,89 @@ class Marked(Experiment):
         return type(kind.__name__, (kind,), {"__call__": call})
 
 
-def _around(name: str, loops: Iterable[str]) -> str | None:
-    """The module in a loop that a layer is in."""
-    return next((inside for inside in loops if name.startswith(f"{inside}.")), None)
+def _module_of(operation: Operation, has_modules: Mapping[str, bool]) -> str:
+    """Return the innermost module of an operation."""
+    return next((name for name in reversed(operation.layers) if name in has_modules), REST)
 
 
-def _one_by_one(
-    layers: Sequence[Layer], shapes: Mapping[str, Shapes], loops: Mapping[str, Any]
+def _forward_layers(
+    program: Iterable[Operation], has_modules: Mapping[str, bool], batch_size: int
+) -> dict[str, Layer]:
+    """Return the layers of an evaluation by name, in its order, without their parameters."""
+    layers: dict[str, Layer] = {}
+    previous: tuple[str, ...] = ()
+    function = REST
+    for operation in program:
+        scopes, module = operation.layers, _module_of(operation, has_modules)
+        # a function beside modules is a layer; one in a module without others is a part of it
+        if scopes and scopes[-1] not in has_modules and has_modules.get(module, True):
+            if scopes != previous:
+                name = scopes[-1] if module == REST else f"{module}.{scopes[-1]}"
+                numbered = (f"{name}_{number}" for number in itertools.count(2))
+                function = next(n for n in itertools.chain([name], numbered) if n not in layers)
+            layer = layers.setdefault(function, Layer(function))
+            layer.set_output(operation.output)
+        else:
+            layer = layers.setdefault(module, Layer(module))
+        layer.flops += operation.flops // batch_size
+        previous = scopes
+    return layers
+
+
+def _unrolled(
+    layers: Sequence[Layer], shapes: Mapping[str, Shapes], loops: Mapping[str, Loop]
 ) -> Iterator[Layer]:
-    """The layers with their parameters, those in a loop as often as it runs."""
-    for inside, group in itertools.groupby(layers, lambda layer: _around(layer.name, loops)):
+    """Yield the layers with their parameters, those in a loop once per turn of it."""
+
+    def loop_of(layer: Layer) -> str | None:
+        return next((inside for inside in loops if layer.name.startswith(f"{inside}.")), None)
+
+    for inside, group in itertools.groupby(layers, loop_of):
         if inside is None:
             for layer in group:
-                yield _with_parameters(layer, shapes.get(layer.name, []))
+                own = shapes.get(layer.name, ())
+                yield replace(layer, parameters=_size(own), arithmetic=arithmetic(own))
             continue
-        of_loop = list(group)
-        for position, layer in itertools.product(range(loops[inside].depth), of_loop):
-            tail = layer.name.removeprefix(inside)
-            name, own = f"{inside}[{position}]{tail}", shapes.get(layer.name, [])
-            one, own = _one(layer, own, position, loops[inside], tail)
-            yield _with_parameters(dataclasses.replace(one, name=name), own)
+        looped = list(group)
+        for turn, layer in itertools.product(range(loops[inside].depth), looped):
+            part = layer.name.removeprefix(inside)
+            one = _of_turn(layer, shapes.get(layer.name, ()), loops[inside], turn, part)
+            yield replace(one, name=f"{inside}[{turn}]{part}")
 
 
-def _one(
-    layer: Layer, shapes: Shapes, position: int, loop: Repeated | DenseBlock, tail: str
-) -> tuple[Layer, Shapes]:
-    """What one turn of a loop has of a layer, and of its parameters.
+def _of_turn(layer: Layer, shapes: Shapes, loop: Loop, turn: int, part: str) -> Layer:
+    """Return the share that one turn of a loop has in a layer, and in its parameters.
 
     Where turns differ in the channels that they read, parameters are joined along those, and
     operations are counted as if no turn computed more than it has to.
     """
-    widths = loop.widths_of(tail)
-    own, computed = (1, loop.depth) if widths is None else (widths.own[position], widths.computed)
-    one = dataclasses.replace(
+    output = (layer.output_shape, layer.output_bytes)
+    if (widths := loop.widths_of(part)) is None:
+        share, whole = 1, loop.depth
+        shapes = [shape[1:] for shape in shapes]
+    else:
+        share, whole, joined = widths.own[turn], widths.computed, sum(widths.own)
+        shapes = [tuple(share if n == joined else n for n in shape) for shape in shapes]
+        if not layer.flops:  # a normalisation, whose output is as wide as its input
+            *places, channels = layer.output_shape
+            output = ((*places, share), layer.output_bytes // channels * share)
+    return replace(
         layer,
-        flops=layer.flops * own // computed,
-        training_flops=layer.training_flops * own // computed,
-    )
-    if widths is None:
-        return one, [shape[1:] for shape in shapes]
-    if not layer.flops:  # a normalisation, which gives what it reads
-        one.output_shape = (*layer.output_shape[:-1], own)
-        one.output_bytes = layer.output_bytes // layer.output_shape[-1] * own
-    joined = sum(widths.own)
-    return one, [tuple(own if size == joined else size for size in shape) for shape in shapes]
-
-
-def _with_parameters(layer: Layer, shapes: Shapes) -> Layer:
-    return dataclasses.replace(
-        layer, parameters=sum(map(math.prod, shapes)), arithmetic=arithmetic(shapes)
+        output_shape=output[0],
+        output_bytes=output[1],
+        parameters=_size(shapes),
+        arithmetic=arithmetic(shapes),
+        flops=layer.flops * share // whole,
+        training_flops=layer.training_flops * share // whole,
     )
 
 
-def arithmetic(shapes: Sequence[tuple[int, ...]]) -> str:
-    """The sum of the sizes of arrays, those that share a last dimension together.
+def _size(shapes: Shapes) -> int:
+    return sum(map(math.prod, shapes))
+
+
+def arithmetic(shapes: Shapes) -> str:
+    """Return the sum of the sizes of arrays, with those that share a last dimension together.
 
     >>> arithmetic([(5, 5, 6, 16), (16,)])
     '(5·5·6+1)·16'
@@ -206,57 +239,12 @@ def arithmetic(shapes: Sequence[tuple[int, ...]]) -> str:
     for shape in sorted(shapes, key=len, reverse=True):
         terms = by_last.setdefault(shape[-1] if shape else None, [])
         terms.append("·".join(map(str, shape[:-1])) or "1")
-    return " + ".join(_sum(terms, last) for last, terms in by_last.items())
+    return " + ".join(_product(terms, last) for last, terms in by_last.items())
 
 
-def _sum(terms: list[str], last: int | None) -> str:
+def _product(terms: list[str], last: int | None) -> str:
     if set(terms) == {"1"}:
         terms = [] if len(terms) == 1 else [str(len(terms))]
     whole = "+".join(terms)
     factors = [f"({whole})" if len(terms) > 1 else whole, "" if last is None else str(last)]
     return "·".join(filter(None, factors)) or "1"
-
-
-def _forward(
-    program: Iterator[Operation], modules: Mapping[str, bool], size: int
-) -> dict[str, Layer]:
-    """The layers of an evaluation by name, as it comes to them, without their parameters."""
-    layers: dict[str, Layer] = {}
-    current: tuple[str, ...] = ()
-    function = REST
-    for operation in program:
-        names = operation.layers
-        inside = [name for name in names if name in modules]
-        name = inside[-1] if inside else REST
-        if names and names[-1] not in modules and modules.get(name, True):  # not a module's all
-            if names != current:
-                function = _numbered(".".join([*inside[-1:], names[-1]]), layers)
-            layer = layers.setdefault(function, Layer(function))
-            layer.gives(operation.output)
-        else:
-            layer = layers.setdefault(name, Layer(name))
-        layer.flops += operation.flops // size
-        current = names
-    return layers
-
-
-def _numbered(name: str, taken: Mapping[str, Any]) -> str:
-    """`name`, or where it is taken `name_2`, `name_3`, ..."""
-    number = 1
-    while (numbered := f"{name}_{number}" if number > 1 else name) in taken:
-        number += 1
-    return numbered
-
-
-def _own_parameters(params: Tree, path: str = "") -> Iterator[tuple[str, list[tuple[int, ...]]]]:
-    """Every module that has weights of its own, and their shapes."""
-    own = [value.shape for value in params.values() if not isinstance(value, Mapping)]
-    if own:
-        yield path, own
-    for key, value in params.items():
-        if isinstance(value, Mapping):
-            yield from _own_parameters(value, f"{path}.{key}" if path else str(key))
-
-
-def _bytes(tree: Tree) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -1,4 +1,4 @@
-"""Runs side by side: what they came to, what they differ in, and how seeds spread."""
+"""Runs of a folder side by side: their ranking, their differences, and the spread of seeds."""
 
 import json
 
@@ -7,8 +7,14 @@ import yaml
 from PIL import Image
 
 from experiments.errors import UserError
-from experiments.viz.comparison import compare_runs
-from experiments.viz.runs_data import differences, families, read_runs, replicates
+from experiments.viz.runs_page import (
+    compare_runs,
+    differences,
+    families,
+    read_runs,
+    replicates,
+    spread,
+)
 
 
 def write_run(folder, value, *, monitor="val/accuracy", mode="max", **config):
@@ -45,13 +51,13 @@ def test_runs_are_ranked_by_the_metric_of_their_family(tmp_path, capsys):
     assert "optim.learning_rate" in page
 
 
-def test_seeds_are_told_as_a_mean_and_their_spread(tmp_path, capsys):
+def test_seeds_are_shown_as_a_mean_and_their_spread(tmp_path, capsys):
     for seed, value in enumerate((0.90, 0.92, 0.94)):
         write_run(tmp_path / f"seed{seed}", value, seed=seed)
     write_run(tmp_path / "other", 0.5, seed=1, optim={"learning_rate": 0.5})
     (group,) = replicates(read_runs(tmp_path))
-    assert len(group.runs) == 3
-    assert group.spread() == pytest.approx((0.92, 0.02, 0.90, 0.94))
+    assert len(group) == 3
+    assert spread(group) == pytest.approx((0.92, 0.02, 0.90, 0.94))
     compare_runs(tmp_path)
     assert "0.9200 ± 0.02000, 0.9000 to 0.9400" in capsys.readouterr().out
     assert "Replicates" in (tmp_path / "report.html").read_text()

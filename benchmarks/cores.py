@@ -1,4 +1,4 @@
-"""What lanes gain from a core each.
+"""What trials gain from a core each.
 
     python -m benchmarks.cores [--only lenet5,lstm] [--json FILE]
 
@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.turns import ROOT
 
-CASES: dict[str, tuple[list[str], int, int]] = {  # config, lanes, how many side by side
+CASES: dict[str, tuple[list[str], int, int]] = {  # config, trials, how many as one batch
     "lenet5": (["model=lenet5", "data=mnist"], 16, 1),
     "lstm": (["model=lstm", "data=mnist"], 16, 1),
     "autoencoder": (["model=autoencoder", "data=mnist"], 16, 1),
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--here", choices=["one", "each"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.here:
-        print(seconds_a_step(*CASES[options.only], split=options.here == "each"))
+        print(seconds_per_step(*CASES[options.only], split=options.here == "each"))
         return
     rows: list[dict[str, Any]] = []
     print(f"{'':14} {'one device, ms':>16} {'one a core, ms':>16} {'times as fast':>14}")
@@ -56,33 +56,23 @@ def _apart(name: str, devices: str) -> float:
     return float(done.stdout.splitlines()[-1])
 
 
-def seconds_a_step(config: list[str], lanes: int, width: int, *, split: bool) -> float:
-    """Of a step of all lanes, divided by those that do not run side by side."""
+def seconds_per_step(config: list[str], trials: int, width: int, *, split: bool) -> float:
+    """Of a step of all trials, divided by those that are computed one after another."""
     import jax
-    import numpy as np
 
-    from benchmarks.our_step import composed
-    from experiments.core.rng import root_key
-    from experiments.training.devices import split_processor
-    from experiments.training.kept import Kept
-    from experiments.training.population_fit import open_lane
-    from experiments.training.population_shared import Shared
+    from benchmarks.our_step import composed, stack_of
+    from experiments.training.runtime import split_processor
 
-    split_processor(lanes if split else 1)
-    session = open_lane(composed(*config, "data.limit=1280", "logger=none"), Kept())
-    shared = Shared(session, own_batches=False, lanes=lanes)
-    hparams = {name: np.full(lanes, value) for name, value in session.hparams.items()}
-    hparams, keys = shared.spread(hparams), shared.spread(root_key(np.arange(lanes)))
-    states, _ = shared.initial(hparams, keys)
-    train = shared.compiled(lanes, width, lambda *_: 0.0).train
-    window = next(iter(shared.feed.windows(0, 0)))
+    split_processor(trials if split else 1)
+    config = composed(*config, "data.limit=1280", "logger=none")
+    stack = stack_of(config, trials, width)
+    window = next(iter(stack.feed.windows(0, 0)))
     times = []
     for _ in range(TURNS + 1):
         started = time.perf_counter()
-        states, log = train(states, window.arrays, window.order, 0, STEPS, hparams, keys)
-        jax.block_until_ready(log)
+        jax.block_until_ready(stack.step(window, 0, STEPS))
         times.append(time.perf_counter() - started)
-    return statistics.median(times[1:]) / STEPS / (lanes / width)
+    return statistics.median(times[1:]) / STEPS / (trials / width)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,11 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
@@ -22,8 +22,10 @@ from benchmarks import gpu
 from benchmarks.steps import BATCHES, CASES, sized
 from benchmarks.turns import ROOT, serve
 from experiments.core.params import count_parameters
-from experiments.training.program import Programs
-from experiments.training.session import Session, open_session
+from experiments.tracking.tracker import Trackers
+from experiments.training.setup import Setup, Setups
+from experiments.training.stack import Stack
+from experiments.training.trial import StopRequest, Trial
 from experiments.viz.summary import summarize
 
 
@@ -35,22 +37,38 @@ def composed(*overrides: str) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()} | {"name": "benchmark"}
 
 
-def session_of(config: Sequence[str], size: int, *overrides: str) -> Session:
-    """The session of a config with batches of this size, on noise."""
+def on_noise(config: Sequence[str], size: int, *overrides: str) -> dict[str, Any]:
+    """The config with batches of this size, on noise."""
     own = [f"data.batch_size={size}", f"data.limit={BATCHES * size}"]
     noise = "data._target_=benchmarks.random_images.RandomImages"
-    return open_session(composed(*config, *own, noise, *overrides))
+    return composed(*config, *own, noise, *overrides)
 
 
-def on_gpu(session: Session, quick: bool) -> dict[str, Any]:
+def stack_of(config: dict[str, Any], trials: int = 1, width: int | None = None) -> Stack:
+    """A stack of new trials of a config, whose training program is compiled.
+
+    The programs are those of long runs.
+    """
+    trainer = config["trainer"] | {"epochs": 1_000_000, "shuffle_seed": 0, "figures": False}
+    setups, folder, found = Setups(), Path(), []
+    for seed in range(trials):
+        own = config | {"trainer": trainer, "seed": seed}
+        found.append(Trial(setups.of(own), own, folder, Trackers([]), StopRequest()))
+    stack = Stack(found, width, training=True)
+    stack.begin(None)
+    stack.wait()
+    return stack
+
+
+def on_gpu(setup: Setup, quick: bool) -> dict[str, Any]:
     """What `gpu.py` compares a step with: `flops` of the model in it, `product_rate` a second.
 
     A training step counts as three evaluations of its batch: forwards, and backwards twice that.
     """
-    forward = summarize(session.config).total("flops")
+    forward = summarize(setup.config).total("flops")
     return {
         "device": jax.devices()[0].device_kind,
-        "flops": 3 * session.batch_size * forward,
+        "flops": 3 * setup.batch_size * forward,
         "product_rate": product_rate(gpu.QUICK_PRODUCT if quick else gpu.PRODUCT),
     }
 
@@ -73,24 +91,17 @@ def product_rate(side: int) -> float:
 def main() -> None:
     name, quick = sys.argv[1], "--quick" in sys.argv
     case = sized((CASES | gpu.CASES)[name], quick)
-    session = session_of(case.config, case.batch_size)
-    experiment, hparams, key = session.experiment, session.hparams, session.key
-    feed = session.feed
-    programs = Programs(experiment, session.mesh, batch_size=session.batch_size, max_steps=BATCHES)
-    state = jax.device_put(experiment.init(hparams, key), session.replicated)
-    train = programs.compile_train(state, feed.arrays, hparams, key)
-    order = feed.order(0)
+    stack = stack_of(on_noise(case.config, case.batch_size))
+    window = next(iter(stack.feed.windows(0, 0)))
 
     def run(steps: int) -> None:
-        nonlocal state
         log: Any = {}
         for done in range(0, steps, BATCHES):
-            count = np.int32(min(BATCHES, steps - done))
-            state, log = train(state, feed.arrays, order, np.int32(0), count, hparams, key)
+            log = stack.step(window, 0, min(BATCHES, steps - done))
         jax.block_until_ready(log)
 
-    facts = {"parameters": count_parameters(state.params)}
-    serve(run, facts | (on_gpu(session, quick) if name in gpu.CASES else {}))
+    facts = {"parameters": count_parameters(stack.setup.shapes.params)}
+    serve(run, facts | (on_gpu(stack.setup, quick) if name in gpu.CASES else {}))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What a run costs as it grows: in batch size, depth, lanes and rows of a streamed data set.
+"""What a run costs as it grows: in batch size, depth, trials and rows of a streamed data set.
 
-    python -m benchmarks.scaling [--only batch,depth,lanes,rows] [--json FILE]
+    python -m benchmarks.scaling [--only batch,depth,trials,rows] [--json FILE]
 
 The first three time the training program of a run, on images of noise or on the digits, in this
 process. For the rows MNIST is laid out several times over, by links, and streamed by `run.py`;
@@ -22,7 +22,7 @@ from benchmarks.turns import ROOT
 
 BATCHES = (8, 32, 128, 512, 2048)
 DEPTHS = (20, 32, 56, 110)
-LANES = (1, 8, 32, 128, 512)
+TRIALS = (1, 8, 32, 128, 512)
 ROWS = (10_000, 100_000, 1_000_000, 10_000_000)
 TURNS = 5  # timings, of which the median counts
 Row = dict[str, Any]
@@ -33,7 +33,7 @@ def main() -> None:
     measured: dict[str, Callable[[], list[Row]]] = {
         "batch": batch,
         "depth": depth,
-        "lanes": lanes,
+        "trials": trials,
         "rows": rows,
     }
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -70,37 +70,18 @@ def depth() -> list[Row]:
     return found
 
 
-def lanes() -> list[Row]:
-    """An MLP of 32 units on the digits, batches of 128, as a population of so many lanes."""
-    import jax
-    import numpy as np
-    from jax.sharding import Mesh
+def trials() -> list[Row]:
+    """An MLP of 32 units on the digits, batches of 128, as a population of so many trials."""
+    from benchmarks.our_step import composed, stack_of
 
-    from benchmarks.our_step import composed
-    from experiments.training.population_programs import PopulationPrograms
-    from experiments.training.session import open_session
-
-    session = open_session(composed("model=mlp", "model.hidden=[32]", "data=digits"))
-    mesh = Mesh(np.asarray(jax.devices()[:1]), ("lanes",))
-    size, feed = session.batch_size, session.feed
-    steps = len(session.splits.train) // size
-    programs = PopulationPrograms(
-        session.experiment, mesh, batch_size=size, max_steps=steps, own_batches=False
-    )
+    config = composed("model=mlp", "model.hidden=[32]", "data=digits")
     found = []
-    for count in LANES:
-        hparams = {name: np.full(count, value) for name, value in session.hparams.items()}
-        keys = jax.vmap(jax.random.key)(np.arange(count))
-        states, _ = programs.compile_init(hparams, keys)(hparams, keys)
-        train = programs.compile_train(states, feed.arrays, hparams, keys, count)
-        order = feed.order(0)
-
-        def run(state: Any, train=train, order=order, hparams=hparams, keys=keys) -> Any:
-            return train(state, feed.arrays, order, np.int32(0), np.int32(steps), hparams, keys)[0]
-
-        step = _timed(run, states) / steps
-        each = {"ms a step of all": 1e3 * step, "ms a lane": 1e3 * step / count}
-        found.append({"lanes": count} | each)
+    for count in TRIALS:
+        stack = stack_of(config, count, width=count)
+        window = next(iter(stack.feed.windows(0, 0)))
+        step = _timed(lambda s=stack, w=window: s.step(w, 0, w.steps)) / window.steps
+        each = {"ms per step of all": 1e3 * step, "ms per trial": 1e3 * step / count}
+        found.append({"trials": count} | each)
     return found
 
 
@@ -168,40 +149,26 @@ def _repeat(source: Path, target: Path, count: int) -> None:
 
 def _step(config: list[str], size: int) -> tuple[float, float]:
     """Seconds to compile the training program for batches of this size, and of a step."""
-    import jax
-    import numpy as np
-
-    from benchmarks.our_step import composed
-    from experiments.training.program import Programs
-    from experiments.training.session import open_session
+    from benchmarks.our_step import composed, stack_of
 
     noise = "data._target_=benchmarks.random_images.RandomImages"
     count = 4
     own = [f"data.batch_size={size}", f"data.limit={count * size}", noise]
-    session = open_session(composed(*config, *own))
-    experiment, hparams, key = session.experiment, session.hparams, session.key
-    feed = session.feed
-    programs = Programs(experiment, session.mesh, batch_size=size, max_steps=count)
-    state = jax.device_put(experiment.init(hparams, key), session.replicated)
     started = time.perf_counter()
-    train = programs.compile_train(state, feed.arrays, hparams, key)
+    stack = stack_of(composed(*config, *own))
     compiling = time.perf_counter() - started
-    order = feed.order(0)
-
-    def run(state: Any) -> Any:
-        return train(state, feed.arrays, order, np.int32(0), np.int32(count), hparams, key)[0]
-
-    return compiling, _timed(run, state) / count
+    window = next(iter(stack.feed.windows(0, 0)))
+    return compiling, _timed(lambda: stack.step(window, 0, count)) / count
 
 
-def _timed(run: Callable[[Any], Any], state: Any) -> float:
+def _timed(run: Callable[[], Any]) -> float:
     """Seconds of a call, the median of several after one to warm up."""
     import jax
 
     seconds = []
     for _ in range(TURNS + 1):
         started = time.perf_counter()
-        state = jax.block_until_ready(run(state))
+        jax.block_until_ready(run())
         seconds.append(time.perf_counter() - started)
     return statistics.median(seconds[1:])
 

@@ -17,19 +17,21 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 
-from benchmarks.our_step import session_of
+from benchmarks.our_step import on_noise
 from benchmarks.results import alternate
 from benchmarks.steps import BATCHES, CASES, sized
+from experiments.core.rng import root_key
 from experiments.tracking.choice import chosen
 from experiments.tracking.jsonl import JsonLines
 from experiments.tracking.terminal import Terminal
 from experiments.tracking.tracker import Tracker, Trackers
 from experiments.training.loop import fit
-from experiments.training.session import Session
-from experiments.training.signals import StopRequest
+from experiments.training.setup import Setups
+from experiments.training.trial import StopRequest, Trial
 
 
 class Clock(Tracker):
@@ -43,21 +45,22 @@ class Clock(Tracker):
             self.ends.append(time.perf_counter())
 
 
-def tracked(session: Session, steps: int) -> float:
-    """Seconds a step of the second epoch of a run."""
+def tracked(setups: Setups, config: dict[str, Any], steps: int) -> float:
+    """Seconds per step of the second epoch of a run."""
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder, StopRequest() as stop:
-        logger = chosen(session.config["logger"])
-        trackers = Trackers([JsonLines(), Terminal(), *logger, clock])
-        fit(session, Path(folder), trackers, stop, test=False)
+        trackers = Trackers([JsonLines(), Terminal(), *chosen(config["logger"]), clock])
+        trial = Trial(setups.of(config), config, Path(folder), trackers, stop)
+        fit([trial], Path(folder), test=False)
     return (clock.ends[1] - clock.ends[0]) / steps
 
 
-def bare(session: Session, steps: int) -> Callable[[], float]:
-    """Measures seconds a step of the bare step."""
-    experiment, hparams, key = session.experiment, session.hparams, session.key
+def bare(setups: Setups, config: dict[str, Any], steps: int) -> Callable[[], float]:
+    """Measures seconds per step of the bare step."""
+    setup, key = setups.of(config), root_key(0)
+    experiment, hparams = setup.experiment, setup.inputs_of(config)
     step = jax.jit(functools.partial(experiment.train_step, measured=False), donate_argnums=0)
-    size, arrays = session.batch_size, session.splits.train.arrays
+    size, arrays = setup.batch_size, setup.splits.train.arrays
     batches = [
         jax.device_put({name: a[i * size : (i + 1) * size] for name, a in arrays.items()})
         for i in range(min(BATCHES, steps))
@@ -76,8 +79,8 @@ def bare(session: Session, steps: int) -> Callable[[], float]:
     return lambda: run(steps)
 
 
-def session_for(name: str, steps: int, quick: bool) -> Session:
-    """The session of a case with epochs of so many steps."""
+def config_for(name: str, steps: int, quick: bool) -> dict[str, Any]:
+    """The config of a case with epochs of so many steps."""
     case = sized(CASES[name], quick)
     own = [
         f"data.limit={steps * case.batch_size}",
@@ -88,25 +91,25 @@ def session_for(name: str, steps: int, quick: bool) -> Session:
         "data.eval_batch_size=1",
         "logger.mode=offline",
     ]
-    return session_of(case.config, case.batch_size, *own)
+    return on_noise(case.config, case.batch_size, *own)
 
 
 def main() -> None:
     what, name, quick = sys.argv[1], sys.argv[2], "--quick" in sys.argv
     if what == "time":
         pairs, steps = int(sys.argv[3]), int(sys.argv[4])
-        session = session_for(name, steps, quick)
-        run = bare(session, steps)
-        tracked(session, steps)  # compiles
-        print(json.dumps(alternate(lambda: tracked(session, steps), run, pairs)))
+        setups, config = Setups(), config_for(name, steps, quick)
+        run = bare(setups, config, steps)
+        tracked(setups, config, steps)  # compiles
+        print(json.dumps(alternate(lambda: tracked(setups, config, steps), run, pairs)))
         return
     steps, side = int(sys.argv[3]), sys.argv[4]
-    session = session_for(name, steps, quick)
+    setups, config = Setups(), config_for(name, steps, quick)
     if side == "ours":
-        tracked(session, steps)
+        tracked(setups, config, steps)
     else:
-        bare(session, steps)()
-    data = sum(array.nbytes for array in session.splits.train.arrays.values())
+        bare(setups, config, steps)()
+    data = sum(array.nbytes for array in setups.of(config).splits.train.arrays.values())
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux counts in KiB
     print(json.dumps([most, data / 2**20]))
 

@@ -1,6 +1,6 @@
 """Times random crops and flips: `python -m benchmarks.augment [SIZE]`.
 
-Compares what `augment.py` does, rows first and then columns, with `dynamic_slice` under `vmap`,
+Compares `data/pipeline.py`, rows first and then columns, with `dynamic_slice` under `vmap`,
 alone and inside `lax.scan` as in training.
 """
 
@@ -10,7 +10,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-from experiments.data.augment import _crop_flip
+from experiments.data.pipeline import crop_and_flip
 
 PADDING = 4
 STEPS = 20
@@ -31,7 +31,7 @@ def by_slices(images: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def by_rows_and_columns(images: jax.Array, key: jax.Array) -> jax.Array:
-    return _crop_flip(images, key, PADDING, True)
+    return crop_and_flip(images, key, images.shape[1:3], PADDING, True)
 
 
 def milliseconds(run, *arguments) -> float:
@@ -47,7 +47,7 @@ def milliseconds(run, *arguments) -> float:
 def main(size: int = 32) -> None:
     images = jax.random.randint(jax.random.key(0), (128, size, size, 3), 0, 256).astype(jnp.uint8)
     keys = jax.random.split(jax.random.key(1), STEPS)
-    print(f"128 images of {size}x{size}x3 on {jax.default_backend()}, ms a batch")
+    print(f"128 images of {size}x{size}x3 on {jax.default_backend()}, ms per batch")
     for method in (by_slices, by_rows_and_columns):
 
         def scan(images, keys, method=method):

@@ -32,7 +32,7 @@ def test_a_fast_run_exits_with_0(run_cli, tmp_path):
         (["model=vgg61"], ["model=vgg61", "'vgg16'", "lenet5"]),
         (["optim.learning_rte=1"], ["optim.learning_rte", "'optim.learning_rate'"]),
         (["data.batch_size=abc"], ["data.batch_size=abc", "a whole number"]),
-        (["data.batch_size=0"], ["data.batch_size", "1 or more"]),
+        (["data.batch_size=0"], ["data.batch_size", "at least 1"]),
         (["optim.learning_rate=-1"], ["optim.learning_rate=-1", "at least 0"]),
         (["optim.learning_rate=nan"], ["optim.learning_rate=nan", "at least 0"]),
         (["optim.b1=high"], ["optim.b1=high", "a number"]),

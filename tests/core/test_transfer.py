@@ -8,8 +8,8 @@ import pytest
 from experiments.core.experiment import Experiment
 from experiments.core.params import merged
 from experiments.core.transfer import agreement, fitted, named, split
-from experiments.data.augment import Pipeline
 from experiments.data.dataset import Spec
+from experiments.data.pipeline import Pipeline
 from experiments.errors import UserError
 from experiments.models.torchvision import read_published
 from support import composed

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from experiments.core.config import build, locate
-from experiments.data.augment import Augment
+from experiments.data.pipeline import Augment
 from experiments.data.tfds_images import TfdsImages
 from support import choices, composed
 

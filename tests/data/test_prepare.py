@@ -8,12 +8,17 @@ from experiments.data import prepare as program
 from experiments.errors import UserError
 
 
-def test_prepares_the_digits_and_describes_them(capsys, tmp_path):
-    assert program.main(["digits", "--dir", str(tmp_path)]) == 0
+def test_describes_the_digits(capsys):
+    assert program.main(["digits"]) == 0
     out = capsys.readouterr().out
-    assert str(tmp_path / "digits" / "1.0.0") in out
     for line in ("1,437 train, 360 test", "input_shape: [8, 8, 1]", "mean: [0.3054]"):
         assert line in out  # the mean of conf/data/digits.yaml
+
+
+def test_describes_a_text(capsys, write_texts):
+    write_texts("play", train=[("To be, or not to be", None)])
+    assert program.main(["play"]) == 0
+    assert capsys.readouterr().out.endswith(": 1 train\n")
 
 
 def test_a_misspelt_name(capsys):
@@ -39,10 +44,26 @@ def test_without_network():
     assert time.monotonic() - started < 10
 
 
-def test_where_the_folder_cannot_be_written(capsys, tmp_path):
+def test_where_the_folder_cannot_be_written(monkeypatch, capsys, tmp_path):
+    def download(name, directory):
+        (directory / name).mkdir(parents=True)
+
+    monkeypatch.setattr(program, "_download", download)
     (tmp_path / "file").write_text("")
-    assert program.main(["digits", "--dir", str(tmp_path / "file")]) == 2
+    assert program.main(["cifar100", "--dir", str(tmp_path / "file")]) == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+def test_prepares_only_where_there_is_nothing_yet(monkeypatch, capsys, data_dir, write, pictures):
+    def download(name, directory):
+        assert directory == data_dir
+        write(name, train=pictures(20), test=pictures(4))
+
+    monkeypatch.setattr(program, "_download", download)
+    assert program.main(["cifar100"]) == 0
+    assert f"cifar100 1.0.0 in {data_dir}/cifar100/1.0.0: 20 train" in capsys.readouterr().out
+    monkeypatch.undo()
+    assert program.main(["cifar100", "--dir", str(data_dir)]) == 0
 
 
 def test_statistics():

@@ -1,14 +1,10 @@
-"""Sequences: made-up problems, text, tables and labelled texts."""
-
-import json
+"""Sequences: generated problems, text, tables and labelled texts."""
 
 import jax
 import numpy as np
 import pytest
-from array_record.python.array_record_module import ArrayRecordWriter
 
 from experiments.core.config import build
-from experiments.data import records
 from experiments.errors import UserError
 from support import composed
 
@@ -20,34 +16,9 @@ def data(name, *overrides):
 
 
 def examples(data, split="test", count=8):
-    """The first examples of a split as the objective sees them."""
+    """Return the first examples of a split as the objective sees them."""
     stored = {name: array[:count] for name, array in getattr(data.load(), split).arrays.items()}
     return jax.tree.map(np.asarray, data.pipeline(stored, KEY, train=False))
-
-
-def write_texts(folder, name, **splits):
-    """Prepares a data set of (text, label) in the layout of TFDS; a label of None is left out."""
-    folder = folder / name / "1.0.0"
-    folder.mkdir(parents=True)
-    for split, texts in splits.items():
-        writer = ArrayRecordWriter(
-            str(folder / f"{name}-{split}.array_record-00000-of-00001"), "group_size:1"
-        )
-        for text, label in texts:
-            feature = {"text": {"bytes_list": {"value": [text.encode()]}}}
-            if label is not None:
-                feature["label"] = {"int64_list": {"value": [label]}}
-            entries = [{"key": key, "value": value} for key, value in feature.items()]
-            writer.write(records._example_type()(features={"feature": entries}).SerializeToString())
-        writer.close()
-    labelled = next(iter(splits.values()))[0][1] is not None
-    features = {"text": {"text": {}}}
-    if labelled:
-        features["label"] = {"classLabel": {"numClasses": "2"}}
-    (folder / "features.json").write_text(json.dumps({"featuresDict": {"features": features}}))
-    described = [{"name": s, "shardLengths": [str(len(texts))]} for s, texts in splits.items()]
-    info = {"name": name, "version": "1.0.0", "fileFormat": "array_record", "splits": described}
-    (folder / "dataset_info.json").write_text(json.dumps(info))
 
 
 def test_the_two_marked_numbers_add_up_to_the_target():
@@ -64,10 +35,10 @@ def test_what_is_to_be_copied_comes_after_the_delay():
     made = examples(data("copy", "data.length=3", "data.delay=4", "data.symbols=5"))
     tokens, target, weight = made["tokens"], made["target"], made["weight"]
     assert tokens.shape == target.shape == weight.shape == (8, 3 + 4 + 1 + 3)
-    said = tokens[:, :3]
-    assert set(said.ravel()) <= {1, 2, 3, 4, 5}
+    symbols = tokens[:, :3]
+    assert set(symbols.ravel()) <= {1, 2, 3, 4, 5}
     np.testing.assert_array_equal(tokens[:, 7], 6)
-    np.testing.assert_array_equal(target[:, -3:], said)
+    np.testing.assert_array_equal(target[:, -3:], symbols)
     assert not np.delete(tokens[:, 3:], 4, axis=1).any()
     np.testing.assert_array_equal(weight, [[0] * 8 + [1] * 3] * 8)
     answer = examples(data("copy", "data.length=3", "data.target=answer", "data.symbols=5"))
@@ -102,11 +73,11 @@ def test_problems_are_new_in_training_and_the_same_in_evaluation():
 
 
 @pytest.fixture
-def play(data_dir):
+def play(write_texts):
     """A prepared text of 240, 30 and 30 characters."""
     text = ("To be, or not to be, that is the question.\n" * 8)[:300]
     splits = {"train": text[:240], "validation": text[240:270], "test": text[270:]}
-    write_texts(data_dir, "play", **{split: [(part, None)] for split, part in splits.items()})
+    write_texts("play", **{split: [(part, None)] for split, part in splits.items()})
     return splits
 
 
@@ -206,9 +177,9 @@ def test_bad_tables_end_in_one_line(table, overrides, message):
         data("csv", *base, *overrides).load()
 
 
-def test_reviews_become_the_numbers_of_common_words(data_dir):
+def test_reviews_become_the_numbers_of_common_words(write_texts):
     good, bad = ("A good, GOOD film", 1), ("a bad film!", 0)
-    write_texts(data_dir, "imdb_reviews", train=[good, bad] * 10, test=[("good awful film", 1)])
+    write_texts("imdb_reviews", train=[good, bad] * 10, test=[("good awful film", 1)])
     splits = data("imdb_reviews", "data.vocabulary=4", "data.length=3").load()
     assert (len(splits.train), len(splits.validation)) == (18, 2)
     test = {name: array[0] for name, array in splits.test.arrays.items()}

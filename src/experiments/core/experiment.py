@@ -24,9 +24,8 @@ from experiments.core.optim import partitioned
 from experiments.core.params import if_measured, merged, norm, only_if, variables
 from experiments.core.rng import initial_keys, stream
 from experiments.core.transfer import check_frozen, fitted, freeze_statistics, split
-from experiments.data.augment import resize
-from experiments.data.crops import Averaged
 from experiments.data.dataset import Spec, model_input
+from experiments.data.pipeline import Averaged, resize
 
 Tree = Any
 Hparams = Mapping[str, Any]

@@ -1,25 +1,105 @@
-"""Decoded splits kept as memory-mapped files, so that only the first start has to decode."""
+"""Splits in memory: decoded once, and stored as files that later starts map into memory."""
 
+import contextlib
 import errno
 import logging
+import multiprocessing
 import os
 import shutil
+import signal
+import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
 
+from experiments.data.dataset import Arrays
+from experiments.data.prepared import Prepared
+from experiments.errors import UserError
+from experiments.machine import user_cache
+
 log = logging.getLogger(__name__)
+
+WORTH_PROCESSES = 8192  # fewer examples are decoded sooner than processes have started
+LOG_SECONDS = 10.0
+
+
+def load_split(prepared: Prepared, split: str, cache: str | None, workers: int) -> Arrays:
+    """Return a split whose pictures all have one shape, from the cache or decoded into it.
+
+    Args:
+        cache: folder of decoded data; None means the user's cache folder.
+        workers: see `decode_split`.
+
+    Raises:
+        UserError: there is no such split, or the prepared files are damaged.
+    """
+    count = prepared.num_examples(split)
+    folder = Path(cache).expanduser() if cache else user_cache()
+    arrays = cached(
+        folder / prepared.name / prepared.info["version"] / prepared.fingerprint / split,
+        make=lambda: decode_split(prepared, split, workers),
+        shapes={"image": (count, *prepared.picture_shape), "label": (count,)},
+    )
+    return Arrays(arrays)
+
+
+def decode_split(prepared: Prepared, split: str, workers: int) -> dict[str, np.ndarray]:
+    """Decode a split whose pictures all have one shape.
+
+    Args:
+        workers: processes that share the work where it is worth starting them; 0 decodes in this
+            process. Threads would not help: Pillow holds the interpreter's lock.
+
+    Returns:
+        "image", uint8 [N, H, W, C], and "label", int32 [N].
+
+    Raises:
+        UserError: the prepared files are damaged, or a process ended early.
+    """
+    from experiments.data.records import Records  # imports array_record, needed only to decode
+
+    records = Records(prepared, split)
+    images = np.empty((len(records), *prepared.picture_shape), np.uint8)
+    labels = np.empty(len(records), np.int32)
+    started = said = time.monotonic()
+    log.info("Decoding %s %s: %d pictures", prepared.name, split, len(records))
+    with contextlib.ExitStack() as stack:
+        decoded: Iterator = map(records.chunk, records.chunks)
+        if workers > 1 and len(records) >= WORTH_PROCESSES:
+            # Spawned, as a fork would copy JAX's threads. Ctrl-C is for this process to handle.
+            pool = ProcessPoolExecutor(
+                workers,
+                multiprocessing.get_context("spawn"),
+                initializer=signal.signal,
+                initargs=(signal.SIGINT, signal.SIG_IGN),
+            )
+            decoded = stack.enter_context(pool).map(records.chunk, records.chunks)
+        try:
+            for (start, stop), part in zip(records.chunks, decoded, strict=True):
+                images[start:stop], labels[start:stop] = part
+                if time.monotonic() - said > LOG_SECONDS:
+                    said = time.monotonic()
+                    log.info("Decoded %d of %d pictures", stop, len(records))
+        except BrokenProcessPool as error:
+            raise UserError(
+                f"a process that decodes {prepared.name} ended early; was it out of memory? "
+                f"Use fewer: data.workers"
+            ) from error
+    log.info("Decoded %s %s in %.1f s", prepared.name, split, time.monotonic() - started)
+    return {"image": images, "label": labels}
 
 
 def cached(
     folder: Path, make: Callable[[], dict[str, np.ndarray]], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, np.ndarray]:
-    """The arrays stored in `folder`; made and stored where they are not there in full.
+    """Return the arrays stored in `folder`; make and store them where they are not there in full.
 
     Args:
-        folder: holds one `.npy` file an array. Its path must identify the contents.
+        folder: holds one `.npy` file per array. Its path must identify the contents.
         make: makes the arrays.
         shapes: name and shape of every array; anything else in `folder` counts as damaged.
 
@@ -31,14 +111,14 @@ def cached(
     made = make()
     try:
         _store(folder, made)
-    except OSError as error:  # unwritable, or the disk is full: the run itself needs no cache
-        log.warning("Cannot keep decoded data in %s (%s): each start will decode", folder, error)
+    except OSError as error:  # unwritable, or the disk is full: training itself needs no cache
+        log.warning("Cannot cache decoded data in %s (%s): each start will decode", folder, error)
         return made
     return _open(folder, shapes) or made
 
 
 def _open(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray] | None:
-    """The stored arrays, or None where there are none or they are damaged."""
+    """Return the stored arrays, or None where there are none or they are damaged."""
     if not folder.is_dir():
         return None
     try:
@@ -54,33 +134,25 @@ def _open(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.n
 
 
 def _store(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    fresh = scratch_folder(folder)
+    """Write the arrays into a scratch folder and put that in the place of `folder`.
+
+    Others see all of it or nothing. Two processes may do so at once, and what was there before
+    stays valid for those who have it open.
+    """
+    fresh = folder.parent / f".{folder.name}-{uuid.uuid4().hex}"
     try:
+        fresh.mkdir(parents=True)
         for name, array in arrays.items():
             np.save(fresh / f"{name}.npy", array)
-        replace_folder(fresh, folder)
+        while fresh.exists():
+            try:
+                os.rename(fresh, folder)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                aside = fresh.with_name(f"{fresh.name}-old")
+                with contextlib.suppress(FileNotFoundError):  # another process moved it first
+                    os.rename(folder, aside)
+                shutil.rmtree(aside, ignore_errors=True)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-
-
-def scratch_folder(folder: Path) -> Path:
-    """A new folder beside `folder`, to be filled and then put in its place."""
-    fresh = folder.parent / f".{folder.name}-{uuid.uuid4().hex}"
-    fresh.mkdir(parents=True)
-    return fresh
-
-
-def replace_folder(fresh: Path, folder: Path) -> None:
-    """Puts the finished `fresh` in the place of `folder`: others see all of it or nothing.
-
-    Two processes may do so at once; what was there before stays valid for those who have it open.
-    """
-    try:
-        os.rename(fresh, folder)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-        aside = fresh.with_name(f"{fresh.name}-old")
-        os.rename(folder, aside)
-        os.rename(fresh, folder)
-        shutil.rmtree(aside, ignore_errors=True)

@@ -1,35 +1,41 @@
-"""What the rest of the project sees of data: a `Spec` before reading, `Splits` after."""
+"""The data set that the rest of the project sees: a `Spec` before reading, `Splits` after."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from experiments.errors import UserError
+
 Batch = dict[str, np.ndarray]
+InOrder = TypeVar("InOrder", str, np.ndarray)
 
 INPUTS = ("image", "sequence", "tokens")
-"""Names of what a model reads: pixels [B, H, W, C], features [B, T, F] or integers [B, T]."""
+"""Names of a model's input: pixels [B, H, W, C], features [B, T, F] or integers [B, T]."""
 
 
 def model_input(batch: Mapping[str, Any]) -> tuple[str, Any]:
-    """Name and value of what the model reads in a batch."""
+    """Return the name and the value of a model's input in a batch."""
     name = next(name for name in INPUTS if name in batch)
     return name, batch[name]
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What is known of a data set before anything is read.
+    """The shapes of a data set, known before anything is read.
 
-    `input_shape` is that of one example: (height, width, channels) for images, (steps, features)
-    for sequences, of which tokens stand for one-hot vectors. `num_classes` is the number of a
-    model's outputs (of a step). `train_examples` is None where only reading the data can tell, and
-    `stored` what an example is made of, None for labelled images.
+    Args:
+        input_shape: shape of one input: (height, width, channels) of an image, (steps, features) of
+            a sequence. Tokens count as one-hot vectors.
+        num_classes: outputs of a model, per step where the targets are a sequence.
+        train_examples: None where only reading the data can tell.
+        stored: shape and type of each array of one example, None for labelled images.
     """
 
     input_shape: tuple[int, ...]
@@ -47,10 +53,12 @@ class Spec:
 
 @dataclass(frozen=True)
 class Arrays:
-    """A split that lives in memory or in a memory-mapped file.
+    """A split in memory or in a memory-mapped file.
 
-    `arrays` holds one of `INPUTS` and what goes with it, for images "image", uint8 [N, H, W, C],
-    and "label", int32 [N]. `ordered` examples are trained on in this order, epoch by epoch.
+    Args:
+        arrays: one of `INPUTS` and what belongs to it, N rows each. For images: "image", uint8
+            [N, H, W, C], and "label", int32 [N].
+        ordered: train on the examples in this order in every epoch, without shuffling.
     """
 
     arrays: dict[str, np.ndarray]
@@ -65,7 +73,7 @@ class Arrays:
         return len(next(iter(self.arrays.values())))
 
     def take(self, indices: np.ndarray) -> Arrays:
-        """The examples at `indices`, int [M], copied."""
+        """Return a copy of the examples at `indices`, int [M]."""
         return replace(self, arrays={name: array[indices] for name, array in self.arrays.items()})
 
 
@@ -83,7 +91,7 @@ class BatchIterator(Protocol, Iterator[Batch]):
 class Stream:
     """A split too large for memory, read and decoded batch by batch.
 
-    `open(batch_size, seed, train, rows)` starts the reading; see `iterate`.
+    `open(batch_size, seed, train, rows)` starts reading; see `iterate`.
     """
 
     length: int
@@ -95,19 +103,44 @@ class Stream:
     def iterate(
         self, batch_size: int, seed: int, train: bool, rows: range | None = None
     ) -> BatchIterator:
-        """Batches of fixed shape: "image" uint8 [B, H, W, C] and "label" int32 [B].
+        """Iterate over batches of one shape: "image" uint8 [B, H, W, C] and "label" int32 [B].
 
-        For training: endless epochs of `len(self) // batch_size` full batches, each epoch in its
-        own order. For evaluation: one pass in order, and another one each time that it is iterated
-        again; the last batch is padded and "mask", float32 [B], is 1 for real examples and 0 for
-        padding. The same seed gives the same batches, bit for bit. With `rows` only these rows of
-        each training batch are read.
+        Training never ends: each epoch is `len(self) // batch_size` full batches in an order of its
+        own. Evaluation is one pass in order, and another pass whenever it is iterated again; the
+        last batch is padded with zeros, and "mask", float32 [B], is 1 for examples and 0 for
+        padding. The same seed gives the same batches, bit for bit.
+
+        Args:
+            batch_size: -1 means all examples.
+            rows: read only these rows of each training batch.
         """
         return self.open(batch_size, seed, train, rows)
 
 
+@dataclass(frozen=True)
+class Splits:
+    """The three splits of a data set, disjoint.
+
+    `fingerprint` identifies the data that were read, so that a change on disk is noticed.
+    """
+
+    train: Arrays | Stream
+    validation: Arrays | Stream
+    test: Arrays | Stream
+    class_names: tuple[str, ...]
+    fingerprint: str
+
+
+class AsStored:
+    """The pipeline of data that are stored in the form that a model reads."""
+
+    def __call__(self, batch: Mapping[str, Any], key: Any = None, *, train: bool) -> dict[str, Any]:
+        """Return the batch unchanged."""
+        return dict(batch)
+
+
 def some_examples(split: Arrays | Stream) -> Batch:
-    """Stored examples to take statistics of: up to 5,000, or as few as make 16 million values."""
+    """Return stored examples for statistics: up to 5,000, and at most 16 million values."""
     if isinstance(split, Arrays):
         count = _enough(len(split), model_input(split.arrays)[1].shape[1:])
         return split.take(np.arange(count) * (len(split) // count)).arrays
@@ -121,15 +154,40 @@ def _enough(length: int, shape: tuple[int, ...]) -> int:
     return min(length, 5000, max(1, 2**24 // math.prod(shape)))
 
 
-@dataclass(frozen=True)
-class Splits:
-    """The three splits of a data set, disjoint.
+def hold_out(total: int, fraction: float | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Shuffle examples and hold out a share of them.
 
-    `fingerprint` identifies the prepared files, so that data that changed on disk is noticed.
+    Args:
+        total: number of examples.
+        fraction: share that is held out; None holds out nothing.
+        seed: of `numpy.random.PCG64`.
+
+    Returns:
+        Indices of the examples to train on and of those held out, int32, in shuffled order.
+
+    Raises:
+        UserError: nothing would be held out, or everything.
     """
+    order = np.arange(total, dtype=np.int32)  # int32 matters: there may be ten million examples
+    np.random.Generator(np.random.PCG64(seed)).shuffle(order)
+    if fraction is None:
+        return order, order[:0]
+    count = round(fraction * total)
+    if not 0 < count < total:
+        raise UserError(
+            f"data.validation_fraction={fraction} holds out {count} of {total} examples: "
+            f"choose one that leaves some for training and validation"
+        )
+    return order[count:], order[:count]
 
-    train: Arrays | Stream
-    validation: Arrays | Stream
-    test: Arrays | Stream
-    class_names: tuple[str, ...]
-    fingerprint: str
+
+def cut(whole: InOrder, held_out: float) -> dict[str, InOrder]:
+    """Cut a text or a time series: the last share for testing, as much before it for validation."""
+    share = round(len(whole) * held_out)
+    first, second = max(len(whole) - 2 * share, 0), len(whole) - share
+    return {"train": whole[:first], "validation": whole[first:second], "test": whole[second:]}
+
+
+def fingerprint(content: bytes) -> str:
+    """Return a hash of `content` as 16 hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()[:16]

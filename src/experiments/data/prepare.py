@@ -1,7 +1,6 @@
-"""Downloads and prepares a data set: `python -m experiments.data.prepare mnist [--dir FOLDER]`.
+"""Download and prepare a data set: `python -m experiments.data.prepare mnist [--dir FOLDER]`.
 
-The same as `make data DATA=mnist`. Only this needs a network and TensorFlow (the extra `prepare`);
-the digits need neither.
+The same as `make data DATA=mnist`. Only this needs a network and TensorFlow (the extra `prepare`).
 """
 
 import argparse
@@ -15,34 +14,30 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.data import prepared as on_disk
-from experiments.data.decode import load_split
-from experiments.data.prepared import FORMAT, Prepared
+from experiments.data.cache import load_split
+from experiments.data.prepared import FORMAT, SHIPPED, Prepared, check_name, data_dir, find
 from experiments.errors import UserError
 
 NETWORK_SECONDS = 5.0
 
 
 def prepare(name: str, directory: Path) -> Prepared:
-    """The data set `name` in `directory`, prepared there unless it already is.
+    """Return the data set `name` in `directory`; prepare it there if it is not yet.
+
+    The digits are shipped with this package and stay there.
 
     Raises:
         UserError: it is unknown, TensorFlow or the network is missing, downloading or preparing
             failed, or the folder cannot be written.
     """
-    if found := on_disk.find(name, None, directory):
+    if found := find(name, None, directory, None) or find(name, None, SHIPPED, None):
         return found
+    check_name(name, directory)
     try:
-        if name == "digits":
-            from experiments.data import digits
-
-            digits.prepare(directory)
-        else:
-            on_disk.check_name(name, directory)
-            _download(name, directory)
+        _download(name, directory)
     except OSError as error:
         raise UserError(f"data set {name!r} cannot be written to {directory}: {error}") from error
-    found = on_disk.find(name, None, directory)
+    found = find(name, None, directory, None)
     if found is None:
         raise UserError(f"TFDS prepared {name!r}, but not in {directory / name}")
     return found
@@ -58,7 +53,7 @@ def _download(name: str, directory: Path) -> None:
 
     try:
         builder = tfds.builder(name, data_dir=str(directory), file_format=FORMAT)
-    except (tfds.core.DatasetNotFoundError, ValueError) as error:  # of an unknown configuration
+    except (tfds.core.DatasetNotFoundError, ValueError) as error:  # ValueError: no such config
         raise UserError(f"TFDS has no data set {name!r}: {_first_line(error)}") from error
     downloads = directory / "downloads"
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not (downloads / "manual").is_dir():
@@ -77,9 +72,9 @@ def _download(name: str, directory: Path) -> None:
 
 
 def _check_network(url: str) -> None:
-    """Asks for `url` once, as TFDS itself goes on asking for minutes.
+    """Raise a `UserError` where `url` does not answer; TFDS itself would retry for minutes.
 
-    Any answer will do. The thread is there because no timeout covers the look-up of a host's name.
+    Any answer counts. The thread is there because no timeout covers the look-up of a host's name.
     """
     import requests
 
@@ -104,11 +99,11 @@ def _first_line(error: Exception) -> str:
 
 
 def describe(prepared: Prepared) -> str:
-    """Lines on what there is, with the mean and std of the training images for a config file."""
+    """Describe a data set, with the mean and std of the training images for a config file."""
     sizes = ", ".join(f"{prepared.num_examples(split):,} {split}" for split in prepared.splits)
     lines = [f"{prepared.name} {prepared.info['version']} in {prepared.folder}: {sizes}"]
-    if None not in prepared.image_shape and "train" in prepared.splits:
-        images = load_split(prepared, "train", cache=None).arrays["image"]
+    if prepared.size is not None and "train" in prepared.splits:
+        images = load_split(prepared, "train", cache=None, workers=4).arrays["image"]
         mean, std = statistics(images)
         lines.append(f"input_shape: {list(images.shape[1:])}")
         lines.append(f"num_classes: {prepared.num_classes}")
@@ -118,7 +113,7 @@ def describe(prepared: Prepared) -> str:
 
 
 def statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation a channel of uint8 images [N, H, W, C], for pixels in 0..1."""
+    """Return mean and standard deviation per channel of uint8 images [N, H, W, C], as 0..1."""
     values = np.arange(256) / 255
     means, stds = [], []
     for channel in range(images.shape[-1]):
@@ -130,14 +125,14 @@ def statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description="Download and prepare a TFDS image data set.")
+    """Run the command line and return the exit code."""
+    parser = argparse.ArgumentParser(description="Download and prepare a TFDS data set.")
     parser.add_argument("name", help="as in TFDS, for example mnist")
     parser.add_argument("--dir", help="default: $TFDS_DATA_DIR, else ~/tensorflow_datasets")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        print(describe(prepare(options.name, on_disk.data_dir(options.dir))))
+        print(describe(prepare(options.name, data_dir(options.dir))))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

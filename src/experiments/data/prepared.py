@@ -1,8 +1,7 @@
-"""Finds TFDS data prepared on disk and reads its description, without TFDS or TensorFlow."""
+"""Data sets that TFDS has prepared on disk, found and described without TFDS or TensorFlow."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -11,46 +10,56 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from experiments.data.dataset import fingerprint
 from experiments.errors import UserError, suggest
-from experiments.machine import user_cache
 
-FORMAT = "array_record"  # the only format of TFDS with random access; read without TensorFlow
-Kind = Literal["image", "text"]
+FORMAT = "array_record"  # TFDS's only format with random access, readable without TensorFlow
+SHIPPED = Path(__file__).parent / "shipped"  # data sets that are part of this package: the digits
 VERSION = re.compile(r"\d+\.\d+\.\d+")
+
+Kind = Literal["image", "text"]
 
 
 def data_dir(directory: str | None) -> Path:
-    """The folder of prepared data: `directory`, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    """Return the folder of prepared data.
+
+    That is `directory`, else $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+    """
     directory = directory or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     return Path(directory).expanduser()
-
-
-def cache_dir(directory: str | None) -> Path:
-    """The folder of what can be made again: `directory`, else the user's cache folder."""
-    return Path(directory).expanduser() if directory else user_cache()
 
 
 @dataclass(frozen=True)
 class Prepared:
     """One version of a data set of labelled images or of text, prepared by TFDS in `folder`.
 
-    `image_shape` is (height, width, channels), None where it differs from picture to picture; () of
-    text. `num_classes` is 0 where nothing is labelled.
+    Args:
+        info: contents of TFDS's `dataset_info.json`.
+        size: (height, width) of every picture; None where pictures differ, and for text.
+        channels: of every picture; 0 for text.
+        num_classes: 0 where nothing is labelled.
     """
 
     name: str
     folder: Path
     info: dict[str, Any]
-    image_shape: tuple[int | None, ...]
+    size: tuple[int, int] | None
+    channels: int
     num_classes: int
 
     @property
-    def picture_shape(self) -> tuple[int | None, int | None, int]:
-        """`image_shape`; raises `UserError` for a data set of text."""
-        match self.image_shape:
-            case (height, width, int(channels)):
-                return height, width, channels
-        raise UserError(f"data set {self.name!r} holds text, not pictures: see conf/data/text.yaml")
+    def picture_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of every picture.
+
+        Raises:
+            UserError: they differ in size.
+        """
+        if self.size is None:
+            raise UserError(
+                f"the pictures of data set {self.name!r} differ in size: "
+                f"set data.image_size (and data.input_shape to match)"
+            )
+        return *self.size, self.channels
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -72,7 +81,7 @@ class Prepared:
         return sum(self.shard_lengths(split))
 
     def shards(self, split: str) -> list[Path]:
-        """The files of a split, in order.
+        """Return the files of a split, in order.
 
         Raises:
             UserError: there is no such split, or a file is missing.
@@ -96,11 +105,21 @@ class Prepared:
         ]
         for path in paths:
             if not path.is_file():
-                raise UserError(
-                    f"{path} is missing.\n"
-                    f"Remove {self.folder} and prepare it again: make data DATA={self.name}"
-                )
+                raise UserError(f"{path} is missing.\n{self.remedy}")
         return paths
+
+    def check(self, key: str, configured: Any, actual: Any) -> None:
+        """Raise a `UserError` where `data.<key>` is set and contradicts the data."""
+        if configured is not None and configured != actual:
+            raise UserError(
+                f"data.{key} is {configured}, but the data prepared in {self.folder} have "
+                f"{actual}: set data.{key}={str(actual).replace(' ', '')}"
+            )
+
+    @property
+    def remedy(self) -> str:
+        """The advice to a user whose files are damaged."""
+        return f"Remove {self.folder} and prepare it again: make data DATA={self.name}"
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
@@ -113,20 +132,39 @@ class Prepared:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the description and of the names and sizes of all files, 16 hex digits."""
-        digest = hashlib.sha256(json.dumps(self.info, sort_keys=True).encode())
-        for path in sorted(self.folder.iterdir()):
-            digest.update(f"{path.name} {path.stat().st_size}\n".encode())
-        return digest.hexdigest()[:16]
+        files = [f"{path.name} {path.stat().st_size}\n" for path in sorted(self.folder.iterdir())]
+        return fingerprint("".join([json.dumps(self.info, sort_keys=True), *files]).encode())
 
 
-def find(name: str, version: str | None, directory: Path, kind: Kind = "image") -> Prepared | None:
-    """The prepared data set `name`, or None where `directory` has none.
+def locate(name: str, version: str | None, directory: str | None, kind: Kind = "image") -> Prepared:
+    """Return a prepared data set: from the folder of prepared data, or shipped with this package.
+
+    Args:
+        name, version, kind: see `find`.
+        directory: see `data_dir`.
+
+    Raises:
+        UserError: it is unknown, not prepared, or not usable.
+    """
+    folder = data_dir(directory)
+    found = find(name, version, folder, kind) or find(name, version, SHIPPED, kind)
+    if found is None:
+        check_name(name, folder)
+        raise UserError(
+            f"data set {name!r} is not prepared in {folder}. Prepare it: make data DATA={name}\n"
+            f"or name the folder that has it by TFDS_DATA_DIR or data.dir"
+        )
+    return found
+
+
+def find(name: str, version: str | None, directory: Path, kind: Kind | None) -> Prepared | None:
+    """Return the prepared data set `name`, or None where `directory` has none.
 
     Args:
         name: as in TFDS, "mnist" or with a configuration, "imagenet_resized/32x32".
         version: None takes the newest prepared.
         directory: laid out by TFDS, `directory/name[/config]/version`.
-        kind: what is in it.
+        kind: what the data set must hold; None accepts both.
 
     Raises:
         UserError: it is there but of another version, configuration or file format, or of another
@@ -155,13 +193,14 @@ def find(name: str, version: str | None, directory: Path, kind: Kind = "image") 
 
 
 def _versions(folder: Path) -> list[str]:
-    """The versions prepared in `folder`, oldest first."""
+    """Return the versions prepared in `folder`, oldest first."""
     found = [p.parent.name for p in folder.glob("*/dataset_info.json")]
     found = [name for name in found if VERSION.fullmatch(name)]
     return sorted(found, key=lambda name: tuple(map(int, name.split("."))))
 
 
-def _read(name: str, folder: Path, kind: Kind) -> Prepared:
+def _read(name: str, folder: Path, kind: Kind | None) -> Prepared:
+    """Read the description of the data set in `folder`; see `find`."""
     try:
         info = json.loads((folder / "dataset_info.json").read_text())
         described = json.loads((folder / "features.json").read_text())
@@ -177,11 +216,11 @@ def _read(name: str, folder: Path, kind: Kind) -> Prepared:
             f"data set {name!r} in {folder} is stored as {stored_as}, which needs TensorFlow to "
             f"read.\nRemove that folder and prepare it as {FORMAT}: make data DATA={name}"
         )
-    if kind == "text":
-        if "text" not in features:
-            raise UserError(f"data set {name!r} is not text: it has {', '.join(sorted(features))}")
+    if kind == "text" and "text" not in features:
+        raise UserError(f"data set {name!r} is not text: it has {', '.join(sorted(features))}")
+    if kind != "image" and "text" in features:
         labels = features.get("label", {}).get("classLabel", {"numClasses": "0"})
-        return Prepared(name, folder, info, (), int(labels["numClasses"]))
+        return Prepared(name, folder, info, None, 0, int(labels["numClasses"]))
     image = features.get("image", {}).get("image")
     label = features.get("label", {}).get("classLabel")
     if image is None or label is None:
@@ -195,55 +234,12 @@ def _read(name: str, folder: Path, kind: Kind) -> Prepared:
             f"data set {name!r} has {image.get('dtype')} images of {channels} channels; "
             f"uint8 images of 1, 3 or 4 channels are supported"
         )
-    shape = (height if height > 0 else None, width if width > 0 else None, channels)
-    return Prepared(name, folder, info, shape, int(label["numClasses"]))
-
-
-def locate(
-    name: str,
-    version: str | None,
-    directory: str | None,
-    cache: str | None = None,
-    kind: Kind = "image",
-) -> Prepared:
-    """The prepared data set `name`; the digits are prepared where they are not yet.
-
-    Args:
-        name, version, kind: see `find`.
-        directory: see `data_dir`.
-        cache: see `cache_dir`; the digits go there, and into the data folder, which may be many
-            people's, only where the cache cannot be written.
-
-    Raises:
-        UserError: it is unknown, not prepared, or not usable.
-    """
-    folder = data_dir(directory)
-    if found := find(name, version, folder, kind):
-        return found
-    if name != "digits":
-        check_name(name, folder)
-        raise UserError(
-            f"data set {name!r} is not prepared in {folder}. Prepare it: make data DATA={name}\n"
-            f"or name the folder that has it by TFDS_DATA_DIR or data.dir"
-        )
-    own = cache_dir(cache) / "tensorflow_datasets"
-    if found := find(name, version, own):
-        return found
-    from experiments.data import digits
-
-    for target in (own, folder):
-        try:
-            digits.prepare(target)
-        except OSError as error:
-            problem = error
-            continue
-        if found := find(name, version, target):
-            return found
-    raise UserError(f"the digits cannot be written to {own} or {folder}: {problem}")
+    size = (height, width) if height > 0 and width > 0 else None
+    return Prepared(name, folder, info, size, channels, int(label["numClasses"]))
 
 
 def check_name(name: str, folder: Path) -> None:
-    """Raises a UserError unless TFDS or `folder` knows `name`.
+    """Raise a `UserError` unless TFDS or `folder` knows `name`.
 
     Asks TFDS for its list only, never the network: TFDS retries that for minutes.
     """

@@ -1,7 +1,7 @@
-"""Problems that are made up: long memory, and the continuation of a wave.
+"""Generated problems: long memory, and the continuation of a wave.
 
-Training examples are drawn on the device, new ones at every step; of validation and test each
-example is stored as a seed, so they are the same in every run.
+Training examples are drawn on the device, new ones at every step. Each example of validation and
+test is stored as a seed, so that these are the same in every run.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from experiments.errors import UserError
 from experiments.types import NonNegative, NonNegativeInt, PositiveInt
 
 Example = dict[str, jax.Array]
-BLANK = 0  # what an input or target of `Copy` is while nothing is to be said
+BLANK = 0  # token of `Copy` where there is no symbol
 
 
 @dataclass(frozen=True)
 class Draw:
-    """What the training step applies to each batch: new examples, or those of the seeds."""
+    """The pipeline that generates examples: new ones in training, else those of the seeds."""
 
     one: Callable[[jax.Array], Example]  # an example from a key
 
     def __call__(self, batch: Mapping[str, Any], key: jax.Array, *, train: bool) -> Example:
-        """`seed` uint32 [B] to the examples, stacked; in training from `key` in their place."""
+        """Return B stacked examples, from `seed` uint32 [B] or, in training, from `key`."""
         if train:
             keys = jax.random.split(key, len(batch["seed"]))
         else:
@@ -39,13 +39,13 @@ class Draw:
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """What the problems share.
+    """The arguments and methods that all generated problems share.
 
     Args:
-        examples: in an epoch of training; no two are alike.
+        examples: number per epoch of training; each is new.
         held_out: examples for validation, and again for test.
-        limit: use only so many examples an epoch; None uses all.
-        batch_size, eval_batch_size: examples a step; -1 is all of them.
+        limit: use only so many examples per epoch; None uses all.
+        batch_size, eval_batch_size: examples per step; -1 is all of them.
     """
 
     examples: PositiveInt
@@ -56,11 +56,11 @@ class Problem:
 
     @property
     def pipeline(self) -> Draw:
-        """Makes the examples, on the device."""
+        """The part of the training step that generates the examples."""
         return Draw(self.one)
 
     def load(self) -> Splits:
-        """The seeds of all examples."""
+        """Return the seeds of all examples."""
         seeds = np.arange(self.examples + 2 * self.held_out, dtype=np.uint32)
         test, validation, train = np.split(seeds, [self.held_out, 2 * self.held_out])
         return Splits(
@@ -72,7 +72,7 @@ class Problem:
         )
 
     def one(self, key: jax.Array) -> Example:
-        """An example."""
+        """Generate an example from a key."""
         raise NotImplementedError
 
     def _spec(self, input_shape: tuple[int, ...], outputs: int) -> Spec:
@@ -81,14 +81,14 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class Adding(Problem):
-    """Which two numbers of a long sequence are marked, and what is their sum?
+    """The adding problem: the sum of the two numbers of a long sequence that are marked.
 
     A step is a number in [0, 1] and a mark. One mark is in the first half, one in the second
-    (Hochreiter & Schmidhuber 1997, section 5.4, in the form of Le et al. 2015). Who always says 1
-    has a squared error of 1/6.
+    (Hochreiter & Schmidhuber 1997, section 5.4, in the form of Le et al. 2015). Predicting 1 for
+    every example gives a mean squared error of 1/6.
 
     Args:
-        length: steps.
+        length: steps of a sequence.
     """
 
     length: PositiveInt
@@ -99,10 +99,11 @@ class Adding(Problem):
 
     @property
     def spec(self) -> Spec:
+        """Shapes of an example."""
         return self._spec((self.length, 2), 1)
 
     def one(self, key: jax.Array) -> Example:
-        """`sequence` [length, 2] and `target` [1]."""
+        """Generate `sequence` [length, 2] and `target` [1]."""
         values, first, second = jax.random.split(key, 3)
         half = self.length // 2
         number = jax.random.uniform(values, (self.length,))
@@ -118,17 +119,20 @@ class Adding(Problem):
 
 @dataclass(frozen=True, kw_only=True)
 class Copy(Problem):
-    """Repeat a few symbols after a long time (Hochreiter & Schmidhuber 1997; Arjovsky et al. 2016).
+    """The copy problem: repeat a few symbols after a long delay.
 
-    Tokens are 0 for nothing, 1 to `symbols`, and one more that says "now". Only the repeated
-    symbols count; who guesses has a loss of log(symbols).
+    Tokens are 0 for a blank, 1 to `symbols`, and one more that asks for the answer. Only the
+    repeated symbols count; guessing gives a loss of log(symbols).
 
     Args:
-        symbols: different ones.
-        length: how many are to be repeated.
-        delay: steps between the last symbol and "now".
-        target: "aligned" with the input, an output a step; "answer": the symbols alone, for a model
-            that writes.
+        symbols: number of different symbols.
+        length: symbols to repeat.
+        delay: steps between the last symbol and the token that asks for the answer.
+        target: "aligned" with the input, one output per step; "answer": the symbols alone, for a
+            model that generates a sequence.
+
+    References:
+        Hochreiter & Schmidhuber 1997; Arjovsky et al. 2016.
     """
 
     symbols: PositiveInt
@@ -138,40 +142,40 @@ class Copy(Problem):
 
     @property
     def spec(self) -> Spec:
+        """Shapes of an example."""
         steps = self.length + self.delay + 1 + (self.length if self.target == "aligned" else 0)
         return self._spec((steps, self.symbols + 2), self.symbols + 2)
 
     def one(self, key: jax.Array) -> Example:
-        """`tokens` [steps], `target` and `weight` [steps] or [length]."""
-        said = jax.random.randint(key, (self.length,), 1, self.symbols + 1)
+        """Generate `tokens` [steps], and `target` and `weight` of [steps] or [length]."""
+        symbols = jax.random.randint(key, (self.length,), 1, self.symbols + 1)
         wait = jnp.full(self.delay, BLANK)
-        now = jnp.array([self.symbols + 1])
-        asked = jnp.concatenate([said, wait, now])
+        question = jnp.concatenate([symbols, wait, jnp.array([self.symbols + 1])])
         if self.target == "answer":
-            return {"tokens": asked, "target": said, "weight": jnp.ones(self.length)}
-        silence = jnp.full(len(asked), BLANK)
+            return {"tokens": question, "target": symbols, "weight": jnp.ones(self.length)}
+        blank = jnp.full(len(question), BLANK)
         return {
-            "tokens": jnp.concatenate([asked, jnp.full(self.length, BLANK)]),
-            "target": jnp.concatenate([silence, said]),
-            "weight": jnp.concatenate([jnp.zeros(len(asked)), jnp.ones(self.length)]),
+            "tokens": jnp.concatenate([question, jnp.full(self.length, BLANK)]),
+            "target": jnp.concatenate([blank, symbols]),
+            "weight": jnp.concatenate([jnp.zeros(len(question)), jnp.ones(self.length)]),
         }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sine(Problem):
-    """How does a noisy sine of unknown frequency, phase and amplitude go on?
+    """The continuation of a noisy sine of unknown frequency, phase and amplitude.
 
-    The frequency is uniform between 0.02 and 0.1 a step, the amplitude between 0.5 and 1. The
-    target is free of noise.
+    The frequency is uniform between 0.02 and 0.1 periods per step, the amplitude between 0.5 and 1.
+    The target has no noise.
 
     Args:
         length: steps that are read.
-        horizon: steps to be told.
-        noise: standard deviation of what is read.
+        horizon: steps to predict.
+        noise: standard deviation of the noise on the steps that are read.
         given: "window": the wave so far; "parameters": amplitude, frequency in units of 0.1 and
-            phase in turns, for a model that makes a sequence of a vector.
-        target: "vector": the values at once; "sequence": one after the other, for a model that
-            writes.
+            phase in periods, for a model that generates a sequence from a vector.
+        target: "vector": all values at once; "sequence": one after the other, for a model that
+            generates a sequence.
     """
 
     length: PositiveInt
@@ -182,11 +186,12 @@ class Sine(Problem):
 
     @property
     def spec(self) -> Spec:
+        """Shapes of an example."""
         inputs = (3,) if self.given == "parameters" else (self.length, 1)
         return self._spec(inputs, self.horizon if self.target == "vector" else 1)
 
     def one(self, key: jax.Array) -> Example:
-        """`sequence` [length, 1] or [3], and `target` [horizon] or [horizon, 1]."""
+        """Generate `sequence` [length, 1] or [3], and `target` [horizon] or [horizon, 1]."""
         drawn, noise = jax.random.split(key)
         low, high = np.array([0.5, 0.02, 0.0]), np.array([1.0, 0.1, 1.0])
         amplitude, frequency, phase = jax.random.uniform(drawn, (3,), minval=low, maxval=high)

@@ -1,35 +1,33 @@
-"""Records of prepared TFDS image data, read and decoded without TFDS or TensorFlow.
+"""The examples in the files of a prepared data set, read and decoded without TFDS or TensorFlow.
 
-TFDS stores each example as a serialized `tf.train.Example`. The message is declared here because
-importing TFDS only for its declaration costs each decoding process about a second.
-
-Run as a script, this file is one decoding process of `decode.py`; it therefore imports nothing else
-of the package.
+TFDS stores each example as a serialized `tf.train.Example`.
 """
 
+import contextlib
 import io
-import sys
-from collections.abc import Iterator, Sequence
-from functools import cache
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from PIL import Image
 
-CHUNK = 512  # examples read, decoded and handed on at a time
-DAMAGED = 65  # exit code: EX_DATAERR of sysexits.h
+from experiments.data.prepared import Prepared
+from experiments.errors import UserError
+
+CHUNK = 512  # examples that are read and decoded together
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's image mode by number of channels
 
 
-@cache
 def _example_type() -> Any:
-    """The protobuf class of `tf.train.Example`, fields that images do not need left out.
+    """Return the protobuf class of `tf.train.Example`, without the fields that are not read here.
 
-    A protobuf map is on the wire a repeated (key, value) message, and declared so here: no copy of
-    the dictionary is built.
+    It is declared here because importing TFDS for its declaration takes long, and every process
+    that decodes would do so. A protobuf map is on the wire a repeated (key, value) message, and
+    declared as one, so that no copy of the dictionary is built.
     """
-    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-
     kinds = descriptor_pb2.FieldDescriptorProto
     messages = {
         "Bytes": [("value", 1, kinds.TYPE_BYTES, True)],
@@ -57,123 +55,109 @@ def _example_type() -> Any:
     return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{package}.Example"))
 
 
-def parse(record: bytes) -> tuple[bytes, int]:
-    """The encoded picture and the label of one serialized example.
+Example = _example_type()
+
+
+class Records:
+    """Random access to the examples of a prepared split.
+
+    Items are pairs of a picture, decoded, and its label: what Grain calls a source. `chunk` reads
+    many of them at once, and so does `texts` for a data set of text.
 
     Raises:
-        ValueError: the record is damaged. Of a truncated file some records read as empty.
+        UserError: there is no such split, a file is missing, or, on access, it is damaged.
     """
-    try:
-        features = {e.key: e.value for e in _example_type().FromString(record).features.feature}
-        return features["image"].bytes_list.value[0], features["label"].int64_list.value[0]
-    except Exception as error:
-        raise ValueError("a record is damaged") from error
 
+    def __init__(self, prepared: Prepared, split: str) -> None:
+        self._prepared = prepared
+        self._files = prepared.shards(split)
+        lengths = prepared.shard_lengths(split)
+        self._ends = list(itertools.accumulate(lengths))
+        # With the number of records in the name, no file has to be opened to count them.
+        names = [f"{path}[0:{n}]" for path, n in zip(self._files, lengths, strict=True)]
+        self._records = ArrayRecordDataSource(names)
 
-def parse_text(record: bytes) -> tuple[str, int]:
-    """The text of one serialized example and its label, -1 where it has none.
+    def __len__(self) -> int:
+        return len(self._records)
 
-    Raises:
-        ValueError: the record is damaged.
-    """
-    try:
-        features = {e.key: e.value for e in _example_type().FromString(record).features.feature}
-        label = features["label"].int64_list.value[0] if "label" in features else -1
-        return features["text"].bytes_list.value[0].decode(), label
-    except Exception as error:
-        raise ValueError("a record is damaged") from error
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        with self._readable(index):
+            return self._picture(self._records[index])
 
+    @property
+    def chunks(self) -> list[tuple[int, int]]:
+        """(start, stop) of ranges of at most `CHUNK` examples, each in one file."""
+        bounds = {0, *self._ends, *range(0, len(self), CHUNK)}
+        return list(itertools.pairwise(sorted(bounds)))
 
-def read_texts(shards: Sequence[str]) -> list[tuple[str, int]]:
-    """All texts of a split with their labels; see `parse_text`.
+    def chunk(self, bounds: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Read pictures that all have one shape.
 
-    Raises:
-        ValueError: a record cannot be read.
-    """
-    from array_record.python.array_record_module import ArrayRecordReader
+        Args:
+            bounds: one of `chunks`.
 
-    texts = []
-    for shard in shards:
+        Returns:
+            Images, uint8 [n, H, W, C], and labels, int32 [n].
+        """
+        indices = range(*bounds)
+        height, width, channels = self._prepared.picture_shape
+        images = np.empty((len(indices), height, width, channels), np.uint8)
+        labels = np.empty(len(indices), np.int32)
+        with self._readable(bounds[0]):
+            for i, record in enumerate(self._records.__getitems__(indices)):
+                image, labels[i] = self._picture(record)
+                if image.size != (width, height):
+                    size = f"{image.height}x{image.width}"
+                    raise ValueError(f"picture of {size} pixels, not {height}x{width}")
+                images[i] = np.asarray(image).reshape(images.shape[1:])
+        return images, labels
+
+    def texts(self) -> list[tuple[str, int]]:
+        """Read all texts with their labels, -1 where there is none."""
+        found = []
+        for bounds in self.chunks:
+            with self._readable(bounds[0]):
+                for record in self._records.__getitems__(range(*bounds)):
+                    text, label = parse(record, "text")
+                    found.append((text.decode(), label))
+        return found
+
+    def _picture(self, record: bytes) -> tuple[Image.Image, int]:
+        encoded, label = parse(record, "image")
+        mode = MODES[self._prepared.channels]
+        image = Image.open(io.BytesIO(encoded))
+        image.load()  # decodes it
+        return (image if image.mode == mode else image.convert(mode)), label
+
+    @contextlib.contextmanager
+    def _readable(self, index: int) -> Iterator[None]:
+        """Name the file with example `index` in an error."""
         try:
-            reader = ArrayRecordReader(shard)
-            texts += [parse_text(record) for record in reader.read_all()]
-            reader.close()
+            yield
         except Exception as error:
-            raise ValueError(f"{shard}: {str(error).splitlines()[0]}") from error
-    return texts
+            path = self._files[np.searchsorted(self._ends, index, side="right")]
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(
+                f"prepared data cannot be read: {path}: {reason}\n{self._prepared.remedy}"
+            ) from error
 
 
-def open_image(encoded: bytes, channels: int) -> Image.Image:
-    """The picture behind PNG or JPEG bytes, in the colour mode that has so many channels."""
-    image = Image.open(io.BytesIO(encoded))
-    return image if image.mode == MODES[channels] else image.convert(MODES[channels])
-
-
-def decode(
-    shards: Sequence[str], start: int, stop: int, shape: tuple[int, int, int]
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Decodes the examples `start` to `stop` of a split, a chunk at a time.
+def parse(record: bytes, kind: str) -> tuple[bytes, int]:
+    """Return the picture or text in one serialized example, and its label.
 
     Args:
-        shards: the array_record files of the split, in order.
-        start, stop: range of examples, counted over all shards.
-        shape: of every picture, (height, width, channels).
+        kind: name of the feature, "image" or "text".
 
-    Yields:
-        images uint8 [n, H, W, C] and labels int32 [n], n at most `CHUNK`.
+    Returns:
+        The feature's bytes, and the label, -1 for a text without one.
 
     Raises:
-        ValueError: a record cannot be read, or a picture is not of that shape.
+        ValueError: the record is damaged. Some records of a truncated file read as empty.
     """
-    from array_record.python.array_record_module import ArrayRecordReader
-
-    first = 0  # index of the shard's first example
-    for shard in shards:
-        try:
-            reader = ArrayRecordReader(shard)
-            count = reader.num_records()
-            for low in range(max(start - first, 0), min(stop - first, count), CHUNK):
-                high = min(low + CHUNK, stop - first, count)
-                yield _decode_chunk(reader.read(list(range(low, high))), shape)
-            reader.close()
-        except Exception as error:
-            message = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(f"{shard}: {message}") from error
-        first += count
-    if first < stop:
-        raise ValueError(f"{shards[-1]}: {first} examples in this split, expected {stop} or more")
-
-
-def _decode_chunk(
-    records: Sequence[bytes], shape: tuple[int, int, int]
-) -> tuple[np.ndarray, np.ndarray]:
-    images = np.empty((len(records), *shape), np.uint8)
-    labels = np.empty(len(records), np.int32)
-    for i, record in enumerate(records):
-        encoded, labels[i] = parse(record)
-        image = open_image(encoded, shape[2])
-        if image.size != (shape[1], shape[0]):
-            raise ValueError(f"picture of {image.size[1]}x{image.size[0]} pixels, not {shape[:2]}")
-        images[i] = np.asarray(image).reshape(shape)
-    return images, labels
-
-
-def main(arguments: Sequence[str]) -> None:
-    """`records.py START STOP HEIGHT WIDTH CHANNELS SHARD...` writes chunks to standard output.
-
-    A chunk is the number of its examples (int32), their images and their labels, all raw. The exit
-    code is `DAMAGED`, and the last line of standard error says what, where the data are damaged.
-    """
-    start, stop, height, width, channels = map(int, arguments[:5])
     try:
-        for images, labels in decode(arguments[5:], start, stop, (height, width, channels)):
-            sys.stdout.buffer.write(np.int32(len(labels)).tobytes())
-            sys.stdout.buffer.write(images.data)
-            sys.stdout.buffer.write(labels.data)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        sys.exit(DAMAGED)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+        features = {e.key: e.value for e in Example.FromString(record).features.feature}
+        labelled = kind == "image" or "label" in features
+        label = features["label"].int64_list.value[0] if labelled else -1
+        return features[kind].bytes_list.value[0], label
+    except Exception as error:
+        raise ValueError("a record is damaged") from error

@@ -10,10 +10,9 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from experiments.data import records
 from experiments.data.dataset import Batch, BatchIterator, Stream
 from experiments.data.prepared import Prepared
-from experiments.errors import UserError
+from experiments.data.records import Records
 
 Example = dict[str, Any]
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
@@ -32,74 +31,47 @@ def open_split(
     whole: bool,
     workers: int,
 ) -> Stream:
-    """A split, or the part of it at `indices` (int [N]), to be streamed; see `Stream.iterate`.
+    """Open a split, or the part of it at `indices` (int [N]), as a stream; see `Stream.iterate`.
 
     Args:
         image_size: training pictures are randomly cropped, mirrored and resized to this side
             (arXiv:1409.4842, section 6), evaluation pictures resized and cropped around the centre.
             None: all pictures have one shape already and stay as they are.
-        whole: instead, training or not, resize all of the middle square, to be cropped later.
+        whole: in training too, resize the whole middle square of a picture, to be cropped later.
         workers: decoding processes. The batches do not depend on their number.
 
     Raises:
         UserError: there is no such split, or files are missing.
     """
-    source = _Records(prepared, split, indices)
+    records = Records(prepared, split)
+    indices = np.arange(len(records)) if indices is None else indices
 
     def start(batch_size: int, seed: int, train: bool, rows: range | None) -> BatchIterator:
         if batch_size == -1:
-            batch_size = len(source)
-        data = grain.MapDataset.source(source).seed(seed)
+            batch_size = len(indices)
+        data = grain.MapDataset.source(indices).map(records.__getitem__).seed(seed)
         if train:
-            data = data.shuffle().random_map(partial(_train_example, size=image_size, whole=whole))
+            data = data.shuffle()
+            if whole:
+                data = data.map(partial(_centred, size=image_size, resized=1.0))
+            else:
+                data = data.random_map(partial(_randomly_cropped, size=image_size))
             if rows is not None:
                 data = _Rows(data, batch_size, rows)
                 batch_size = len(rows)
             data = data.batch(batch_size, drop_remainder=True)
         else:
-            data = data.map(partial(_eval_example, size=image_size, whole=whole))
+            resized = 1.0 if whole else EVAL_RESIZE
+            data = data.map(partial(_centred, size=image_size, resized=resized))
             data = data.batch(batch_size, batch_fn=partial(_pad, size=batch_size))
-        # evaluation reads on into the next pass too: starting the workers takes seconds
+        # Evaluation reads on into the next pass too, because starting the workers takes seconds.
         return _Batches(data.repeat(), workers, None if train else len(data))
 
-    return Stream(len(source), start)
-
-
-class _Records:
-    """Random access to the pictures and labels of a split, as Grain wants a source."""
-
-    def __init__(self, prepared: Prepared, split: str, indices: np.ndarray | None) -> None:
-        # With the number of records in the name Grain need not open every file to count them.
-        files = zip(prepared.shards(split), prepared.shard_lengths(split), strict=True)
-        self._files = grain.sources.ArrayRecordDataSource(
-            [f"{path}[0:{length}]" for path, length in files]
-        )
-        self._indices = np.arange(len(self._files)) if indices is None else indices
-        self._channels = prepared.picture_shape[2]
-        self._folder = prepared.folder
-        self._name = prepared.name
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, index: Any) -> tuple[Image.Image, int]:
-        try:
-            encoded, label = records.parse(self._files[self._indices[index]])
-            image = records.open_image(encoded, self._channels)
-            image.load()  # decodes it
-            return image, label
-        except Exception as error:
-            raise UserError(
-                f"prepared data in {self._folder} cannot be read ({error}).\n"
-                f"Remove that folder and prepare it again: make data DATA={self._name}"
-            ) from error
-
-    def __repr__(self) -> str:
-        return f"{self._name}[{len(self)}]"
+    return Stream(len(indices), start)
 
 
 class _Rows(grain.MapDataset):
-    """Of every full batch of the examples of `parent` only certain rows, one after another."""
+    """The examples of `parent` at certain rows of every full batch, one after another."""
 
     def __init__(self, parent: grain.MapDataset, batch_size: int, rows: range) -> None:
         super().__init__(parent)
@@ -117,12 +89,13 @@ class _Rows(grain.MapDataset):
 
 
 class _Batches:
-    """An iterator whose state is nothing but its position.
+    """An iterator over batches whose state is its position alone.
 
-    A batch follows from the seed and its number alone, so a position can be resumed with another
-    number of workers than it was saved with, unlike the state of Grain's own iterator.
+    A batch follows from the seed and its number, so a position can be resumed with another number
+    of workers than it was saved with, unlike the state of Grain's own iterator.
 
-    Every `pass_length` batches (None: never) it stops; iterating again goes on with the next pass.
+    Every `pass_length` batches (None: never) it stops; iterating again continues with the next
+    pass.
     """
 
     def __init__(self, data: grain.MapDataset, workers: int, pass_length: int | None) -> None:
@@ -132,18 +105,18 @@ class _Batches:
         self._go_to(0)
 
     def _go_to(self, position: int) -> None:
-        # Elements are whole batches here, so the buffers hold few: Grain's defaults hold 500.
+        # An element is a whole batch here, so the buffers hold few. Grain's defaults hold 500.
         threads = 1 if self._workers else 4
         reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
         batches = self._data[position:].to_iter_dataset(reading)
         if self._workers:
             if not flags.FLAGS.is_parsed():
-                flags.FLAGS.mark_as_parsed()  # Grain asks for its flags, of which we set none
+                flags.FLAGS.mark_as_parsed()  # Grain reads its flags, none of which is set here
             options = grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=2)
             batches = batches.mp_prefetch(options)
         self._position = position
         self._iterator = iter(batches)
-        # At the end of the program too, or Grain's own clean-up fails half-way with a traceback.
+        # Called when the program ends, too: otherwise Grain's own clean-up ends in a traceback.
         self._close = weakref.finalize(self, self._iterator.close)
 
     def __iter__(self) -> "_Batches":
@@ -155,7 +128,7 @@ class _Batches:
             self._stopped = True
             raise StopIteration
         self._stopped = False
-        # Copied, because memory shared with the workers must not outlive them.
+        # Copied, because memory that is shared with the workers must not outlive them.
         batch = {name: np.array(array) for name, array in next(self._iterator).items()}
         self._position += 1
         return batch
@@ -168,15 +141,13 @@ class _Batches:
         self._go_to(int(state["batches"]))
 
     def close(self) -> None:
-        """Ends the worker processes."""
+        """End the worker processes."""
         self._close()
 
 
-def _train_example(
-    source: tuple[Image.Image, int], rng: np.random.Generator, *, size: int | None, whole: bool
+def _randomly_cropped(
+    source: tuple[Image.Image, int], rng: np.random.Generator, *, size: int | None
 ) -> Example:
-    if whole:
-        return _eval_example(source, size=size, whole=True)
     image, label = source
     if size is not None:
         image = _crop(image, random_box(image.width, image.height, rng), size)
@@ -185,10 +156,9 @@ def _train_example(
     return _example(image, label)
 
 
-def _eval_example(source: tuple[Image.Image, int], *, size: int | None, whole: bool) -> Example:
+def _centred(source: tuple[Image.Image, int], *, size: int | None, resized: float) -> Example:
     image, label = source
     if size is not None:
-        resized = 1.0 if whole else EVAL_RESIZE
         image = _crop(image, centre_box(image.width, image.height, resized), size)
     return _example(image, label)
 
@@ -203,10 +173,10 @@ def _example(image: Image.Image, label: int) -> Example:
 
 
 def random_box(width: int, height: int, rng: np.random.Generator) -> Box:
-    """A random part of a picture.
+    """Draw a random part of a picture.
 
     Its share of the area is uniform in `CROP_AREA`, its ratio of width to height log-uniform in
-    `CROP_RATIO`; the whole picture, cut to that range of ratios, where ten draws do not fit.
+    `CROP_RATIO`. Where ten draws do not fit, it is the whole picture, cut to that range of ratios.
     """
     for _ in range(10):
         area = width * height * rng.uniform(*CROP_AREA)
@@ -220,16 +190,16 @@ def random_box(width: int, height: int, rng: np.random.Generator) -> Box:
 
 
 def centre_box(width: int, height: int, resized: float = EVAL_RESIZE) -> Box:
-    """The square in the centre whose side is the shorter one of a picture over `resized`.
+    """Return the square in the centre whose side is a picture's shorter one over `resized`.
 
-    By default what is left of a picture resized to 256 and cropped to 224.
+    By default this is the part that remains of a picture resized to 256 and cropped to 224.
     """
     side = min(width, height) / resized
     return (width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2
 
 
 def _pad(examples: Sequence[Example], size: int) -> Batch:
-    """Batches up to `size` examples, the missing ones as zeros that "mask" leaves out."""
+    """Batch up to `size` examples; zeros stand for missing ones, and "mask" leaves them out."""
     missing = size - len(examples)
 
     def stack(key: str) -> np.ndarray:

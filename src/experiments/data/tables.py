@@ -1,41 +1,39 @@
-"""Time series from a CSV file: windows of what was, and what comes next."""
+"""Time series from a CSV file: windows of past rows, and the values that follow them."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from experiments.data.dataset import Arrays, Spec, Splits
+from experiments.data.dataset import Arrays, AsStored, Spec, Splits, cut, fingerprint
 from experiments.errors import UserError, suggest
 from experiments.types import Decay, PositiveInt
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A column of a CSV file to be forecast from its own past and that of other columns.
+    """A column of a CSV file, forecast from its own past and that of other columns.
 
-    The rows are in the order of time. The last `held_out` of them are for testing, as many before
-    them for validation, and a window never reaches over such a border. Every column is scaled to
-    mean 0 and deviation 1 by the training rows alone.
+    The rows are in the order of time. The last share `held_out` of them is for testing, as many
+    before them for validation, and a window never crosses such a border. Every column is scaled by
+    the training rows alone, to a mean of 0 and a standard deviation of 1 there.
 
     Args:
         path: the file; its first line names the columns.
-        column: what to forecast; None means the last one.
+        column: the one to forecast; None means the last one.
         inputs: columns that are read; None means `column` alone.
         length: rows that are read.
         horizon: rows that are forecast.
         held_out: share of the rows for validation, and again for test.
-        target: "vector": the values at once; "sequence": one after the other, for a model that
-            writes.
+        target: "vector": all values at once; "sequence": one after the other, for a model that
+            generates a sequence.
         limit: use only so many training windows; None uses all.
-        batch_size, eval_batch_size: windows a step; -1 is all of them.
+        batch_size, eval_batch_size: windows per step; -1 is all of them.
     """
 
     path: str
@@ -51,6 +49,7 @@ class Table:
 
     @property
     def spec(self) -> Spec:
+        """Shapes of a window and of its forecast."""
         features = len(self.inputs) if self.inputs else 1
         sequence = self.target == "sequence"
         stored = {
@@ -61,12 +60,12 @@ class Table:
         return Spec((self.length, features), 1 if sequence else self.horizon, self.limit, stored)
 
     @property
-    def pipeline(self) -> Scaled:
-        """What the training step applies to each batch."""
-        return Scaled()
+    def pipeline(self) -> AsStored:
+        """The part of the training step that prepares each batch."""
+        return AsStored()
 
     def load(self) -> Splits:
-        """Reads the file.
+        """Read the file.
 
         Raises:
             UserError: there is no such file or column, a value is no number, or there are too few
@@ -74,22 +73,15 @@ class Table:
         """
         header, rows = self._read()
         column = self.column if self.column is not None else header[-1]
-        places = {name: index for index, name in enumerate(header)}
         wanted = [*(self.inputs or [column]), column]
         for name in wanted:
-            if name not in places:
+            if name not in header:
                 raise UserError(
                     f"{self.path} has no column {name!r}, only {', '.join(header)}"
                     f"{suggest(name, header)}"
                 )
-        values = np.array([self._numbers(rows, name, places[name]) for name in wanted]).T
-        share = round(len(values) * self.held_out)
-        cut = len(values) - 2 * share
-        parts = {
-            "train": values[: max(cut, 0)],
-            "validation": values[max(cut, 0) : len(values) - share],
-            "test": values[len(values) - share :],
-        }
+        values = np.array([self._numbers(rows, name) for name in wanted]).T
+        parts = cut(values, self.held_out)
         mean, deviation = self._scale(parts["train"])
         unit = deviation[-1]
         splits = {
@@ -97,17 +89,16 @@ class Table:
             for split, part in parts.items()
         }
         splits["train"] = splits["train"].take(np.arange(len(splits["train"]))[: self.limit])
-        digest = hashlib.sha256(values.tobytes()).hexdigest()[:16]
-        return Splits(**splits, class_names=(), fingerprint=digest)
+        return Splits(**splits, class_names=(), fingerprint=fingerprint(values.tobytes()))
 
-    def _read(self) -> tuple[list[str], list[tuple[int, list[str]]]]:
-        """The names of the columns, and (line number, cells) of every row that is not empty."""
+    def _read(self) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+        """Return the names of the columns, and (line number, cells) of every row with any cells."""
         path = Path(self.path).expanduser()
         try:
             with path.open(newline="", encoding="utf-8-sig") as file:
-                reader = csv.reader(file)
-                header = [name.strip() for name in next(reader, [])]
-                rows = [(reader.line_num, row) for row in reader if row]
+                reader = csv.DictReader(file, restval="")
+                reader.fieldnames = header = [name.strip() for name in reader.fieldnames or []]
+                rows = [(reader.line_num, row) for row in reader]
         except FileNotFoundError:
             raise UserError(f"data.path={self.path}: there is no such file") from None
         except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -116,23 +107,23 @@ class Table:
             raise UserError(f"data.path={self.path}: the file is empty")
         return header, rows
 
-    def _numbers(self, rows: list[tuple[int, list[str]]], name: str, place: int) -> list[float]:
+    def _numbers(self, rows: list[tuple[int, dict[str, str]]], name: str) -> list[float]:
         numbers = []
         for line, row in rows:
-            cell = row[place] if place < len(row) else ""
             try:
-                number = float(cell)
+                number = float(row[name])
             except ValueError:
                 number = math.nan
             if not math.isfinite(number):
                 raise UserError(
-                    f"{self.path}, line {line}: column {name!r} has {cell!r}, which is no number"
+                    f"{self.path}, line {line}: column {name!r} has {row[name]!r}, "
+                    f"which is no number"
                 )
             numbers.append(number)
         return numbers
 
     def _scale(self, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and deviation of every column, of a constant one 1."""
+        """Return mean and standard deviation of every column; 1 stands for a deviation of 0."""
         if not len(train):
             raise UserError(f"data.held_out={self.held_out} leaves no rows for training")
         deviation = train.std(axis=0)
@@ -146,19 +137,11 @@ class Table:
                 f"{self.length} + {self.horizon} of a window: lower data.length or data.horizon"
                 + ("" if split == "train" else ", or raise data.held_out")
             )
-        index = np.arange(len(values) - span + 1)[:, None] + np.arange(span)
-        windows = values[index].astype(np.float32)
+        windows = np.lib.stride_tricks.sliding_window_view(values, span, axis=0)
+        windows = windows.swapaxes(1, 2).astype(np.float32)  # [N, span, columns]
         target = windows[:, self.length :, -1]
         if self.target == "sequence":
             target = target[..., None]
         sequence = windows[:, : self.length, :-1]
         unit_of_each = np.full(len(windows), unit, np.float32)
         return Arrays({"sequence": sequence, "target": target, "unit": unit_of_each})
-
-
-class Scaled:
-    """Windows are stored as a model reads them."""
-
-    def __call__(self, batch: Mapping[str, Any], key: Any = None, *, train: bool) -> dict[str, Any]:
-        """The batch as it is."""
-        return dict(batch)

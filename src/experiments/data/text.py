@@ -1,8 +1,7 @@
-"""Text as a sequence of characters, each of which is to be told from those before it."""
+"""Text as a sequence of characters, each predicted from those before it."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,22 +11,22 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.data import prepared as on_disk
-from experiments.data.dataset import Arrays, Spec, Splits
-from experiments.data.records import read_texts
+from experiments.data.dataset import Arrays, Spec, Splits, cut, fingerprint
+from experiments.data.prepared import locate
+from experiments.data.records import Records
 from experiments.errors import UserError
 from experiments.types import Decay, PositiveInt
 
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """Characters of a text, from TFDS or from a file of one's own.
+    """The characters of a text, from TFDS or from a file of the user's own.
 
     Training reads windows of `length` characters. With `streams` the text is cut into so many long
     pieces, and a batch holds the next window of each, in order, so that a model can carry its state
-    from batch to batch (truncated back-propagation through time). What is left over at the end of a
-    piece is not read. Validation and test are scored in windows of `eval_length` that start from
-    nothing; the last characters, too few for a window, are left out.
+    from batch to batch (truncated back-propagation through time). The remainder at the end of a
+    piece is not read. Validation and test are scored in windows of `eval_length`, in each of which
+    the model starts from its initial state; a last window that is too short is left out.
 
     Args:
         name: of the data set in TFDS; one long text in each of its splits train, validation, test.
@@ -36,11 +35,11 @@ class Text:
         dir: folder of prepared data; None means $TFDS_DATA_DIR, else ~/tensorflow_datasets.
         num_classes: different characters; None counts them.
         length, eval_length: characters of a window.
-        streams: windows of a batch that go on from the batch before, as many as `batch_size`; None
-            takes windows in random order.
+        streams: windows of a batch that continue those of the batch before; as many as
+            `batch_size`. None takes windows in random order.
         held_out: share of a file for validation, and again for test.
         limit: use only so many training windows; None uses all.
-        batch_size, eval_batch_size: windows a step; -1 is all of them.
+        batch_size, eval_batch_size: windows per step; -1 is all of them.
     """
 
     name: str | None
@@ -58,7 +57,7 @@ class Text:
 
     @property
     def spec(self) -> Spec:
-        """Reads the text only where `num_classes` is None."""
+        """Shapes and classes; reads the text only where `num_classes` is None."""
         size = self.num_classes or len(self._characters)
         stored: dict[str, Any] = {"text": ((self.length + 1,), _dtype(size))}
         if self.streams is not None:
@@ -67,14 +66,14 @@ class Text:
 
     @property
     def pipeline(self) -> Windows:
-        """What the training step applies to each batch."""
+        """The part of the training step that prepares each batch."""
         return Windows()
 
     def load(self) -> Splits:
-        """Reads the text.
+        """Read the text.
 
         Raises:
-            UserError: it is not there, not text, too short, or not what the config says.
+            UserError: it is not there, not text, too short, or not as the config says.
         """
         characters = self._characters
         if self.num_classes not in (None, len(characters)):
@@ -92,7 +91,7 @@ class Text:
             validation=Arrays({"text": _windows(codes["validation"], scored)}),
             test=Arrays({"text": _windows(codes["test"], scored)}),
             class_names=tuple(characters),
-            fingerprint=hashlib.sha256("\0".join(self._texts.values()).encode()).hexdigest()[:16],
+            fingerprint=fingerprint("\0".join(self._texts.values()).encode()),
         )
 
     def _training(self, codes: np.ndarray) -> Arrays:
@@ -105,8 +104,8 @@ class Text:
             return Arrays({"text": _windows(codes, self.length)[: self.limit]})
         if self.streams != self.batch_size:
             raise UserError(
-                f"data.streams={self.streams} and data.batch_size={self.batch_size}: in a batch is "
-                f"a window of each stream; make them equal, or say data.streams=null"
+                f"data.streams={self.streams} and data.batch_size={self.batch_size}: a batch holds "
+                f"one window of each stream; make them equal, or set data.streams=null"
             )
         piece = (len(codes) - 1) // self.streams
         steps = piece // self.length
@@ -115,23 +114,18 @@ class Text:
                 f"data.streams={self.streams}: pieces of {piece} characters are shorter than the "
                 f"window; lower data.streams (data.batch_size) or data.length={self.length}"
             )
-        windows = np.stack(
-            [
-                _windows(codes[s * piece : (s + 1) * piece + 1], self.length)
-                for s in range(self.streams)
-            ]
-        )
         if self.limit is not None:
-            steps = max(self.limit // self.streams, 1)
-            windows = windows[:, :steps]
-        text = windows.swapaxes(0, 1).reshape(-1, self.length + 1)
+            steps = min(steps, max(self.limit // self.streams, 1))
+        starts = range(0, self.streams * piece, piece)
+        windows = [_windows(codes[start : start + piece + 1], self.length) for start in starts]
+        text = np.stack(windows, axis=1)[:steps].reshape(-1, self.length + 1)
         restart = np.arange(len(text)) < self.streams
         return Arrays({"text": text, "restart": restart}, ordered=True)
 
     @cached_property
     def _texts(self) -> dict[str, str]:
         if (self.name is None) == (self.path is None):
-            raise UserError("say either data.name (of a text in TFDS) or data.path (a file)")
+            raise UserError("set either data.name (of a text in TFDS) or data.path (a file)")
         return self._of_file(Path(self.path)) if self.path is not None else self._of_tfds()
 
     @cached_property
@@ -146,49 +140,28 @@ class Text:
             raise UserError(f"data.path={path}: there is no such file") from None
         except UnicodeDecodeError as error:
             raise UserError(f"data.path={path}: not UTF-8 text ({error.reason})") from error
-        share = round(len(text) * self.held_out)
-        cuts = len(text) - 2 * share, len(text) - share
-        return {
-            "train": text[: max(cuts[0], 0)],
-            "validation": text[max(cuts[0], 0) : cuts[1]],
-            "test": text[cuts[1] :],
-        }
+        return cut(text, self.held_out)
 
     def _of_tfds(self) -> dict[str, str]:
-        found = on_disk.locate(str(self.name), self.version, self.dir, kind="text")
+        found = locate(str(self.name), self.version, self.dir, kind="text")
         return {
-            split: "\n".join(text for text, _ in texts_of(found, split))
+            split: "\n".join(text for text, _ in Records(found, split).texts())
             for split in ("train", "validation", "test")
         }
 
 
 class Windows:
-    """From windows of text to what is read and what is to be told: the same, a character later."""
+    """The pipeline of windows of text: the target is the input one character later."""
 
     def __call__(self, batch: Mapping[str, Any], key: Any = None, *, train: bool) -> dict[str, Any]:
-        """`text` int [B, T + 1] to `tokens` and `target` int32 [B, T]; the rest is passed on."""
+        """Turn `text` int [B, T + 1] into `tokens` and `target` int32 [B, T]; pass on the rest."""
         rest = {name: value for name, value in batch.items() if name != "text"}
         text = batch["text"].astype(jnp.int32)
         return {"tokens": text[:, :-1], "target": text[:, 1:], **rest}
 
 
-def texts_of(prepared: on_disk.Prepared, split: str) -> list[tuple[str, int]]:
-    """The texts of a split with their labels.
-
-    Raises:
-        UserError: there is no such split, or the files are damaged.
-    """
-    try:
-        return read_texts([str(path) for path in prepared.shards(split)])
-    except ValueError as error:
-        raise UserError(
-            f"data set {prepared.name!r} is damaged: {error}.\n"
-            f"Remove {prepared.folder} and prepare it again: make data DATA={prepared.name}"
-        ) from error
-
-
 def encode(text: str, characters: str) -> np.ndarray:
-    """The number of each character, of the smallest type that holds them.
+    """Return the number of each character, in the smallest type that holds all of them.
 
     Raises:
         UserError: a character is not among `characters`.
@@ -202,10 +175,8 @@ def encode(text: str, characters: str) -> np.ndarray:
 
 
 def _windows(codes: np.ndarray, length: int) -> np.ndarray:
-    """[N, length + 1]: windows one after the other, each with the first character of the next."""
-    count = (len(codes) - 1) // length
-    starts = np.arange(count)[:, None] * length
-    return codes[starts + np.arange(length + 1)]
+    """Return windows [N, length + 1], each of which ends with the first character of the next."""
+    return np.lib.stride_tricks.sliding_window_view(codes, length + 1)[::length]
 
 
 def _dtype(values: int) -> str:

@@ -14,8 +14,8 @@ import numpy as np
 from flax import nnx
 
 from experiments.core.experiment import Tree
-from experiments.data.augment import resize
 from experiments.data.dataset import Batch
+from experiments.data.pipeline import resize
 from experiments.errors import UserError
 from experiments.models.kinds import Function
 from experiments.tracking.jsonl import METRICS, read_history

@@ -1,24 +1,41 @@
-"""Preprocessing and augmentation of images as pure JAX, inside the jitted step on the device."""
+"""The pipeline of images from stored to model input: normalisation, augmentation, crops.
+
+All of it is pure JAX and runs inside the jitted step, on the device.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from experiments.data.crops import Crops, centre_crop, views
 from experiments.errors import UserError
+from experiments.types import NonNegative, NonNegativeInt
 
 Batch = Mapping[str, Any]
+Crops = Literal["flip", "five_crop", "ten_crop"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The keys of `eval`.
+
+    Args:
+        tta: evaluate by the mean prediction over each image and its mirror image (`flip`), or over
+            its four corners and its centre, and with `ten_crop` their mirror images too (Krizhevsky
+            et al. 2012, section 4.1): test-time augmentation. None evaluates the image alone.
+    """
+
+    tta: Crops | None
 
 
 @dataclass(frozen=True)
 class Augment:
-    """Random changes to training images, every one off by default.
+    """The random changes to training images, every one off by default.
 
     All randomness is per example. The strengths `mixup`, `jitter` and `pca` may be traced scalars;
     a plain 0 or None turns them off.
@@ -35,37 +52,28 @@ class Augment:
             [1 - s, 1 + s], in this order.
         pca: standard deviation of the multiples of each principal component of the colours, times
             its eigenvalue, that are added to all pixels of an image (Krizhevsky et al. 2012,
-            section 4.1). The batch stands for the training set.
-
-    Raises:
-        UserError: a value below 0.
+            section 4.1). The components are those of the batch, not of the whole training set.
     """
 
-    crop_padding: int = 0
+    crop_padding: NonNegativeInt = 0
     flip: bool = False
-    cutout: int = 0
-    mixup: float | None = 0.0
-    jitter: float | None = 0.0
-    pca: float | None = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("crop_padding", "cutout", "mixup", "jitter", "pca"):
-            value = getattr(self, name)
-            if isinstance(value, (int, float)) and value < 0:
-                raise UserError(f"data.augment.{name} is {value}: it must be 0 (off) or more")
+    cutout: NonNegativeInt = 0
+    mixup: NonNegative | None = 0.0
+    jitter: NonNegative | None = 0.0
+    pca: NonNegative | None = 0.0
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """From stored to model input: scale, augment, normalise.
+    """The steps from stored images to model input: crop, scale, augment, normalise.
 
     Args:
         mean, std: per channel, for pixels in 0..1.
         num_classes: length of the one-hot targets that mixup makes.
-        augment: what to do to training images.
+        augment: changes to training images.
         crop_size: side of random crops in training and of the centre crop in evaluation; None
             leaves images as large as they are.
-        tta: evaluate several crops of each image.
+        tta: crops of each image to evaluate; see `Evaluation`.
     """
 
     mean: tuple[float, ...]
@@ -76,12 +84,12 @@ class Pipeline:
     tta: Crops | None = None
 
     def __call__(self, batch: Batch, key: Array | None = None, *, train: bool) -> dict[str, Any]:
-        """Prepares a batch.
+        """Prepare a batch.
 
         Args:
             batch: "image" uint8 [B, H, W, C], "label" int [B]; anything else is passed on.
             key: source of all randomness; not used, and may be None, unless `train`.
-            train: whether to augment.
+            train: augment the images.
 
         Returns:
             "image" float32 [B, H, W, C], or with `tta` in evaluation [B, crops, H, W, C], and
@@ -101,7 +109,7 @@ class Pipeline:
         augment = self.augment
         keys = iter(jax.random.split(key, 4))
         size = (self.crop_size,) * 2 if self.crop_size else images.shape[1:3]
-        images = _crop_flip(images, next(keys), size, augment.crop_padding, augment.flip)
+        images = crop_and_flip(images, next(keys), size, augment.crop_padding, augment.flip)
         images = _unit(images)
         key_jitter, key_cutout, key_mixup = keys
         if _on(augment.jitter):
@@ -116,14 +124,24 @@ class Pipeline:
         return {**batch, "image": images, "label": labels}
 
 
+class RowPipeline(Pipeline):
+    """The pipeline of images that a model reads row by row."""
+
+    def __call__(self, batch: Batch, key: Array | None = None, *, train: bool) -> dict[str, Any]:
+        """Prepare a batch with `sequence` float32 [B, H, W · C] in place of `image`."""
+        prepared = super().__call__(batch, key, train=train)
+        image = prepared.pop("image")
+        return {"sequence": image.reshape(*image.shape[:-2], -1), **prepared}
+
+
 def resize(images: Array, shape: Sequence[int]) -> Array:
-    """Bilinear resize of [..., H, W, C] to [..., *shape, C], antialiased when shrinking."""
+    """Resize [..., H, W, C] bilinearly to [..., *shape, C], antialiased when shrinking."""
     target = (*images.shape[:-3], *shape, images.shape[-1])
     return jax.image.resize(images, target, method="bilinear")
 
 
 def _on(strength: Any) -> bool:
-    """Whether a strength is used; a traced one always is, its value being unknown."""
+    """Tell if a strength is used; a traced one counts as used, as its value is unknown."""
     return strength is not None and not (isinstance(strength, (int, float)) and strength == 0)
 
 
@@ -131,12 +149,18 @@ def _unit(images: Array) -> Array:
     return images.astype(jnp.float32) / 255
 
 
-def _crop_flip(images: Array, key: Array, size: Sequence[int], padding: int, flip: bool) -> Array:
-    """Random crops of the padded images, each mirrored or not: one selection of rows and columns.
+def crop_and_flip(
+    images: Array, key: Array, size: Sequence[int], padding: int, flip: bool
+) -> Array:
+    """Crop the padded images at random and mirror each or not, by selecting rows, then columns.
 
-    Rows first, then columns: inside `lax.scan` on XLA's CPU backend a third of the time that
-    `dynamic_slice` under `vmap` takes, 1.6 against 5.4 ms for 128 images of 32x32x3
-    (`python -m benchmarks.augment`).
+    XLA's CPU backend runs that faster than `dynamic_slice` under `vmap` (benchmarks/augment.py).
+
+    Args:
+        images: [B, H, W, C].
+        size: (height, width) of the crops.
+        padding: pixels of black border that are added first.
+        flip: mirror each with probability 1/2.
     """
     count, (height, width) = images.shape[0], size
     key_row, key_column, key_flip = jax.random.split(key, 3)
@@ -157,13 +181,13 @@ def _crop_flip(images: Array, key: Array, size: Sequence[int], padding: int, fli
 
 
 def _take(images: Array, indices: Array, axis: int) -> Array:
-    """Selects rows (axis 1) or columns (axis 2) of each image; indices int [B, n], in bounds."""
+    """Select rows (axis 1) or columns (axis 2) of each image; indices int [B, n], in bounds."""
     indices = jnp.expand_dims(indices, (3 - axis, 3))
     return jnp.take_along_axis(images, indices, axis, mode="promise_in_bounds")
 
 
 def _jitter(images: Array, key: Array, strength: Any) -> Array:
-    """Scales brightness, contrast and saturation of images in 0..1."""
+    """Scale brightness, contrast and saturation of images in 0..1."""
     factors = jax.random.uniform(key, (3, images.shape[0], 1, 1, 1), minval=-1.0, maxval=1.0)
     brightness, contrast, saturation = 1 + strength * factors
     images = jnp.clip(images * brightness, 0, 1)
@@ -174,10 +198,12 @@ def _jitter(images: Array, key: Array, strength: Any) -> Array:
 
 
 def _shift_colours(images: Array, key: Array, strength: Any) -> Array:
-    """Adds Σᵢ pᵢ αᵢ λᵢ to each image, α normal, p and λ of the covariance C of the colours.
+    """Add noise along the principal components of the colours to each image.
 
-    That sum is normal with the covariance strength² · Σᵢ λᵢ² pᵢ pᵢᵀ = strength² · C², and so is
-    strength · C z with a standard normal z, which needs no eigenvectors.
+    The noise Σᵢ αᵢ λᵢ pᵢ, with normal αᵢ of standard deviation `strength` and the eigenvalues λᵢ
+    and eigenvectors pᵢ of the colours' covariance C, is normal with the covariance
+    strength² · Σᵢ λᵢ² pᵢ pᵢᵀ = strength² · C². So is strength · C z with a standard normal z, which
+    needs no eigenvectors.
     """
     colours = images.reshape(-1, images.shape[-1])
     centred = colours - colours.mean(0)
@@ -187,7 +213,7 @@ def _shift_colours(images: Array, key: Array, strength: Any) -> Array:
 
 
 def _grey(images: Array) -> Array:
-    """Luma (ITU-R BT.601) of RGB images [B, H, W, 3]; the mean of any other number of channels."""
+    """Return the luma (ITU-R BT.601) of RGB images [B, H, W, 3], else the mean of the channels."""
     if images.shape[-1] != 3:
         return images.mean(-1, keepdims=True)
     weights = jnp.array([0.299, 0.587, 0.114], images.dtype)
@@ -195,7 +221,7 @@ def _grey(images: Array) -> Array:
 
 
 def _cutout(images: Array, key: Array, size: int) -> Array:
-    """Sets a square around a random centre to 0."""
+    """Set a square around a random centre to 0."""
     count, height, width, _ = images.shape
     key_row, key_column = jax.random.split(key)
 
@@ -211,7 +237,7 @@ def _cutout(images: Array, key: Array, size: int) -> Array:
 def _mixup(
     images: Array, labels: Array, key: Array, alpha: Any, num_classes: int
 ) -> tuple[Array, Array]:
-    """Blends every example with the next of the batch, which was drawn at random."""
+    """Blend every example with its neighbour in the batch, a random one as batches are shuffled."""
     weight = jax.random.beta(key, alpha, alpha, (images.shape[0],))
     targets = jax.nn.one_hot(labels, num_classes)
 
@@ -220,3 +246,58 @@ def _mixup(
         return own * values + (1 - own) * jnp.roll(values, 1, axis=0)
 
     return blend(images), blend(targets)
+
+
+def centre_crop(images: Array, size: int) -> Array:
+    """Cut out the middle of images: [..., H, W, C] to [..., size, size, C]."""
+    top, left = ((n - size) // 2 for n in images.shape[-3:-1])
+    return images[..., top : top + size, left : left + size, :]
+
+
+def views(images: Array, kind: Crops, size: int | None, padding: int) -> Array:
+    """Cut out two, five or ten crops of each image: [B, H, W, C] to [B, crops, h, w, C].
+
+    Args:
+        kind: see `Evaluation`.
+        size: side of a crop. None means the size of the image, which then gets a black border for
+            its corners to differ.
+        padding: pixels of that border, as in training; 0 means a sixteenth of the image's side.
+    """
+    if kind == "flip":
+        crop = images if size is None else centre_crop(images, size)
+        return jnp.stack([crop, crop[:, :, ::-1]], axis=1)
+    height, width = images.shape[1:3]
+    if size is None:
+        border = padding or max(1, round(min(height, width) / 16))
+        images = jnp.pad(images, [(0, 0), (border, border), (border, border), (0, 0)])
+    else:
+        height = width = size
+    bottom, right = images.shape[1] - height, images.shape[2] - width
+    places = [(0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2)]
+    crops = [images[:, y : y + height, x : x + width] for y, x in places]
+    if kind == "ten_crop":
+        crops += [crop[:, :, ::-1] for crop in crops]
+    return jnp.stack(crops, axis=1)
+
+
+class Averaged:
+    """A model that reads several views of each example, [B, views, ...], and averages its outputs.
+
+    The views are computed one after the other, so that they take no more memory than one.
+
+    Args:
+        model: reads [B, ...].
+        objective: its `average` takes the outputs [views, B, ...] and returns their mean [B, ...].
+
+    Raises:
+        UserError: the objective has no `average`.
+    """
+
+    def __init__(self, model: Callable, objective: Any):
+        if not hasattr(objective, "average"):
+            raise UserError("eval.tta is for the classification of images; use eval.tta=null")
+        self.model, self.average = model, objective.average
+
+    def __call__(self, x: Array, **arguments: Any) -> Array:
+        outputs = jax.lax.map(lambda view: self.model(view, **arguments), jnp.moveaxis(x, 1, 0))
+        return self.average(outputs)

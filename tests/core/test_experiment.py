@@ -78,23 +78,23 @@ def test_one_program_serves_every_value(batch):
     assert traces == 1
 
 
-def test_a_lane_of_a_population_equals_the_solo_run(batch):
+def test_a_trial_of_a_batch_of_them_equals_the_same_trial_alone(batch):
     core = experiment(*ALL_TRACED)
     names = hyperparameters(core.config)
-    lanes = [{k: np.float32(v * s) for k, v in names.items()} for s in (1.0, 0.7, 0.3)]
+    trials = [{k: np.float32(v * s) for k, v in names.items()} for s in (1.0, 0.7, 0.3)]
     keys = jax.vmap(jax.random.key)(jnp.arange(3))
-    stacked = jax.tree.map(lambda *v: jnp.stack([jnp.asarray(x) for x in v]), *lanes)
-    state = jax.vmap(core.init)(stacked, keys)
+    states = [core.init(hparams, key) for hparams, key in zip(trials, keys, strict=True)]
+    state, stacked = (jax.tree.map(lambda *v: jnp.stack(v), *trees) for trees in (states, trials))
     step = jax.jit(jax.vmap(core.train_step, in_axes=(0, None, 0, 0)))
     for _ in range(3):
         state, metrics = step(state, batch, stacked, keys)
-    for i, hparams in enumerate(lanes):
-        solo, solo_metrics = steps(core, hparams, jax.random.key(i), batch)
+    for i, hparams in enumerate(trials):
+        alone, of_alone = steps(core, hparams, jax.random.key(i), batch)
         mine = jax.tree.map(lambda a, i=i: a[i], state)
         jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6), mine, solo
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6), mine, alone
         )
-        assert float(metrics["loss"][i]) == pytest.approx(float(solo_metrics["loss"]), rel=1e-4)
+        assert float(metrics["loss"][i]) == pytest.approx(float(of_alone["loss"]), rel=1e-4)
 
 
 def test_a_value_that_cannot_be_traced_is_found_by_trying(batch):

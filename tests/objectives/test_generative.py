@@ -54,7 +54,7 @@ def test_a_linear_autoencoder_finds_the_subspace_of_pca():
     linear = ["model.hidden=[]", "model.latents=3", "model.activation=identity"]
     core = experiment("model=autoencoder", *linear, "optim.learning_rate=0.01")
     batch = digits(200)
-    state, log = trained(core, batch, 2500)
+    state, log = trained(core, batch, 5000)
     x = np.asarray(batch["image"], np.float64).reshape(200, -1) / 255
     pca = PCA(3).fit(x)
     decoder = np.asarray(state.params["decoder"][0]["kernel"])

@@ -2,9 +2,10 @@
 
     python -m benchmarks.population [--only mlp,lenet5] [--torch PYTHON] [--json FILE]
 
-Ours: `run.py -m ... lanes=auto`. Against (i) a process a trial, (ii) trials one after another in
-one process, with data and compiled programs kept (`lanes=1`), (iii) Optuna around an equivalent
-PyTorch loop in one process (`benchmarks/peers/torch_search.py`, run by the interpreter `--torch`).
+Ours: `run.py -m ... side_by_side=auto`. Against (i) a process per trial, (ii) trials one after
+another in one process, with data and compiled programs shared (`side_by_side=1`), (iii) Optuna
+around an equivalent PyTorch loop in one process (`benchmarks/peers/torch_search.py`, run by the
+interpreter `--torch`).
 The compilation cache is empty at the start of every measurement of ours, and shared by the
 processes of (i). Of the MLP's 128 the first compiles, eight more are timed, and the rest is taken
 to be like those. Ours is the median of three sweeps, between which those processes are timed.
@@ -79,7 +80,7 @@ def measure(name: str, python: str, **changes: Any) -> list[dict]:
         peers["(iii) Optuna and PyTorch, one process"] = seconds
     else:
         print("(iii) is left out: no Torch and Optuna; pip install -e '.[bench]'", file=sys.stderr)
-    command = " ".join(["python run.py -m", *case["config"], f"'{SEARCH}'", "lanes=auto"])
+    command = " ".join(["python run.py -m", *case["config"], f"'{SEARCH}'", "side_by_side=auto"])
     return [
         {
             "name": name,
@@ -95,10 +96,10 @@ def measure(name: str, python: str, **changes: Any) -> list[dict]:
     ]
 
 
-def sweep(config: Sequence[str], trials: int, lanes: str | int) -> float:
+def sweep(config: Sequence[str], trials: int, side_by_side: str | int) -> float:
     """Seconds of `run.py -m` with so many trials."""
     with tempfile.TemporaryDirectory() as folder:
-        own = [f"n_trials={trials}", f"lanes={lanes}", f"study={folder}/study"]
+        own = [f"n_trials={trials}", f"side_by_side={side_by_side}", f"study={folder}/study"]
         cache = f"trainer.compilation_cache={folder}/xla"
         return _run(["run.py", "-m", *config, SEARCH, *COMMON, cache, *own])
 

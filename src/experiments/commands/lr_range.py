@@ -30,12 +30,12 @@ def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
     wanted: LrRange = build(config["lr_range"])
     if wanted.low >= wanted.high:
         raise UserError(f"lr_range.low={wanted.low:g} must be below lr_range.high={wanted.high:g}")
-    split_processor(wanted.lanes)
+    split_processor(wanted.rates)
     options = build(config["population"])
-    rates = np.geomspace(wanted.low, wanted.high, wanted.lanes)
+    rates = np.geomspace(wanted.low, wanted.high, wanted.rates)
     setups, trials = Setups(), []
     announce()
-    print(f"{wanted.lanes} learning rates, {wanted.epochs} epochs each", flush=True)
+    print(f"{wanted.rates} learning rates, {wanted.epochs} epochs each", flush=True)
     with StopRequest() as stop, exclusive(directory):
         for rate in rates:
             own = copy.deepcopy(config)

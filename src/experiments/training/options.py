@@ -81,11 +81,11 @@ class LrRange:
 
     Args:
       low, high: the ends of the log range.
-      lanes: learning rates in it, evenly spaced on a log axis.
+      rates: number of learning rates in it, evenly spaced on a log axis.
       epochs: that each of them trains.
     """
 
     low: Positive
     high: Positive
-    lanes: PositiveInt
+    rates: PositiveInt
     epochs: PositiveInt

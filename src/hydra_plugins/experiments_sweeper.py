@@ -1,4 +1,4 @@
-"""Hydra's `-m` as a study: `python run.py -m optim.learning_rate=tag(log,interval(1e-5,1e-1))`.
+"""The adapter of Hydra's `-m` to a study: `python run.py -m optim=adam,sgd model.dropout=0.0,0.5`.
 
 Hydra loads plugins only from a package of this name, at every start: this file imports nothing
 that is not needed for that.
@@ -36,21 +36,21 @@ class StudySweeper(Sweeper):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Notes where configs are read and where the study goes."""
+        """Note where configs are read and where the study goes."""
         sources = hydra_context.config_loader.get_search_path().get_path()
         main = next(source for source in sources if source.provider == "main")
         self.config_folder = Path(main.path.removeprefix("file://"))
         self.study = Path(self.options.pop("study", None) or config.hydra.sweep.dir)
 
     def sweep(self, arguments: list[str]) -> None:
-        """Makes the study, runs its trials and shows them; raises `Exit` if it is cut short."""
+        """Make the study, train its trials and show them; raise `Exit` if it is cut short."""
         from experiments.cli.main import job
+        from experiments.search.command import begin
         from experiments.search.local import standing_by
 
         options, config_folder = self.options, self.config_folder
-        with job(), standing_by(options, config_folder) as crew:
-            from experiments.search.launch import begin
-            from experiments.search.planning import plan_of_arguments
+        with job(), standing_by(options, config_folder) as workers:
+            from experiments.search.plan import plan_of_arguments
 
-            plan = plan_of_arguments(arguments, options, config_folder, crew)
-            begin(plan, self.study.absolute(), config_folder, options, crew)
+            plan = plan_of_arguments(arguments, options, config_folder)
+            begin(plan, self.study.absolute(), config_folder, options, workers)

@@ -1,4 +1,4 @@
-"""What the tests of searches share: a study of trials that take no time to speak of."""
+"""A study of tiny trials, for the tests of searches."""
 
 from pathlib import Path
 

@@ -3,11 +3,9 @@
 import os
 import threading
 
-import optuna
 import pytest
 
-from experiments.search.claims import DIED, Claims, Heart
-from experiments.search.storage import at_once, open_storage
+from experiments.search.claims import DIED, Claims
 
 
 @pytest.fixture
@@ -54,7 +52,7 @@ def test_a_claim_that_nobody_touches_passes_on_and_counts_as_a_death(claims):
 
 def test_a_claim_that_is_given_back_is_free_at_once_and_nobody_died(claims):
     claim = take(claims)
-    Heart(10.0, lambda: None).release(claim)
+    claims.release(claim)
     other = Claims(claims.folder, "second", 10.0)
     assert take(other).attempt == 1
     assert other.deaths("0") == 0
@@ -64,53 +62,18 @@ def test_the_claims_of_a_dead_worker_are_free_at_once(claims):
     take(claims, "0")
     other = Claims(claims.folder, "second", 10.0)
     take(other, "1")
-    assert other.bury("first") == 1
+    assert other.free_claims_of("first") == 1
     assert claims.latest()["0"].touched == DIED
     assert take(other, "0").attempt == 1
     assert take(claims, "1") is None
 
 
-def test_a_heart_keeps_a_claim_and_notices_its_loss(tmp_path):
+def test_a_heartbeat_holds_a_claim_and_notices_its_loss(tmp_path):
     claims = Claims(tmp_path / "claims", "first", heartbeat=0.5)
     claim, lost = take(claims), threading.Event()
-    with Heart(0.5, lambda: None) as heart:
-        heart.keep(claim, lost.set)
+    with claims.touched(lambda: None):
+        claims.hold(claim, lost.set)
         assert not lost.wait(1.0)
-        assert not claims.stale(claims.latest()["0"], claims.now())
+        assert claims.now() - claims.latest()["0"].touched < 0.5
         claim.next_path.touch()  # somebody else
         assert lost.wait(2.0)
-
-
-def test_a_line_that_a_killed_writer_left_torn_is_removed(tmp_path):
-    storage = open_storage(tmp_path, "journal.log")
-    study = optuna.create_study(storage=storage, study_name="torn")
-    study.enqueue_trial({})
-    journal = tmp_path / "journal.log"
-    with journal.open("ab") as file:
-        file.write(b'{"op_code":4,"worker_id":"dead",')
-    study.enqueue_trial({})
-    again = optuna.load_study(storage=open_storage(tmp_path, "journal.log"), study_name="torn")
-    assert len(again.trials) == 2
-
-
-def test_what_is_recorded_at_once_waits_for_the_disk_once_and_keeps_others_out(
-    tmp_path, monkeypatch
-):
-    storage, waits = open_storage(tmp_path, "journal.log"), []
-    study = optuna.create_study(storage=storage, study_name="batch")
-    monkeypatch.setattr("os.fsync", waits.append)
-    other = threading.Thread(
-        target=lambda: optuna.load_study(
-            storage=open_storage(tmp_path, "journal.log"), study_name="batch"
-        ).enqueue_trial({"other": 1})
-    )
-    with at_once(storage):
-        study.enqueue_trial({"first": 1})
-        other.start()
-        other.join(0.3)
-        study.enqueue_trial({"second": 1})
-        assert len(study.trials) == 2  # its own entries are seen, the other's are not there yet
-    assert len(waits) == 1
-    other.join()
-    assert len(waits) == 2
-    assert len(study.trials) == 3

@@ -16,19 +16,21 @@ from support import ROOT
 
 
 @pytest.mark.parametrize(
-    ("trials", "kills", "lanes"),
+    ("trials", "kills", "side_by_side"),
     [
         (4, 2, 1),
         pytest.param(40, 15, 1, marks=pytest.mark.slow),
         pytest.param(24, 4, 6, marks=pytest.mark.slow),
     ],
 )
-def test_no_trial_is_lost_or_run_twice_when_workers_are_killed(make_study, trials, kills, lanes):
+def test_no_trial_is_lost_or_run_twice_when_workers_are_killed(
+    make_study, trials, kills, side_by_side
+):
     epochs = 20
     study = make_study(
         n_trials=trials,
         attempts=50,
-        lanes=lanes,
+        side_by_side=side_by_side,
         overrides=[f"trainer.epochs={epochs}", "data.batch_size=1", "trainer.checkpoint_every=0.2"],
     )
     command = [sys.executable, str(ROOT / "sweep.py"), f"resume={study.folder}", "workers=2"]
@@ -55,7 +57,7 @@ def test_no_trial_is_lost_or_run_twice_when_workers_are_killed(make_study, trial
         assert validated == list(range(1, epochs + 1))  # each epoch once, whoever trained it
         died += study.claims.deaths(str(number))
     assert (
-        died <= kills * lanes
+        died <= kills * side_by_side
     )  # an attempt begins only where the one before ended with its worker
 
 

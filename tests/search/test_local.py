@@ -1,60 +1,40 @@
-"""Workers of this machine before there is a study: what their launcher asks of them."""
+"""Workers of this machine: what they and their launcher import, and how they share GPUs."""
 
-import os
-import pickle
-import signal
 import subprocess
 import sys
 
 import pytest
 
-from experiments.errors import UserError
 from experiments.search import local
-from experiments.search.check import Case, cases, examine
-from experiments.search.configs import Configs
-from experiments.search.local import Crew
-from experiments.search.space import read_space
 from support import ROOT
 
 
-def space_of(values, *overrides):
-    parameters = {"optim.learning_rate": {"values": values}}
-    return read_space(parameters, Configs(ROOT / "conf", overrides))
+@pytest.mark.parametrize(
+    ("imported", "absent"),
+    [
+        ("experiments.search.command", {"jax", "optuna", "hydra"}),  # workers start soon
+        ("experiments.search.plan", {"jax"}),
+        ("experiments.search.worker", {"hydra", "omegaconf"}),  # configs come from the launcher
+    ],
+)
+def test_each_process_imports_what_it_needs(imported, absent):
+    program = f"import {imported}, sys\nassert not {absent} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_a_worker_says_what_takes_jax_to_say(capfd):
-    good, bad = cases(space_of([0.1, 1])), cases(space_of([0.1, -1, "fast"]))
-    broken = [Case(case.config, {}) for case in cases(space_of([0.1], "model.hidden=[0]"))]
-    with Crew(1, ROOT / "sweep.py") as crew:
-        assert crew.ask(examine, good).monitor == ("accuracy", "max")
-        (wrong,) = crew.ask(examine, bad).wrong
-        assert wrong[0] == "optim.learning_rate"
-        assert "-1" in wrong[1]
-        with pytest.raises(UserError, match=r"model\.hidden"):
-            crew.ask(examine, broken)
-        with pytest.raises(IndexError):  # no word for a user: the launcher meets it itself
-            crew.ask(examine, [])
-    assert capfd.readouterr() == ("", "")
-
-
-def test_a_launcher_whose_worker_was_killed_answers_itself():
-    with Crew(1, ROOT / "sweep.py") as crew:
-        os.kill(crew.running[0].popen.pid, signal.SIGKILL)
-        assert crew.ask(examine, cases(space_of([0.1]))).monitor == ("accuracy", "max")
-        assert crew.running[0].popen.poll() is None  # another one
-
-
-def test_neither_side_imports_what_the_other_has(tmp_path):
-    (tmp_path / "cases").write_bytes(pickle.dumps(cases(space_of([0.1]))))
-    launcher = "import experiments.search.launch, experiments.search.planning"
-    worker = f"""
-import pathlib, pickle
-import experiments.search.worker
-from experiments.search.check import examine
-examine(pickle.loads(pathlib.Path({str(tmp_path / "cases")!r}).read_bytes()))"""
-    for side, others in ((launcher, {"jax", "flax"}), (worker, {"hydra", "omegaconf"})):
-        program = f"{side}\nimport sys\nassert not {others} & set(sys.modules)"
-        subprocess.run([sys.executable, "-c", program], check=True)
+def test_planning_takes_no_device():
+    """The GPUs are for the workers: JAX would take most of their memory for the launcher."""
+    program = f"""
+import os, pathlib
+os.environ["JAX_PLATFORMS"] = "none"
+from experiments.search.plan import plan_of_arguments
+folder = pathlib.Path({str(ROOT / "conf")!r})
+space = ["model=lenet5,vgg16,alexnet,resnet20", "optim=adam,sgd", "loss=hinge"]
+assert plan_of_arguments(space, {{}}, folder).n_trials == 8
+import jax, pytest
+with pytest.raises(RuntimeError):
+    jax.devices()"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_workers_share_a_gpu_by_the_name_that_jaxlib_reads(monkeypatch):

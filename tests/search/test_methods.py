@@ -1,4 +1,4 @@
-"""How each method searches, without a training: trials are told a value that we make up."""
+"""Each method of a search, without training: the values of trials are made up."""
 
 import math
 

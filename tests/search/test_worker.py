@@ -5,18 +5,16 @@ import json
 import shlex
 import shutil
 import signal
-import time
 
 import jax
 import pytest
 import yaml
 
 from experiments.errors import Exit, UserError
-from experiments.search import execution, together
+from experiments.search import worker
 from experiments.search.configs import Configs
 from experiments.search.study import CANCEL
 from experiments.search.worker import work
-from experiments.training import population_shared as shared
 from support import ROOT
 
 
@@ -101,14 +99,14 @@ def test_a_database_serves_as_well_as_the_journal(make_study, tmp_path):
 
 def test_a_signal_saves_the_trial_and_another_worker_goes_on(make_study, monkeypatch):
     study = make_study(n_trials=1, overrides=["trainer.epochs=400", "data.batch_size=1"])
-    report = execution.Reporter.log
+    report = worker.Reporter.log
 
     def log(self, step, scalars):
         report(self, step, scalars)
         if "val/accuracy" in scalars:
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(execution.Reporter, "log", log)
+    monkeypatch.setattr(worker.Reporter, "log", log)
     with pytest.raises(Exit) as stopped:
         work(study.folder, ROOT / "conf")
     assert stopped.value.code == 75
@@ -120,7 +118,8 @@ def test_a_signal_saves_the_trial_and_another_worker_goes_on(make_study, monkeyp
     assert study.claims.deaths("0") == 0
 
 
-def test_a_static_configuration_is_compiled_once(make_study, own_cache):
+@pytest.mark.parametrize("side_by_side", [1, 8])
+def test_a_static_configuration_is_compiled_once(make_study, own_cache, side_by_side):
     parameters = {
         "optim.learning_rate": {"distribution": "log_uniform_values", "min": 1e-3, "max": 0.1},
         "optim.b1": {"min": 0.5, "max": 0.95},
@@ -128,7 +127,8 @@ def test_a_static_configuration_is_compiled_once(make_study, own_cache):
         "model.hidden": {"values": [[8], [4]]},
     }
     own = [f"trainer.compilation_cache={own_cache}"]
-    study = make_study(parameters=parameters, n_trials=8, overrides=own)
+    plan = {"n_trials": 8, "side_by_side": side_by_side}
+    study = make_study(parameters=parameters, overrides=own, **plan)
     events: list[tuple[str, int]] = []  # (what was compiled, trials that had ended by then)
 
     def note(event: str, _seconds: float, **what) -> None:
@@ -144,8 +144,8 @@ def test_a_static_configuration_is_compiled_once(make_study, own_cache):
     order = [tuple(trial.user_attrs["values"]["model.hidden"]) for trial in study.trials()]
     assert len(set(order)) == 2
     first = {order.index(hidden) for hidden in set(order)}  # the trials that may compile
-    assert {ended for _, ended in events if ended < 8} == first
-    assert [what for what, _ in events].count("jit(_run)") == 2  # the training program
+    assert {ended for _, ended in events if ended < 8} == (first if side_by_side == 1 else {0})
+    assert [what for what, _ in events].count("jit(train)") == 2
 
 
 @pytest.mark.core
@@ -158,7 +158,7 @@ def test_trials_side_by_side_come_to_what_they_come_to_alone(make_study, tmp_pat
     }
     plan = {"parameters": parameters, "method": "grid", "n_trials": 6}
     alone = make_study(tmp_path / "alone", **plan)
-    together = make_study(tmp_path / "together", lanes=6, **plan)
+    together = make_study(tmp_path / "together", side_by_side=6, **plan)
     for study in (alone, together):
         work(study.folder, ROOT / "conf")
     for one, other in zip(results(alone), results(together), strict=True):
@@ -169,30 +169,8 @@ def test_trials_side_by_side_come_to_what_they_come_to_alone(make_study, tmp_pat
     assert len(list((together.folder / "populations").iterdir())) == 2  # one a width
 
 
-def test_a_population_is_compiled_once_and_before_all_its_lanes_are_open(make_study, monkeypatch):
-    choose, opened, order = shared.choose_width, together.open_lane, []
-
-    def chosen(programs, states, inputs, *rest):
-        order.append(f"{inputs[2].shape[0]} lanes")
-        return choose(programs, states, inputs, *rest)
-
-    def noted(*arguments):
-        session = opened(*arguments)
-        while not any("lanes" in event for event in order) and order:
-            time.sleep(0.01)  # the second one waits until XLA has been asked
-        order.append("opened")
-        return session
-
-    monkeypatch.setattr(shared, "choose_width", chosen)
-    monkeypatch.setattr(together, "open_lane", noted)
-    study = make_study(n_trials=3, lanes=3)
-    work(study.folder, ROOT / "conf")
-    assert order == ["opened", "3 lanes", "opened", "opened"]
-    assert [row["state"] for row in results(study)] == ["finished"] * 3
-
-
 def test_what_breaks_a_population_is_found_by_running_its_trials_alone(make_study):
-    study = make_study(overrides=["trainer.monitor=f1"], n_trials=2, lanes=2)
+    study = make_study(overrides=["trainer.monitor=f1"], n_trials=2, side_by_side=2)
     work(study.folder, ROOT / "conf")
     assert [row["state"] for row in results(study)] == ["failed", "failed"]
     assert "trainer.monitor=f1" in study.trials()[1].user_attrs["reason"]
@@ -211,7 +189,7 @@ def test_a_trial_that_kills_its_workers_is_given_up(make_study):
     for _ in range(2):
         (trial,) = study.claim(1)
         assert trial.number == 0
-        study.claims.bury(study.worker)
+        study.claims.free_claims_of(study.worker)
     (trial,) = study.claim(1)
     assert trial.number == 1
     assert "2 workers died" in study.trials()[0].user_attrs["reason"]

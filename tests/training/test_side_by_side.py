@@ -301,7 +301,7 @@ def test_each_trial_keeps_epochs_profile_and_figures_like_a_run_alone(run_cli, t
     code, error = run_cli(
         *("-m", "seed=0,1,2", f"study={study}", "model.hidden=[16]", "logger=none"),
         *("trainer.epochs=4", "trainer.keep_every=2", "trainer.figures=true"),
-        *("trainer.profile_steps=2", "lanes=auto"),
+        *("trainer.profile_steps=2", "side_by_side=auto"),
     )
     assert code == 0, error
     assert list(study.rglob("*.xplane.pb"))

@@ -69,9 +69,10 @@ def _bad_override(message: str) -> str:
     if near:
         near = re.sub(r"'([^']+)'", rf"'{parent}.\1'", near)
     elif "-m" in sys.argv or os.path.basename(sys.argv[0]) == "sweep.py":
-        from experiments.search.options import SEARCH_KEYS
+        from experiments.search.command import RENAMED, SEARCH_KEYS
 
         keys += SEARCH_KEYS
+        near = suggest(RENAMED.get(key, key), keys)
     return f"{key}: there is no such key{near or suggest(key, keys)}"
 
 

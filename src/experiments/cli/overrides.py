@@ -36,10 +36,10 @@ def for_hydra(arguments: list[str]) -> list[str]:
 
 
 def _of_search(arguments: list[str], side_by_side: bool) -> list[str]:
-    from experiments.search.options import SEARCH_KEYS
+    from experiments.search.command import SEARCH_KEYS
 
-    if side_by_side and not any(a.startswith("lanes=") for a in arguments):
-        arguments = [*arguments, "lanes=auto"]
+    if side_by_side and not any(a.startswith("side_by_side=") for a in arguments):
+        arguments = [*arguments, "side_by_side=auto"]
     arguments = [re.sub("^cluster=", "cluster.name=", a) for a in arguments if a not in MULTIRUN]
     own = re.compile(rf"({'|'.join(SEARCH_KEYS)})(\.\w+)?=")
     return ["-m", *(f"{SWEEPER}{a}" if own.match(a) else a for a in arguments)]

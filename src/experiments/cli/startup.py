@@ -35,10 +35,10 @@ def workers_ahead(arguments: list[str], config_folder: Path) -> Iterator[None]:
         yield
         return
     from experiments.search import local
-    from experiments.search.options import divide
+    from experiments.search.command import divide
 
     given = [a.removeprefix(SWEEPER) for a in arguments if a.startswith(SWEEPER)]
-    with local.workers_ahead(divide(given)[0], config_folder):
+    with local.standing_by(divide(given)[0], config_folder):
         yield
 
 

@@ -41,9 +41,9 @@ def run(config: DictConfig) -> None:
     plain = as_plain(config, directory)
     check_config(plain)
     if cluster is not None:
-        from experiments.search.slurm import announce, submit_run
+        from experiments.search.slurm import submit_run
 
-        print(announce(directory, submit_run(directory, cluster, nodes, arguments)))
+        print(submit_run(directory, cluster, nodes, arguments))
         return
     set_up_compiler(plain["trainer"]["compilation_cache"])
     command = importlib.import_module(f"experiments.commands.{mode}")

@@ -11,26 +11,34 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.core.config import mismatch
 from experiments.errors import EXIT_CODES, Exit, UserError
 from experiments.search.configs import Configs
-from experiments.search.options import Options, study_folder
+from experiments.search.local import worker_count
+from experiments.search.readers import SweepFile, read_sweep_file
 from experiments.search.slurm import Task, read_cluster
-from experiments.search.sweepfile import SweepFile
 from experiments.tracking.wandb import WANTED_BACK
 from experiments.training.run_folder import saved_steps
-from experiments.training.signals import SIGNALS
-from experiments.types import PositiveInt
+from experiments.training.trial import SIGNALS
 
 OPTIONS = ("engine", "study", "workers", "cluster")
 
 
-def begin(file: SweepFile, overrides: Sequence[str], options: Options, config_folder: Path) -> None:
-    """Registers a sweep and starts its agents; waits for them, or says where they are queued.
+def begin(
+    path: Path,
+    overrides: Sequence[str],
+    options: Mapping[str, Any],
+    config_folder: Path,
+    folder: Path,
+) -> None:
+    """Register a sweep and start its agents; wait for them, or say where they are queued.
+
+    Args:
+      path: of the sweep file.
+      folder: of the study; it is made.
 
     Raises:
         UserError: an option is not for this engine, or the server does not take the sweep.
@@ -38,32 +46,29 @@ def begin(file: SweepFile, overrides: Sequence[str], options: Options, config_fo
     """
     for key in options:
         if key not in OPTIONS:
-            raise UserError(f"{key}={options[key]}: W&B decides that; say it in {file.path}")
-    count = options.get("workers", 1)
-    if complaint := mismatch(count, PositiveInt):
-        raise UserError(f"workers={count}: must be {complaint}")
+            raise UserError(f"{key}={options[key]}: W&B decides that; say it in {path}")
+    file, count = read_sweep_file(path), worker_count(options)
     cluster = read_cluster(config_folder, {"name": "local"} | options.get("cluster", {}))
-    folder = study_folder(options, file.path.stem)
     folder.mkdir(parents=True, exist_ok=True)
     sweep = register(file, overrides, folder, config_folder)
     command = [sys.executable, "-m", __spec__.name, "agent", sweep]
     print(f"sweep {sweep}, runs in {folder}", flush=True)
     if cluster is not None:
-        job = cluster.submit([Task(command)] * count, folder, file.path.stem)
+        job = cluster.submit([Task(command)] * count, folder, path.stem)
         print(f"job {job}, an array of {count} agents; they print into {folder}/slurm")
         print(f"cancel      scancel {job}")
         return
     agents = [subprocess.Popen(command, cwd=folder) for _ in range(count)]
     try:
         codes = [process.wait() for process in agents]
-    except KeyboardInterrupt:  # which the agents have had as well, and pass on to their runs
+    except KeyboardInterrupt:  # the agents have got it as well, and pass it on to their runs
         codes = [process.wait() for process in agents]
     if any(codes):
         raise Exit(EXIT_CODES["interrupted"])
 
 
 def register(file: SweepFile, overrides: Sequence[str], folder: Path, config_folder: Path) -> str:
-    """Makes the sweep on the server; its name there, entity/project/id."""
+    """Make the sweep on the server; return its name there, entity/project/id."""
     import wandb
 
     logger = Configs(config_folder, overrides).plain()["logger"]
@@ -85,10 +90,10 @@ def register(file: SweepFile, overrides: Sequence[str], folder: Path, config_fol
 
 
 def agent(sweep: str) -> int:
-    """Runs an agent of W&B's; says by its exit code whether it was asked to stop.
+    """Run an agent of W&B's; return its exit code, or that of an interruption.
 
-    Before it passes the request on to its run it makes the file that tells the run's tracker that
-    the machine was wanted back, which is not the same as a run that the sweep has had enough of.
+    A run that is stopped because its machine is wanted back is not like one that the sweep stops.
+    The file by which the run's tracker tells them apart is made before the run gets the signal.
     """
     with tempfile.TemporaryDirectory() as folder:
         wanted_back = Path(folder) / "wanted_back"
@@ -97,19 +102,19 @@ def agent(sweep: str) -> int:
         # Ctrl-C in a terminal reaches whole groups, and to an agent a second signal means: kill
         child = subprocess.Popen([*command, sweep], env=environment, start_new_session=True)
 
-        def told(_number: int, _frame: Any) -> None:
+        def stop(_number: int, _frame: Any) -> None:
             if not wanted_back.exists():
                 wanted_back.touch()
                 child.terminate()
 
         for number in SIGNALS:
-            signal.signal(number, told)
+            signal.signal(number, stop)
         code = child.wait()
         return EXIT_CODES["interrupted"] if wanted_back.exists() else code
 
 
 def trial(folder: Path, arguments: Sequence[str]) -> None:
-    """Becomes the run that an agent asks for, or goes on with it where it was stopped before."""
+    """Become the run that an agent asks for, or go on with it where it was stopped before."""
     program = next(a for a in arguments if a.endswith("run.py") and "=" not in a)
     run = folder / os.environ["WANDB_RUN_ID"]
     if saved_steps(run):

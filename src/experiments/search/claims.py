@@ -1,4 +1,4 @@
-"""Who runs what: claims on a shared file system that one worker wins and a dead one loses.
+"""Claims on a shared file system: one worker wins a claim, and a dead one loses it.
 
 A claim is a file `<key>.<attempt>`, made with O_EXCL, which one process alone can do, on NFS too.
 While its worker lives it touches the file. A claim that was not touched for `heartbeat` seconds is
@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,25 +31,31 @@ class Claim:
         """The file of the attempt that would take this one over."""
         return self.path.with_name(f"{self.key}.{self.attempt + 1}")
 
+    @property
+    def worker(self) -> str | None:
+        """The worker that made it; None if it died while doing so."""
+        try:
+            return json.loads(self.path.read_text())["worker"]
+        except (OSError, ValueError):
+            return None
+
 
 class Claims:
     """The claims in `folder`, seen and made by the worker called `worker`."""
 
     def __init__(self, folder: Path, worker: str, heartbeat: float):
         self.folder, self.worker, self.heartbeat = folder, worker, heartbeat
+        self._on_loss: dict[Claim, Callable[[], None]] = {}  # of the claims to touch
+        self._lock = threading.Lock()
         folder.mkdir(parents=True, exist_ok=True)
 
     def latest(self) -> dict[str, Claim]:
-        """The last attempt at each key that was ever claimed."""
-        found: dict[str, Claim] = {}
-        for claim in self._all():
-            if claim.key not in found or found[claim.key].attempt < claim.attempt:
-                found[claim.key] = claim
-        return found
+        """Return the last attempt at each key that was ever claimed."""
+        return {claim.key: claim for claim in self._by_attempt()}
 
     def take(self, key: str, previous: Claim | None, now: float) -> Claim | None:
-        """The claim on `key`, if nobody holds it; `previous` is its last attempt as of `now`."""
-        if previous is not None and not self.stale(previous, now):
+        """Claim `key`, if nobody holds it; `previous` is its last attempt as of `now`."""
+        if previous is not None and now - previous.touched <= self.heartbeat:
             return None
         attempt = 0 if previous is None else previous.attempt + 1
         path = self.folder / f"{key}.{attempt}"
@@ -62,30 +68,27 @@ class Claims:
             json.dump({"worker": self.worker, "host": host, "pid": os.getpid()}, file)
         return Claim(key, attempt, path)
 
-    def stale(self, claim: Claim, now: float) -> bool:
-        """Whether the worker behind a claim is gone."""
-        return now - claim.touched > self.heartbeat
-
     def deaths(self, key: str) -> int:
-        """How many attempts at `key` ended with the death of their worker."""
-        attempts = sorted((c for c in self._all() if c.key == key), key=lambda c: c.attempt)
+        """Return how many attempts at `key` ended with the death of their worker."""
+        attempts = [claim for claim in self._by_attempt() if claim.key == key]
         return sum(claim.touched != RELEASED for claim in attempts[:-1])
 
     def now(self) -> float:
-        """The time by the clock that also says when claims were touched."""
+        """Return the time by the clock that also says when claims were touched."""
         clock = self.folder / f".clock_{self.worker}"
         clock.touch()
         os.utime(clock)
         return clock.stat().st_mtime
 
-    def bury(self, worker: str) -> int:
-        """Makes the claims of a worker that is known to be dead free at once; returns how many."""
-        held = [c for c in self.latest().values() if c.touched > DIED and owner(c) == worker]
+    def free_claims_of(self, worker: str) -> int:
+        """Make the claims of a worker that is known to be dead free at once; return how many."""
+        held = [c for c in self.latest().values() if c.touched > DIED and c.worker == worker]
         for claim in held:
             os.utime(claim.path, (DIED, DIED))
         return len(held)
 
-    def _all(self) -> list[Claim]:
+    def _by_attempt(self) -> list[Claim]:
+        """Return all attempts, the first ones first."""
         claims = []
         with os.scandir(self.folder) as entries:
             for entry in entries:
@@ -93,65 +96,52 @@ class Claims:
                 if key and attempt.isdigit():
                     touched = entry.stat().st_mtime
                     claims.append(Claim(key, int(attempt), Path(entry.path), touched))
-        return claims
+        return sorted(claims, key=lambda claim: claim.attempt)
 
+    # ------------------------------------------------------------------ the heartbeat
 
-def owner(claim: Claim) -> str | None:
-    """The worker that made a claim; None if it died while doing so."""
-    try:
-        return json.loads(claim.path.read_text())["worker"]
-    except (OSError, ValueError):
-        return None
+    @contextlib.contextmanager
+    def touched(self, on_beat: Callable[[], None]) -> Iterator[None]:
+        """Within it the claims that are held are touched, from a thread of its own.
 
+        `on_beat` is called every second or so, for whatever else a worker should notice early.
+        """
+        stop = threading.Event()
+        thread = threading.Thread(target=self._beat, args=(stop, on_beat), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
 
-class Heart:
-    """Touches the claims of a living worker from a thread of its own.
-
-    `on_beat` is called every second or so, for whatever else a worker should notice early.
-    """
-
-    def __init__(self, heartbeat: float, on_beat: Callable[[], None]):
-        self.every, self.on_beat = min(heartbeat / 5, 1.0), on_beat
-        self.touch_every = heartbeat / 5
-        self._lost: dict[Claim, Callable[[], None]] = {}
-        self._lock, self._stop = threading.Lock(), threading.Event()
-        self._thread = threading.Thread(target=self._beat, daemon=True)
-
-    def __enter__(self) -> "Heart":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def keep(self, claim: Claim, lost: Callable[[], None]) -> None:
-        """Touches `claim` from now on; calls `lost` if another worker takes it over."""
+    def hold(self, claim: Claim, on_loss: Callable[[], None]) -> None:
+        """Touch `claim` from now on; call `on_loss` if another worker takes it over."""
         with self._lock:
-            self._lost[claim] = lost
+            self._on_loss[claim] = on_loss
 
     def drop(self, claim: Claim) -> None:
-        """Touches `claim` no more."""
+        """Touch `claim` no more."""
         with self._lock:
-            self._lost.pop(claim, None)
+            self._on_loss.pop(claim, None)
 
     def release(self, claim: Claim) -> None:
-        """Gives `claim` back for anybody to take at once."""
+        """Give `claim` back for anybody to take at once."""
         self.drop(claim)
         os.utime(claim.path, (RELEASED, RELEASED))
 
-    def _beat(self) -> None:
-        waited = 0.0
-        while not self._stop.wait(self.every):
-            waited += self.every
-            self.on_beat()
-            if waited < self.touch_every:
+    def _beat(self, stop: threading.Event, on_beat: Callable[[], None]) -> None:
+        waited, interval = 0.0, self.heartbeat / 5
+        while not stop.wait(min(interval, 1.0)):
+            waited += min(interval, 1.0)
+            on_beat()
+            if waited < interval:
                 continue
             waited = 0.0
             with self._lock:
-                for claim, lost in list(self._lost.items()):
+                for claim, on_loss in self._on_loss.items():
                     if claim.next_path.exists():
-                        lost()
+                        on_loss()
                     else:
                         with contextlib.suppress(OSError):  # a file system that is away returns
                             os.utime(claim.path)

@@ -3,6 +3,7 @@
 Hydra is imported where something is composed: a worker's configs come from its launcher.
 """
 
+import copy
 import functools
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,24 +22,22 @@ if TYPE_CHECKING:
 class Configs:
     """The configs that can be composed in a folder; `overrides` are part of every one.
 
-    What was composed is kept, and goes along where these are pickled.
+    Those that were composed are remembered, also where these are pickled.
     """
 
     def __init__(self, folder: Path, overrides: Sequence[str] = ()):
         self.folder, self.overrides = folder, tuple(overrides)
         self._composed: dict[tuple, dict[str, Any]] = {}
-        self._paths: dict[tuple, frozenset[str]] = {}
-        self._given: dict[str, Any] | None = None
 
     def compose(self, values: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """The config in which `values`, dotted path or group to value, replace what was there.
+        """Return the config in which `values`, by dotted path or group, replace what was there.
 
-        Interpolations are left as they are. Hydra takes a quarter of a second to compose a config;
-        those that differ in values alone are copies of one, which takes a thousandth of that.
+        Interpolations are left as they are. Composing by Hydra is slow; configs that differ in
+        values alone are copies of one.
         """
         values = values or {}
         chosen = {key: value for key, value in values.items() if key in self.groups or "@" in key}
-        config = copied(self._of_choices(tuple(sorted(chosen.items()))))
+        config = copy.deepcopy(self._of_choices(chosen))
         for path, value in values.items():
             if path not in chosen:
                 *parents, last = path.split(".")
@@ -47,7 +46,7 @@ class Configs:
         return config
 
     def plain(self, values: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """The same with interpolations resolved."""
+        """Return the same with interpolations resolved."""
         return resolved(self.compose(values))
 
     @functools.cached_property
@@ -63,41 +62,38 @@ class Configs:
         return found
 
     def paths(self, choices: Mapping[str, str]) -> frozenset[str]:
-        """The dotted paths of the config with these group choices, of values and of nodes."""
-        key = tuple(sorted(choices.items()))
-        if key not in self._paths:
-            config = self._of_choices(key)
-            self._paths[key] = frozenset(_nodes(config)) | {path for path, _ in leaves(config)}
-        return self._paths[key]
+        """Return the dotted paths of the config with these choices, of values and of nodes."""
+        return frozenset(_paths(self._of_choices(choices)))
 
+    @functools.cached_property
     def given(self) -> dict[str, Any]:
         """The overrides, by path or group."""
-        if self._given is None:
-            self._given = {o.key_or_group: o.value() for o in self.parse(self.overrides)}
-        return self._given
+        return {o.key_or_group: o.value() for o in self.parse(self.overrides)}
 
     def parse(self, arguments: Sequence[str]) -> "list[Override]":
-        """Arguments of a command line as Hydra understands them."""
+        """Parse arguments of a command line by Hydra's grammar."""
         from hydra.core.override_parser.overrides_parser import OverridesParser
 
         with self._hydra() as loader:
             return OverridesParser.create(config_loader=loader).parse_overrides(list(arguments))
 
-    def _of_choices(self, choices: tuple) -> dict[str, Any]:
-        if choices not in self._composed:
+    def _of_choices(self, choices: Mapping[str, str]) -> dict[str, Any]:
+        """Return the config with these choices, which is not to be changed."""
+        key = tuple(sorted(choices.items()))
+        if key not in self._composed:
             from hydra import compose
             from omegaconf import OmegaConf
 
-            self.given()  # kept too
-            overrides = [*self.overrides, *assignments(dict(choices))]
+            _ = self.given  # remembered too, so that a worker need not parse them
+            overrides = [*self.overrides, *assignments(choices)]
             with self._hydra():
                 config = OmegaConf.to_container(compose("config", overrides=overrides))
-            self._composed[choices] = {str(k): v for k, v in config.items()}  # type: ignore[union-attr]
-        return self._composed[choices]
+            self._composed[key] = {str(k): v for k, v in config.items()}  # type: ignore[union-attr]
+        return self._composed[key]
 
     @contextmanager
     def _hydra(self) -> Iterator[Any]:
-        """Hydra at work in this folder; one that is at work already is left as it was."""
+        """Have Hydra read this folder, and afterwards what it read before."""
         from hydra import initialize_config_dir
         from hydra.core.global_hydra import GlobalHydra
 
@@ -114,12 +110,12 @@ class Configs:
 
 @functools.lru_cache(maxsize=8)
 def configs_of(folder: Path, overrides: tuple[str, ...]) -> Configs:
-    """The `Configs` of this process: whoever asks again finds what was composed before."""
+    """Return the one `Configs` of this process for these arguments."""
     return Configs(folder, overrides)
 
 
 def resolved(config: dict[str, Any]) -> dict[str, Any]:
-    """A config whose interpolations have been replaced by what they stand for."""
+    """Return a config whose interpolations have been replaced by what they stand for."""
     if any(isinstance(value, str) and "${" in value for _, value in leaves(config)):
         from omegaconf import OmegaConf
 
@@ -128,7 +124,7 @@ def resolved(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def as_yaml(config: Mapping[str, Any]) -> str:
-    """A config as a file. Groups that trials share are turned into text once."""
+    """Return a config as a file. Groups that trials share are turned into text once."""
     return "".join(_as_yaml(pickle.dumps({key: node})) for key, node in config.items())
 
 
@@ -137,38 +133,32 @@ def _as_yaml(pickled: bytes) -> str:
     return yaml.dump(pickle.loads(pickled), Dumper=yaml.CSafeDumper, sort_keys=False)
 
 
-def copied(node: Any) -> Any:
-    """A copy of nested dicts and lists."""
-    if isinstance(node, dict):
-        return {key: copied(value) for key, value in node.items()}
-    return [copied(value) for value in node] if isinstance(node, list) else node
-
-
 def _child(node: Any, key: str) -> Any:
     return node[int(key) if isinstance(node, list) else key]
 
 
-def _nodes(node: Any, path: str = "") -> Iterator[str]:
-    if path:
-        yield path
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            yield from _nodes(value, f"{path}.{key}" if path else str(key))
+def _paths(node: Any, path: str = "") -> Iterator[str]:
+    items = node.items() if isinstance(node, dict) else enumerate(node)
+    for key, value in items:
+        inner = f"{path}.{key}" if path else str(key)
+        yield inner
+        if isinstance(value, dict | list):
+            yield from _paths(value, inner)
 
 
 def assignments(values: Mapping[str, Any]) -> list[str]:
-    """Values as overrides: `optim.learning_rate=0.001`, `model.hidden=[8,8]`."""
+    """Return values as overrides: `optim.learning_rate=0.001`, `model.hidden=[8,8]`."""
     return [f"{path}={as_override(value)}" for path, value in values.items()]
 
 
 def as_override(value: Any) -> str:
-    """A value as the right-hand side of an override."""
+    """Return a value as the right-hand side of an override."""
     if isinstance(value, str) and not value:
         return "''"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int | float):
         return str(value)
-    from hydra.core.override_parser.types import Override
+    from hydra.core.override_parser.types import Override, OverrideType, ValueType
 
-    return Override._get_value_element_as_str(value)
+    return Override(OverrideType.CHANGE, "", ValueType.ELEMENT, value).get_value_element_as_str()

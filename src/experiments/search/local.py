@@ -1,7 +1,7 @@
 """Workers as processes of this machine, which share its cores and GPUs.
 
-This module imports nothing that takes long: workers start before their study is planned. They
-import JAX meanwhile, which their launcher has no need of: what takes JAX to say it asks of one.
+This module imports nothing that takes long: workers start, and import JAX, while their launcher
+still plans the study.
 """
 
 import contextlib
@@ -13,15 +13,15 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from experiments.core.config import mismatch
 from experiments.errors import UserError
-from experiments.search.options import Options, worker_count
+from experiments.types import PositiveInt
 
 if TYPE_CHECKING:
     from experiments.search.configs import Configs
@@ -34,76 +34,40 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 MEMORY = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 
 
+def study_to_work_on(name: str) -> "tuple[Path, Configs] | None":
+    """Return the study that the launcher of this worker has it work on, or None.
+
+    Meanwhile imports what work takes. From here on the worker called `name` prints into its log.
+    """
+    importlib.import_module("experiments.search.worker")
+    try:
+        folder, configs = pickle.load(sys.stdin.buffer)
+    except EOFError:  # the launcher has ended, or made no study
+        return None
+    with (folder / LOGS / f"{name}.log").open("w") as log:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(log.fileno(), stream.fileno())
+    return folder, configs
+
+
 @dataclass(frozen=True)
 class Process:
-    """A worker process; `slot` says which share of the machine is its own."""
+    """A worker process; `slot` is the number of its share of the machine."""
 
     name: str
     slot: int
     popen: subprocess.Popen
 
-    def ask(self, question: "Question") -> Any:
-        """Its answer.
-
-        Raises:
-            EOFError: it has ended.
-        """
-        assert self.popen.stdin is not None
-        assert self.popen.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            self.popen.stdin.write(pickle.dumps(question))
-            self.popen.stdin.flush()
-        return pickle.load(self.popen.stdout)
-
     def begin(self, study: "Study") -> None:
-        """Tells it which study it is to work on; from then on it prints into its log."""
+        """Have it work on a study, for which it waits in `study_to_work_on`."""
         assert self.popen.stdin is not None
-        assert self.popen.stdout is not None
-        self.popen.stdout.close()
-        (study.folder / LOGS).mkdir(exist_ok=True)
-        with contextlib.suppress(BrokenPipeError):  # it has ended, which is seen to later
+        with contextlib.suppress(BrokenPipeError):  # it has ended, which is noticed later
             self.popen.stdin.write(pickle.dumps((study.folder, study.configs)))
             self.popen.stdin.close()
 
 
-@dataclass(frozen=True)
-class Question:
-    """A call that a worker is to make for its launcher."""
-
-    function: Callable[..., Any]
-    arguments: tuple
-
-
-def orders() -> "tuple[Path, Configs] | None":
-    """The study that the launcher of this worker has it work on, once its questions are answered.
-
-    None if there is to be no study. Whatever is printed meanwhile goes to standard error, as
-    standard output is for the answers.
-    """
-    with os.fdopen(os.dup(1), "wb", buffering=0) as answers:
-        os.dup2(2, 1)
-        importlib.import_module("experiments.search.worker")
-        while True:
-            try:
-                order = pickle.load(sys.stdin.buffer)
-            except (EOFError, pickle.UnpicklingError):
-                return None
-            if not isinstance(order, Question):
-                return order
-            try:
-                answer = order.function(*order.arguments)
-            except UserError as error:
-                answer = error
-            except Exception:  # the launcher meets it again, and says where
-                return None
-            with contextlib.suppress(BrokenPipeError):  # the launcher has ended
-                answers.write(pickle.dumps(answer))
-
-
-class Crew:
-    """`count` workers, which start at once and import what they need while a study is planned.
-
-    They end with the `with` block at the latest.
+class Workers:
+    """`count` workers, which start at once; they end with the `with` block at the latest.
 
     Args:
       sweep: the path of `sweep.py`.
@@ -113,7 +77,7 @@ class Crew:
         self.count, self.sweep = count, sweep
         self.running = [self._start(slot) for slot in range(count)]
 
-    def __enter__(self) -> "Crew":
+    def __enter__(self) -> "Workers":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -121,27 +85,14 @@ class Crew:
             process.popen.kill()
             process.popen.wait()
 
-    def ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What a function returns, or raises of `UserError`, in a worker."""
-        process = self.running[0]
-        try:
-            answer = process.ask(Question(function, arguments))
-        except (EOFError, pickle.UnpicklingError):  # it has ended
-            process.popen.kill()
-            process.popen.wait()
-            self.running[0] = self._start(process.slot)
-            return function(*arguments)
-        if isinstance(answer, UserError):
-            raise answer
-        return answer
-
     def work(self, study: "Study", look: Callable[[], None]) -> bool:
-        """Works until the study is complete or the workers stop; returns whether it was asked.
+        """Work until the study is complete or the workers stop; return whether a signal came.
 
         `look` is called about twice a second. A worker that was killed loses its trials to the
         others at once and is replaced. On Ctrl-C, SIGTERM or SIGHUP the workers save their trials
         and end; on the second Ctrl-C they are killed.
         """
+        (study.folder / LOGS).mkdir(exist_ok=True)
         with stopping(self.running) as asked:
             for process in self.running:
                 process.begin(study)
@@ -155,19 +106,18 @@ class Crew:
                     self.running.remove(process)
                     if process.popen.returncode >= 0:  # it has put its trials in order itself
                         continue
-                    worked = study.claims.bury(process.name)
+                    worked = study.claims.free_claims_of(process.name)
                     if worked and not asked() and not study.complete:
                         self.running.append(self._start(process.slot))
                         self.running[-1].begin(study)
         return asked()
 
     def _start(self, slot: int) -> Process:
-        """Starts a worker on its share of the cores and GPUs."""
+        """Start a worker on its share of the cores and GPUs."""
         name = f"local-{slot}-{uuid.uuid4().hex[:6]}"
         popen = subprocess.Popen(
             [sys.executable, str(self.sweep), "worker=-", f"name={name}"],
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
             env=environment(slot, self.count),
             start_new_session=True,  # Ctrl-C in the terminal is for the launcher alone
         )
@@ -177,43 +127,46 @@ class Crew:
         return Process(name, slot, popen)
 
 
-_ahead: Crew | None = None  # workers that started before it was known what for
+_standing_by: Workers | None = None
 
 
 @contextlib.contextmanager
-def workers_ahead(options: Options, config_folder: Path) -> Iterator[None]:
-    """Within it the crew that `standing_by` will be asked for has started."""
-    global _ahead
-    with standing_by(options, config_folder) as _ahead:
-        try:
-            yield
-        finally:
-            _ahead = None
-
-
 def standing_by(
-    options: Options, config_folder: Path, cluster: str = "local"
-) -> AbstractContextManager[Crew | None]:
-    """The workers of this machine; None where they are to run on a cluster.
+    options: Mapping[str, Any], config_folder: Path, cluster: str = "local"
+) -> Iterator[Workers | None]:
+    """Start the workers of this machine, for the block; a block within it is given the same ones.
 
     Args:
-      cluster: where they run unless the options say otherwise.
+      cluster: the cluster unless the options name one; on another than `local` none start here.
     """
-    if _ahead is not None:
-        return contextlib.nullcontext(_ahead)
-    if options.get("cluster", {}).get("name", cluster) != "local":
-        return contextlib.nullcontext()
-    return Crew(worker_count(options), config_folder.parent / "sweep.py")
+    global _standing_by
+    local = options.get("cluster", {}).get("name", cluster) == "local"
+    if _standing_by is not None or not local:
+        yield _standing_by
+        return
+    with Workers(worker_count(options), config_folder.parent / "sweep.py") as _standing_by:
+        try:
+            yield _standing_by
+        finally:
+            _standing_by = None
+
+
+def worker_count(options: Mapping[str, Any]) -> int:
+    """Return the number of workers that the options ask for."""
+    count = options.get("workers", 1)
+    if complaint := mismatch(count, PositiveInt):
+        raise UserError(f"workers={count}: must be {complaint}")
+    return count
 
 
 def core_share(slot: int, count: int) -> set[int]:
-    """The cores of one of `count` workers; XLA makes as many threads as it may use cores."""
+    """Return the cores of one of `count` workers; XLA makes as many threads as it may use cores."""
     cores = sorted(os.sched_getaffinity(0))
     return set(cores[slot::count]) or {cores[slot % len(cores)]}
 
 
 def environment(slot: int, count: int) -> dict[str, str]:
-    """The environment of one of `count` workers, in which it has one GPU, or its part of one.
+    """Return the environment of one of `count` workers, with one GPU, or its part of one.
 
     What is set of the memory that all of them may take is divided among those that share a GPU.
     """
@@ -231,7 +184,7 @@ def environment(slot: int, count: int) -> dict[str, str]:
 
 
 def visible_gpus() -> list[str]:
-    """The NVIDIA GPUs that this process may use."""
+    """Return the NVIDIA GPUs that this process may use."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
         return [gpu for gpu in chosen.split(",") if gpu]
@@ -244,7 +197,7 @@ def visible_gpus() -> list[str]:
 
 @contextlib.contextmanager
 def stopping(running: list[Process]) -> Iterator[Callable[[], bool]]:
-    """While entered, a signal to stop is passed on to the workers; yields whether there was one."""
+    """Within it a signal to stop is passed on to the workers; yields whether there was one."""
     received: list[int] = []
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
@@ -263,8 +216,8 @@ def stopping(running: list[Process]) -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def last_words(study: "Study") -> str | None:
-    """The last line of a worker that ended with an error."""
+def last_line(study: "Study") -> str | None:
+    """Return the last line of a worker that ended with an error."""
     logs = sorted((study.folder / LOGS).glob("*.log"), key=lambda path: path.stat().st_mtime)
     lines = logs[-1].read_text().strip().splitlines() if logs else []
     return lines[-1] if lines else None

@@ -1,8 +1,9 @@
-"""How a search decides: Optuna samplers and pruners for the methods of a plan.
+"""The methods of a search: Optuna samplers and pruners.
 
 `random`, `quasi_random` and `narrow` are pure functions of the seed, the number of the trial and
 the name of the parameter: a trial draws the same values whoever runs it, and adding a parameter
-changes no other one's draws. `grid` needs no sampler, since its points are laid down beforehand.
+changes no other one's draws. (Optuna's samplers of these names draw from one generator in the order
+of the calls.) `grid` needs no sampler, since its points are laid down beforehand.
 """
 
 import functools
@@ -11,139 +12,144 @@ import math
 import warnings
 import zlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import optuna
-from optuna.samplers import BaseSampler
+from optuna.distributions import CategoricalDistribution, IntDistribution
+from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from experiments.errors import UserError
-from experiments.search.distributions import Choice, Distribution, in_optuna
-from experiments.search.plan import Plan
-from experiments.search.space import Space
+from experiments.search.space import Parameter, Space, choice, in_optuna
 
-KEPT = 0.25  # of a round's trials, those that the next round closes in on; never fewer than two
+if TYPE_CHECKING:
+    from experiments.search.plan import Plan
+
+BEST = 0.25  # of a round's trials, those that the next round closes in on; never fewer than two
+BLOCK = 256  # points of a Sobol sequence that are made at once
 
 
-class Streams(BaseSampler):
+class Streams(RandomSampler):
     """Random search (Bergstra & Bengio 2012): each parameter has a stream of its own."""
 
-    def __init__(self, plan: Plan, space: Space):
+    def __init__(self, plan: "Plan", space: Space):
+        super().__init__(plan.seed)
         self.seed, self.space = plan.seed, space
 
     def uniform(self, name: str, number: int) -> float:
-        """The number in [0, 1) that decides parameter `name` of trial `number`."""
+        """Return the number in [0, 1) that decides parameter `name` of trial `number`."""
         return np.random.default_rng([self.seed, zlib.crc32(name.encode()), number]).random()
 
     def sample_independent(self, study: Any, trial: FrozenTrial, name: str, _: Any) -> Any:
-        """Optuna's question for the value of one parameter."""
-        parameter = self.space.parameters[name]
-        return in_optuna(parameter.at(self.uniform(name, trial.number)))
-
-    def infer_relative_search_space(self, study: Any, trial: FrozenTrial) -> dict:
-        """Nothing is drawn jointly."""
-        return {}
-
-    def sample_relative(self, study: Any, trial: FrozenTrial, space: dict) -> dict:
-        """Nothing is drawn jointly."""
-        return {}
+        """Draw the value of one parameter, for Optuna."""
+        return in_optuna(self.space.parameters[name].at(self.uniform(name, trial.number)))
 
 
 class QuasiRandom(Streams):
-    """Points of a scrambled Sobol sequence, which leave no large gaps; one axis a parameter."""
+    """Points of a scrambled Sobol sequence, which leave no large gaps; one axis per parameter."""
 
     def uniform(self, name: str, number: int) -> float:
-        axis = list(self.space.parameters).index(name)
-        return float(_sobol(len(self.space.parameters), self.seed, number)[axis])
+        names = list(self.space.parameters)
+        points = _sobol(len(names), self.seed, number // BLOCK)
+        return float(points[number % BLOCK][names.index(name)])
+
+
+@functools.lru_cache(maxsize=8)
+def _sobol(axes: int, seed: int, block: int) -> np.ndarray:
+    from scipy.stats import qmc
+
+    engine = qmc.Sobol(axes, scramble=True, rng=np.random.default_rng(seed))
+    if block:
+        engine.fast_forward(block * BLOCK)
+    return engine.random(BLOCK)
 
 
 class Narrow(Streams):
     """Random search in rounds: each round's ranges span the best trials of the round before.
 
     A range is closed in on its own scale, so on a logarithmic one for learning rates, with a margin
-    of half the mean distance between the trials that are kept. Of a list, the values among the
-    best trials remain.
+    of half the mean distance between the best trials. Of a list, the values among the best trials
+    remain.
     """
 
-    def __init__(self, plan: Plan, space: Space, finished: Sequence[FrozenTrial]):
+    def __init__(self, plan: "Plan", space: Space, finished: Sequence[FrozenTrial]):
         super().__init__(plan, space)
-        self.length = math.ceil(plan.n_trials / plan.rounds)
+        self.length = round_length(plan)
         self.finished = finished
         self.sign = 1 if plan.goal == "minimize" else -1
 
     def sample_independent(self, study: Any, trial: FrozenTrial, name: str, _: Any) -> Any:
         parameter = self.space.parameters[name]
         u = self.uniform(name, trial.number)
-        values = self.best_values(name, trial.number // self.length - 1)
-        if not values:
+        best = self.best_values(name, trial.number // self.length - 1)
+        if not best:
             return in_optuna(parameter.at(u))
-        if isinstance(parameter, Choice):
-            kept = [v for v in map(in_optuna, parameter.values) if v in values]
-            return Choice(tuple(kept)).at(u)
-        low, high = self.range(parameter, values)
+        if parameter.values:
+            return choice([v for v in map(in_optuna, parameter.values) if v in best]).at(u)
+        positions = [parameter.position(value) for value in best]
+        low, high = min(positions), max(positions)
+        margin = (high - low) / (2 * max(len(positions) - 1, 1))
+        low, high = max(low - margin, 0.0), min(high + margin, 1.0)
         return parameter.at(low + u * (high - low))
 
     def best_values(self, name: str, round_: int) -> list:
-        """The values of a parameter in the best trials of a round; empty before the first."""
+        """Return a parameter's values in the best trials of a round; none before the first."""
         first = round_ * self.length
         trials = [t for t in self.finished if first <= t.number < first + self.length]
         ranked = sorted(trials, key=lambda t: self.sign * t.value)  # type: ignore[operator]
-        kept = ranked[: max(2, math.ceil(KEPT * len(ranked)))]
-        return [t.params[name] for t in kept if name in t.params]
-
-    def range(self, parameter: Any, values: Sequence[float]) -> tuple[float, float]:
-        """The quantiles between which the next round draws."""
-        positions = [parameter.position(value) for value in values]
-        low, high = min(positions), max(positions)
-        margin = (high - low) / (2 * max(len(positions) - 1, 1))
-        return max(low - margin, 0.0), min(high + margin, 1.0)
+        best = ranked[: max(2, math.ceil(BEST * len(ranked)))]
+        return [t.params[name] for t in best if name in t.params]
 
 
-@functools.lru_cache(maxsize=8)
-def _sobol_block(axes: int, seed: int, block: int) -> np.ndarray:
-    from scipy.stats import qmc
-
-    engine = qmc.Sobol(axes, scramble=True, rng=np.random.default_rng(seed))
-    if block:
-        engine.fast_forward(block * 256)
-    return engine.random(256)
+def round_length(plan: "Plan") -> int:
+    """Return the number of trials in each round of the method `narrow`."""
+    return math.ceil(plan.n_trials / plan.rounds)
 
 
-def _sobol(axes: int, seed: int, number: int) -> np.ndarray:
-    return _sobol_block(axes, seed, number // 256)[number % 256]
+def may_start(plan: "Plan", trials: Sequence[FrozenTrial], number: int) -> bool:
+    """Return whether all that trial `number` depends on is known.
+
+    For `narrow` that is the round before its own; other methods wait for nothing.
+    """
+    before = number - number % round_length(plan) if plan.method == "narrow" else 0
+    return all(trial.state.is_finished() for trial in trials[:before])
 
 
-def may_start(plan: Plan, trials: Sequence[FrozenTrial], number: int) -> bool:
-    """Whether what trial `number` depends on is known: for `narrow`, the round before its own."""
-    if plan.method != "narrow":
-        return True
-    length = math.ceil(plan.n_trials / plan.rounds)
-    return all(trial.state.is_finished() for trial in trials[: number // length * length])
-
-
-def sampler(plan: Plan, space: Space, trials: Sequence[FrozenTrial], number: int) -> BaseSampler:
-    """What draws the values of trial `number`, given all trials so far."""
+def sampler(plan: "Plan", space: Space, trials: Sequence[FrozenTrial], number: int) -> BaseSampler:
+    """Return the sampler that draws the values of trial `number`, given all trials so far."""
     if plan.method in ("random", "grid"):
         return Streams(plan, space)
     if plan.method == "quasi_random":
         return QuasiRandom(plan, space)
     if plan.method == "narrow":
-        finished = [t for t in trials if t.state == TrialState.COMPLETE]
-        return Narrow(plan, space, finished)
+        return Narrow(plan, space, [t for t in trials if t.state == TrialState.COMPLETE])
     seed = zlib.crc32(f"{plan.seed}/{number}".encode())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if plan.method == "bayes":
-            # joint, and apart for each set of conditional parameters; trials under way count as bad
+            # jointly within each set of parameters that exist together; a trial that still runs
+            # counts as a bad one, so that workers do not draw alike
             return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True)
         if plan.method == "gp":
             return optuna.samplers.GPSampler(seed=seed)
         return optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
 
 
-def check_method(plan: Plan) -> None:
-    """Raises `UserError` where a method cannot work on this machine."""
+def suggest(trial: optuna.Trial, name: str, parameter: Parameter) -> Any:
+    """Return the config value of a parameter in a trial; it is drawn if the trial has none."""
+    known = parameter.optuna
+    if isinstance(known, CategoricalDistribution):
+        value: Any = trial.suggest_categorical(name, known.choices)
+    elif isinstance(known, IntDistribution):
+        value = trial.suggest_int(name, known.low, known.high)
+    else:
+        value = trial.suggest_float(name, known.low, known.high, log=known.log)
+    return parameter.finish(value)
+
+
+def check_method(plan: "Plan") -> None:
+    """Raise `UserError` where a method cannot work on this machine, or a pruner at all."""
     needs = {"gp": ("torch", "PyTorch"), "cmaes": ("cmaes", "the package cmaes")}
     package, name = needs.get(plan.method, (None, ""))
     if package and importlib.util.find_spec(package) is None:
@@ -153,8 +159,8 @@ def check_method(plan: Plan) -> None:
     pruner(plan)
 
 
-def pruner(plan: Plan) -> optuna.pruners.BasePruner:
-    """What ends trials early: asynchronous successive halving (ASHA, Li et al. 2020).
+def pruner(plan: "Plan") -> optuna.pruners.BasePruner:
+    """Return what ends trials early: asynchronous successive halving (ASHA, Li et al. 2020).
 
     At `min_iter`, `min_iter·eta`, `min_iter·eta²`, ... epochs a trial goes on only among the best
     1/eta of those that came as far; with `max_iter` and `s`, at max_iter/eta^s and so on.
@@ -162,38 +168,21 @@ def pruner(plan: Plan) -> optuna.pruners.BasePruner:
     settings = plan.early_terminate
     if settings is None:
         return optuna.pruners.NopPruner()
-    known = ("type", "min_iter", "max_iter", "s", "eta", "strict")
-    for key in settings:
-        if key not in known:
+    least = {"min_iter": 1, "max_iter": 1, "s": 1, "eta": 2}
+    for key, value in settings.items():
+        if key not in (*least, "type", "strict"):
             raise UserError(f"early_terminate.{key}: there is no such key")
+        if key in least and (type(value) is not int or value < least[key]):
+            raise UserError(
+                f"early_terminate.{key}={value}: must be a whole number of at least {least[key]}"
+            )
     if settings.get("type") != "hyperband":
         raise UserError("early_terminate.type must be hyperband")
-    numbers = {
-        key: settings[key] for key in ("min_iter", "max_iter", "s", "eta") if key in settings
-    }
-    for key, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1 + (key == "eta"):
-            raise UserError(
-                f"early_terminate.{key}={value}: must be a whole number from 1 (eta: 2)"
-            )
-    eta = numbers.get("eta", 3)
-    if "min_iter" in numbers:
-        first = numbers["min_iter"]
-    elif "max_iter" in numbers and "s" in numbers:
-        first = max(1, round(numbers["max_iter"] / eta ** numbers["s"]))
+    eta = settings.get("eta", 3)
+    if "min_iter" in settings:
+        first = settings["min_iter"]
+    elif "max_iter" in settings and "s" in settings:
+        first = max(1, round(settings["max_iter"] / eta ** settings["s"]))
     else:
         raise UserError("early_terminate needs min_iter, or max_iter and s")
     return optuna.pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=eta)
-
-
-def suggest(trial: optuna.Trial, name: str, parameter: Distribution) -> Any:
-    """The value of a parameter in a trial; the one it has if it has one."""
-    wanted = parameter.optuna
-    if isinstance(wanted, optuna.distributions.CategoricalDistribution):
-        value: Any = trial.suggest_categorical(name, wanted.choices)
-    elif isinstance(wanted, optuna.distributions.IntDistribution):
-        value = trial.suggest_int(name, wanted.low, wanted.high)
-    else:
-        assert isinstance(wanted, optuna.distributions.FloatDistribution)
-        value = trial.suggest_float(name, wanted.low, wanted.high, log=wanted.log)
-    return parameter.finish(value)

@@ -1,19 +1,31 @@
-"""What a study is to do: the contents of `study.yaml`."""
+"""The plan of a study, the contents of `study.yaml`; made from a sweep file or a command line.
+
+A plan is checked whole: nothing that could be seen beforehand makes its study fail later.
+"""
 
 import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 
-from experiments.core.config import check_arguments
+from experiments.core.config import build, check_arguments, check_config
 from experiments.errors import UserError
+from experiments.search import methods
+from experiments.search.configs import Configs, configs_of
+from experiments.search.readers import SweepFile, read_space, split
+from experiments.search.slurm import read_cluster
+from experiments.search.space import Space
 from experiments.types import Positive, PositiveInt
 
 FILE = "study.yaml"
+SETTLED = ("study", "workers", "engine")  # options that are no part of a plan
 
 Method = Literal["random", "grid", "bayes", "gp", "cmaes", "quasi_random", "narrow"]
+Where = Callable[..., str]
 
 
 @dataclass(frozen=True)
@@ -25,18 +37,18 @@ class Plan:
       parameters: the search space in W&B's schema, by dotted path.
       overrides: of every trial's config.
       metric: the validation metric that is searched for, such as `val/accuracy`.
-      goal: whether it should be small or large.
+      goal: the direction in which the metric gets better.
       n_trials: the budget, whoever runs the trials.
       method: how values are drawn.
       rounds: of the method `narrow`.
       seed: of the draws, and of the first run of each trial.
-      seeds: runs a trial, whose median is its score.
+      seeds: runs per trial, whose median is its score.
       early_terminate: W&B's hyperband: `min_iter` or `max_iter` and `s`, in epochs, and `eta`.
       storage: the Optuna storage: a file in the study folder, or the URL of a database.
       heartbeat: seconds without a sign of life after which a worker counts as dead.
       attempts: deaths of workers at one trial after which the trial counts as failed.
-      lanes: trials that a worker takes at once and trains side by side; `auto` is its share of the
-        budget, up to 128.
+      side_by_side: trials that a worker takes at once and trains side by side; `auto` is its share
+        of the budget, up to 128.
       cluster: where workers run; `name` is `local` or `slurm`, the rest is its own.
     """
 
@@ -54,11 +66,11 @@ class Plan:
     storage: str = "journal.log"
     heartbeat: Positive = 60.0
     attempts: PositiveInt = 3
-    lanes: PositiveInt | Literal["auto"] = 1
+    side_by_side: PositiveInt | Literal["auto"] = 1
     cluster: dict = field(default_factory=lambda: {"name": "local"})
 
     def save(self, folder: Path) -> None:
-        """Writes `study.yaml`."""
+        """Write `study.yaml`."""
         text = yaml.safe_dump(dataclasses.asdict(self), sort_keys=False, width=100)
         new = folder / f"{FILE}.tmp"
         new.write_text(text)
@@ -66,11 +78,150 @@ class Plan:
 
 
 def read_plan(folder: Path) -> Plan:
-    """The plan of the study in `folder`; raises `UserError` if there is none."""
+    """Read the plan of the study in `folder`; raises `UserError` if there is none."""
     path = folder / FILE
     if not path.is_file():
         what = "is not the folder of a study" if folder.is_dir() else "does not exist"
         raise UserError(f"{folder} {what}; a study folder holds {FILE}")
     fields = yaml.safe_load(path.read_text())
+    if "lanes" in fields:  # its name in older studies
+        fields["side_by_side"] = fields.pop("lanes")
     check_arguments(Plan, fields, "study")
     return Plan(**fields)
+
+
+def plan_of_file(
+    file: SweepFile, overrides: Sequence[str], options: dict[str, Any], config_folder: Path
+) -> Plan:
+    """Return the plan of a sweep file, with overrides and options of the command line.
+
+    Raises:
+        UserError: a line for each thing that is wrong, with the line of the file.
+    """
+    content = file.content
+    metric = content.get("metric")
+    settings: dict[str, Any] = {
+        "name": content.get("name", file.path.stem),
+        "method": content.get("method", "random"),
+        "early_terminate": content.get("early_terminate"),
+    }
+    if metric is not None:  # W&B's default is to minimise
+        settings |= {"metric": metric["name"], "goal": metric.get("goal", "minimize")}
+    if "run_cap" in content:
+        settings["n_trials"] = content["run_cap"]
+    return make_plan(
+        content["parameters"],
+        overrides,
+        settings | options,
+        config_folder,
+        lambda *keys: "" if keys[0] in options else f"{file.where(*keys)}: ",
+    )
+
+
+def plan_of_arguments(
+    arguments: Sequence[str], options: dict[str, Any], config_folder: Path
+) -> Plan:
+    """Return the plan of a command line in Hydra's grammar.
+
+    Without `n_trials` and `method`, finite lists are searched as a full grid.
+    """
+    for argument in arguments:
+        if argument.partition("=")[0] in ("mode", "resume", "checkpoint"):
+            raise UserError(f"{argument}: -m searches, so every run of it is a new training")
+    parameters, overrides = split(Configs(config_folder).parse(arguments))
+    if not parameters:
+        raise UserError(
+            "-m searches over nothing: give a key several values, such as optim=adam,sgd"
+        )
+    settings: dict[str, Any] = {"name": "_".join(p.rpartition(".")[2] for p in parameters)}
+    if "n_trials" not in options and all("values" in node for node in parameters.values()):
+        settings["method"] = "grid"
+    return make_plan(parameters, overrides, settings | options, config_folder, lambda *keys: "")
+
+
+def make_plan(
+    parameters: Mapping[str, Any],
+    overrides: Sequence[str],
+    settings: dict[str, Any],
+    config_folder: Path,
+    where: Where,
+) -> Plan:
+    """Return the plan of these parameters and settings.
+
+    Args:
+      parameters: in W&B's schema; one that is among the overrides is settled by them.
+      settings: fields of the plan; metric and goal are the objective's own unless given.
+      where: says in which line of a file a key is.
+    """
+    configs = configs_of(config_folder, tuple(overrides))
+    for override in configs.parse(overrides):
+        if override.is_sweep_override():
+            raise UserError(f"{override.input_line}: put it among the parameters of the sweep file")
+        parameters = {k: v for k, v in parameters.items() if k != override.key_or_group}
+    if not parameters:
+        raise UserError("the command line settles every parameter; there is nothing to search")
+    space = read_space(parameters, configs)
+    if wrong := list(space.check_paths()) or list(check_values(space).items()):
+        raise UserError("\n".join(f"{where('parameters', name)}{text}" for name, text in wrong))
+    config = configs.plain(space.contexts[0])
+    check_config(config)
+    if config["nodes"] != 1:
+        raise UserError(f"nodes={config['nodes']}: a trial runs on one node; say workers=...")
+    settings = {k: v for k, v in settings.items() if k not in SETTLED}
+    settings |= {"seed": config["seed"], "parameters": dict(parameters)}
+    settings["name"] = re.sub(r"[^\w.-]+", "-", str(settings["name"]))
+    settings["cluster"] = {"name": "local"} | settings.get("cluster", {})
+    read_cluster(config_folder, settings["cluster"])
+    settings["overrides"] = [*overrides, *_settle_metric(settings, config)]
+    if settings.get("method") == "grid":
+        points = len(space.grid(settings.get("n_trials")))
+        settings["n_trials"] = min(settings.get("n_trials", points), points)
+    if "n_trials" not in settings:
+        raise UserError(
+            f"{where('run_cap')}how many trials? say n_trials=... (or run_cap in the file)"
+        )
+    return _checked(settings, where)
+
+
+def _settle_metric(settings: dict[str, Any], config: Mapping[str, Any]) -> list[str]:
+    """Settle metric and goal; return the overrides by which a trial's best epoch is found."""
+    objective = build(config["objective"], loss=build(config.get("loss")), num_classes=2)
+    own, mode = objective.monitor
+    chosen = config["trainer"]["monitor"] or own
+    mode = config["trainer"]["monitor_mode"] or mode
+    settings.setdefault("metric", f"val/{chosen}")
+    settings.setdefault("goal", "maximize" if mode == "max" else "minimize")
+    wanted, goal = settings["metric"].removeprefix("val/"), settings["goal"][:3]
+    if (wanted, goal) == (chosen, mode):
+        return []
+    return [f"trainer.monitor={wanted}", f"trainer.monitor_mode={goal}"]
+
+
+def _checked(settings: dict[str, Any], where: Where) -> Plan:
+    """Return the plan of these settings; raises `UserError` for one that cannot be."""
+    try:
+        check_arguments(Plan, settings, "")
+        plan = Plan(**settings)
+        methods.check_method(plan)
+    except UserError as error:
+        key = re.split(r"[ =:]", str(error))[0].replace("n_trials", "run_cap")
+        raise UserError(f"{where(*key.split('.'))}{error}") from error
+    return plan
+
+
+def check_values(space: Space) -> dict[str, str]:
+    """Return what a run would say to values that the search may draw, by parameter.
+
+    All values of a list and the ends of every range are held against the config with each choice
+    of each group. Imports what the configs name, and with that JAX, but computes nothing.
+    """
+    found: dict[str, str] = {}
+    for choices in space.contexts:
+        for name in space.existing(choices):
+            for value in space.parameters[name].extremes:
+                try:
+                    check_config(space.configs.plain({**choices, name: value}))
+                except UserError as error:
+                    text = str(error) if name in str(error) else f"{name}={value}: {error}"
+                    found.setdefault(name, text)
+    return found

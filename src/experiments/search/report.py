@@ -9,10 +9,9 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
-from experiments.search.distributions import in_optuna
-from experiments.search.results import WINNER, command, score, write_results
+from experiments.search.results import command, score, screen, values_of, winner_of, write_results
+from experiments.search.space import in_optuna
 from experiments.search.study import Study, state_of
-from experiments.search.watch import screen
 from experiments.tracking.jsonl import METRICS, read_history
 from experiments.viz.study_page import StudyData, comparison, study_figures, study_page
 
@@ -42,7 +41,7 @@ def write_comparison(folders: Sequence[Path], config_folder: Path) -> None:
 
 def study_data(study: Study) -> StudyData:
     """Return what a report shows of a study, with the histories of its runs."""
-    best, winner = study.best(), study.optuna.user_attrs.get(WINNER, {})
+    best, winner = study.best(), winner_of(study)
     return StudyData(
         study=_copy(study),
         method=study.plan.method,
@@ -59,7 +58,7 @@ def _copy(study: Study) -> optuna.Study:
     value is complete, also where it was pruned, and has the values that its config has.
     """
     trials = study.trials()
-    values = [trial.user_attrs.get("values", {}) for trial in trials]
+    values = [values_of(trial) for trial in trials]
     distributions = {
         name: _covering(parameter.optuna, [drawn[name] for drawn in values if name in drawn])
         for name, parameter in study.space.parameters.items()

@@ -1,55 +1,91 @@
-"""What came out of a study: `results.csv`, and the best trial as a command and as a recipe."""
+"""The results of a study: a table, the best trial as a command and a recipe, a live screen."""
 
+import contextlib
 import csv
+import datetime
 import io
 import shlex
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console, Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
 from experiments.search.configs import assignments
-from experiments.search.study import Study, state_of
-from experiments.tracking.terminal import number
+from experiments.search.study import STATES, Study, state_of
+from experiments.tracking.terminal import duration, number
 
 RESULTS, BEST_COMMAND, BEST_RECIPE = "results.csv", "best.txt", "best.yaml"
 COLUMNS = ("trial", "state", "value", "seconds", "run")
 WINNER = "winner"
 """Attribute of a study: the number of the winner and its test metrics."""
 
+SHOWN = 5  # of the best trials, and of those that run
+RECENT = 20  # trials that the time left is estimated from
+STYLES = {"finished": "green", "pruned": "cyan", "diverged": "red", "failed": "red"}
+
+
+def score(trial: FrozenTrial) -> float | None:
+    """Return the value of a trial that has one."""
+    return trial.value if trial.values else None
+
+
+def values_of(trial: FrozenTrial) -> dict[str, Any]:
+    """Return the values that a trial has drawn, by path or group."""
+    return trial.user_attrs.get("values", {})
+
+
+def winner_of(study: Study) -> dict[str, Any]:
+    """Return `trial`, the number of the trial that was tested last, and its `test/*`."""
+    return study.optuna.user_attrs.get(WINNER, {})
+
+
+def metrics_of(study: Study, best: FrozenTrial) -> dict[str, float]:
+    """Return the metrics of the best trial: the one that is searched for, and `test/*`."""
+    winner = winner_of(study) if winner_of(study).get("trial") == best.number else {}
+    tested = {name: value for name, value in winner.items() if name.startswith("test/")}
+    return {study.plan.metric: score(best) or 0.0} | tested
+
+
+def command(study: Study, trial: FrozenTrial) -> str:
+    """Return the command line that runs a trial's config again."""
+    return shlex.join(["python", "run.py", *study.plan.overrides, *assignments(values_of(trial))])
+
+
+# ------------------------------------------------------------------------------- files
+
 
 def write_results(study: Study) -> None:
-    """Writes what is known so far; a reader finds the old files or the new ones."""
+    """Write what is known so far; a reader finds the old files or the new ones."""
     parameters = list(study.space.parameters)
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow([*COLUMNS, *parameters])
     for trial in study.trials():
-        values = trial.user_attrs.get("values", {})
+        values = values_of(trial)
         fixed = [trial.number, state_of(trial), score(trial), trial.user_attrs.get("seconds")]
         row = [*fixed, f"trials/{trial.number}", *(values.get(name) for name in parameters)]
         writer.writerow(["" if cell is None else cell for cell in row])
-    _replace(study, RESULTS, table.getvalue())
+    files = {RESULTS: table.getvalue()}
     if (best := study.best()) is not None:
-        _replace(study, BEST_COMMAND, command(study, best) + "\n")
-        _replace(study, BEST_RECIPE, recipe(study, best))
+        files |= {BEST_COMMAND: f"{command(study, best)}\n", BEST_RECIPE: recipe(study, best)}
+    for name, text in files.items():
+        new = study.folder / f".{name}.{study.worker}"
+        new.write_text(text)
+        new.replace(study.folder / name)
 
 
-def score(trial: FrozenTrial) -> float | None:
-    """The value of a trial that has one."""
-    return trial.value if trial.values else None
-
-
-def command(study: Study, trial: FrozenTrial) -> str:
-    """The command line that runs a trial's config again."""
-    values = assignments(trial.user_attrs["values"])
-    return shlex.join(["python", "run.py", *study.plan.overrides, *values])
-
-
-def recipe(study: Study, trial: FrozenTrial) -> str:
-    """A trial as a file of `conf/experiment`."""
-    values = study.configs.given() | trial.user_attrs["values"]
+def recipe(study: Study, best: FrozenTrial) -> str:
+    """Return the best trial as a file of `conf/experiment`."""
+    values = study.configs.given | values_of(best)
     choices = {name: values.pop(name) for name in list(values) if name in study.configs.groups}
     defaults: list[Any] = [base] if (base := choices.pop("experiment", None)) else []
     defaults += [{f"override /{group}": choice} for group, choice in choices.items()]
@@ -60,40 +96,149 @@ def recipe(study: Study, trial: FrozenTrial) -> str:
         for parent in parents:
             node = node.setdefault(parent, {})
         node[last] = value
-    result = f"{study.plan.metric} {number(score(trial) or 0.0)}"
-    winner = study.optuna.user_attrs.get(WINNER, {})
-    if winner.get("trial") == trial.number:
-        tested = {k: v for k, v in winner.items() if k.startswith("test/")}
-        result += "".join(f", {name} {number(value)}" for name, value in tested.items())
+    metrics = metrics_of(study, best).items()
+    result = ", ".join(f"{name} {number(value)}" for name, value in metrics)
     header = [
         "# @package _global_",
-        f"# {study.plan.name}, trial {trial.number}, the best of {study.plan.n_trials}: {result}.",
+        f"# {study.plan.name}, trial {best.number}, the best of {study.plan.n_trials}: {result}.",
         "#",
         f"#   python run.py experiment={Path(BEST_RECIPE).stem}     (in conf/experiment)",
     ]
-    body = [_yaml(part) for part in ({"defaults": defaults} if defaults else {}, nested) if part]
+    parts = ({"defaults": defaults} if defaults else {}, nested)
+    body = [yaml.safe_dump(part, sort_keys=False, width=100) for part in parts if part]
     return "\n".join(header) + "\n" + "\n".join(body)
 
 
-class _Dumper(yaml.SafeDumper):
-    """Writes numbers as YAML reads them back: `1.0e-05`."""
+# ------------------------------------------------------------------------------- terminal
 
 
-def _float(dumper: yaml.SafeDumper, value: float) -> yaml.Node:
-    text = repr(value)
-    if "e" in text and "." not in text:
-        text = text.replace("e", ".0e")
-    return dumper.represent_scalar("tag:yaml.org,2002:float", text)
+def screen(study: Study) -> RenderableType:
+    """Return the whole picture: how far, how long still, what runs, what is best."""
+    plan, trials = study.plan, study.trials()
+    done = [trial for trial in trials if trial.state.is_finished()]
+    head = Text.assemble((plan.name, "bold"), f"  {plan.method} search, {plan.metric}")
+    bar = Table.grid(padding=(0, 1))
+    bar.add_row(
+        ProgressBar(total=plan.n_trials, completed=len(done), width=40),
+        f"{len(done)}/{plan.n_trials}",
+        left(trials, plan.n_trials),
+    )
+    parts: list[RenderableType] = [head, bar, counts(trials)]
+    running = [trial for trial in trials if trial.state == TrialState.RUNNING]
+    for title, shown in (("running", running), ("best", study.ranked())):
+        if shown:
+            parts += [Text(), trial_table(title, shown[:SHOWN])]
+    return Group(*parts)
 
 
-_Dumper.add_representer(float, _float)
+def counts(trials: list[FrozenTrial]) -> Text:
+    """Return `12 finished  3 pruned  1 failed  2 running  46 waiting`."""
+    found = Counter(map(state_of, trials))
+    text = Text()
+    for state in (*STATES[2:], *STATES[1::-1]):
+        if found[state]:
+            text.append(f"{found[state]} {state}  ", STYLES.get(state, ""))
+    return text
 
 
-def _yaml(node: dict[str, Any]) -> str:
-    return yaml.dump(node, Dumper=_Dumper, sort_keys=False, width=100)
+def trial_table(title: str, trials: list[FrozenTrial]) -> Table:
+    """Return a row per trial: its number, its value or latest report, and its overrides."""
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    table.add_column(title, justify="right")
+    table.add_column("value", justify="right")
+    table.add_column("epoch", justify="right")
+    table.add_column("overrides", overflow="fold")
+    for trial in trials:
+        reported = trial.intermediate_values
+        value = score(trial) if trial.state.is_finished() else reported.get(trial.last_step or -1)
+        shown = "" if value is None else number(value)
+        overrides = " ".join(assignments(values_of(trial)))
+        table.add_row(str(trial.number), shown, str(trial.last_step or ""), overrides)
+    return table
 
 
-def _replace(study: Study, name: str, text: str) -> None:
-    new = study.folder / f".{name}.{study.worker}"
-    new.write_text(text)
-    new.replace(study.folder / name)
+def left(trials: list[FrozenTrial], budget: int) -> str:
+    """Return `3:20 left`, from the pace of the last trials; empty where there is no telling."""
+    ends = sorted(t.datetime_complete for t in trials if t.datetime_complete is not None)
+    recent = ends[-RECENT:]
+    if len(recent) < 3 or len(ends) == budget:
+        return ""
+    pace = (recent[-1] - recent[0]).total_seconds() / (len(recent) - 1)
+    since = (datetime.datetime.now() - recent[-1]).total_seconds()
+    return f"{duration(max(pace * (budget - len(ends)) - since, 0))} left"
+
+
+def ending(study: Study) -> str:
+    """Return what to print at the end: the best trial as a command, and where everything is."""
+    best = study.best()
+    lines = [counts(study.trials()).plain.strip(), *replicates(study)]
+    if best is not None:
+        metrics = metrics_of(study, best).items()
+        shown = "  ".join(f"{name} {number(value)}" for name, value in metrics)
+        lines.append(f"best        trial {best.number}: {shown}")
+        lines.append(f"            {command(study, best)}")
+    failed = [t for t in study.trials() if state_of(t) in ("failed", "diverged")]
+    for reason, count in Counter(str(t.user_attrs.get("reason")) for t in failed).most_common(3):
+        lines.append(f"failed      {count}x {reason}")
+    lines.append(f"results     {study.folder}/{RESULTS}")
+    lines.append(f"            python report.py {study.folder}")
+    return "\n".join(lines)
+
+
+def replicates(study: Study) -> list[str]:
+    """Return mean and spread of a study that varies nothing but the seed, as a line."""
+    scores = [value for trial in study.trials() if (value := score(trial)) is not None]
+    if list(study.plan.parameters) != ["seed"] or len(scores) < 2:
+        return []
+    mean, spread = statistics.mean(scores), statistics.stdev(scores)
+    least, most = number(min(scores)), number(max(scores))
+    name = study.plan.metric
+    return [
+        f"{len(scores)} seeds    {name} {number(mean)} ± {number(spread)} (from {least} to {most})"
+    ]
+
+
+@contextlib.contextmanager
+def watching(study: Study, console: Console | None = None) -> Iterator[Callable[[], None]]:
+    """Show a study within the block; yields what brings the picture up to date.
+
+    That is a live table in a terminal; elsewhere a line for each trial that ends.
+    """
+    console = console or Console()
+    if console.is_terminal:
+        from rich.live import Live
+
+        with Live(screen(study), console=console, auto_refresh=False, transient=True) as live:
+            yield lambda: live.update(screen(study), refresh=True)
+        return
+    ended = {trial.number for trial in study.trials() if trial.state.is_finished()}
+
+    def look() -> None:
+        for trial in study.trials():
+            if trial.state.is_finished() and trial.number not in ended:
+                ended.add(trial.number)
+                print(f"[{len(ended)}/{study.plan.n_trials}] {_line(study, trial)}", flush=True)
+
+    yield look
+    look()
+
+
+def _line(study: Study, trial: FrozenTrial) -> str:
+    value, reason = score(trial), trial.user_attrs.get("reason")
+    result = "" if value is None else f" {study.plan.metric} {number(value)}"
+    why = f" ({reason})" if reason else ""
+    overrides = " ".join(assignments(values_of(trial)))
+    return f"trial {trial.number} {state_of(trial)}{result}{why}  {overrides}"
+
+
+def follow(study: Study) -> None:
+    """Show a study until it is complete, live in a terminal; elsewhere once."""
+    console = Console()
+    if console.is_terminal:
+        with watching(study, console) as look, contextlib.suppress(KeyboardInterrupt):
+            while not study.complete:
+                look()
+                time.sleep(1)
+    console.print(screen(study))
+    if study.complete:
+        print(ending(study))

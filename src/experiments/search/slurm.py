@@ -1,9 +1,9 @@
 """Runs and workers as jobs of a Slurm cluster, through submitit.
 
-Slurm tells a job by SIGUSR2 that its time is nearly up or that another job needs its place. The
-program in it saves and ends, and the job goes back into the queue; when it starts again the program
-goes on from what it saved. A job that is cancelled or killed stays so. Slurm's accounting is never
-asked: what came out of a job stands in the folder of its run or study.
+Slurm sends SIGUSR2 to a job whose time is nearly up or whose place another job needs. The program
+in it saves and ends, and the job goes back into the queue; when it starts again the program goes on
+from what it saved. A job that is cancelled or killed stays so. Slurm's accounting is never
+asked: the results of a job are in the folder of its run or study.
 """
 
 import contextlib
@@ -27,15 +27,18 @@ from experiments.training.run_folder import saved_steps
 from experiments.types import NonNegativeInt, Positive, PositiveInt
 
 FOLDER = "slurm"  # scripts and output of the jobs, in the folder of their run or study
-NOTICE = signal.SIGUSR2  # what submitit has Slurm send
+NOTICE = signal.SIGUSR2  # the signal that submitit has Slurm send
 FIRST_PORT, PORTS = 61440, 4096  # above those that systems hand out by themselves
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a job runs: `command`, or `again` where there is a checkpoint of the run in `saved`.
+    """The program of a job.
 
-    A job whose file `cancelled` exists does not go back into the queue.
+    Args:
+      command: starts it.
+      again: starts it instead where there is a checkpoint of the run in `saved`.
+      cancelled: a file; a job for which it exists does not go back into the queue.
     """
 
     command: Sequence[str]
@@ -44,42 +47,40 @@ class Task:
     cancelled: Path | None = None
 
     def __call__(self) -> None:
-        """Runs it, in the job; raises `RuntimeError` if it fails."""
+        """Run it, in the job; raise `RuntimeError` if it fails."""
+        resumes = self.again and self.saved is not None and saved_steps(self.saved)
+        command = self.again if resumes else self.command
         signals: list[int] = []
-        # until the program minds it itself, the signal must not end it; it inherits that
+        # until the program handles the signal, it must not end it; a child inherits that
         signal.signal(NOTICE, signal.SIG_IGN)
-        child = subprocess.Popen(self._command(), env=os.environ | process_of_job())
+        child = subprocess.Popen(command, env=os.environ | process_of_job())
 
-        def told(number: int, _frame: Any) -> None:
+        def pass_on(number: int, _frame: Any) -> None:
             signals.append(number)
-            if number == NOTICE:  # which not every program takes for a request to end
+            if number == NOTICE:  # not every program takes it for a request to end
                 child.terminate()
 
         for number in (NOTICE, signal.SIGTERM):
-            signal.signal(number, told)
+            signal.signal(number, pass_on)
         code = child.wait()
-        # one that was told to end may say that all is well, as `wandb agent` does
-        told_to_end = signals or code == EXIT_CODES["interrupted"]
-        if code and not told_to_end:
-            raise RuntimeError(f"exit code {code}: {' '.join(self._command())}")
+        # a program that was asked to end may exit with 0, as `wandb agent` does
+        asked_to_end = signals or code == EXIT_CODES["interrupted"]
+        if code and not asked_to_end:
+            raise RuntimeError(f"exit code {code}: {' '.join(command)}")
         cancelled = self.cancelled is not None and self.cancelled.exists()
         first = os.environ.get("SLURM_PROCID", "0") == "0"
-        if told_to_end and first and not cancelled:
+        if asked_to_end and first and not cancelled:
             requeue()
-
-    def _command(self) -> Sequence[str]:
-        saved = self.saved is not None and saved_steps(self.saved)
-        return self.again if saved and self.again else self.command
 
 
 @dataclass(frozen=True)
 class Slurm:
-    """What a job asks of the cluster.
+    """The resources that a job asks the cluster for.
 
     Args:
       partition, account, qos: null: the cluster's own choice.
       time: minutes.
-      notice: seconds before its end at which a job is told to save.
+      notice: seconds before its end at which a job gets a signal to save.
       gpus, cpus, memory: of each node; memory in GB.
       setup: shell lines that come first.
       options: any other option of sbatch by its name.
@@ -99,12 +100,12 @@ class Slurm:
     def __post_init__(self) -> None:
         if self.notice > 30 * self.time:
             raise UserError(
-                f"cluster.notice={self.notice}: a job of {self.time} minutes would be told to save "
+                f"cluster.notice={self.notice}: a job of {self.time} minutes would have to save "
                 f"in its first half; say cluster.time=... or a shorter notice"
             )
 
     def submit(self, tasks: Sequence[Task], folder: Path, name: str, nodes: int = 1) -> str:
-        """Queues a job of `nodes` nodes a task, an array where there are several; its id.
+        """Queue a job of `nodes` nodes per task, an array where there are several; return its id.
 
         Each node runs the task once. Scripts and output go into `folder`/slurm.
 
@@ -128,7 +129,7 @@ class Slurm:
 
     def _parameters(self, name: str, nodes: int) -> dict[str, Any]:
         steps = ["--kill-on-bad-exit=1"]
-        if self.cpus is not None:  # which since Slurm 22.05 a step does not take over from its job
+        if self.cpus is not None:  # since Slurm 22.05 a step does not take it over from its job
             steps.append(f"--cpus-per-task={self.cpus}")
         given = {
             "partition": self.partition,
@@ -152,7 +153,10 @@ class Slurm:
 
 
 def read_cluster(config_folder: Path, block: Mapping[str, Any]) -> Slurm | None:
-    """The cluster that a study names: a file of `conf/cluster` and changes to it; None: here.
+    """Read the cluster of a study: a file of `conf/cluster` and changes to it.
+
+    Returns:
+        The cluster; None for this machine.
 
     Raises:
         UserError: there is no such file, or a key or value is wrong.
@@ -173,7 +177,7 @@ def read_cluster(config_folder: Path, block: Mapping[str, Any]) -> Slurm | None:
 
 
 def submit_run(folder: Path, cluster: Slurm, nodes: int, arguments: Sequence[str]) -> str:
-    """Queues what this program does with these arguments, on `nodes` nodes; the job's id.
+    """Queue this program with these arguments, on `nodes` nodes; return how to follow the job.
 
     Until there is a checkpoint it starts anew each time; after that it resumes the run in `folder`.
     """
@@ -186,11 +190,7 @@ def submit_run(folder: Path, cluster: Slurm, nodes: int, arguments: Sequence[str
     else:
         command = [*program, *arguments, f"hydra.run.dir={folder}"]
         task = Task(command, [*program, f"resume={folder}"], folder)
-    return cluster.submit([task], folder, folder.name, nodes)
-
-
-def announce(folder: Path, job: str) -> str:
-    """What to tell who queued a run."""
+    job = cluster.submit([task], folder, folder.name, nodes)
     return (
         f"job {job} runs in {folder}\n"
         f"watch       tail -F {folder}/{FOLDER}/{job}_0_log.out\n"
@@ -199,12 +199,12 @@ def announce(folder: Path, job: str) -> str:
 
 
 def jobs(folder: Path) -> list[str]:
-    """The ids of all jobs that were queued for a run or study."""
+    """Return the ids of all jobs that were queued for a run or study."""
     return sorted(path.name.partition("_")[0] for path in (folder / FOLDER).glob("*_submission.sh"))
 
 
 def queue(folder: Path) -> str:
-    """What of the jobs of a run or study is in the queue: `2 pending, 6 running`."""
+    """Return how many jobs of a run or study are in the queue: `2 pending, 6 running`."""
     wanted = set(jobs(folder))
     try:
         listed = _slurm("squeue", "--me", "--noheader", "--array", "--format=%F %T")
@@ -216,26 +216,24 @@ def queue(folder: Path) -> str:
 
 
 def cancel_jobs(folder: Path) -> None:
-    """Takes all jobs of a run or study from the queue; those that run are told to save and stop."""
+    """Take all jobs of a run or study from the queue; those that run save and stop."""
     if ids := jobs(folder):
         _slurm("scancel", "--quiet", *ids)
 
 
 def requeue() -> None:
-    """Puts the job that this process is in back into the queue, if it still runs there.
-
-    One that was cancelled runs no longer.
-    """
+    """Put the job of this process back into the queue, unless it was cancelled."""
     job, array = os.environ["SLURM_JOB_ID"], os.environ.get("SLURM_ARRAY_JOB_ID")
     if array is not None:
         job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    # a job that was cancelled is no longer running for Slurm
     if _slurm("squeue", "--noheader", f"--jobs={job}", "--format=%T").strip() == "RUNNING":
         print(f"job {job} goes back into the queue", flush=True)
         _slurm("scontrol", "requeue", job)
 
 
 def process_of_job() -> dict[str, str]:
-    """The environment by which the processes of a job of several nodes find each other."""
+    """Return the environment by which the processes of a job of several nodes find each other."""
     if int(os.environ.get("SLURM_NTASKS", "1")) == 1:
         return {}
     from experiments.training.distributed import COORDINATOR, COUNT, INDEX
@@ -250,7 +248,7 @@ def process_of_job() -> dict[str, str]:
 
 
 def _slurm(*command: str) -> str:
-    """What a command of Slurm prints; raises `UserError` if it fails."""
+    """Return the output of a command of Slurm; raises `UserError` if it fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -1,66 +1,170 @@
-"""The search space: parameters by dotted path, and what of them a trial has.
+"""The search space: what each parameter may be, and which parameters a trial has.
 
 A parameter whose path does not exist in the config of a trial's group choices is no part of that
 trial: `optim.momentum` beside `optim` in {adam, momentum} is drawn for `momentum` alone.
 """
 
+import bisect
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from statistics import NormalDist
+from typing import Any
+
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from experiments.errors import UserError, suggest
 from experiments.search.configs import Configs
-from experiments.search.distributions import Choice, Distribution, Numbers
-from experiments.search.schema import distribution
+
+DIGITS = 6  # significant digits of a drawn number: short to read and write, finer than fp32 noise
+NORMAL = NormalDist()
+TAIL = 1e-6  # probability beyond each end of a normal distribution that is cut off
 
 
-class Suggests(Protocol):
-    """Something that decides on values, such as a method's view of a trial."""
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter, as an Optuna distribution and what that does not say.
 
-    def __call__(self, name: str, distribution: Distribution) -> Any: ...
+    Args:
+      optuna: the range that is drawn from, on its scale; of a list, how Optuna stores its values.
+      values: of a list.
+      probabilities: of the values; equal unless given.
+      normal: mean and standard deviation of the number, or with a logarithmic scale of its
+        logarithm; uniform between the ends of the range unless given.
+      q: the step: the number x becomes round(x / q) * q, a whole number where q is one.
+    """
+
+    optuna: CategoricalDistribution | IntDistribution | FloatDistribution
+    values: tuple = ()
+    probabilities: tuple[float, ...] | None = None
+    normal: tuple[float, float] | None = None
+    q: float | None = None
+
+    def at(self, u: float) -> Any:
+        """Return the value at the quantile `u` in [0, 1); a number is not rounded yet.
+
+        So one uniform number decides one draw, whatever the method that drew it.
+        """
+        known = self.optuna
+        if isinstance(known, CategoricalDistribution):
+            index = int(u * len(self.values))
+            if self.probabilities is not None:
+                index = bisect.bisect(list(itertools.accumulate(self.probabilities)), u)
+            return self.values[min(index, len(self.values) - 1)]
+        if isinstance(known, IntDistribution):
+            return min(known.low + int(u * (known.high - known.low + 1)), known.high)
+        if self.normal is not None:
+            return quantile_of_normal(u, *self.normal, log=known.log)
+        if known.log:
+            low, high = math.log(known.low), math.log(known.high)
+            return min(max(math.exp(low + u * (high - low)), known.low), known.high)
+        return known.low + u * (known.high - known.low)
+
+    def position(self, x: float) -> float:
+        """Return the quantile of a number: the inverse of `at`, for integers its middle."""
+        known = self.optuna
+        assert not isinstance(known, CategoricalDistribution)
+        if isinstance(known, IntDistribution):
+            return (x - known.low + 0.5) / (known.high - known.low + 1)
+        x, low, high = map(math.log if known.log else float, (x, known.low, known.high))
+        if self.normal is not None:
+            mean, deviation = self.normal
+            return NORMAL.cdf((x - mean) / deviation)
+        return (x - low) / (high - low)
+
+    def finish(self, value: Any) -> Any:
+        """Return the config value for a value of the Optuna distribution: rounded, or a list."""
+        known = self.optuna
+        if isinstance(known, CategoricalDistribution):
+            return next(v for v in self.values if in_optuna(v) == value)
+        if isinstance(known, IntDistribution):
+            return int(value)
+        if self.q is None:
+            return min(max(float(f"{value:.{DIGITS}g}"), known.low), known.high)
+        rounded = float(f"{round(value / self.q) * self.q:.12g}")  # 0.3, not 0.30000000000000004
+        return int(rounded) if float(self.q).is_integer() else rounded
+
+    @property
+    def points(self) -> list | None:
+        """Every value, for a grid; None where there are infinitely many."""
+        known = self.optuna
+        if isinstance(known, CategoricalDistribution):
+            return list(self.values)
+        if isinstance(known, IntDistribution):
+            return list(range(known.low, known.high + 1))
+        if self.normal or known.log or self.q is None:
+            return None
+        first, last = round(known.low / self.q), round(known.high / self.q)
+        return [self.finish(i * self.q) for i in range(first, last + 1)]
+
+    @property
+    def extremes(self) -> list:
+        """All values of a list, the ends of a range."""
+        if isinstance(self.optuna, CategoricalDistribution):
+            return list(self.values)
+        return [self.finish(self.optuna.low), self.finish(self.optuna.high)]
+
+
+def choice(values: Sequence, probabilities: Sequence[float] | None = None) -> Parameter:
+    """Return one of a list of values."""
+    stored = CategoricalDistribution([in_optuna(value) for value in values])
+    return Parameter(stored, tuple(values), None if probabilities is None else tuple(probabilities))
+
+
+def normal(mean: float, deviation: float, *, log: bool, q: float | None) -> Parameter:
+    """Return a normally distributed number; with `log` one whose logarithm is."""
+    low, high = (quantile_of_normal(u, mean, deviation, log=log) for u in (TAIL, 1 - TAIL))
+    return Parameter(FloatDistribution(low, high, log=log), normal=(mean, deviation), q=q)
+
+
+def quantile_of_normal(u: float, mean: float, deviation: float, *, log: bool) -> float:
+    """Return the quantile `u` of a normal distribution, or with `log` of a log-normal one."""
+    x = mean + deviation * NORMAL.inv_cdf(min(max(u, TAIL), 1 - TAIL))
+    return math.exp(x) if log else x
+
+
+def in_optuna(value: Any) -> Any:
+    """Return a value as Optuna stores it; what is no scalar goes as text."""
+    return value if value is None or isinstance(value, bool | int | float | str) else repr(value)
 
 
 @dataclass(frozen=True)
 class Space:
-    """The parameters of a search and the configs that they are part of."""
+    """The parameters of a search by dotted path, and the configs that they are part of."""
 
-    parameters: Mapping[str, Distribution]
+    parameters: Mapping[str, Parameter]
     configs: Configs
 
     @property
-    def groups(self) -> dict[str, Choice]:
-        """The parameters that choose a config of a group."""
+    def groups(self) -> dict[str, tuple]:
+        """The parameters that choose a config of a group, each with its choices."""
         known = self.configs.groups
-        chosen = {name: d for name, d in self.parameters.items() if name in known}
-        return {name: d for name, d in chosen.items() if isinstance(d, Choice)}
+        return {name: p.values for name, p in self.parameters.items() if name in known and p.values}
 
     @property
     def contexts(self) -> list[dict[str, Any]]:
-        """Group choices of which the first of each group come first, and each occurs once."""
-        first = {name: choice.values[0] for name, choice in self.groups.items()}
-        others = [
-            first | {name: value}
-            for name, choice in self.groups.items()
-            for value in choice.values[1:]
-        ]
+        """Group choices in which each choice occurs, first the first one of every group."""
+        first = {name: values[0] for name, values in self.groups.items()}
+        others = (
+            first | {name: value} for name, values in self.groups.items() for value in values[1:]
+        )
         return [first, *others]
 
-    def draw(self, suggest: Suggests) -> dict[str, Any]:
-        """The values of one trial: first the choices, then what exists with them."""
-        values = {name: suggest(name, choice) for name, choice in self.groups.items()}
+    def draw(self, suggest: Callable[[str, Parameter], Any]) -> dict[str, Any]:
+        """Return the values of one trial: first the choices, then what exists with them."""
+        values = {name: suggest(name, self.parameters[name]) for name in self.groups}
         for name in self.existing(values):
             values[name] = suggest(name, self.parameters[name])
         return values
 
     def existing(self, choices: Mapping[str, Any]) -> list[str]:
-        """The parameters, other than choices, that a trial with these choices has."""
+        """Return the parameters, other than choices, that a trial with these choices has."""
         there = self.configs.paths(choices)
         return [name for name in self.parameters if name not in choices and name in there]
 
     def grid(self, most: int | None) -> list[dict[str, Any]]:
-        """Every combination of values; the last parameter changes fastest.
+        """Return every combination of values; the last parameter changes fastest.
 
         Ranges are cut into as many evenly spaced values as `most` combinations allow, the same
         number for each range; on a logarithmic scale where the range has one.
@@ -68,34 +172,33 @@ class Space:
         Raises:
             UserError: there are ranges, and no `most` that allows two values of each.
         """
-        axes = {name: d.points for name, d in self.parameters.items() if d.points is not None}
-        ranges = [name for name in self.parameters if name not in axes]
-        if ranges:
-            levels = _levels(math.prod(map(len, axes.values())), len(ranges), most or 0)
+        axes = {name: parameter.points for name, parameter in self.parameters.items()}
+        ranges = [name for name, points in axes.items() if points is None]
+        finite = math.prod(len(points) for points in axes.values() if points is not None)
+        levels = 1
+        while ranges and finite * (levels + 1) ** len(ranges) <= (most or 0):
+            levels += 1
+        for name in ranges:
             if levels < 2:
                 raise UserError(
-                    f"{ranges[0]}: a grid over a range needs a budget of at least two values a "
+                    f"{name}: a grid over a range needs a budget of at least two values per "
                     f"range; say n_trials=..."
                 )
-            spaced = [i / (levels - 1) for i in range(levels)]
-            for name in ranges:
-                parameter = self.parameters[name]
-                assert isinstance(parameter, Numbers)  # the others have points of their own
-                axes[name] = [parameter.finish(parameter.at(u)) for u in spaced]
-        axes = {name: axes[name] for name in self.parameters}
+            parameter = self.parameters[name]
+            spaced = (i / (levels - 1) for i in range(levels))
+            axes[name] = [parameter.finish(parameter.at(u)) for u in spaced]
         found = []
-        for choices in _product({name: axes[name] for name in self.groups}):
-            there = self.existing(choices)
-            for values in _product({name: axes[name] for name in there}):
+        for choices in _product(axes, list(self.groups)):
+            for values in _product(axes, self.existing(choices)):
                 point = choices | values
                 found.append({name: point[name] for name in axes if name in point})
         return found
 
     def check_paths(self) -> Iterator[tuple[str, str]]:
-        """(parameter, what is wrong with it) for paths that no trial's config has."""
+        """Yield (parameter, what is wrong with it) for paths that no trial's config has."""
         known = self.configs.groups
-        for name, choice in self.groups.items():
-            for value in choice.values:
+        for name, values in self.groups.items():
+            for value in values:
                 if value not in known[name]:
                     hint = suggest(str(value), known[name])
                     yield name, f"{name}={value}: there is no such choice{hint}"
@@ -110,25 +213,6 @@ class Space:
                 yield name, f"{name}: there is no such key{suggest(name, keys)}"
 
 
-def _levels(combinations: int, ranges: int, most: int) -> int:
-    """The most values a range with which the whole grid stays within `most` points."""
-    levels = 1
-    while combinations * (levels + 1) ** ranges <= most:
-        levels += 1
-    return levels
-
-
-def _product(axes: Mapping[str, list]) -> Iterator[dict[str, Any]]:
-    for values in itertools.product(*axes.values()):
-        yield dict(zip(axes, values, strict=True))
-
-
-def read_space(parameters: Mapping[str, Any], configs: Configs) -> Space:
-    """The space of W&B's `parameters`; raises `UserError` with the parameter's name."""
-    found = {}
-    for name, node in parameters.items():
-        try:
-            found[name] = distribution(node)
-        except UserError as error:
-            raise UserError(f"{name}: {error}") from error
-    return Space(found, configs)
+def _product(axes: Mapping[str, list | None], names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    for values in itertools.product(*(axes[name] or () for name in names)):
+        yield dict(zip(names, values, strict=True))

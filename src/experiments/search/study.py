@@ -2,7 +2,7 @@
 
     study.yaml          the plan
     journal.log         the Optuna study, unless `storage` names a database
-    claims/             who runs what
+    claims/             which worker runs what
     trials/<number>/    the run of each trial (`seed_<n>/` below it where there are several seeds)
     workers/            what each worker printed
     results.csv         and best.yaml, best.txt: what came out
@@ -11,41 +11,49 @@ All trials of the budget are laid down when the study is made, so that the budge
 own, whoever works on it.
 """
 
+import contextlib
+import json
 import os
 import uuid
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import optuna
+from optuna.storages import BaseStorage, JournalStorage, get_storage
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState
 
 from experiments.errors import UserError
 from experiments.search import methods
 from experiments.search.claims import Claim, Claims
 from experiments.search.configs import Configs, configs_of
-from experiments.search.distributions import in_optuna
 from experiments.search.plan import FILE, Plan, read_plan
-from experiments.search.space import read_space
-from experiments.search.storage import at_once, open_storage
+from experiments.search.readers import read_space
+from experiments.search.space import in_optuna
 
 CANCEL = "cancel"
 BEGUN_AT_ONCE = 16  # trials whose values are drawn while others wait for the journal
 STATES = ("waiting", "running", "finished", "pruned", "diverged", "failed")
 
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
 
 @dataclass
 class Trial:
-    """A trial that this worker has claimed."""
+    """A trial that this worker has claimed.
+
+    Args:
+      reported: epochs whose validation an earlier attempt reported.
+    """
 
     number: int
     values: dict[str, Any]
-    folder: Path
     claim: Claim
     optuna: optuna.Trial
     reported: frozenset[int]
-    """Epochs whose validation an earlier attempt reported."""
 
 
 class Study:
@@ -63,20 +71,22 @@ class Study:
         self.configs = configs or configs_of(config_folder, tuple(self.plan.overrides))
         self.space = read_space(self.plan.parameters, self.configs)
         self.claims = Claims(folder / "claims", self.worker, self.plan.heartbeat)
+        self.storage, self.at_once = open_storage(folder, self.plan.storage)
         self.optuna = optuna.create_study(
-            storage=open_storage(folder, self.plan.storage),
+            storage=self.storage,
             study_name=self.plan.name,
             direction=self.plan.goal,
             pruner=methods.pruner(self.plan),
             load_if_exists=True,
         )
+        self.id = self.storage.get_study_id_from_name(self.plan.name)
 
     def trials(self) -> list[FrozenTrial]:
-        """The trials of the budget, by number."""
+        """Return the trials of the budget, by number."""
         return self.optuna.get_trials(deepcopy=False)[: self.plan.n_trials]
 
     def lay_down(self) -> None:
-        """Makes the trials of the budget that are not there yet."""
+        """Make the trials of the budget that are not there yet."""
         points: list[dict[str, Any]] = [{}] * self.plan.n_trials
         if self.plan.method == "grid":
             points = self.space.grid(self.plan.n_trials)
@@ -84,10 +94,6 @@ class Study:
         with self.at_once():
             for point in points[there : self.plan.n_trials]:
                 self.optuna.enqueue_trial({name: in_optuna(value) for name, value in point.items()})
-
-    def at_once(self) -> AbstractContextManager:
-        """Within it all that is recorded is written as one: a lock and a wait for the disk."""
-        return at_once(self.optuna._storage)
 
     @property
     def complete(self) -> bool:
@@ -101,12 +107,26 @@ class Study:
         """Whether the workers were asked to stop."""
         return (self.folder / CANCEL).exists()
 
+    def folder_of(self, number: int) -> Path:
+        """Return the folder of a trial."""
+        return self.folder / "trials" / str(number)
+
+    def ranked(self) -> list[FrozenTrial]:
+        """Return the finished trials, the best one first."""
+        sign = 1 if self.plan.goal == "minimize" else -1
+        done = [t for t in self.trials() if t.state == TrialState.COMPLETE]
+        return sorted(done, key=lambda t: sign * t.value)  # type: ignore[operator]
+
+    def best(self) -> FrozenTrial | None:
+        """Return the finished trial with the best value."""
+        return next(iter(self.ranked()), None)
+
     # ------------------------------------------------------------------ what workers do
 
     def claim(self, most: int) -> list[Trial]:
-        """Up to `most` trials that are this worker's to run, by number.
+        """Return up to `most` trials that are now this worker's to run, by number.
 
-        A trial that cost several workers their lives is recorded as failed and not handed out.
+        A trial during which several workers have died is recorded as failed and not handed out.
         """
         trials, claims, now = self.trials(), self.claims.latest(), self.claims.now()
         taken: list[tuple[FrozenTrial, Claim]] = []
@@ -119,13 +139,13 @@ class Study:
             claim = self.claims.take(key, claims.get(key), now)
             if claim is None:
                 continue
-            trial = self._current(trial)
+            trial = self._current(trial.number)
             if trial.state.is_finished():  # its former owner was not dead after all
                 continue
             deaths = self.claims.deaths(key) if claim.attempt else 0
             if deaths >= self.plan.attempts:
                 reason = f"{deaths} workers died while they ran it"
-                self._record(trial._trial_id, TrialState.FAIL, None, {"reason": reason})
+                self._record(trial.number, TrialState.FAIL, None, {"reason": reason})
                 continue
             taken.append((trial, claim))
         begun: list[Trial] = []
@@ -135,75 +155,62 @@ class Study:
         return begun
 
     def finish(self, trial: Trial, state: str, value: float | None, **attributes: Any) -> None:
-        """Records what came out of a trial, unless another worker has taken it over."""
+        """Record what came out of a trial, unless another worker has taken it over."""
         if trial.claim.next_path.exists():
             return
         ends = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED}
         end = ends.get(state, TrialState.FAIL)
-        attributes |= {"state": state}
-        self._record(trial.optuna._trial_id, end, value, attributes)
+        self._record(trial.number, end, value, attributes | {"state": state})
 
     def put_back(self, trial: Trial) -> None:
-        """Marks a trial as waiting; its claim is still to be released."""
-        if not self._current(trial.optuna).state.is_finished():
-            self.optuna._storage.set_trial_state_values(trial.optuna._trial_id, TrialState.WAITING)
+        """Mark a trial as waiting; its claim is still to be released."""
+        if not self._current(trial.number).state.is_finished():
+            self.storage.set_trial_state_values(self._id(trial.number), TrialState.WAITING)
 
     def _begin(self, frozen: FrozenTrial, claim: Claim) -> Trial:
-        """Marks a trial as running and decides on its values, unless an earlier attempt did."""
-        storage = self.optuna._storage
+        """Mark a trial as running and decide on its values, unless an earlier attempt did."""
+        number = frozen.number
         if frozen.state == TrialState.WAITING:
-            storage.set_trial_state_values(frozen._trial_id, TrialState.RUNNING)
-        study = optuna.load_study(  # a new one: samplers read trials from a cache that it keeps
+            self.storage.set_trial_state_values(self._id(number), TrialState.RUNNING)
+        study = optuna.load_study(  # a new one: samplers read trials from a cache in it
             study_name=self.plan.name,
-            storage=storage,
-            sampler=methods.sampler(self.plan, self.space, self.trials(), frozen.number),
+            storage=self.storage,
+            sampler=methods.sampler(self.plan, self.space, self.trials(), number),
             pruner=self.optuna.pruner,
         )
-        trial = optuna.Trial(study, frozen._trial_id)
-        values = self.space.draw(lambda name, d: methods.suggest(trial, name, d))
+        trial = optuna.Trial(study, self._id(number))
+        values = self.space.draw(lambda name, parameter: methods.suggest(trial, name, parameter))
         if "values" not in frozen.user_attrs:
             trial.set_user_attr("values", values)
         reported = frozenset(frozen.intermediate_values)
-        return Trial(frozen.number, values, self.folder_of(frozen.number), claim, trial, reported)
+        return Trial(number, values, claim, trial, reported)
 
     def _record(
-        self, trial_id: int, state: TrialState, value: float | None, attributes: dict[str, Any]
+        self, number: int, state: TrialState, value: float | None, attributes: dict[str, Any]
     ) -> None:
-        storage = self.optuna._storage
-        try:
-            with self.at_once():
-                for key, attribute in attributes.items():
-                    storage.set_trial_user_attr(trial_id, key, attribute)
-                values = None if value is None else [value]
-                storage.set_trial_state_values(trial_id, state, values)
-        except optuna.exceptions.UpdateFinishedTrialError:
-            pass  # who took the trial over was faster
+        # a race with a worker that took the trial over is lost in silence
+        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError), self.at_once():
+            for key, attribute in attributes.items():
+                self.storage.set_trial_user_attr(self._id(number), key, attribute)
+            values = None if value is None else [value]
+            self.storage.set_trial_state_values(self._id(number), state, values)
 
-    def _current(self, trial: FrozenTrial | optuna.Trial) -> FrozenTrial:
-        return self.optuna._storage.get_trial(trial._trial_id)
+    def _current(self, number: int) -> FrozenTrial:
+        return self.storage.get_trial(self._id(number))
 
-    # ------------------------------------------------------------------ what came out
-
-    def folder_of(self, number: int) -> Path:
-        """The folder of a trial."""
-        return self.folder / "trials" / str(number)
-
-    def best(self) -> FrozenTrial | None:
-        """The finished trial with the best value."""
-        done = [t for t in self.trials() if t.state == TrialState.COMPLETE]
-        sign = 1 if self.plan.goal == "minimize" else -1
-        return min(done, key=lambda t: sign * t.value, default=None)  # type: ignore[operator]
+    def _id(self, number: int) -> int:
+        return self.storage.get_trial_id_from_study_id_trial_number(self.id, number)
 
 
 def state_of(trial: FrozenTrial) -> str:
-    """One of `STATES`."""
+    """Return one of `STATES`."""
     names = {TrialState.WAITING: "waiting", TrialState.RUNNING: "running"}
     names |= {TrialState.COMPLETE: "finished", TrialState.PRUNED: "pruned"}
     return trial.user_attrs.get("state") or names.get(trial.state, "failed")
 
 
 def create_study(plan: Plan, folder: Path, config_folder: Path) -> Study:
-    """Makes the folder of a new study and lays down its trials.
+    """Make the folder of a new study and lay down its trials.
 
     Raises:
         UserError: there is a study in `folder` already.
@@ -214,9 +221,80 @@ def create_study(plan: Plan, folder: Path, config_folder: Path) -> Study:
         )
     methods.check_method(plan)
     folder.mkdir(parents=True, exist_ok=True)
-    if plan.name in optuna.get_all_study_names(open_storage(folder, plan.storage)):
+    if plan.name in optuna.get_all_study_names(open_storage(folder, plan.storage)[0]):
         raise UserError(f"storage={plan.storage} holds a study {plan.name} already; say name=...")
     plan.save(folder)
     study = Study(folder, config_folder)
     study.lay_down()
     return study
+
+
+# ---------------------------------------------------------------------- where it is stored
+
+
+class Journal(JournalFileBackend):
+    """Optuna's journal, which also outlives a writer that was killed in the middle of a line.
+
+    Optuna refuses to read on behind a torn line, so the next writer removes it.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self.lock = path, JournalFileSymlinkLock(str(path))
+        self.open_file: BinaryIO | None = None  # while this process has the lock
+        super().__init__(str(path), self.lock)
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[BinaryIO]:
+        """Within it one lock, and one wait for the disk at the end, are for all entries."""
+        if self.open_file is not None:
+            yield self.open_file
+            return
+        self.lock.acquire()
+        try:
+            self._remove_torn_line()
+            with self.path.open("ab") as self.open_file:
+                yield self.open_file
+                self.open_file.flush()
+                os.fsync(self.open_file.fileno())
+        finally:
+            self.open_file = None
+            # one that was held for long (a process that slept) may have been taken for abandoned
+            with contextlib.suppress(RuntimeError):
+                self.lock.release()
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        lines = [json.dumps(entry, separators=(",", ":")) + "\n" for entry in logs]
+        with self.at_once() as file:
+            file.write("".join(lines).encode())
+            file.flush()  # Optuna reads it back
+
+    def _remove_torn_line(self) -> None:
+        with self.path.open("rb+") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(size - 1, 0))
+            if file.read() not in (b"", b"\n"):
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+
+
+def open_storage(
+    folder: Path, storage: str
+) -> tuple[BaseStorage, Callable[[], AbstractContextManager]]:
+    """Open the storage of the study in `folder`: the URL of a database, or a file in the folder.
+
+    Returns:
+        The storage, and a context within which it writes all changes as one, if it can.
+
+    Raises:
+        UserError: the database cannot be reached.
+    """
+    if "://" not in storage:
+        journal = Journal(folder / storage)
+        return JournalStorage(journal), journal.at_once
+    try:  # with a cache, which all of Optuna's studies in this process are to share
+        return get_storage(storage), contextlib.nullcontext
+    except Exception as error:
+        if isinstance(error.__cause__, ModuleNotFoundError):  # the driver of the database
+            error = error.__cause__
+        first = str(error).strip().splitlines()[0]
+        raise UserError(f"storage={storage}: cannot be opened: {first}") from error

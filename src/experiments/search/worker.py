@@ -1,80 +1,346 @@
-"""A worker: a process that takes trials of a study and runs them until there are none left."""
+"""A worker: a process that claims trials of a study and trains them until there are none left.
+
+Each trial is one normal run per seed, in the trial's folder. All that this package asks of
+`training` to train is asked here.
+"""
 
 import contextlib
 import logging
+import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from experiments.errors import EXIT_CODES, Exit
-from experiments.search.claims import Heart
-from experiments.search.configs import Configs
-from experiments.search.execution import TrialStop, run_trials
-from experiments.search.results import write_results
+import yaml
+from optuna.trial import FrozenTrial
+
+from experiments.core.config import build, check_config
+from experiments.errors import EXIT_CODES, Exit, UserError
+from experiments.search.configs import Configs, as_yaml, assignments, resolved
+from experiments.search.results import WINNER, values_of, winner_of, write_results
 from experiments.search.study import Study, Trial
-from experiments.search.together import run_together
-from experiments.search.winner import conclude
-from experiments.training.devices import announce, split_processor
-from experiments.training.kept import Kept
-from experiments.training.runtime import set_up_compiler
-from experiments.training.signals import StopRequest
+from experiments.tracking.choice import chosen
+from experiments.tracking.jsonl import JsonLines
+from experiments.tracking.tracker import Tracker, Trackers
+from experiments.training.loop import fit
+from experiments.training.run_folder import exclusive
+from experiments.training.runtime import announce, set_up_compiler, split_processor
+from experiments.training.setup import Setups
+from experiments.training.trial import StopRequest
+from experiments.training.trial import Trial as Training
 
 log = logging.getLogger(__name__)
 
 POLL = 1.0  # seconds between looks for a trial that became free
+LOG_FORMAT = "[%(asctime)s] %(levelname)s %(name)s: %(message)s"
+POPULATIONS = "populations"  # the folder of checkpoints of several trials, in that of the study
+
+Summary = dict[str, Any]
 
 
 def work(
     folder: Path, config_folder: Path, name: str | None = None, configs: Configs | None = None
 ) -> None:
-    """Runs trials of the study in `folder` until its budget is spent.
+    """Train trials of the study in `folder` until its budget is spent.
 
-    While other workers run the last trials it waits: one of them may die. `configs` are the
+    While other workers train the last trials it waits: one of them may die. `configs` are the
     study's, with what was composed of them already.
 
     Raises:
         Exit: it was asked to stop; its trials are saved and free again.
     """
-    study, kept = Study(folder, config_folder, name, configs), Kept()
-    split_processor(int(study.plan.lanes) * study.plan.seeds)
-    set_up_compiler(study.configs.plain()["trainer"]["compilation_cache"])
-    announce()
     with StopRequest() as stop:
-
-        def look() -> None:
-            if study.cancelled and stop.name is None:
-                stop.name = "SIGTERM"
-
-        with Heart(study.plan.heartbeat, look) as heart:
-            while stop.name is None and not study.complete:
-                trials = study.claim(int(study.plan.lanes))
-                if trials:
-                    run(study, trials, heart, stop, kept)
-                    write_results(study)
-                else:
-                    time.sleep(POLL)
-            if stop.name is None:
-                conclude(study, heart, stop, kept)
+        Worker(Study(folder, config_folder, name, configs), stop).work()
     if stop.name is not None:
         log.info("stopped by %s", stop.name)
         raise Exit(EXIT_CODES["interrupted"])
 
 
-def run(study: Study, trials: Sequence[Trial], heart: Heart, stop: StopRequest, kept: Kept) -> None:
-    """Runs claimed trials and records what came out; those that were interrupted are put back."""
-    stops = [TrialStop(stop) for _ in trials]
-    for trial, own in zip(trials, stops, strict=True):
-        heart.keep(trial.claim, own.lose)
-    side_by_side = len(trials) > 1 or study.plan.seeds > 1
-    outcomes = (run_together if side_by_side else run_trials)(study, trials, stops, kept)
-    # one after another, each outcome is a training: it is not to keep other workers out
-    with study.at_once() if side_by_side else contextlib.nullcontext():
-        for trial, own, outcome in zip(trials, stops, outcomes, strict=True):
-            if own.lost:  # the worker that has it now answers for it
-                heart.drop(trial.claim)
-            elif outcome.state == "interrupted":
-                study.put_back(trial)
-                heart.release(trial.claim)
-            else:
-                study.finish(trial, outcome.state, outcome.value, **outcome.attributes)
-                heart.drop(trial.claim)
+class TrialStop(StopRequest):
+    """Stops one trial, because its worker is to stop or for a reason of its own.
+
+    `reason` is None, `pruned`, or `lost` if another worker has taken the trial over.
+    """
+
+    def __init__(self, worker: StopRequest):
+        self.worker = worker
+        self.reason: str | None = None
+
+    @property
+    def name(self) -> str | None:  # type: ignore[override]
+        """The signal to stop, if there is one; a reason is like being asked to end."""
+        return "SIGTERM" if self.reason else self.worker.name
+
+    @property
+    def status(self) -> str:  # type: ignore[override]
+        """The status that the run ends with."""
+        return "pruned" if self.reason == "pruned" else "interrupted"
+
+    def lose(self) -> None:
+        """Note that another worker has taken the trial over."""
+        self.reason = "lost"
+
+
+class Reporter(Tracker):
+    """Reports every validation to the study, and stops a trial that the study prunes."""
+
+    may_stop = True
+
+    def __init__(self, trial: Trial, metric: str, stop: TrialStop):
+        self.trial, self.metric, self.stop = trial, metric, stop
+
+    def log(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Report a line that holds the metric; its epoch is Optuna's step."""
+        if self.metric not in scalars:
+            return
+        epoch = round(scalars["epoch"])
+        if epoch not in self.trial.reported:
+            self.trial.optuna.report(scalars[self.metric], epoch)
+            if self.trial.optuna.should_prune():
+                self.stop.reason = self.stop.reason or "pruned"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training of a trial, with the seed of this index."""
+
+    trial: int
+    values: Mapping[str, Any]
+    index: int
+    folder: Path
+    stop: TrialStop
+    reporter: Reporter | None = None
+
+
+class Outcome(NamedTuple):
+    """The end of a trial: one of the study's states or `interrupted`, its value, attributes."""
+
+    state: str
+    value: float | None = None
+    attributes: Mapping[str, Any] = {}
+
+
+class Worker:
+    """Trains trials of a study; they share data and compiled programs."""
+
+    def __init__(self, study: Study, stop: StopRequest):
+        self.study, self.stop, self.setups = study, stop, Setups()
+        config = study.configs.plain()
+        split_processor(int(study.plan.side_by_side) * study.plan.seeds)
+        set_up_compiler(config["trainer"]["compilation_cache"])
+        announce()
+        options = build(config["population"])
+        self.limits = {"width": options.width, "most": options.most}
+
+    def _look(self) -> None:
+        if self.study.cancelled and self.stop.name is None:
+            self.stop.name = "SIGTERM"
+
+    def work(self) -> None:
+        """Train until the budget is spent or a signal comes; then test the best trial."""
+        with self.study.claims.touched(self._look):
+            while self.stop.name is None and not self.study.complete:
+                trials = self.study.claim(int(self.study.plan.side_by_side))
+                if trials:
+                    outcomes = self._train_claimed(trials)
+                    write_results(self.study)
+                others = not trials or all(one.state == "interrupted" for one in outcomes)
+                if others and self.stop.name is None:  # have the trials that are left
+                    time.sleep(POLL)
+            if self.stop.name is None:
+                self._conclude()
+
+    def _train_claimed(self, trials: Sequence[Trial]) -> list[Outcome]:
+        """Train trials and record what came out; put back those that were interrupted.
+
+        All seeds of all trials are trained side by side. Whatever goes wrong with a trial is its
+        outcome and does not concern the others.
+        """
+        plan, runs = self.study.plan, []
+        stops = [TrialStop(self.stop) for _ in trials]
+        for trial, stop in zip(trials, stops, strict=True):
+            log.info("trial %d: %s", trial.number, " ".join(assignments(trial.values)))
+            self.study.claims.hold(trial.claim, stop.lose)
+            reporter = Reporter(trial, plan.metric, stop)
+            runs += self._runs(trial.number, trial.values, stop, reporter)
+        ended = self._train(runs)
+        outcomes = [
+            outcome_of(trial.number, ended[i * plan.seeds : (i + 1) * plan.seeds], plan.metric)
+            for i, trial in enumerate(trials)
+        ]
+        with self.study.at_once():
+            for trial, stop, outcome in zip(trials, stops, outcomes, strict=True):
+                if stop.reason == "lost":  # the worker that has it now answers for it
+                    self.study.claims.drop(trial.claim)
+                elif outcome.state == "interrupted":
+                    self.study.put_back(trial)
+                    self.study.claims.release(trial.claim)
+                else:
+                    self.study.finish(trial, outcome.state, outcome.value, **outcome.attributes)
+                    self.study.claims.drop(trial.claim)
+        return outcomes
+
+    def _conclude(self) -> None:
+        """Look at the test split once, for the best trial, in one worker of all."""
+        study, claims = self.study, self.study.claims
+        best = study.best()
+        while best is not None and winner_of(study).get("trial") != best.number:
+            key = f"winner-{best.number}"
+            claim = claims.take(key, claims.latest().get(key), claims.now())
+            if claim is None:
+                time.sleep(POLL)
+                continue
+            stop = TrialStop(self.stop)
+            self.study.claims.hold(claim, stop.lose)
+            tested = self._test(best, stop)
+            if stop.name is not None:
+                self.study.claims.release(claim)
+                return
+            study.optuna.set_user_attr(WINNER, {"trial": best.number} | tested)
+            self.study.claims.drop(claim)
+        write_results(study)
+
+    def _test(self, trial: FrozenTrial, stop: TrialStop) -> dict[str, float]:
+        """Return `test/*` of a finished trial's best weights, the median over its seeds."""
+        runs = self._runs(trial.number, values_of(trial), stop)
+        if not self._prepare(runs[0])["trainer"]["checkpoints"]:
+            log.warning("the winner is not tested: trainer.checkpoints=false saved no weights")
+            return {}
+        found: list[Summary] = []
+        for run in runs:
+            (summary,) = self._train([run], test=True)
+            if isinstance(summary, Exception):
+                raise summary
+            found.append(summary)
+        names = [name for name in found[0] if name.startswith("test/")]
+        return {name: statistics.median(run[name] for run in found) for name in names}
+
+    # ------------------------------------------------------------------ runs
+
+    def _runs(
+        self,
+        trial: int,
+        values: Mapping[str, Any],
+        stop: TrialStop,
+        reporter: Reporter | None = None,
+    ) -> list[Run]:
+        """Return the runs of a trial: one in its folder, or one per seed below it.
+
+        The first seed alone is subject to pruning.
+        """
+        folder, seeds = self.study.folder_of(trial), self.study.plan.seeds
+        folders = [folder] if seeds == 1 else [folder / f"seed_{index}" for index in range(seeds)]
+        return [
+            Run(trial, values, index, folder, stop, None if index else reporter)
+            for index, folder in enumerate(folders)
+        ]
+
+    def _prepare(self, run: Run) -> dict[str, Any]:
+        """Make the folder of a run like that of `run.py`; return the checked config."""
+        plan, config = self.study.plan, self.study.configs.compose(run.values)
+        config["seed"] += run.index
+        share_batches = plan.side_by_side != 1 and config["population"]["shared_batches"]
+        if share_batches and config["trainer"]["shuffle_seed"] is None:
+            config["trainer"]["shuffle_seed"] = plan.seed
+        config["name"] = f"{plan.name}-{run.trial}" + (f"-{run.index}" if plan.seeds > 1 else "")
+        if "group" in config["logger"] and config["logger"]["group"] is None:
+            config["logger"]["group"] = plan.name
+        plain = resolved(config)
+        check_config(plain)
+        hydra = run.folder / ".hydra"
+        hydra.mkdir(parents=True, exist_ok=True)
+        overrides = [*plan.overrides, *assignments(run.values)]
+        (hydra / "config.yaml").write_text(as_yaml(config))
+        (hydra / "overrides.yaml").write_text(yaml.dump(overrides, Dumper=yaml.CSafeDumper))
+        return plain
+
+    def _open(self, run: Run, stack: contextlib.ExitStack, *, alone: bool) -> Training:
+        """Prepare a run; its folder is this process's own until the end of `stack`."""
+        config, reporters = self._prepare(run), []
+        stack.enter_context(exclusive(run.folder))
+        if alone:
+            handler = logging.FileHandler(run.folder / "run.log", delay=True)
+            handler.setFormatter(logging.Formatter(LOG_FORMAT))
+            logging.root.addHandler(handler)
+            stack.callback(handler.close)
+            stack.callback(logging.root.removeHandler, handler)
+        # where no trial is pruned, reports of many would only cost time
+        if run.reporter is not None and (alone or self.study.plan.early_terminate is not None):
+            reporters = [run.reporter]
+        trackers = Trackers([JsonLines(), *reporters, *chosen(config["logger"])])
+        return Training(self.setups.of(config), config, run.folder, trackers, run.stop)
+
+    def _train(self, runs: Sequence[Run], *, test: bool = False) -> list[Summary | Exception]:
+        """Train runs side by side, on from where an earlier attempt was.
+
+        Returns:
+            The summary of each, or the error that it ended with.
+        """
+        alone = len(runs) == 1
+        if alone and (stop := runs[0].stop).name is not None:
+            return [{"status": stop.status, "seconds": 0.0, "epoch": 0, "best": {}}]
+        opened: dict[int, Training] = {}
+        ended: dict[int, Summary | Exception] = {}
+        with contextlib.ExitStack() as stack:
+            for index, run in enumerate(runs):
+                try:
+                    opened[index] = self._open(run, stack, alone=alone)
+                except Exception as error:
+                    ended[index] = error
+            log.info("%d runs side by side", len(opened))
+            try:
+                folder = self.study.folder / POPULATIONS
+                fit(list(opened.values()), folder, resume=True, test=test, **self.limits)
+            except Exception as error:
+                if alone:
+                    ended[0] = error
+                else:  # the run to blame shows when each is trained alone
+                    log.warning("one after another instead: %s", in_one_line(error), exc_info=error)
+            finally:
+                for index, trial in opened.items():
+                    if trial.summary:
+                        ended[index] = trial.summary
+                    else:
+                        trial.trackers.finish({}, "failed")
+        return [
+            ended[index] if index in ended else self._train([run])[0]
+            for index, run in enumerate(runs)
+        ]
+
+
+def outcome_of(trial: int, ended: Sequence[Summary | Exception], metric: str) -> Outcome:
+    """Return the outcome of a trial, from the summaries or errors of its runs."""
+    seconds = round(sum(run["seconds"] for run in ended if isinstance(run, dict)), 3)
+
+    def without_value(state: str, reason: str) -> Outcome:
+        return Outcome(state, None, {"seconds": seconds, "reason": reason})
+
+    scores, pruned_at = [], None
+    for run in ended:
+        if isinstance(run, Exception):
+            if isinstance(run.__cause__, BlockingIOError):  # a worker thought dead still runs it
+                return Outcome("interrupted")
+            log.warning("trial %d failed", trial, exc_info=run)
+            return without_value("failed", in_one_line(run))
+        if run["status"] == "interrupted":
+            return Outcome("interrupted")
+        if run["status"] == "diverged":
+            return without_value("diverged", f"diverged at step {run['diverged_at']}")
+        if run["status"] == "pruned":
+            pruned_at = pruned_at or round(run["epoch"])
+        elif metric not in run["best"]:
+            return without_value("failed", f"no epoch was validated, so there is no {metric}")
+        scores.append(run["best"].get(metric))
+    if pruned_at is not None:
+        reason = f"pruned after epoch {pruned_at}"
+        return Outcome("pruned", scores[0], {"seconds": seconds, "reason": reason})
+    return Outcome("finished", statistics.median(scores), {"seconds": seconds})
+
+
+def in_one_line(error: Exception) -> str:
+    """Return what a failed trial is recorded with."""
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    first = next(iter(str(error).strip().splitlines()), "")
+    return f"{kind}{first}"[:500]

@@ -1,4 +1,4 @@
-"""Sweep files are checked whole, and every complaint names its line."""
+"""Plans of sweep files and command lines are checked whole, before anything is trained."""
 
 from pathlib import Path
 
@@ -6,20 +6,20 @@ import pytest
 import yaml
 
 from experiments.errors import UserError
-from experiments.search.planning import plan_of_file
-from experiments.search.sweepfile import read_sweep_file
+from experiments.search.plan import plan_of_arguments, plan_of_file
+from experiments.search.readers import read_sweep_file
 from support import ROOT
 
 CONFIG = ROOT / "conf"
 
 
-def lines_of(error: UserError, path: Path) -> list[tuple[int, str]]:
-    """(line number, complaint) of each line of an error about `path`."""
-    found = []
+def lines_of(error: UserError, path: Path) -> dict[int, str]:
+    """Return the complaints of an error about `path` by line number."""
+    found = {}
     for line in str(error).splitlines():
         assert line.startswith(f"{path}:")
         number, _, text = line.removeprefix(f"{path}:").partition(": ")
-        found.append((int(number), text))
+        found[int(number)] = text
     return found
 
 
@@ -52,7 +52,7 @@ def test_every_mistake_is_named_with_its_line(tmp_path):
         12: "must lie above 0",
         14: "given twice",
     }
-    found = dict(lines_of(error.value, path))
+    found = lines_of(error.value, path)
     assert found.keys() == wanted.keys()
     for line, words in wanted.items():
         assert words in found[line]
@@ -66,7 +66,7 @@ def test_paths_choices_and_values_are_held_against_the_config(tmp_path):
     )
     with pytest.raises(UserError) as error:
         plan_of_file(read_sweep_file(path), [], {}, CONFIG)
-    assert dict(lines_of(error.value, path)).keys() == {3, 4}
+    assert lines_of(error.value, path).keys() == {3, 4}
     assert "'optim.learning_rate'" in str(error.value)
     assert "'mlp'" in str(error.value)
     path.write_text(
@@ -121,3 +121,11 @@ def test_shipped_sweep_files_are_valid_and_run_as_w_and_b_runs_them(path):
     content = yaml.safe_load(path.read_text())
     assert content["program"] == "run.py"
     assert content["command"] == ["${env}", "python", "${program}", "${args_no_hyphens}"]
+
+
+def test_finite_lists_without_a_budget_are_a_full_grid():
+    arguments = ["optim=adam,sgd", "optim.learning_rate=0.1,0.01,0.001"]
+    plan = plan_of_arguments(arguments, {}, CONFIG)
+    assert (plan.method, plan.n_trials) == ("grid", 6)
+    plan = plan_of_arguments(arguments, {"n_trials": 4}, CONFIG)
+    assert (plan.method, plan.n_trials) == ("random", 4)

@@ -9,16 +9,16 @@ from scipy import stats
 from experiments.errors import UserError
 from experiments.search.methods import Streams
 from experiments.search.plan import Plan
-from experiments.search.schema import ARGUMENTS, distribution
+from experiments.search.readers import DISTRIBUTIONS, read_parameter
 from experiments.search.space import Space
 
 DRAWS = 2000
 
 
 def draws(node: dict) -> np.ndarray:
-    """What random search draws of a parameter in the first trials."""
+    """Return what random search draws for a parameter in the first trials."""
     plan = Plan("", {}, [], "val/loss", "minimize", DRAWS)
-    parameter = distribution(node)
+    parameter = read_parameter(node)
     streams = Streams(plan, Space({"x": parameter}, None))
     return np.array([parameter.finish(parameter.at(streams.uniform("x", i))) for i in range(DRAWS)])
 
@@ -69,7 +69,7 @@ def test_whole_numbers_and_weighted_choices_have_their_probabilities():
     assert stats.chisquare([np.sum(even == c) for c in "abc"]).pvalue > 0.01
 
 
-@pytest.mark.parametrize("kind", [k for k in ARGUMENTS if k.startswith("q_")])
+@pytest.mark.parametrize("kind", [k for k in DISTRIBUTIONS if k.startswith("q_")])
 def test_quantised_draws_are_multiples_of_q(kind):
     ends = {"mu": 2, "sigma": 1} if "normal" in kind else {"min": 1, "max": 4}
     values = draws({"distribution": kind, **ends, "q": 0.25})
@@ -80,7 +80,7 @@ def test_quantised_draws_are_multiples_of_q(kind):
 
 
 def test_a_quantum_of_one_gives_whole_numbers():
-    value = distribution({"distribution": "q_log_uniform_values", "min": 8, "max": 512})
+    value = read_parameter({"distribution": "q_log_uniform_values", "min": 8, "max": 512})
     drawn = value.finish(value.at(0.5))
     assert drawn == 64
     assert isinstance(drawn, int)
@@ -118,5 +118,5 @@ def test_each_parameter_has_a_stream_of_its_own():
 )
 def test_what_cannot_be_drawn_is_said(node, words):
     with pytest.raises(UserError) as error:
-        distribution(node)
+        read_parameter(node)
     assert words in str(error.value)

@@ -114,6 +114,7 @@ def workers_of(folder: Path) -> list[str]:
         (["-m", "optim=adam,sgdd"], ["optim=sgdd", "did you mean 'sgd'"]),
         (["-m", "optim.learning_rate=interval(1e-4,1)"], ["n_trials="]),
         (["-m", "optim=adam,sgd", "n_trails=3"], ["did you mean 'n_trials'"]),
+        (["-m", "optim=adam,sgd", "lanes=auto"], ["lanes", "did you mean 'side_by_side'"]),
         (["-m", "optim=adam,sgd", "mode=evaluate"], ["mode=evaluate", "a new training"]),
         (["-m", "optim.learning_rate=tag(log,interval(0,1))", "n_trials=3"], ["above 0"]),
     ],

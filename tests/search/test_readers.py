@@ -4,9 +4,7 @@ import pytest
 
 from experiments.errors import UserError
 from experiments.search.configs import Configs
-from experiments.search.grammar import split
-from experiments.search.planning import plan_of_arguments
-from experiments.search.space import read_space
+from experiments.search.readers import read_space, split
 from support import ROOT, choices
 
 CONFIG = ROOT / "conf"
@@ -42,16 +40,10 @@ def test_sweeps_of_hydra_are_parameters_of_w_and_b(argument, node):
 
 
 def test_a_log_range_that_touches_zero_is_refused():
+    configs = Configs(CONFIG)
+    parameters, _ = split(configs.parse(["optim.learning_rate=tag(log,interval(0,1))"]))
     with pytest.raises(UserError, match="must lie above 0"):
-        split(Configs(CONFIG).parse(["optim.learning_rate=tag(log,interval(0,1))"]))
-
-
-def test_finite_lists_without_a_budget_are_a_full_grid():
-    arguments = ["optim=adam,sgd", "optim.learning_rate=0.1,0.01,0.001"]
-    plan = plan_of_arguments(arguments, {}, CONFIG)
-    assert (plan.method, plan.n_trials) == ("grid", 6)
-    plan = plan_of_arguments(arguments, {"n_trials": 4}, CONFIG)
-    assert (plan.method, plan.n_trials) == ("random", 4)
+        read_space(parameters, configs)
 
 
 def test_a_parameter_exists_only_beside_the_choice_that_has_it():

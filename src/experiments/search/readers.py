@@ -1,0 +1,337 @@
+"""Search spaces as users write them: sweep files in W&B's schema, and Hydra's grammar.
+
+A plan stores its parameters as entries of W&B's `parameters`; Hydra's grammar is read into these.
+
+    optim=adam,sgd                                      one of the choices
+    model.dropout=choice(0.0,0.2,0.5)                   one of the values
+    model=glob(*)                                       one of the group's choices with such a name
+    seed=range(8)                                       0 to 7
+    optim.learning_rate=tag(log,interval(1e-5,1e-1))    log-uniform
+    model.width=int(tag(log,interval(8,512)))           the same in whole numbers
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+from optuna.distributions import FloatDistribution, IntDistribution
+
+from experiments.core.config import mismatch
+from experiments.errors import UserError, suggest
+from experiments.search.configs import Configs
+from experiments.search.space import Parameter, Space, choice, normal
+from experiments.types import PositiveInt
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+
+DISTRIBUTIONS = {
+    "constant": ("value",),
+    "categorical": ("values", "probabilities"),
+    "int_uniform": ("min", "max"),
+    "uniform": ("min", "max"),
+    "q_uniform": ("min", "max", "q"),
+    "log_uniform": ("min", "max"),
+    "log_uniform_values": ("min", "max"),
+    "q_log_uniform": ("min", "max", "q"),
+    "q_log_uniform_values": ("min", "max", "q"),
+    "inv_log_uniform": ("min", "max"),
+    "inv_log_uniform_values": ("min", "max"),
+    "normal": ("mu", "sigma"),
+    "q_normal": ("mu", "sigma", "q"),
+    "log_normal": ("mu", "sigma"),
+    "q_log_normal": ("mu", "sigma", "q"),
+}
+"""The distributions that W&B documents, each with its keys."""
+
+KEYS = ("distribution", *dict.fromkeys(key for keys in DISTRIBUTIONS.values() for key in keys))
+OPTIONAL = ("probabilities", "q", "mu", "sigma")
+
+FILE: dict[str, Any] = {
+    "program": Literal["run.py"],
+    "metric": dict | None,
+    "run_cap": PositiveInt | None,
+    **dict.fromkeys(("entity", "project", "name", "description", "command"), Any),
+    **dict.fromkeys(("method", "parameters", "early_terminate"), Any),  # checked with the plan
+}
+METRIC: dict[str, Any] = {
+    "name": str,
+    "goal": Literal["minimize", "maximize"],
+    "target": float | None,
+}
+"""The keys of a sweep file and of its `metric`, each with the values that it takes."""
+
+
+def read_space(parameters: Mapping[str, Any], configs: Configs) -> Space:
+    """Read W&B's `parameters`; raises `UserError` with the parameter's name."""
+    found = {}
+    for name, node in parameters.items():
+        try:
+            found[name] = read_parameter(node)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from error
+    return Space(found, configs)
+
+
+def read_parameter(node: Mapping[str, Any]) -> Parameter:
+    """Read one entry of W&B's `parameters`.
+
+    Raises:
+        UserError: a key or a value that does not go with the distribution.
+    """
+    unknown = [key for key in node if key not in KEYS]
+    if unknown == ["parameters"]:
+        raise UserError("nested parameters do not reach Hydra; write flat dotted names")
+    if unknown:
+        raise UserError(f"{unknown[0]!r} is no key of a parameter{suggest(unknown[0], KEYS)}")
+    kind = node.get("distribution") or _implied(node)
+    if kind not in DISTRIBUTIONS:
+        hint = suggest(str(kind), DISTRIBUTIONS) or f"; there are {', '.join(DISTRIBUTIONS)}"
+        raise UserError(f"there is no distribution {kind!r}{hint}")
+    given, keys = {key: node[key] for key in node if key != "distribution"}, DISTRIBUTIONS[kind]
+    for key in given:
+        if key not in keys:
+            raise UserError(f"{kind} takes {', '.join(keys)}, not {key!r}")
+    for key in keys:
+        if key not in (*given, *OPTIONAL):
+            raise UserError(f"{kind} needs {key}")
+    if kind == "constant":
+        return choice([_plain("value", given["value"])])
+    if kind == "categorical":
+        return _choice(**given)
+    numbers = {key: _number(key, value) for key, value in given.items()}
+    q = numbers.pop("q", 1) if kind.startswith("q_") else None
+    if q is not None and q <= 0:
+        raise UserError(f"q={q:g} must be greater than 0")
+    try:
+        if not kind.endswith("normal"):
+            return _range(kind, numbers["min"], numbers["max"], q)
+        mean, deviation = numbers.get("mu", 0.0), numbers.get("sigma", 1.0)
+        if deviation <= 0:
+            raise UserError(f"sigma={deviation:g} must be greater than 0")
+        return normal(mean, deviation, log="log" in kind, q=q)
+    except (OverflowError, ValueError) as error:  # of numbers that only their logarithm can be
+        raise UserError(f"{kind} reaches numbers that are too large or too small") from error
+
+
+def _implied(node: Mapping[str, Any]) -> str:
+    """Return the distribution of an entry that names none, as W&B infers it."""
+    if "values" in node:
+        return "categorical"
+    if "value" in node:
+        return "constant"
+    if "min" in node and "max" in node:
+        whole = all(isinstance(_number(key, node[key]), int) for key in ("min", "max"))
+        return "int_uniform" if whole else "uniform"
+    if "mu" in node or "sigma" in node:
+        return "normal"
+    raise UserError("needs value, values, min and max, or a distribution")
+
+
+def _choice(values: Any, probabilities: Any = None) -> Parameter:
+    if not isinstance(values, list) or not values:
+        raise UserError("values must be a list of at least one value")
+    values = [_plain("values", value) for value in values]
+    if len({repr(value) for value in values}) < len(values):
+        raise UserError(f"values={values} holds a value twice; use probabilities instead")
+    if probabilities is None:
+        return choice(values)
+    if not isinstance(probabilities, list) or len(probabilities) != len(values):
+        raise UserError(f"probabilities must be a list of {len(values)} numbers, one per value")
+    numbers = [float(_number("probabilities", p)) for p in probabilities]
+    if min(numbers) < 0 or not math.isclose(sum(numbers), 1, abs_tol=1e-6):
+        raise UserError(f"probabilities add up to {sum(numbers):g}, not 1")
+    return choice(values, numbers)
+
+
+def _range(kind: str, low: float, high: float, q: float | None) -> Parameter:
+    if low >= high:
+        raise UserError(f"min={low:g} must be less than max={high:g}")
+    if kind == "int_uniform":
+        if not (float(low).is_integer() and float(high).is_integer()):
+            raise UserError(f"int_uniform needs whole numbers, not min={low:g} max={high:g}")
+        return Parameter(IntDistribution(int(low), int(high)))
+    if kind.endswith("values") and low <= 0:
+        raise UserError(f"min={low:g}: a range on a log scale must lie above 0")
+    if kind.startswith("inv") and not kind.endswith("values"):  # log(1/x) in [min, max]
+        low, high = math.exp(-high), math.exp(-low)
+    elif kind.endswith("log_uniform"):  # log x in [min, max]
+        if high > 60:
+            raise UserError(
+                f"{kind} takes natural logarithms; for max={high:g} itself use {kind}_values"
+            )
+        low, high = math.exp(low), math.exp(high)
+    return Parameter(FloatDistribution(low, high, log="log" in kind), q=q)
+
+
+def _number(key: str, value: Any) -> float:
+    value = _plain(key, value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(f"{key}={value}: must be a number")
+    if not math.isfinite(value):
+        raise UserError(f"{key}={value} must be finite")
+    return value
+
+
+def _plain(key: str, value: Any) -> Any:
+    """Return a value as it is, unless it is a number that YAML took for text, such as 1e-5."""
+    if not isinstance(value, str):
+        return value
+    mantissa, e, exponent = value.strip().lower().partition("e")
+    try:
+        is_number = bool(e) and math.isfinite(float(value))
+    except ValueError:
+        return value
+    if not is_number:
+        return value
+    mantissa = mantissa if "." in mantissa else f"{mantissa}.0"
+    sign = "" if exponent.startswith(("-", "+")) else "+"
+    raise UserError(f"{key}: YAML reads {value} as text; write {mantissa}e{sign}{exponent}")
+
+
+@dataclass(frozen=True)
+class SweepFile:
+    """The content of a sweep file, and the line of each of its keys."""
+
+    path: Path
+    content: dict[str, Any]
+    lines: Mapping[tuple[str, ...], int]
+
+    def where(self, *keys: str) -> str:
+        """Return the line of a key, such as `sweeps/x.yaml:12`."""
+        while keys and keys not in self.lines:
+            keys = keys[:-1]
+        return f"{self.path}:{self.lines.get(keys, 1)}"
+
+
+def read_sweep_file(path: Path) -> SweepFile:
+    """Read a sweep file and check all that can be checked without a config.
+
+    Raises:
+        UserError: a line for everything that is wrong.
+    """
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise UserError(f"{path}: {(error.strerror or str(error)).lower()}") from error
+    try:
+        root = yaml.compose(text, yaml.SafeLoader)
+        content = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise UserError(f"{path}:{line}: this is no YAML: {error.problem}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}:1: a sweep file holds method, metric and parameters")
+    lines: dict[tuple[str, ...], int] = {}
+    twice = list(_index(root, (), lines))
+    file = SweepFile(path, content, lines)
+    problems = [f"{path}:{line}: {key} is given twice" for key, line in twice]
+    problems += [f"{file.where(*keys)}: {problem}" for keys, problem in _problems(content)]
+    if problems:
+        raise UserError("\n".join(problems))
+    return file
+
+
+def _index(
+    node: yaml.Node | None, path: tuple[str, ...], lines: dict[tuple[str, ...], int]
+) -> Iterator[tuple[str, int]]:
+    """Note the line of every key; yield (key, line) of keys that are given twice."""
+    if not isinstance(node, yaml.MappingNode):
+        return
+    for key, value in node.value:
+        inner = (*path, str(key.value))
+        if inner in lines:
+            yield str(key.value), key.start_mark.line + 1
+        lines[inner] = key.start_mark.line + 1
+        yield from _index(value, inner, lines)
+
+
+def _problems(content: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield (keys, what is wrong there) for everything that W&B's schema forbids."""
+    yield from _wrong_keys(FILE, content)
+    metric, parameters = content.get("metric"), content.get("parameters")
+    if isinstance(metric, dict):
+        yield from _wrong_keys(METRIC, metric, "metric")
+        if "name" not in metric:
+            yield ("metric",), "metric needs a name and a goal"
+        elif not str(metric["name"]).startswith("val/"):
+            problem = "the validation split decides, so it must be a name such as val/accuracy"
+            yield ("metric", "name"), f"metric.name={metric['name']}: {problem}"
+    if not isinstance(parameters, dict) or not parameters:
+        yield ("parameters",), "parameters must name what is searched"
+        return
+    for name, node in parameters.items():
+        node = node if isinstance(node, dict) else {}
+        try:
+            read_parameter(node)
+        except UserError as error:
+            text = str(error)
+            named = (k for k in map(str, node) if text.startswith((f"{k}:", f"{k}=", repr(k))))
+            yield ("parameters", str(name), next(named, "")), f"{name}: {error}"
+
+
+def _wrong_keys(
+    hints: Mapping[str, Any], given: Mapping[str, Any], *path: str
+) -> Iterator[tuple[tuple[str, ...], str]]:
+    for key, value in given.items():
+        keys = (*path, str(key))
+        name = ".".join(keys)
+        if key not in hints:
+            yield keys, f"{name}: there is no such key{suggest(str(key), hints)}"
+        elif complaint := mismatch(value, hints[key]):
+            yield keys, f"{name}={value}: must be {complaint}"
+
+
+def split(overrides: Sequence["Override"]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Split a parsed command line into parameters in W&B's schema and plain overrides.
+
+    Raises:
+        UserError: a sweep that W&B's schema has no word for.
+    """
+    parameters: dict[str, dict[str, Any]] = {}
+    plain: list[str] = []
+    for override in overrides:
+        assert override.input_line is not None
+        if not override.is_sweep_override():
+            plain.append(override.input_line)
+            continue
+        try:
+            parameters[override.key_or_group] = _entry(override)
+        except UserError as error:
+            raise UserError(f"{override.input_line}: {error}") from error
+    return parameters, plain
+
+
+def _entry(override: "Override") -> dict[str, Any]:
+    """Return one sweep override as an entry of W&B's `parameters`."""
+    if override.is_add() or override.is_force_add() or override.package is not None:
+        raise UserError("only keys that the config has can be searched")
+    if not override.is_interval_sweep():
+        values = [_unquoted(value) for value in override.sweep_iterator()]
+        if not values:
+            raise UserError("there is nothing to choose from")
+        return {"values": values}
+    sweep: Any = override.value()
+    low, high = sweep.start, sweep.end
+    if low is None or high is None:
+        raise UserError("an interval has two ends")
+    if unknown := sorted(sweep.tags - {"log"}):
+        raise UserError(f"{unknown[0]!r} is no tag; there is log")
+    whole = isinstance(low, int) and isinstance(high, int)  # by int(...)
+    ends = {"min": low, "max": high}
+    if "log" not in sweep.tags:
+        return {"distribution": "int_uniform" if whole else "uniform"} | ends
+    if whole:
+        return {"distribution": "q_log_uniform_values"} | ends | {"q": 1}
+    return {"distribution": "log_uniform_values"} | ends
+
+
+def _unquoted(value: Any) -> Any:
+    from hydra.core.override_parser.types import QuotedString
+
+    if isinstance(value, QuotedString):
+        return value.text
+    return [_unquoted(item) for item in value] if isinstance(value, list) else value

@@ -4,6 +4,7 @@
 """
 
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -48,6 +49,8 @@ Activation = Literal[
     "identity", "step", "sigmoid", "tanh", "relu", "leaky_relu", "elu", "gelu", "swish"
 ]
 Head = Literal["identity", "sigmoid", "softmax"]
+Likelihood = Literal["bernoulli", "gaussian", "logistic"]
+Initializer = Callable[..., Any]  # (key, shape, dtype) to an array, as in `jax.nn.initializers`
 
 RunMode = Literal["evaluate", "predict", "export", "figures", "sample"]
 """The modes that work on the weights of an earlier run."""

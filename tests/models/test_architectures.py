@@ -1,4 +1,4 @@
-"""What the convolutional networks compute: gradients, options and training outputs."""
+"""Convolutional networks: gradients, options and the outputs of auxiliary classifiers."""
 
 import functools
 
@@ -11,8 +11,7 @@ from flax import nnx
 from experiments.core.config import build
 from experiments.core.experiment import Experiment
 from experiments.errors import UserError
-from experiments.models.repeated import Repeated
-from experiments.models.resnet import Block
+from experiments.models.resnet import Block, Repeated
 from experiments.objectives.classification import Classification
 from support import composed
 
@@ -46,7 +45,7 @@ def network(name, *overrides, shape, classes=3, key=0):
 
 
 def noise(shape, scale):
-    """Always the same numbers."""
+    """The same random numbers in every call with one rank."""
     return jnp.asarray(scale * np.random.default_rng(len(shape)).normal(size=shape))
 
 
@@ -63,7 +62,7 @@ def test_gradients_equal_finite_differences(name):
         net.train()
         graph, params, rest = nnx.split(net, nnx.Param, ...)
         rest = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), rest)
-        # biases other than 0, as without one a rectifier can stand exactly at its kink
+        # biases other than 0: with a bias of 0 a rectifier's input can be exactly 0
         params = jax.tree.map(lambda a: a + noise(a.shape, 0.1), params)
         x = jax.random.normal(jax.random.key(1), (2, 32, 32, 1))
 
@@ -79,14 +78,14 @@ def test_gradients_equal_finite_differences(name):
         def moved(step):
             return total(jax.tree.map(lambda p, d: p + step * d, params, direction))
 
-        # small, so that hardly any rectifier or maximum changes sides
+        # small, so that hardly any rectifier crosses 0 and hardly any maximum moves
         step = 1e-7
         difference = float(moved(step) - moved(-step)) / (2 * step)
         assert float(along) == pytest.approx(difference, rel=1e-5)
         assert float(abs(along)) > 1e-3
 
 
-def test_repeated_blocks_compute_what_they_do_one_after_another():
+def test_repeated_blocks_equal_blocks_one_after_another():
     init, rngs = jax.nn.initializers.he_normal(), nnx.Rngs(params=0)
     arguments = {"shortcut": "identity", "zero_gamma": False, "pre_activation": False}
     make = functools.partial(Block, 4, 4, kind="basic", stride=1, rngs=rngs, **arguments)
@@ -100,7 +99,7 @@ def test_repeated_blocks_compute_what_they_do_one_after_another():
     for block in blocks:
         y = block(y)
     np.testing.assert_allclose(repeated(x), y, rtol=1e-5, atol=1e-5)
-    for i, block in enumerate(blocks):  # the statistics that evaluation uses have moved alike
+    for i, block in enumerate(blocks):  # and so do the running averages
         np.testing.assert_allclose(
             repeated.block.norms[1].var[...][i], block.norms[1].var[...], rtol=1e-5
         )
@@ -210,7 +209,7 @@ def test_the_whole_googlenet_has_two_auxiliary_classifiers():
 
 
 @pytest.mark.parametrize(("name", "takes"), [("vgg16", False), ("alexnet", False), ("nin", True)])
-def test_images_are_taken_as_they_are_where_the_network_allows_it(name, takes):
+def test_small_images_are_accepted_where_the_network_allows_it(name, takes):
     config = composed(f"model={name}", "data=digits", "data.resize=false")
     data = build(config["data"])
     if takes:

@@ -1,4 +1,4 @@
-"""Networks from a list of layers: what the layers compute, and what wrong lists end in."""
+"""Networks made from a list of layers: their outputs, and the errors for wrong lists."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from flax import nnx
 from experiments.core.config import build, check
 from experiments.core.params import count_parameters, variables
 from experiments.errors import UserError
-from experiments.models.kinds import KINDS, Site
+from experiments.models.cnn_layers import KINDS, Site
 from support import composed
 
 LENET5 = """[{conv:{features:6,kernel:5,padding:valid}},tanh,{avg_pool:2},
@@ -64,7 +64,7 @@ def test_a_flipped_kernel_makes_true_convolution(shape):
 @pytest.mark.parametrize(
     ("padding", "stride", "dilation"), [("same", 1, 1), ("valid", 2, 1), ("same", 1, 2)]
 )
-def test_a_factorized_convolution_sees_what_the_whole_one_sees(
+def test_a_factorized_convolution_has_the_window_of_the_whole_one(
     factorize, padding, stride, dilation
 ):
     arguments = {"features": 2, "kernel": 5, "stride": stride, "padding": padding}
@@ -87,7 +87,7 @@ def test_depthwise_separable_convolution_has_its_few_parameters():
     assert count_parameters(variables(net)[0]) == (9 + 1) * 4 + (4 + 1) * 6
 
 
-def test_weighted_pooling_has_a_coefficient_and_a_bias_a_channel():
+def test_weighted_pooling_has_a_coefficient_and_a_bias_per_channel():
     pool = layer("weighted_avg_pool", (4, 4, 6), window=2)
     assert count_parameters(variables(pool)[0]) == 12  # as S2 of LeNet-5
     x = jax.random.normal(jax.random.key(0), (1, 4, 4, 6))
@@ -121,7 +121,7 @@ def test_an_image_can_be_read_as_a_signal_or_a_volume():
             "layers[1] (max_pool), whose input is 2x2x1: a window of 3",
         ),
         ("[{conv:{features:4,kernel:3,groups:2}}]", "groups=2 does not divide 1 and 4 channels"),
-        ("[{conv:{features:4,kernel:[3,3,3]}}]", "must be one number, or 2: one a dimension"),
+        ("[{conv:{features:4,kernel:[3,3,3]}}]", "must be one number, or 2: one per dimension"),
         ("[{dense:classes}]", "model.layers[0] (dense), whose input is 8x8x1: a dense layer needs"),
         ("[flatten,{dense:7}]", "ends in 7, which is not one score for each of 10 classes"),
         ("[]", "model.layers ends in 8x8x1"),

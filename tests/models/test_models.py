@@ -1,4 +1,4 @@
-"""Models against what their papers say, and every shipped model through the same checks."""
+"""Models against the numbers in their papers, and every shipped model through the same checks."""
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ def test_vgg16_has_the_published_parameters():
     assert sum(normalised.values()) == 138_357_544 + 2 * 4_224
 
 
-def test_vgg16_keeps_its_convolutions_on_small_images():
+def test_vgg16_has_the_same_convolutions_on_small_images():
     large = layer_counts("model=vgg16", shape=(224, 224, 3))
     small = layer_counts("model=vgg16", shape=(32, 32, 3))
     assert small["stages"] == large["stages"] == 14_714_688
@@ -55,7 +55,7 @@ def test_vgg16_keeps_its_convolutions_on_small_images():
 
 
 @pytest.mark.parametrize("name", choices("model"))
-def test_every_model_maps_a_batch_to_one_output_a_class_or_trains_by_its_own_objective(name):
+def test_every_model_has_one_output_per_class_or_trains_by_its_own_objective(name):
     config = composed(f"model={name}")
     if config["objective"]["_target_"].endswith(".Classification"):
         size = getattr(locate(config["model"]["_target_"]), "minimum_size", 8)
@@ -65,7 +65,7 @@ def test_every_model_maps_a_batch_to_one_output_a_class_or_trains_by_its_own_obj
             net.train()
             return net(jnp.ones((2, size, size, 1)), rngs=nnx.Rngs(dropout=0))
 
-        # logits, and those of classifiers halfway
+        # logits, and those of auxiliary classifiers
         for output in jax.tree.leaves(jax.eval_shape(outputs)):
             assert output.shape == (2, 7)
         return

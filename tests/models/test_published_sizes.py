@@ -1,4 +1,4 @@
-"""The parameter counts of the papers, layer arithmetic included; nothing is allocated."""
+"""Parameter counts against the papers and sums over the layers; nothing is allocated."""
 
 import jax
 import pytest

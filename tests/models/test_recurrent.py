@@ -1,4 +1,4 @@
-"""Recurrent networks against PyTorch, finite differences and what their papers say."""
+"""Recurrent networks against PyTorch, finite differences and their papers."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 
 from experiments.errors import UserError
-from experiments.models.recurrent import FORGET_GATE, Recurrent
+from experiments.models.recurrent import Recurrent
+from experiments.models.recurrent_layers import FORGET_GATE
 
 NAMES = ["rnn", "lstm", "gru", "peephole_lstm"]
 HIDDEN = 5
@@ -100,7 +101,7 @@ def test_gradients_equal_finite_differences(name, layer_norm):
 
 
 @pytest.mark.parametrize("name", ["gru", "peephole_lstm"])
-def test_what_comes_after_the_end_of_a_sequence_changes_nothing(name):
+def test_steps_after_the_end_of_a_sequence_are_ignored(name):
     net = model(name, layers=2, bidirectional=True)
     x = sequences()
     padded = net(x, lengths=jnp.array([6, 4, 1]))
@@ -152,17 +153,17 @@ def test_tokens_stand_for_one_hot_vectors():
     assert embedded(tokens).shape == (1, 4)
 
 
-def test_the_same_program_serves_every_population_lane():
-    """vmap over weights equals each by itself; the backward pass is written by hand."""
+def test_networks_under_vmap_equal_networks_by_themselves():
+    """The backward pass is written by hand."""
     nets = [model("lstm"), model("lstm", moved=False)]
     graph = nnx.graphdef(nets[0])
     params = [nnx.state(net) for net in nets]
     x = sequences()
     gradient = jax.grad(lambda p: jnp.sum(nnx.merge(graph, p)(x) ** 2))
     together = jax.jit(jax.vmap(gradient))(jax.tree.map(lambda *a: jnp.stack(a), *params))
-    for lane, alone in enumerate(params):
+    for index, alone in enumerate(params):
         jax.tree.map(
-            lambda a, b, lane=lane: np.testing.assert_allclose(a[lane], b, atol=1e-5),
+            lambda a, b, i=index: np.testing.assert_allclose(a[i], b, atol=1e-5),
             together,
             jax.jit(gradient)(alone),
         )

@@ -26,7 +26,7 @@ def conv(n_in, n_out, kernel, stride=1, padding=0, bias=False):
 
 
 class Tree(torch.nn.Module):
-    """Modules by dotted name, which is all that a state_dict knows of."""
+    """A module whose submodules have dotted names, as in a `state_dict`."""
 
     def put(self, name, module):
         *path, last = name.split(".")
@@ -294,7 +294,7 @@ def save(module, file):
 
 
 def logits(config, file, x):
-    """What the model of a config gives with the weights of a file, all of which must fit."""
+    """The logits of a config's model with the weights of a file, all of which must fit."""
     ours = build(
         config,
         input_shape=x.shape[1:],

@@ -1,4 +1,4 @@
-"""A whitened first layer: filters out of the data, in a run, a stream and a population."""
+"""A whitening first layer: its filters in a run, from a stream, and in several trials."""
 
 import jax
 import numpy as np

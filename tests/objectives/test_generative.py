@@ -8,8 +8,7 @@ from flax import nnx
 
 from experiments.core.config import build
 from experiments.core.experiment import Experiment
-from experiments.models.layers import Dense
-from experiments.models.spectral import Spectral
+from experiments.models.layers import Dense, Spectral
 from experiments.objectives import adversarial, losses
 from experiments.objectives.adversarial import energy_distance
 from experiments.objectives.autoencoding import bernoulli_kl

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.models.cells import CELLS
+from experiments.models.recurrent_layers import CELLS
 from experiments.ops import library, lstm, product
 from experiments.ops.recurrence import recur
 

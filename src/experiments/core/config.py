@@ -163,8 +163,9 @@ def check(node: Any, path: str = "") -> None:
             arguments = {key: value for key, value in node.items() if key not in SPECIAL}
             target = locate(node["_target_"])
             check_arguments(target, arguments, path)
-            if hasattr(target, "check_config"):  # for what annotations cannot say
-                target.check_config(arguments, path)
+            if hasattr(target, "check_config"):  # what annotations cannot say
+                for call in target.check_config(arguments, path) or ():  # further calls to check
+                    check_arguments(*call)
         for key, value in node.items():
             check(value, f"{path}.{key}" if path else str(key))
     elif isinstance(node, list | tuple):

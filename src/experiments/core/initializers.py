@@ -6,14 +6,14 @@ NumPy, so that no program has to be compiled for each shape of a network's weigh
 """
 
 import math
-from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import numpy as np
 from scipy import special
 
-Initializer = Callable[..., Any]
+from experiments.types import Initializer
+
 Shape = tuple[int, ...]
 
 STDDEV_WITHIN_TWO = 0.87962566103423978  # of a standard normal variable cut off at ±2

@@ -1,40 +1,40 @@
-"""A network from a list of layers in the config, for lessons and quick ideas.
+"""A network made from a list of layers in the config, for lessons and quick ideas.
 
     model=cnn 'model.layers=[{conv:{features:6,kernel:5}},{max_pool:2},flatten,{dense:classes}]'
 
 An entry is the name of a layer, or that with arguments: `{conv: {features: 8, kernel: 3}}`. A bare
 value is the first argument: `{max_pool: 2}` is `{max_pool: {window: 2}}`. The layers and their
-arguments are the functions of `experiments.models.kinds`.
+arguments are the functions of `experiments.models.cnn_layers`.
 """
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from numpy.lib.stride_tricks import sliding_window_view
 
-from experiments.core.config import check_arguments
-from experiments.core.initializers import Initializer
 from experiments.errors import UserError, suggest
-from experiments.models.kinds import KINDS, Site, by
+from experiments.models.cnn_layers import KINDS, Site, by
 from experiments.models.layers import Dropout
-from experiments.models.whitening import whitening_kernel
+from experiments.types import Initializer
 
 State = dict[str, np.ndarray]  # by dotted name
+CHUNK = 256  # images at a time, so that their patches fit into a processor's cache
 
 
 class CNN(nnx.Module):
-    """The layers of a list, one after the other.
+    """A network of the layers in a list.
 
     [batch, *input_shape] to logits [batch, num_classes]; 1, 2 or 3 spatial dimensions, channels
-    last. A layer is called after its kind and its number among them: `conv1`, `conv2`, `dense1`.
+    last. Layers are named by their kind and numbered per kind: `conv1`, `conv2`, `dense1`.
 
     Raises:
-        UserError: a layer does not fit what comes out of the one before it.
+        UserError: a layer does not fit the output of the one before it.
     """
 
     def __init__(
@@ -73,8 +73,14 @@ class CNN(nnx.Module):
         return x
 
     @staticmethod
-    def check_config(config: Mapping[str, Any], path: str) -> None:
-        """Holds each layer against its function; `config.check` calls this for `model=cnn`."""
+    def check_config(
+        config: Mapping[str, Any], path: str
+    ) -> Iterator[tuple[Callable, dict[str, Any], str]]:
+        """Yield each layer's function, its arguments and their path, to be checked by annotations.
+
+        Raises:
+            UserError: an entry is not a layer, or lacks an argument.
+        """
         for index, entry in enumerate(config["layers"]):
             where = f"{path}.layers[{index}]"
             if isinstance(entry, Mapping) and len(entry) != 1:
@@ -84,7 +90,7 @@ class CNN(nnx.Module):
                 raise UserError(f"{where}: there is no layer {kind!r}{suggest(kind, KINDS)}")
             if kind == "whiten" and index:
                 raise UserError(f"{where}: whiten reads the images, so it comes first")
-            check_arguments(KINDS[kind], arguments, f"{where}.{kind}")
+            yield KINDS[kind], arguments, f"{where}.{kind}"
             try:
                 inspect.signature(KINDS[kind]).bind(None, **arguments)
             except TypeError as error:
@@ -92,7 +98,7 @@ class CNN(nnx.Module):
 
     @staticmethod
     def state_of_data(config: Mapping[str, Any], images: Callable[[], np.ndarray]) -> State:
-        """The part of the state that follows from images [N, H, W, C] as the model sees them."""
+        """Return the state that is computed from images [N, H, W, C] as the model sees them."""
         kind, arguments = parsed(config["layers"][0]) if config["layers"] else ("", {})
         if kind != "whiten":
             return {}
@@ -104,7 +110,7 @@ class CNN(nnx.Module):
 
 
 def parsed(entry: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """(kind, arguments) of an entry of the list."""
+    """Return (kind, arguments) of an entry of the list."""
     if isinstance(entry, str):
         return entry, {}
     ((kind, value),) = entry.items()
@@ -117,9 +123,28 @@ def parsed(entry: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def output_shape(layer: nnx.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """What a layer makes of one example of a shape; nothing is computed."""
+    """Return the shape of a layer's output for one example; nothing is computed."""
     layer.eval()
     batch = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     shape = jax.eval_shape(lambda x: layer(x), batch).shape[1:]  # type: ignore[operator]
     layer.train()
     return shape
+
+
+def whitening_kernel(images: np.ndarray, size: Sequence[int], epsilon: float) -> np.ndarray:
+    """Return the filters [h, w, C, 2 h w C] for images float32 [N, H, W, C] as a model sees them.
+
+    All patches of `size` (h, w) count. Their mean is taken to be 0, as that of normalised pixels.
+    """
+    values = int(np.prod(size)) * images.shape[-1]
+    covariance, count = np.zeros((values, values)), 0
+    for start in range(0, len(images), CHUNK):
+        chunk = images[start : start + CHUNK]
+        windows = np.moveaxis(sliding_window_view(chunk, size, axis=(1, 2)), 3, 5)
+        patches = windows.reshape(-1, values)  # [N H' W', h w C]
+        covariance += patches.T @ patches
+        count += len(patches)
+    eigenvalues, vectors = np.linalg.eigh(covariance / count)
+    filters = vectors / np.sqrt(np.maximum(eigenvalues, 0) + epsilon)
+    both = np.concatenate([filters, -filters], axis=1)
+    return both.reshape(*size, images.shape[-1], -1).astype(np.float32)

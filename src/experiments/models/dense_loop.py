@@ -1,7 +1,7 @@
-"""The loops over densely connected layers, forwards and backwards.
+"""The loops over the layers of a dense block, forwards and backwards.
 
-All layers work on one array for the final maps of a block, in which those that are not there yet
-count as zero. So the program and the optimizer are as small as those of a few layers.
+All layers work on one array for the block's final maps, in which the maps of later layers count as
+zero. So the program and the optimizer are as small as those of a few layers.
 """
 
 import dataclasses
@@ -17,16 +17,16 @@ from flax import nnx
 
 from experiments.models.layers import moments
 
-WIDENING = 2.0  # how much wider than the first layer of a loop its last one may be
+WIDENING = 2.0  # largest ratio of the channels that the last and the first layer of a loop read
 
 Tree = Any
 
 
 def segments(widths: Sequence[int]) -> list[range]:
-    """The layers that share a loop, of layers that read so many channels.
+    """Return which layers share a loop, given the channels that each layer reads.
 
-    In a loop every layer costs as much as the widest. With `WIDENING` at most a third of that is
-    for nothing; each loop more is a second of XLA's time.
+    In a loop every layer costs as much as the widest, and each loop more takes XLA time to compile.
+    With `WIDENING` at most a third of the computation is wasted.
     """
     firsts = [0]
     for layer, width in enumerate(widths):
@@ -37,10 +37,10 @@ def segments(widths: Sequence[int]) -> list[range]:
 
 @dataclasses.dataclass(frozen=True)
 class Layers:
-    """What the layers of a block are made of, besides arrays.
+    """The static description of a block's layers.
 
-    In training a map's moments are those of the batch: they are computed once, when it is new, for
-    all layers that will read it.
+    In training a map is normalised by its moments over the batch, which are computed once, when the
+    map is new, for all layers that read it.
     """
 
     graph: Any
@@ -50,29 +50,29 @@ class Layers:
     training: bool
 
     def places(self, layers: range) -> tuple[np.ndarray, ...]:
-        """[layers] each: their numbers, first places in joined variables and numbers of places."""
+        """Return the layers' numbers, offsets in joined variables and widths, [layers] each."""
         widths = np.array(self.widths)
         numbers = np.array(layers)
         return numbers, (np.cumsum(widths) - widths)[numbers], widths[numbers]
 
     def moments(self, x: jax.Array) -> Tree:
-        """Those of new maps; nobody reads them in evaluation."""
+        """Return the moments of new maps; zeros in evaluation, which does not use them."""
         if self.training:
             return moments(x)
         zeros = jnp.zeros(x.shape[-1], jnp.promote_types(x.dtype, jnp.float32))
         return zeros, zeros
 
     def layer(self, weights: Tree, averages: Tree) -> Any:
-        """The `DenseLayer` with one layer's variables."""
+        """Return the `DenseLayer` with the variables of one layer."""
         return nnx.merge(self.graph, *weights, *averages)
 
 
 def _of_layer(variables: Tree, place: tuple, widest: int) -> Tree:
-    """One layer's variables, the joined ones as long as those of the `widest` layer in its loop.
+    """Return one layer's variables, the joined ones for the `widest` layer's number of channels.
 
-    What is there beyond its own belongs to later layers. Scales and biases are 0 there, so that
-    the rectifier gives 0 and lets no gradient through: kernels there change nothing and have no
-    gradient. The end of the variables is never passed, as the last layer is the widest of all.
+    Channels beyond the layer's own belong to later layers. Scales and biases are set to 0 there, so
+    that the rectifier gives 0 and passes no gradient: kernels there have no effect and no gradient.
+    The slice stays within the variables, since the last layer is the widest of all.
     """
     number, start, width = place
 
@@ -87,7 +87,7 @@ def _of_layer(variables: Tree, place: tuple, widest: int) -> Tree:
 
 
 def _add_of_layer(gradients: Tree, of_layer: Tree, place: tuple) -> Tree:
-    """The gradients of a block's parameters with those of one layer added."""
+    """Return the gradients of a block's parameters with those of one layer added."""
     number, start, _ = place
     joined = jax.tree.map(lambda a, b: _add(a, b, start, _channels(a)), gradients[0], of_layer[0])
     stacked = jax.tree.map(lambda a, b: _put(a, b[None], number, 0), gradients[1], of_layer[1])
@@ -95,7 +95,7 @@ def _add_of_layer(gradients: Tree, of_layer: Tree, place: tuple) -> Tree:
 
 
 def _channels(a: jax.Array) -> int:
-    """The axis of input channels: of a kernel, or of the only axis that norms have."""
+    """Return the axis of input channels: the last but one of a kernel, the only one of a norm."""
     return max(a.ndim - 2, 0)
 
 
@@ -118,22 +118,22 @@ def _add(a: jax.Array, part: jax.Array, start: Any, axis: int) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def run(layers: Layers, *arguments: Tree) -> tuple[jax.Array, Tree, Tree]:
-    """All maps, their moments, and those between the convolutions of each layer.
+    """Return all maps, their moments, and the moments between the convolutions of each layer.
 
-    The moments are for running averages alone: no gradient comes through them.
+    The moments are for the running averages: no gradient passes through them.
     """
     return _forward(layers, *arguments)[0]
 
 
 def _forward(layers: Layers, weights: Tree, averages: Tree, x: jax.Array, factors: Tree) -> tuple:
-    """What `run` gives, and what the backward pass needs of it.
+    """Return the outputs of `run`, and the residuals for the backward pass.
 
-    `weights` and `averages` are (joined, stacked) variables, `x` [N, H, W, channels]; `factors`
-    [depth, N, H, W, growth_rate] are what dropout multiplies new maps by, or None.
+    `weights` and `averages` are (joined, stacked) variables, `x` is [N, H, W, channels]; `factors`
+    [depth, N, H, W, growth_rate], or None, are what dropout multiplies new maps by.
     """
 
     def body(widest: int, carry: tuple, place: tuple) -> tuple[tuple, None]:
-        maps, known, kept = carry
+        maps, known, saved = carry
         number, _, width = place
         layer = layers.layer(*_of_layer((weights, averages), place, widest))
         y = layer.read(maps[..., :widest], _first(known, widest))
@@ -144,31 +144,31 @@ def _forward(layers: Layers, weights: Tree, averages: Tree, x: jax.Array, factor
         maps = _put(maps, new, width)
         known = jax.tree.map(lambda m, n: _put(m, n, width), known, layers.moments(new))
         if layers.bottleneck:
-            kept = jax.tree.map(lambda k, n: _put(k, n[None], number, 0), kept, (y, inner))
-        return (maps, known, kept), None
+            saved = jax.tree.map(lambda k, n: _put(k, n[None], number, 0), saved, (y, inner))
+        return (maps, known, saved), None
 
     depth, grown = len(layers.widths), len(layers.widths) * layers.growth_rate
     maps = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, grown)])
     known = jax.tree.map(lambda m: jnp.pad(m, (0, grown)), layers.moments(x))
-    kept = None
+    saved = None
     if layers.bottleneck:
         y = jnp.zeros((depth, *x.shape[:-1], 4 * layers.growth_rate), x.dtype)
-        kept = y, jax.tree.map(lambda m: jnp.zeros((depth, y.shape[-1]), m.dtype), known)
-    carry = maps, known, kept
+        saved = y, jax.tree.map(lambda m: jnp.zeros((depth, y.shape[-1]), m.dtype), known)
+    carry = maps, known, saved
     for segment in segments(layers.widths):
         loop = functools.partial(body, layers.widths[segment[-1]])
         carry, _ = jax.lax.scan(loop, carry, layers.places(segment))
-    maps, known, kept = carry
-    return (maps, known, kept and kept[1]), (weights, averages, maps, known, kept, factors)
+    maps, known, saved = carry
+    return (maps, known, saved and saved[1]), (weights, averages, maps, known, saved, factors)
 
 
 def _backward(layers: Layers, residuals: tuple, gradients: tuple) -> tuple:
-    """From the last layer to the first.
+    """Return the gradients, computed from the last layer to the first.
 
-    A layer's input is a part of the final maps, so that only what its 1x1 convolution gave has
-    been kept (Pleiss et al. 2017, arXiv:1707.06990).
+    A layer's input is a part of the final maps, so only the output of its 1x1 convolution is saved
+    (Pleiss et al. 2017, arXiv:1707.06990).
     """
-    weights, averages, maps, known, kept, factors = residuals
+    weights, averages, maps, known, saved, factors = residuals
 
     def body(seen: tuple, carry: tuple, place: tuple) -> tuple[tuple, None]:
         g_maps, g_known, g_weights = carry
@@ -188,9 +188,9 @@ def _backward(layers: Layers, residuals: tuple, gradients: tuple) -> tuple:
         g_y = g_new + _back(layers.moments, g_moments, new)[0]
         if factors is not None:
             g_y *= _row(factors, number)
-        g_stacked = stacked  # there are none without a bottleneck
+        g_stacked = stacked  # empty without a bottleneck
         if layers.bottleneck:
-            y, inner = jax.tree.map(lambda k: _row(k, number), kept)
+            y, inner = jax.tree.map(lambda k: _row(k, number), saved)
             g_stacked, g_y, g_inner = _back(grow, g_y, stacked, y, inner)
             g_y += _back(layers.moments, g_inner, y)[0]
         g_joined, *g_seen = _back(read, g_y, joined, *seen)
@@ -213,7 +213,7 @@ def _backward(layers: Layers, residuals: tuple, gradients: tuple) -> tuple:
 
 
 def _back(function: Callable, gradient: Tree, *arguments: Tree) -> tuple:
-    """The gradients of the arguments of `function`, from that of what it gives."""
+    """Return the gradients of the arguments of `function`, given that of its output."""
     return jax.vjp(function, *arguments)[1](gradient)
 
 

@@ -1,4 +1,4 @@
-"""GoogLeNet (Szegedy et al. 2015)."""
+"""Network in Network and GoogLeNet: 1x1 convolutions, and global pooling for dense layers."""
 
 from typing import Any, Literal
 
@@ -6,22 +6,66 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.core.initializers import Initializer
 from experiments.errors import UserError
 from experiments.models.layers import BatchNorm, Conv, Dense, Dropout, flatten, is_small
 from experiments.ops.normalisation import local_response_norm
 from experiments.ops.pooling import avg_pool, global_avg_pool, max_pool
-from experiments.types import Decay, NonNegative, PositiveInt
+from experiments.types import Decay, Initializer, NonNegative, PositiveInt
 
-HALFWAY = {(1, 0), (1, 3)}
-"""Modules 4a and 4d by stage and position, whose outputs the auxiliary classifiers read."""
+CEIL = ((0, 1), (0, 1))  # padding with which a 3x3 pooling at stride 2 gives ceil(size / 2)
+HALFWAY = {(1, 0), (1, 3)}  # stage and position of the modules 4a and 4d, for the auxiliaries
 
-CEIL = ((0, 1), (0, 1))
-"""Padding with which a pool of 3 at stride 2 gives half the size, rounded up."""
+
+class NIN(nnx.Module):
+    """Network in Network (Lin, Chen & Yan 2014): blocks of a convolution and 1x1 convolutions.
+
+    [batch, H, W, C] to logits [batch, num_classes]. There is no dense layer: the last 1x1
+    convolution gives one map per class, whose mean is the class's score (section 3.2). `widths` are
+    the channels of each convolution, block by block. Between blocks are 3x3 max pooling at stride 2
+    and dropout. Images below 96 pixels get the paper's network for CIFAR-10 (966,986 parameters),
+    larger ones the authors' four blocks for ImageNet (7,595,176).
+    """
+
+    minimum_size = 32
+
+    def __init__(
+        self,
+        *,
+        widths: list[list[PositiveInt]],
+        small_widths: list[list[PositiveInt]],
+        dropout: Decay,
+        input_shape: tuple[int, ...],
+        num_classes: int,
+        kernel_init: Initializer,
+        rngs: nnx.Rngs,
+    ):
+        arguments: dict[str, Any] = {"kernel_init": kernel_init, "rngs": rngs}
+        small, channels = is_small(input_shape), input_shape[-1]
+        # (kernel, stride, padding) of the first convolution of each block
+        first = [(5, 1, 2), (5, 1, 2)] if small else [(11, 4, 2), (5, 1, 2)]
+        self.blocks: nnx.List = nnx.List()
+        for index, block in enumerate(small_widths if small else widths):
+            kernel, stride, padding = first[index] if index < len(first) else (3, 1, 1)
+            convs: nnx.List = nnx.List()
+            for features in block:
+                options = {"strides": stride, "padding": padding, **arguments}
+                convs.append(Conv(channels, features, (kernel, kernel), **options))
+                channels, (kernel, stride, padding) = features, (1, 1, 0)
+            self.blocks.append(convs)
+        self.output = Conv(channels, num_classes, (1, 1), **arguments)
+        self.dropout = Dropout(dropout)
+
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        for index, block in enumerate(self.blocks):
+            if index > 0:
+                x = self.dropout(max_pool(x, 3, strides=2, padding=CEIL), rngs=rngs)
+            for conv in block:
+                x = jax.nn.relu(conv(x))
+        return global_avg_pool(self.output(x))
 
 
 class ConvUnit(nnx.Module):
-    """Convolution, batch normalisation where asked for, rectifier."""
+    """A convolution, batch normalisation if `batch_norm`, and a rectifier."""
 
     def __init__(
         self,
@@ -31,19 +75,11 @@ class ConvUnit(nnx.Module):
         *,
         stride: int = 1,
         batch_norm: bool,
-        kernel_init: Initializer,
-        rngs: nnx.Rngs,
+        **arguments: Any,
     ):
-        self.conv = Conv(
-            channels,
-            features,
-            (kernel, kernel),
-            strides=stride,
-            padding=kernel // 2,
-            use_bias=not batch_norm,
-            kernel_init=kernel_init,
-            rngs=rngs,
-        )
+        options: dict[str, Any] = {"strides": stride, "padding": kernel // 2, **arguments}
+        options["use_bias"] = not batch_norm
+        self.conv = Conv(channels, features, (kernel, kernel), **options)
         self.norm = BatchNorm(features, epsilon=1e-3) if batch_norm else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -52,12 +88,12 @@ class ConvUnit(nnx.Module):
 
 
 class Inception(nnx.Module):
-    """Convolutions of several sizes side by side on the same input (figure 2b).
+    """Branches with several sizes of convolution on the same input (figure 2b).
 
-    [batch, H, W, channels] to [batch, H, W, the sum of the branches]: 1x1; 1x1 and 3x3; 1x1 and
+    [batch, H, W, channels] to [batch, H, W, Σ features of the branches]: 1x1; 1x1 and 3x3; 1x1 and
     5x5 (of size `large`); 3x3 max pooling and 1x1. The three 1x1 that read the input are one
-    convolution, `entry`, whose features are theirs in this order: one wide matrix product is
-    quicker than three, and there is less to compile.
+    convolution, `entry`, with their features in this order: one wide matrix product is faster than
+    three narrow ones, and there is less to compile.
     """
 
     def __init__(
@@ -91,7 +127,7 @@ class Inception(nnx.Module):
 
 
 class Auxiliary(nnx.Module):
-    """A classifier halfway: 5x5 average pooling at stride 3, 1x1, dense, dropout, dense."""
+    """An auxiliary classifier: 5x5 average pooling at stride 3, 1x1, dense, dropout, dense."""
 
     def __init__(
         self,
@@ -118,14 +154,14 @@ class Auxiliary(nnx.Module):
 
 
 class GoogLeNet(nnx.Module):
-    """22 layers: three convolutions, nine inception modules, one dense layer after global pooling.
+    """GoogLeNet: three convolutions, nine inception modules, one dense layer (Szegedy et al. 2015).
 
     [batch, H, W, C] to logits [batch, num_classes]; in training, unless `auxiliary_weight` is 0, to
-    a tuple of them and the logits of two classifiers on top of modules 4a and 4d, whose losses
+    a tuple of them and the logits of two auxiliary classifiers on modules 4a and 4d, whose losses
     count `auxiliary_weight` times (section 5). Without those it has 6,998,552 parameters for 1000
-    classes. `stem` and `modules` are the channels of table 1. `batch_norm` takes the place of
-    biases and response normalisation. Images below 96 pixels get a first convolution of 3x3 at
-    stride 1 and no pooling after it.
+    classes. `stem` and `modules` are the channels of table 1. `batch_norm` replaces biases and
+    response normalisation. Images below 96 pixels get a first convolution of 3x3 at stride 1 and no
+    pooling after it.
     """
 
     minimum_size = 32
@@ -168,16 +204,9 @@ class GoogLeNet(nnx.Module):
             self.stages.append(blocks)
         self.output = Dense(channels, num_classes, **given)
         off = isinstance(auxiliary_weight, int | float) and auxiliary_weight == 0
-        self.auxiliaries = nnx.List(
-            Auxiliary(
-                shape,
-                num_classes=num_classes,
-                hidden=auxiliary_hidden,
-                dropout=auxiliary_dropout,
-                **arguments,
-            )
-            for shape in ([] if off else shapes)
-        )
+        options: dict[str, Any] = {"num_classes": num_classes, "hidden": auxiliary_hidden}
+        options |= {"dropout": auxiliary_dropout, **arguments}
+        self.auxiliaries = nnx.List(Auxiliary(s, **options) for s in ([] if off else shapes))
         self.auxiliary_weight, self.last_pool = auxiliary_weight, last_pool
         self.dropout = Dropout(dropout)
         self.small = small
@@ -186,7 +215,7 @@ class GoogLeNet(nnx.Module):
 
     @staticmethod
     def check_config(arguments: dict[str, Any], path: str) -> None:
-        """Raises `UserError` unless there are three widths in the stem and six in each module."""
+        """Raise `UserError` unless there are three widths in the stem and six in each module."""
         if len(arguments["stem"]) != 3:
             raise UserError(f"{path}.stem={arguments['stem']}: must be three numbers")
         for number, stage in enumerate(arguments["modules"]):

@@ -1,9 +1,9 @@
 """The layers that every model is built from.
 
-Unlike flax's own they take a traced dropout rate, keep bfloat16 activations bfloat16 through a
-normalisation, and convolve by the lowering that is fastest on the device. Constants start as numpy
-arrays: filling one on the device would compile a program for every length. In training mode
-(`model.train()`) a `Dropout` draws from the `rngs` handed to the call.
+Unlike Flax's own they take a traced dropout rate, return bfloat16 from a normalisation of bfloat16,
+and convolve by the method that is fastest on the device. Constants start as NumPy arrays: filling
+one on the device would compile a program for each length. In training mode (`model.train()`) a
+`Dropout` draws from the `rngs` that the call is given.
 """
 
 import math
@@ -15,15 +15,15 @@ import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from experiments.core.initializers import Initializer
 from experiments.ops import convolution, product
+from experiments.types import Initializer
 
 Moments = tuple[jax.Array, jax.Array]  # E[x] and E[x²]
-KEPT = "kept"  # name of what a backward pass that computes things again has kept: see repeated.py
+SAVED = "saved"  # checkpoint name of what `resnet.Repeated` does not compute again backwards
 
 
 class Dense(nnx.Module):
-    """x W + b over the last axis: [..., in_features] to [..., features]."""
+    """A fully connected layer, x W + b: [..., in_features] to [..., features]."""
 
     def __init__(
         self,
@@ -45,9 +45,9 @@ class Dense(nnx.Module):
 class Conv(nnx.Module):
     """Cross-correlation over 1, 2 or 3 spatial axes, channels last.
 
-    With `flip_kernel` convolution in the sense of mathematics: the kernel is read backwards.
-    [batch, *spatial, in_features] to [batch, *out, features] with
-    out = floor((W − F + 2P) / S) + 1 per axis.
+    [batch, *spatial, in_features] to [batch, *out, features], where per axis
+    out = floor((W − F + 2P) / S) + 1. With `flip_kernel` it is convolution in the mathematical
+    sense, which reads the kernel backwards.
     """
 
     def __init__(
@@ -84,15 +84,15 @@ class Conv(nnx.Module):
             dilation=self.dilation,
             groups=self.groups,
         )
-        y = checkpoint_name(y, KEPT)
+        y = checkpoint_name(y, SAVED)
         return y if self.bias is None else y + self.bias[...]
 
 
 class BatchNorm(nnx.Module):
     """Batch normalisation over all axes but the last (Ioffe & Szegedy 2015, algorithm 1).
 
-    Statistics are computed in float32 whatever the input; the output has the input's dtype. The
-    running averages that evaluation uses move by 1 − `momentum` a batch.
+    Statistics are computed in float32 whatever the input; the output has the input's dtype. With
+    each batch the running averages, which evaluation uses, move by 1 − `momentum` towards it.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class BatchNorm(nnx.Module):
         self.use_running_average = False
 
     def __call__(self, x: jax.Array, known: Moments | None = None) -> jax.Array:
-        """`x` normalised; the averages follow it, unless its moments are known already."""
+        """Return `x` normalised, and update the averages unless its moments are `known`."""
         if self.use_running_average:
             mean, var = self.mean[...], self.var[...]
         else:
@@ -119,17 +119,17 @@ class BatchNorm(nnx.Module):
         return x * factor.astype(x.dtype) + offset.astype(x.dtype)
 
     def follow(self, known: Moments, count: int) -> None:
-        """Moves the running averages towards a batch of `count` places with these moments."""
+        """Move the running averages towards the moments of `count` values per channel."""
         unbiased = _variance(known) * (count / max(count - 1, 1))
         for average, now in ((self.mean, known[0]), (self.var, unbiased)):
             average.set_value(self.momentum * average[...] + (1 - self.momentum) * now)
 
 
 def moments(x: jax.Array) -> Moments:
-    """E[x] and E[x²] over all axes but the last, [channels] each, in float32 at least."""
+    """Return E[x] and E[x²] over all axes but the last, [channels] each, in float32 at least."""
     axes = tuple(range(x.ndim - 1))
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return checkpoint_name(jnp.mean(x, axes), KEPT), checkpoint_name(jnp.mean(x**2, axes), KEPT)
+    return checkpoint_name(jnp.mean(x, axes), SAVED), checkpoint_name(jnp.mean(x**2, axes), SAVED)
 
 
 def _variance(known: Moments) -> jax.Array:
@@ -137,8 +137,38 @@ def _variance(known: Moments) -> jax.Array:
     return jnp.maximum(square - mean**2, 0.0)
 
 
+class Spectral(nnx.Module):
+    """A linear layer without bias divided by its spectral norm, plus a bias (Miyato et al. 2018).
+
+    One step of power iteration per call estimates the norm σ of the kernel as a matrix
+    [inputs, features]; in training mode its vector `u` is carried from call to call.
+    """
+
+    def __init__(self, layer: Dense | Conv, features: int):
+        self.layer = layer
+        self.bias = nnx.Param(np.zeros(features, np.float32))
+        start = np.random.default_rng(0).normal(size=features).astype(np.float32)
+        self.u: nnx.Variable = nnx.BatchStat(start / np.linalg.norm(start))
+        self.use_running_average = False
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.layer.kernel[...].astype(jnp.float32)
+        matrix = kernel.reshape(-1, kernel.shape[-1])
+        fixed, u = jax.lax.stop_gradient(matrix), self.u[...]
+        v = _unit(fixed @ u)
+        u = _unit(v @ fixed)
+        if not self.use_running_average:
+            self.u.set_value(u)
+        sigma = v @ matrix @ u
+        return self.layer(x) / sigma.astype(x.dtype) + self.bias[...]
+
+
+def _unit(vector: jax.Array) -> jax.Array:
+    return vector / (jnp.linalg.norm(vector) + 1e-12)
+
+
 class Dropout(nnx.Module):
-    """Inverted dropout: zero with probability `rate`, else 1 / (1 − rate) (Srivastava 2014).
+    """Inverted dropout: zero with probability `rate`, else x / (1 − rate) (Srivastava et al. 2014).
 
     `rate` may be traced; a rate that is exactly 0 in the config costs nothing.
     """
@@ -149,7 +179,7 @@ class Dropout(nnx.Module):
 
     @property
     def active(self) -> bool:
-        """Whether it does anything."""
+        """True in training mode, unless the rate is exactly 0."""
         off = isinstance(self.rate, int | float) and self.rate == 0
         return not (self.deterministic or off)
 
@@ -164,21 +194,21 @@ class Dropout(nnx.Module):
 
 
 def is_small(input_shape: Sequence[int]) -> bool:
-    """Whether images [H, W, C] are too small for a stem made for ImageNet: below 96 pixels."""
+    """Return True for images [H, W, C] below 96 pixels, too small for first layers of ImageNet."""
     return min(input_shape[:2]) < 96
 
 
 def flatten(x: jax.Array) -> jax.Array:
-    """[batch, ...] to [batch, features]."""
+    """Return [batch, ...] as [batch, features]."""
     return x.reshape(x.shape[0], -1)
 
 
 @jax.custom_jvp
 def step(x: jax.Array) -> jax.Array:
-    """1 where x ≥ 0, else 0: the threshold unit (McCulloch & Pitts 1943).
+    """Return 1 where x ≥ 0, else 0: the threshold unit (McCulloch & Pitts 1943).
 
-    The derivative passes straight through. With the loss ½‖y − o‖² the gradient of a weight is
-    then −(y − o) x, which makes gradient descent Rosenblatt's perceptron rule.
+    Its derivative counts as 1. With the loss ½‖y − o‖² the gradient of a weight is then −(y − o) x,
+    so that gradient descent is Rosenblatt's perceptron rule.
     """
     return (x >= 0).astype(x.dtype)
 

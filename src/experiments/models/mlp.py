@@ -2,17 +2,17 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import jax
 from flax import nnx
 
-from experiments.core.initializers import Initializer
 from experiments.models.layers import ACTIVATIONS, Dense, Dropout, flatten
-from experiments.types import Activation, Decay, PositiveInt
+from experiments.types import Activation, Decay, Initializer, PositiveInt
 
 
 class Perceptron(nnx.Module):
-    """One layer of threshold units, a class each (Rosenblatt 1958).
+    """One layer of threshold units, one per class (Rosenblatt 1958).
 
     [batch, ...] to [batch, num_classes]. With `loss=mse optim=sgd` a step is Rosenblatt's rule
     w ← w + η (y − o) x.
@@ -47,7 +47,7 @@ class MLP(nnx.Module):
         hidden: list[PositiveInt],
         activation: Activation,
         dropout: Decay,
-        input_shape: tuple[int, ...],
+        input_shape: Sequence[int],
         num_classes: int,
         kernel_init: Initializer,
         rngs: nnx.Rngs,

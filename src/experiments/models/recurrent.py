@@ -1,185 +1,46 @@
-"""Recurrent networks that read a sequence: any cell, any depth, one direction or both."""
+"""Recurrent networks: readers of a sequence, and writers of one output after the other."""
 
-from collections.abc import Sequence
-from typing import Any, Literal
+import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments.core.initializers import Initializer
 from experiments.errors import UserError
-from experiments.models.cells import CELLS, NORMALISED_CELLS, layer_norm
-from experiments.models.layers import Dense, Dropout
-from experiments.models.reading import Reader, project, real_steps, steps_and_features, vectors
-from experiments.ops.lstm import is_worth_it, lstm
-from experiments.ops.recurrence import Carry, recur
-from experiments.types import Decay, PositiveInt
+from experiments.models.layers import Dense, flatten
+from experiments.models.recurrent_layers import CellName, Reader, Stack, real_steps
+from experiments.ops.recurrence import Carry
+from experiments.types import Decay, Initializer, PositiveInt
 
-CellName = Literal["rnn", "lstm", "peephole_lstm", "gru"]
-FORGET_GATE = 1  # its place among the gates of an LSTM
+Carries = list[list[Carry]]
 
 
 class Carried(nnx.Variable):
-    """State that the next batch goes on from."""
-
-
-class Direction(nnx.Module):
-    """One layer of cells in one direction: [B, T, in_features] (or tokens) to [B, T, hidden]."""
-
-    def __init__(
-        self,
-        cell: CellName,
-        in_features: int,
-        hidden: int,
-        *,
-        layer_norm: bool,
-        forget_bias: Any,
-        kernel_init: Initializer,
-        rngs: nnx.Rngs,
-    ):
-        self.cell = (NORMALISED_CELLS if layer_norm else CELLS)[cell]
-        self.hidden = hidden
-        gates = self.cell.gates
-
-        def kernel(rows: int) -> nnx.Param:  # drawn gate by gate: a gate is a layer of its own
-            blocks = [kernel_init(rngs.params(), (rows, hidden), jnp.float32) for _ in range(gates)]
-            return nnx.Param(jnp.concatenate(blocks, axis=1))
-
-        def constant(value: float, *shape: int) -> nnx.Param:
-            return nnx.Param(np.full(shape, value, np.float32))
-
-        self.kernel, self.recurrent_kernel = kernel(in_features), kernel(hidden)
-        self.bias = constant(0, gates * hidden)
-        own = {}
-        if "lstm" in cell:
-            forget = np.arange(gates * hidden) // hidden == FORGET_GATE
-            self.bias = nnx.Param(jnp.where(forget, forget_bias, 0.0).astype(jnp.float32))
-            if layer_norm:
-                own["cell_scale"] = constant(1, hidden)
-        if cell == "peephole_lstm":
-            own["peephole"] = constant(0, 3, hidden)
-        if cell == "gru":
-            own["bias"] = constant(0, hidden)
-        if layer_norm:
-            own["recurrent_scale"] = constant(1, gates * hidden)
-        self.own = nnx.Dict(own)
-        self.input_scale = constant(1, gates * hidden) if layer_norm else None
-
-    def start(self, batch: int, dtype: Any) -> Carry:
-        """The state before the first step: zeros."""
-        return (jnp.zeros((batch, self.hidden), dtype),) * self.cell.states
-
-    def __call__(
-        self, x: jax.Array, carry: Carry, keep: jax.Array | None, *, reverse: bool = False
-    ) -> tuple[jax.Array, Carry]:
-        """The outputs and the last carry.
-
-        `keep` is bool [T, B, 1] or None: where False, the state stays as it is. With `reverse` the
-        last step comes first.
-        """
-        # by time before it grows by its projection: the transposed copy is smaller, or cancels out
-        x = vectors(jnp.swapaxes(x, 0, 1), self.kernel[...])
-        kernel, recurrent, bias = self.kernel[...], self.recurrent_kernel[...], self.bias[...]
-        if self.cell is CELLS["lstm"] and x.ndim == 3 and is_worth_it(x, recurrent):
-            outputs, end = lstm(reverse, x, kernel, recurrent, bias, carry, keep)
-            return jnp.swapaxes(outputs, 0, 1), end
-        projected = project(x, kernel)
-        if self.input_scale is not None:
-            projected = layer_norm(projected, self.input_scale[...])
-        own = {name: parameter[...] for name, parameter in self.own.items()}
-        apart = self.cell.apart * self.hidden
-        outputs, end = recur(
-            self.cell.update, apart, reverse, projected, bias, recurrent, own, carry, keep
-        )
-        return jnp.swapaxes(outputs, 0, 1), end
-
-
-class Stack(nnx.Module):
-    """Layers of cells, each reading the outputs of the one below, with dropout after each.
-
-    [B, T, in_features] to [B, T, width]. Dropout does not touch the state that a layer hands to
-    itself (Zaremba et al. 2014).
-    """
-
-    def __init__(
-        self,
-        cell: CellName,
-        in_features: int,
-        hidden: int,
-        layers: int,
-        *,
-        bidirectional: bool = False,
-        dropout: Any,
-        layer_norm: bool,
-        forget_bias: Any,
-        kernel_init: Initializer,
-        rngs: nnx.Rngs,
-    ):
-        directions = 2 if bidirectional else 1
-        self.width = directions * hidden
-        sizes = [in_features] + [self.width] * (layers - 1)
-        self.layers = nnx.List(
-            nnx.List(
-                Direction(
-                    cell,
-                    size,
-                    hidden,
-                    layer_norm=layer_norm,
-                    forget_bias=forget_bias,
-                    kernel_init=kernel_init,
-                    rngs=rngs,
-                )
-                for _ in range(directions)
-            )
-            for size in sizes
-        )
-        self.dropout = Dropout(dropout)
-
-    def start(self, batch: int, dtype: Any) -> list[list[Carry]]:
-        """The state of every layer and direction before the first step."""
-        return [[direction.start(batch, dtype) for direction in layer] for layer in self.layers]
-
-    def __call__(
-        self,
-        x: jax.Array,
-        carries: Sequence[Sequence[Carry]],
-        keep: jax.Array | None = None,
-        rngs: nnx.Rngs | None = None,
-    ) -> tuple[jax.Array, list[list[Carry]]]:
-        """The outputs of the top layer and the state of every layer and direction at its end."""
-        ends = []
-        for layer, starts in zip(self.layers, carries, strict=True):
-            both = [
-                direction(x, carry, keep, reverse=bool(index))
-                for index, (direction, carry) in enumerate(zip(layer, starts, strict=True))
-            ]
-            x = self.dropout(jnp.concatenate([outputs for outputs, _ in both], -1), rngs=rngs)
-            ends.append([end for _, end in both])
-        return x, ends
+    """State with which the next batch starts."""
 
 
 class Recurrent(nnx.Module):
-    """Reads a sequence and gives one output at its end, or one a step.
+    """A stack of cells that reads a sequence and gives one output at its end, or one per step.
 
     A sequence is [B, T, F], integers [B, T] that stand for one-hot vectors, or images [B, H, W, C],
     which are read row by row.
 
     Args:
-      cell: see `experiments.models.cells`.
-      hidden: units of each layer (and direction).
-      layers: how many, one on top of the other.
-      bidirectional: every layer also reads backwards; outputs stand side by side.
-      dropout: after each layer, never from a step to the next.
+      cell: see `experiments.models.recurrent_layers`.
+      hidden: units of each layer and direction.
+      layers: number of layers.
+      bidirectional: each layer also reads backwards; the outputs are concatenated.
+      dropout: rate after each layer; there is none between steps.
       layer_norm: normalise the pre-activations (Ba et al. 2016).
       forget_bias: initial bias of an LSTM's forget gate (Gers et al. 2000).
       embedding: size of a learned vector for each integer; None: one-hot vectors.
-      streams: rows of a training batch, each of which goes on where that row of the batch before
-        ended (truncated back-propagation through time); None: every sequence starts at zero.
+      streams: rows of a training batch, each of which continues that row of the previous batch
+        (truncated back-propagation through time); None: each sequence starts at zero.
     """
 
-    sequential = True  # can give an output a step
+    sequential = True  # has an output per step
 
     def __init__(
         self,
@@ -198,21 +59,13 @@ class Recurrent(nnx.Module):
         kernel_init: Initializer,
         rngs: nnx.Rngs,
     ):
-        _, features = steps_and_features(input_shape)
-        self.reader = Reader(features, embedding, kernel_init=kernel_init, rngs=rngs)
-        self.stack = Stack(
-            cell,
-            embedding or features,
-            hidden,
-            layers,
-            bidirectional=bidirectional,
-            dropout=dropout,
-            layer_norm=layer_norm,
-            forget_bias=forget_bias,
-            kernel_init=kernel_init,
-            rngs=rngs,
-        )
-        self.output = Dense(self.stack.width, num_classes, kernel_init=kernel_init, rngs=rngs)
+        given: dict[str, Any] = {"kernel_init": kernel_init, "rngs": rngs}
+        options: dict[str, Any] = {"dropout": dropout, "layer_norm": layer_norm}
+        options |= {"forget_bias": forget_bias, "bidirectional": bidirectional, **given}
+        features = math.prod(input_shape[1:])  # per step; a vector is a sequence of scalars
+        self.reader = Reader(features, embedding, **given)
+        self.stack = Stack(cell, embedding or features, hidden, layers, **options)
+        self.output = Dense(self.stack.width, num_classes, **given)
         self.bidirectional, self.streams = bidirectional, streams
         if streams is None:
             self.carried = None
@@ -222,7 +75,7 @@ class Recurrent(nnx.Module):
 
     @classmethod
     def check_config(cls, arguments: dict[str, Any], path: str) -> None:
-        """Raises a UserError where state can not be carried on."""
+        """Raise `UserError` for a bidirectional network that carries state to the next batch."""
         if arguments["bidirectional"] and arguments["streams"] is not None:
             raise UserError(
                 f"{path}.bidirectional=true: what is read backwards has no state to go on from; "
@@ -238,19 +91,17 @@ class Recurrent(nnx.Module):
         restart: jax.Array | None = None,
         rngs: nnx.Rngs | None = None,
     ) -> jax.Array:
-        """The output at the end of each sequence [B, num_classes], or with `steps` of each step.
+        """Return the output at the end of each sequence, [B, num_classes], or of each step.
 
         Args:
           x: the sequences.
-          steps: how many outputs are wanted, [B, steps, num_classes]; must be T.
-          lengths: int [B], the real steps of each sequence (None: all). What comes after them
-            changes nothing.
-          restart: bool [B], rows that do not go on from the batch before; for carried state.
+          steps: number of outputs, which must be T, for [B, steps, num_classes]; None: one output.
+          lengths: int [B], the real steps of each sequence (None: all). Later ones are ignored.
+          restart: bool [B], rows that do not continue the previous batch; None: no row does.
           rngs: `dropout`.
 
         Raises:
-          UserError: another number of outputs than of steps is wanted, or the batch has another
-            number of rows than there are carried states.
+          UserError: `steps` is not T, or the batch has another number of rows than `streams`.
         """
         inputs = self.reader(x)
         (batch, length), dtype = inputs.shape[:2], self.output.kernel.dtype
@@ -267,25 +118,184 @@ class Recurrent(nnx.Module):
                     f"model.streams={self.streams} goes with batches of as many rows, "
                     f"not data.batch_size={batch}"
                 )
-            kept = jnp.where(jnp.asarray(restart)[:, None], 0, carried[...]).astype(dtype)
-            carries = [[tuple(layer)] for layer in kept]
+            before = jnp.where(jnp.asarray(restart)[:, None], 0, carried[...]).astype(dtype)
+            carries = [[tuple(layer)] for layer in before]
         outputs, ends = self.stack(inputs, carries, real_steps(length, lengths), rngs)
         if carried is not None:
-            left = jnp.stack([jnp.stack(end) for (end,) in ends]).astype(jnp.float32)
-            carried.set_value(jax.lax.stop_gradient(left))
+            after = jnp.stack([jnp.stack(end) for (end,) in ends]).astype(jnp.float32)
+            carried.set_value(jax.lax.stop_gradient(after))
         if steps is None:
-            # the state at the end of the layer's own direction: the last real step, or the first
+            # each direction's state after its last step: the last real one, or the first
             top = jnp.concatenate([end[0] for end in ends[-1]], axis=-1)
             return self.output(self.stack.dropout(top, rngs=rngs))
         return self.output(outputs)
 
-    def start(self, batch: int) -> list[list[Carry]]:
-        """The state before anything is read."""
+    def start(self, batch: int) -> Carries:
+        """Return the state before the first step, zeros."""
         return self.stack.start(batch, self.output.kernel.dtype)
 
-    def advance(
-        self, tokens: jax.Array, carries: list[list[Carry]]
-    ) -> tuple[jax.Array, list[list[Carry]]]:
-        """Reads on from a state: int [B, T] to the logits of what follows each, and the state."""
+    def advance(self, tokens: jax.Array, carries: Carries) -> tuple[jax.Array, Carries]:
+        """Continue from a state: int [B, T] to an output for each token, and the last state."""
         outputs, ends = self.stack(self.reader(tokens), carries)
         return self.output(outputs), ends
+
+
+class Writer(nnx.Module):
+    """A decoder: each step reads the previous output, the first one zeros."""
+
+    def __init__(self, stack: Stack, outputs: int, *, kernel_init: Initializer, rngs: nnx.Rngs):
+        self.stack = stack  # of `outputs` input features
+        self.output = Dense(stack.width, outputs, kernel_init=kernel_init, rngs=rngs)
+        self.outputs = outputs
+
+    def teacher_forced(
+        self, targets: jax.Array, carries: Carries, rngs: nnx.Rngs | None = None
+    ) -> jax.Array:
+        """Return outputs [B, T, outputs], each after the true previous class of `targets` [B, T].
+
+        References:
+          Williams & Zipser 1989, "A learning algorithm for continually running fully recurrent
+          neural networks".
+        """
+        previous = jax.nn.one_hot(targets, self.outputs, dtype=self.output.kernel.dtype)
+        previous = jnp.concatenate([jnp.zeros_like(previous[:, :1]), previous[:, :-1]], axis=1)
+        states, _ = self.stack(previous, carries, rngs=rngs)
+        return self.output(states)
+
+    def free_running(
+        self, steps: int, carries: Carries, *, classes: bool, rngs: nnx.Rngs | None = None
+    ) -> jax.Array:
+        """Return outputs [B, steps, outputs], each after the writer's own previous output.
+
+        With `classes` each step reads the most probable class, else the previous output itself.
+        """
+        training = not self.stack.dropout.deterministic
+        key = rngs.dropout() if training and rngs is not None else None
+        batch = carries[0][0][0].shape[0]
+
+        def step(state, index):
+            last, carries = state
+            own = None if key is None else nnx.Rngs(dropout=jax.random.fold_in(key, index))
+            hidden, carries = self.stack(last[:, None], carries, rngs=own)
+            output = self.output(hidden[:, 0])
+            written = output
+            if classes:
+                written = jax.nn.one_hot(jnp.argmax(output, -1), self.outputs, dtype=output.dtype)
+            return (written, carries), output
+
+        zeros = jnp.zeros((batch, self.outputs), self.output.kernel.dtype)
+        _, outputs = jax.lax.scan(step, (zeros, carries), jnp.arange(steps))
+        return jnp.swapaxes(outputs, 0, 1)
+
+
+class EncoderDecoder(nnx.Module):
+    """Two stacks of cells: one reads a sequence, the other writes one of any length.
+
+    The second starts in the last state of the first (Sutskever et al. 2014). Inputs and arguments
+    are those of `Recurrent`; the outputs for tokens are classes, for numbers numbers.
+    """
+
+    sequential = True
+    writes = True  # takes `targets` for teacher forcing
+
+    def __init__(
+        self,
+        *,
+        cell: CellName,
+        hidden: PositiveInt,
+        layers: PositiveInt,
+        dropout: Decay,
+        layer_norm: bool,
+        forget_bias: float,
+        embedding: PositiveInt | None,
+        input_shape: tuple[int, ...],
+        num_classes: int,
+        kernel_init: Initializer,
+        rngs: nnx.Rngs,
+    ):
+        given: dict[str, Any] = {"kernel_init": kernel_init, "rngs": rngs}
+        options: dict[str, Any] = {"dropout": dropout, "layer_norm": layer_norm}
+        options |= {"forget_bias": forget_bias, **given}
+        features = math.prod(input_shape[1:])  # per step; a vector is a sequence of scalars
+        self.reader = Reader(features, embedding, **given)
+        self.encoder = Stack(cell, embedding or features, hidden, layers, **options)
+        decoder = Stack(cell, num_classes, hidden, layers, **options)
+        self.writer = Writer(decoder, num_classes, **given)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        steps: int | None = None,
+        targets: jax.Array | None = None,
+        lengths: jax.Array | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> jax.Array:
+        """Return the written sequence, [B, steps, num_classes], or one output, [B, num_classes].
+
+        Args:
+          x: the sequences that are read.
+          steps: number of outputs; None: one.
+          targets: int [B, steps], read in place of the previous outputs (teacher forcing).
+          lengths: int [B], the real steps of each sequence in x (None: all).
+          rngs: `dropout`.
+        """
+        inputs = self.reader(x)
+        batch, length = inputs.shape[:2]
+        start = self.encoder.start(batch, self.writer.output.kernel.dtype)
+        _, carries = self.encoder(inputs, start, real_steps(length, lengths), rngs)
+        if targets is not None:
+            return self.writer.teacher_forced(targets, carries, rngs)
+        classes = jnp.issubdtype(x.dtype, jnp.integer)
+        written = self.writer.free_running(steps or 1, carries, classes=classes, rngs=rngs)
+        return written if steps is not None else written[:, 0]
+
+
+class VectorToSequence(nnx.Module):
+    """A stack of cells that writes a sequence of numbers, starting in a state made of a vector.
+
+    [B, ...] to [B, steps, num_classes], as in the image captioning of Karpathy & Fei-Fei (2015).
+    The arguments are those of `Recurrent`.
+    """
+
+    sequential = True
+
+    def __init__(
+        self,
+        *,
+        cell: CellName,
+        hidden: PositiveInt,
+        layers: PositiveInt,
+        dropout: Decay,
+        layer_norm: bool,
+        forget_bias: float,
+        input_shape: tuple[int, ...],
+        num_classes: int,
+        kernel_init: Initializer,
+        rngs: nnx.Rngs,
+    ):
+        given: dict[str, Any] = {"kernel_init": kernel_init, "rngs": rngs}
+        options: dict[str, Any] = {"dropout": dropout, "layer_norm": layer_norm}
+        options |= {"forget_bias": forget_bias, **given}
+        stack = Stack(cell, num_classes, hidden, layers, **options)
+        self.states = stack.layers[0][0].cell.states
+        self.start = Dense(math.prod(input_shape), layers * self.states * hidden, **given)
+        self.writer = Writer(stack, num_classes, **given)
+
+    def __call__(
+        self, x: jax.Array, *, steps: int | None = None, rngs: nnx.Rngs | None = None
+    ) -> jax.Array:
+        """Return the written sequence, [B, steps, num_classes], or one output, [B, num_classes].
+
+        Raises:
+          UserError: x is made of tokens.
+        """
+        if jnp.issubdtype(x.dtype, jnp.integer):
+            raise UserError("vector_to_sequence reads numbers: of tokens use model=encoder_decoder")
+        start = jnp.tanh(self.start(flatten(x)))
+        pieces = iter(jnp.split(start, len(self.writer.stack.layers) * self.states, axis=-1))
+        carries = [
+            [tuple(next(pieces) for _ in range(self.states))] for _ in self.writer.stack.layers
+        ]
+        written = self.writer.free_running(steps or 1, carries, classes=False, rngs=rngs)
+        return written if steps is not None else written[:, 0]

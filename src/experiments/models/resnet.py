@@ -1,6 +1,7 @@
 """Residual networks (He et al. 2016) and the plain networks that they were compared with."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -8,15 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments.core.initializers import Initializer
 from experiments.errors import UserError
-from experiments.models.layers import BatchNorm, Conv, Dense, is_small
-from experiments.models.repeated import MANY, Repeated
+from experiments.models.layers import SAVED, BatchNorm, Conv, Dense, is_small
 from experiments.ops.pooling import global_avg_pool, max_pool
-from experiments.types import PositiveInt
+from experiments.types import Initializer, PositiveInt
 
 Shortcut = Literal["projection", "identity", "none"]
 EXPANSION = {"basic": 1, "bottleneck": 4}
+MANY = 6  # blocks of a stage; where there are more, all but the first run as one loop
+
+# The loop of `Repeated` copies what it saves for the backward pass. That pays for outputs of
+# convolutions and statistics; what lies between them is sooner computed again than copied.
+ONLY_SAVED = jax.checkpoint_policies.save_only_these_names(SAVED)
 
 
 class Block(nnx.Module):
@@ -24,9 +28,9 @@ class Block(nnx.Module):
 
     [batch, H, W, channels] to [batch, H / stride, W / stride, features · expansion]. Where that
     is another shape the shortcut is a 1x1 convolution (`projection`, option B of section 4.1) or
-    drops pixels and adds channels of zeros (`identity`, option A). With `pre_activation` every
-    normalisation and rectifier stands before its convolution and none after the sum: F(x) + x
-    (He et al. 2016b, arXiv:1603.05027). The stride is that of the 3x3 convolution.
+    drops pixels and adds channels of zeros (`identity`, option A). With `pre_activation`
+    normalisation and rectifier come before each convolution and none after the sum: F(x) + x
+    (He et al. 2016b, arXiv:1603.05027). The stride is that of the first 3x3 convolution.
     """
 
     def __init__(
@@ -78,7 +82,7 @@ class Block(nnx.Module):
         return jax.nn.relu(self.norms[-1](self.convs[-1](y)) + self._skipped(x))
 
     def _skipped(self, x: jax.Array) -> jax.Array | float:
-        """What is added to F(x)."""
+        """Return the shortcut's output, which is added to F(x)."""
         if self.shortcut == "none":
             return 0.0
         if self.projection is not None:
@@ -88,13 +92,64 @@ class Block(nnx.Module):
         return jnp.pad(x, [(0, 0)] * 3 + [(0, self.widening)])
 
 
+class Repeated(nnx.Module):
+    """`depth` blocks of one shape in a row, traced and compiled once.
+
+    Each variable of `block` holds those of all blocks, [depth, ...], and the blocks run as one
+    `lax.scan`: the program and the optimizer are as small as those of one block.
+
+    Args:
+      make: returns a new block; called with the `kernel_init` that draws its weights.
+      depth: number of blocks.
+      kernel_init: draws the weights of one block.
+      rngs: the keys to draw with.
+    """
+
+    inside = "block"  # the attribute with the variables of all blocks
+
+    def __init__(
+        self,
+        make: Callable[..., nnx.Module],
+        depth: int,
+        *,
+        kernel_init: Initializer,
+        rngs: nnx.Rngs,
+    ):
+        def every(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+            return jnp.stack([kernel_init(rngs.params(), shape, dtype) for _ in range(depth)])
+
+        self.depth = depth
+        self.block = make(kernel_init=every)
+        for _, variable in nnx.iter_graph(self.block):
+            # NumPy arrays are constants, which all blocks start with
+            if isinstance(variable, nnx.Variable) and isinstance(variable[...], np.ndarray):
+                constant = variable[...]
+                variable.set_value(np.broadcast_to(constant, (depth, *constant.shape)))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        graph, variables = nnx.split(self.block)
+
+        @functools.partial(jax.checkpoint, policy=ONLY_SAVED, prevent_cse=False)
+        def body(x: jax.Array, variables: nnx.State) -> tuple[jax.Array, nnx.State]:
+            block = nnx.merge(graph, variables)
+            y = block(x)
+            return y, nnx.state(block, nnx.BatchStat)
+
+        x, statistics = jax.lax.scan(body, x, variables)
+        nnx.update(self.block, statistics)
+        return x
+
+    def widths_of(self, part: str) -> None:
+        """Return None: the blocks have the same channels; see `DenseBlock.widths_of`."""
+
+
 class ResNet(nnx.Module):
     """Stages of residual blocks, each stage but the first at half the resolution.
 
-    [batch, H, W, C] to logits [batch, num_classes]. The first layer is a 7x7 convolution at
+    [batch, H, W, C] to logits [batch, num_classes]. The first layers are a 7x7 convolution at
     stride 2 and 3x3 max pooling (section 4.1); images below 96 pixels get a 3x3 convolution as in
-    the networks for CIFAR-10 (section 4.2), whose three stages the configs `resnet20` and on have.
-    A stage of more than six blocks is its first block and all others as one `Repeated`.
+    the networks for CIFAR-10 (section 4.2). A stage of more than six blocks is its first block and
+    a `Repeated` of the others.
     """
 
     minimum_size = 32
@@ -118,32 +173,17 @@ class ResNet(nnx.Module):
         small = is_small(input_shape) if stem is None else stem == "cifar"
         kernel, stride, padding = ((3, 3), 1, 1) if small else ((7, 7), 2, 3)
         channels, self.pool = widths[0], not small
-        self.conv = Conv(
-            input_shape[-1],
-            channels,
-            kernel,
-            strides=stride,
-            padding=padding,
-            use_bias=False,
-            **arguments,
-        )
+        options: dict[str, Any] = {"strides": stride, "padding": padding, "use_bias": False}
+        self.conv = Conv(input_shape[-1], channels, kernel, **options, **arguments)
         self.norm = None if pre_activation else BatchNorm(channels)
+        options = {"kind": block, "shortcut": shortcut, "zero_gamma": zero_gamma}
+        options |= {"pre_activation": pre_activation, "rngs": rngs}
         self.stages: nnx.List = nnx.List()
         for index, (depth, features) in enumerate(zip(stages, widths, strict=True)):
-            make = functools.partial(
-                Block,
-                features=features,
-                kind=block,
-                shortcut=shortcut,
-                zero_gamma=zero_gamma,
-                pre_activation=pre_activation,
-                rngs=rngs,
-            )
-            stage: nnx.List = nnx.List(
-                [make(channels, stride=2 if index else 1, kernel_init=kernel_init)]
-            )
+            make = functools.partial(Block, channels, features, **options)
+            stage: nnx.List = nnx.List([make(stride=2 if index else 1, kernel_init=kernel_init)])
             channels = features * EXPANSION[block]
-            make = functools.partial(make, channels, stride=1)
+            make = functools.partial(Block, channels, features, stride=1, **options)
             if depth > MANY:
                 stage.append(Repeated(make, depth - 1, **arguments))
             else:
@@ -154,7 +194,7 @@ class ResNet(nnx.Module):
 
     @staticmethod
     def check_config(arguments: dict[str, Any], path: str) -> None:
-        """Raises `UserError` for what cannot learn or does not fit together."""
+        """Raise `UserError` for arguments that cannot learn or contradict each other."""
         if len(arguments["stages"]) != len(arguments["widths"]):
             raise UserError(f"{path}.stages and {path}.widths need as many numbers each")
         if not arguments["zero_gamma"]:

@@ -1,8 +1,8 @@
-"""Weights from published PyTorch files, in the names and layouts of this project's models.
+"""Published PyTorch weights, in the names and layouts of this project's models.
 
-The names are those of torchvision's `state_dict`. PyTorch has convolution kernels as [out, in,
-*window] and dense ones as [out, in], here they are [*window, in, out] and [in, out]. Where a dense
-layer reads a flattened map, PyTorch counts its inputs channel by channel, here pixel by pixel.
+The files have the names of torchvision's `state_dict`. PyTorch has convolution kernels as [out, in,
+*window] and dense ones as [out, in]; here they are [*window, in, out] and [in, out]. The inputs of
+a dense layer after a flattened map are ordered by channel in PyTorch, by pixel here.
 """
 
 import math
@@ -14,21 +14,29 @@ from typing import Any
 import numpy as np
 
 from experiments.errors import UserError
-from experiments.models.repeated import MANY
+from experiments.models.resnet import MANY
 
-LEAVES = {"bias": "bias", "running_mean": "mean", "running_var": "var"}  # and weight, by its rank
+# arrays of a module in PyTorch and here; `weight` is `scale` or `kernel`, by its rank
+LEAVES = {"bias": "bias", "running_mean": "mean", "running_var": "var"}
 
+# regular expression for a module's name in the file, and its name here or a function that makes it
+# from the numbers in the expression's groups
 Rules = Mapping[str, str | Callable[..., str]]
-"""Regular expressions for modules in a file, and their names here, perhaps by the numbers found."""
 
 
 def read_published(path: Path, model: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The arrays of a `.safetensors` file by the dotted names that the model has for them.
+    """Return the arrays of a `.safetensors` file by the dotted names of the model's variables.
 
-    Those that the model has no name for keep the one in the file.
+    Args:
+        path: the file, with the names of torchvision's `state_dict`.
+        model: the config of the model.
+
+    Returns:
+        The arrays in this project's layout. Those without a variable in the model stay under the
+        name in the file.
 
     Raises:
-        UserError: the file cannot be read, or nothing is known of such a model's names.
+        UserError: the file cannot be read, or PyTorch's names are not known for such a model.
     """
     from safetensors.numpy import load_file
 
@@ -68,7 +76,7 @@ def read_published(path: Path, model: Mapping[str, Any]) -> dict[str, np.ndarray
 
 
 def translated(module: str, rules: Rules) -> str | None:
-    """What a module of the file is called here."""
+    """Return the name here of a module in the file, None if no rule matches."""
     for pattern, name in rules.items():
         if match := re.fullmatch(pattern, module):
             return name if isinstance(name, str) else name(*map(int, match.groups()))
@@ -76,7 +84,10 @@ def translated(module: str, rules: Rules) -> str | None:
 
 
 def _kernel(array: np.ndarray, channels: int | None) -> np.ndarray:
-    """A weight in this project's layout; `channels` of the square map that a dense layer reads."""
+    """Return a weight in this project's layout.
+
+    `channels` are those of the square map that a dense layer reads, None for other layers.
+    """
     if channels is not None:
         side = math.isqrt(array.shape[1] // channels)
         array = array.reshape(-1, channels, side, side).transpose(0, 2, 3, 1)
@@ -120,7 +131,7 @@ def _resnet(model: Mapping[str, Any]) -> Rules:
 
 
 def _stack_repeated(found: dict[str, np.ndarray], stages: Sequence[int]) -> None:
-    """Puts the blocks that a long stage repeats together, as `Repeated` holds them."""
+    """Stack the arrays of the blocks that a long stage repeats, for `resnet.Repeated`."""
     for stage, depth in enumerate(stages):
         first = f"stages.{stage}.1."
         if depth > MANY:
@@ -131,7 +142,7 @@ def _stack_repeated(found: dict[str, np.ndarray], stages: Sequence[int]) -> None
 
 
 def _join_dense(found: dict[str, np.ndarray], blocks: Sequence[int]) -> None:
-    """Puts the layers of each block together, as `DenseLayer` holds them."""
+    """Join or stack the arrays of the layers of each block, for `densenet.DenseLayer`."""
     for block, depth in enumerate(blocks):
         first = f"blocks.{block}.0."
         for tail in [name.removeprefix(first) for name in found if name.startswith(first)]:
@@ -179,7 +190,7 @@ def _googlenet(model: Mapping[str, Any]) -> Rules:
 
 
 def _join_entries(found: dict[str, np.ndarray]) -> None:
-    """Puts the 1x1 convolutions that read the input of a module together, as `Inception` does."""
+    """Join the 1x1 convolutions that read a module's input, for `googlenet.Inception`."""
     for name in [name for name in found if ".entry.0." in name]:
         parts = [name.replace(".entry.0.", f".entry.{number}.") for number in range(3)]
         if all(part in found for part in parts):
@@ -195,7 +206,7 @@ RULES: dict[str, Callable[[Mapping[str, Any]], Rules]] = {
     "GoogLeNet": _googlenet,
 }
 
-# dense layers that read a flattened map: its channels by name
+# by model, the dense layers that read a flattened map, and the map's channels
 FLATTENED: dict[str, Callable[[Mapping[str, Any]], dict[str, int]]] = {
     "VGG": lambda model: {"hidden.0": model["widths"][-1]},
     "AlexNet": lambda model: {"hidden.0": model["widths"][-1]},

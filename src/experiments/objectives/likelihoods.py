@@ -5,12 +5,9 @@ logarithm of a width shared by all pixels; it returns the log-likelihood of each
 """
 
 from collections.abc import Callable
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
-
-Likelihood = Literal["bernoulli", "gaussian", "logistic"]
 
 LEVELS = 256  # values that a pixel can have
 

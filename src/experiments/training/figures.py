@@ -17,7 +17,7 @@ from experiments.core.experiment import Tree
 from experiments.data.dataset import Batch
 from experiments.data.pipeline import resize
 from experiments.errors import UserError
-from experiments.models.kinds import Function
+from experiments.models.cnn_layers import Function
 from experiments.tracking.jsonl import METRICS, read_history
 from experiments.tracking.tracker import Tracker, Trackers
 from experiments.training.distributed import is_first

@@ -20,8 +20,8 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from experiments.core.config import build
 from experiments.core.experiment import Experiment
 from experiments.core.transfer import named
-from experiments.models.dense_block import DenseBlock
-from experiments.models.repeated import Repeated
+from experiments.models.densenet import DenseBlock
+from experiments.models.resnet import Repeated
 from experiments.ops.product import xla_only
 from experiments.viz.flops import LAYER, Operation, operations, size_in_bytes
 

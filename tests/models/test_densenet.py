@@ -1,4 +1,4 @@
-"""A dense block computes what its layers do one after another, written out here."""
+"""A dense block against its layers one after another, written out here."""
 
 import functools
 
@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 from experiments.core.params import merged, variables
-from experiments.models.dense_block import DenseBlock
 from experiments.models.dense_loop import segments
+from experiments.models.densenet import DenseBlock
 
 CHANNELS, DEPTH, GROWTH, RATE = 5, 3, 3, 0.3
 MOMENTUM, EPSILON = 0.9, 1e-5
@@ -49,7 +49,7 @@ def computed(bottleneck, train, x, params, averages, rate=0.0):
 
 
 def written_out(bottleneck, train, x, params, averages, rate=0.0):
-    """The same layer by layer."""
+    """Maps and running averages, computed layer by layer."""
     params, averages = params["layer"], averages["layer"]
     moved = {number: {"mean": [], "var": []} for number in params["norms"]}
     factors = jnp.ones((DEPTH, *x.shape[:-1], GROWTH))
@@ -103,9 +103,9 @@ def test_a_block_is_its_layers_one_after_another(bottleneck, train):
     jax.tree.map(close, *results)
 
 
-def test_lanes_equal_solo_blocks():
+def test_blocks_under_vmap_equal_blocks_by_themselves():
     x, params, averages = drawn(True)
-    lanes = jax.tree.map(lambda a: jnp.stack([a, 1.1 * a]), (x, params, averages))
+    trials = jax.tree.map(lambda a: jnp.stack([a, 1.1 * a]), (x, params, averages))
     rates = jnp.asarray([0.1, 0.4])
 
     def gradients(x, params, averages, rate):
@@ -115,11 +115,11 @@ def test_lanes_equal_solo_blocks():
 
         return jax.grad(total, (0, 1), has_aux=True)(x, params)
 
-    together = jax.jit(jax.vmap(gradients))(*lanes, rates)
-    for lane in range(2):
-        own = jax.tree.map(lambda a, lane=lane: a[lane], (*lanes, rates))
+    together = jax.jit(jax.vmap(gradients))(*trials, rates)
+    for index in range(2):
+        own = jax.tree.map(lambda a, i=index: a[i], (*trials, rates))
         jax.tree.map(
-            lambda a, b, lane=lane: close(a[lane], b, atol=1e-3), together, jax.jit(gradients)(*own)
+            lambda a, b, i=index: close(a[i], b, atol=1e-3), together, jax.jit(gradients)(*own)
         )
 
 
@@ -136,7 +136,7 @@ def test_frozen_norms_are_those_of_evaluation():
     assert not np.allclose(after[1]["mean"], before[1]["mean"])
 
 
-def test_half_precision_stays_half():
+def test_maps_and_gradients_of_bfloat16_weights_are_bfloat16():
     x, params, averages = drawn(True)
     x, params = jax.tree.map(lambda a: a.astype(jnp.bfloat16), (x, params))
     gradient, maps = jax.grad(

@@ -1,4 +1,4 @@
-"""The layers that `model=cnn` knows, each a function from its place and arguments to a module."""
+"""The layers of `model=cnn`: functions from a `Site` and arguments to a module."""
 
 import itertools
 import math
@@ -12,22 +12,29 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments.core.initializers import Initializer
 from experiments.errors import UserError
-from experiments.models.layers import ACTIVATIONS, BatchNorm, Conv, Dense, Dropout, flatten
-from experiments.models.whitening import Whitening
-from experiments.ops import pooling
+from experiments.models import layers
+from experiments.models.layers import ACTIVATIONS, BatchNorm, Conv, Dense, Dropout
+from experiments.ops import convolution, pooling
 from experiments.ops.normalisation import local_response_norm
-from experiments.types import Activation, Decay, NonNegative, NonNegativeInt, Positive, PositiveInt
+from experiments.types import (
+    Activation,
+    Decay,
+    Initializer,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    PositiveInt,
+)
 
-Features = PositiveInt | Literal["classes"]  # "classes": as many as the data have
-Sizes = PositiveInt | list[PositiveInt]  # one number, or one a dimension
+Features = PositiveInt | Literal["classes"]  # "classes": the number that the data have
+Sizes = PositiveInt | list[PositiveInt]  # one number, or one per spatial dimension
 Padding = Literal["same", "valid"] | NonNegativeInt | list[NonNegativeInt]
 
 
 @dataclass(frozen=True)
 class Site:
-    """Where a layer goes: the `shape` that comes in, without the batch, and what all layers get."""
+    """The `shape` of a layer's input, without the batch, and the arguments that all layers get."""
 
     shape: tuple[int, ...]
     num_classes: int
@@ -35,7 +42,7 @@ class Site:
     rngs: nnx.Rngs
 
     def conv(self, channels: int, features: int, **arguments: Any) -> Conv:
-        """A convolution from `channels` to `features`."""
+        """Return a convolution from `channels` to `features`."""
         groups = arguments["groups"]
         if channels % groups or features % groups:
             raise UserError(f"groups={groups} does not divide {channels} and {features} channels")
@@ -43,21 +50,21 @@ class Site:
         return Conv(channels, features, **arguments, **given)
 
     def size(self, features: int | str) -> int:
-        """`features` as a number."""
+        """Return `features` as a number."""
         return self.num_classes if isinstance(features, str) else features
 
     def each(self, sizes: int | list[int]) -> tuple[int, ...]:
-        """One number a spatial dimension."""
+        """Return one number per spatial dimension."""
         dims = len(self.shape) - 1
         if dims not in (1, 2, 3):
             raise UserError("it needs 1, 2 or 3 spatial dimensions and a channel")
         every = (sizes,) * dims if isinstance(sizes, int) else tuple(sizes)
         if len(every) != dims:
-            raise UserError(f"{list(every)} must be one number, or {dims}: one a dimension")
+            raise UserError(f"{list(every)} must be one number, or {dims}: one per dimension")
         return every
 
     def padding(self, padding: str | int | list[int]) -> Any:
-        """`padding` as the operations take it."""
+        """Return `padding` in the form that `ops` takes."""
         return padding.upper() if isinstance(padding, str) else self.each(padding)
 
 
@@ -72,7 +79,7 @@ class Function(nnx.Module):
 
 
 class Chain(nnx.Module):
-    """Convolutions in a row with an activation between them."""
+    """Consecutive convolutions with an activation between them."""
 
     def __init__(self, convs: Sequence[Conv], between: str):
         self.convs = nnx.List(convs)
@@ -86,10 +93,10 @@ class Chain(nnx.Module):
 
 
 class WeightedPool(nnx.Module):
-    """The mean of each window, times a trainable coefficient, plus a bias; both one a channel.
+    """Average pooling, times a trainable coefficient, plus a bias, one of each per channel.
 
-    The S2 and S4 layers of LeNet-5 (LeCun et al. 1998, section II.B) without their sigmoid. It
-    starts as average pooling.
+    The layers S2 and S4 of LeNet-5 (LeCun et al. 1998, section II.B) without their sigmoid. The
+    coefficients start at 1 and the biases at 0.
     """
 
     def __init__(self, channels: int, pool: Callable[[jax.Array], jax.Array]):
@@ -99,6 +106,29 @@ class WeightedPool(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.pool(x) * self.scale[...] + self.bias[...]
+
+
+class OfData(nnx.Variable):
+    """State that is computed from the training data and stays constant."""
+
+
+class Whitening(nnx.Module):
+    """A convolution with fixed filters whose outputs are uncorrelated on the training images.
+
+    [batch, H, W, C] to [batch, H − h + 1, W − w + 1, 2 h w C]: the projections on the eigenvectors
+    of the patches' covariance, each divided by √(eigenvalue + `epsilon`), and the same negated,
+    plus a bias, which alone is trained (Jordan 2024, arXiv:2404.00498, section 3.2). The filters
+    are 0 until `CNN.state_of_data` replaces them.
+    """
+
+    def __init__(self, channels: int, kernel_size: Sequence[int]):
+        features = 2 * channels * int(np.prod(kernel_size))
+        self.kernel = OfData(np.zeros((*kernel_size, channels, features), np.float32))
+        self.bias = nnx.Param(np.zeros(features, np.float32))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.kernel[...].astype(x.dtype)
+        return convolution.conv(x, kernel, strides=1, padding="VALID") + self.bias[...]
 
 
 def conv(
@@ -115,9 +145,9 @@ def conv(
     between: Activation = "relu",
     use_bias: bool = True,
 ) -> nnx.Module:
-    """Cross-correlation, or with `flip_kernel` true convolution.
+    """A cross-correlation, or with `flip_kernel` a true convolution.
 
-    `factorize` makes several layers of it with an activation `between` (Szegedy et al. 2016,
+    `factorize` divides it into several layers with an activation `between` (Szegedy et al. 2016,
     arXiv:1512.00567, section 3): 1 x n and n x 1 (`asymmetric`), or for an odd n (n − 1) / 2 layers
     of 3 (`smaller`: 5x5 as two 3x3), of which only the last has the stride.
     """
@@ -127,7 +157,8 @@ def conv(
         "padding": site.padding(padding),
         "dilation": site.each(dilation),
     }
-    parts = {None: _whole, "asymmetric": _asymmetric, "smaller": _smaller}[factorize](**whole)
+    factorized = {None: lambda conv: [conv], "asymmetric": _asymmetric, "smaller": _smaller}
+    parts = factorized[factorize](whole)
     sizes = [site.shape[-1], *[site.size(features)] * len(parts)]
     shared = {"groups": groups, "flip_kernel": flip_kernel, "use_bias": use_bias}
     convs = [
@@ -147,22 +178,16 @@ def depthwise(
     dilation: Sizes = 1,
     use_bias: bool = True,
 ) -> nnx.Module:
-    """Each channel convolved by itself, with `multiplier` kernels; a 1x1 `conv` mixes them."""
+    """A depthwise convolution: each channel by itself, with `multiplier` kernels."""
     channels = site.shape[-1]
-    return site.conv(
-        channels,
-        channels * multiplier,
-        kernel_size=site.each(kernel),
-        strides=site.each(stride),
-        padding=site.padding(padding),
-        dilation=site.each(dilation),
-        groups=channels,
-        use_bias=use_bias,
+    features = channels * multiplier
+    return conv(
+        site, features, kernel, stride, padding, dilation, groups=channels, use_bias=use_bias
     )
 
 
 def whiten(site: Site, /, kernel: Sizes = 2, epsilon: Positive = 5e-4) -> nnx.Module:
-    """Patches of the images without correlations, for the first layer; see `whitening`."""
+    """A `Whitening`, for the first layer, whose filters are computed with `epsilon`."""
     if len(site.shape) != 3:
         raise UserError("it needs images")
     return Whitening(site.shape[-1], site.each(kernel))
@@ -171,32 +196,32 @@ def whiten(site: Site, /, kernel: Sizes = 2, epsilon: Positive = 5e-4) -> nnx.Mo
 def max_pool(
     site: Site, /, window: Sizes, stride: Sizes | None = None, padding: Padding = "valid"
 ) -> nnx.Module:
-    """The largest value of each window."""
+    """Max pooling."""
     return Function(_pool(pooling.max_pool, site, window, stride, padding))
 
 
 def avg_pool(
     site: Site, /, window: Sizes, stride: Sizes | None = None, padding: Padding = "valid"
 ) -> nnx.Module:
-    """The mean of each window."""
+    """Average pooling."""
     return Function(_pool(pooling.avg_pool, site, window, stride, padding))
 
 
 def weighted_avg_pool(
     site: Site, /, window: Sizes, stride: Sizes | None = None, padding: Padding = "valid"
 ) -> nnx.Module:
-    """The mean of each window with a trainable coefficient and bias."""
+    """Average pooling with a trainable coefficient and bias per channel."""
     return WeightedPool(site.shape[-1], _pool(pooling.avg_pool, site, window, stride, padding))
 
 
 def global_avg_pool(site: Site, /) -> nnx.Module:
-    """The mean of each channel."""
+    """Global average pooling."""
     site.each(1)
     return Function(pooling.global_avg_pool)
 
 
 def global_max_pool(site: Site, /) -> nnx.Module:
-    """The largest value of each channel."""
+    """Global max pooling."""
     axes = tuple(range(1, len(site.each(1)) + 1))
     return Function(partial(jnp.max, axis=axes))
 
@@ -231,20 +256,20 @@ def dense(site: Site, /, features: Features, use_bias: bool = True) -> nnx.Modul
     return Dense(site.shape[0], site.size(features), use_bias=use_bias, **given)
 
 
-def flat(site: Site, /) -> nnx.Module:
-    """All values of an example in a row."""
-    return Function(flatten)
+def flatten(site: Site, /) -> nnx.Module:
+    """All values of an example as one vector."""
+    return Function(layers.flatten)
 
 
 def reshape(site: Site, /, shape: list[PositiveInt]) -> nnx.Module:
-    """The same values in another shape, channels last: [64, 1] makes a signal of an 8x8 image."""
+    """The values in another shape, channels last: [64, 1] makes a signal of an 8x8 image."""
     if math.prod(shape) != math.prod(site.shape):
         raise UserError(f"{math.prod(site.shape)} values do not make {by(shape)}")
     return Function(lambda x: x.reshape(x.shape[0], *shape))
 
 
 def by(shape: Sequence[int]) -> str:
-    """`28x28x6`"""
+    """Return a shape as text such as `28x28x6`."""
     return "x".join(map(str, shape))
 
 
@@ -255,21 +280,10 @@ def _activation(name: str) -> Callable[..., nnx.Module]:
     return layer
 
 
+POOLS = (max_pool, avg_pool, weighted_avg_pool, global_avg_pool, global_max_pool)
+OTHERS = (conv, depthwise, whiten, lrn, batch_norm, dropout, dense, flatten, reshape)
 KINDS: dict[str, Callable[..., nnx.Module]] = {
-    "conv": conv,
-    "depthwise": depthwise,
-    "whiten": whiten,
-    "max_pool": max_pool,
-    "avg_pool": avg_pool,
-    "weighted_avg_pool": weighted_avg_pool,
-    "global_avg_pool": global_avg_pool,
-    "global_max_pool": global_max_pool,
-    "lrn": lrn,
-    "batch_norm": batch_norm,
-    "dropout": dropout,
-    "dense": dense,
-    "flatten": flat,
-    "reshape": reshape,
+    **{layer.__name__: layer for layer in (*POOLS, *OTHERS)},
     **{name: _activation(name) for name in ACTIVATIONS},
 }
 
@@ -285,12 +299,8 @@ def _pool(
     )
 
 
-def _whole(**conv: Any) -> list[dict[str, Any]]:
-    return [conv]
-
-
-def _asymmetric(**conv: Any) -> list[dict[str, Any]]:
-    """One convolution a dimension, each along that dimension only."""
+def _asymmetric(conv: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return one convolution per dimension, each along that dimension only."""
     parts = []
     for axis in reversed(range(len(conv["kernel_size"]))):
         neutral = {"kernel_size": 1, "strides": 1, "padding": 0, "dilation": 1}
@@ -304,8 +314,8 @@ def _asymmetric(**conv: Any) -> list[dict[str, Any]]:
     return parts
 
 
-def _smaller(**conv: Any) -> list[dict[str, Any]]:
-    """Convolutions of 3 that together see what one of an odd size n sees."""
+def _smaller(conv: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return convolutions of 3 that together have the window of one of an odd size n."""
     sizes, padding = set(conv["kernel_size"]), conv["padding"]
     (size,) = sizes if len(sizes) == 1 else (0,)
     if size < 5 or size % 2 == 0:

@@ -1,0 +1,212 @@
+"""LeNet-5, AlexNet, ZFNet and VGG: convolutions and pooling, then dense layers."""
+
+from typing import Any, ClassVar, Literal
+
+import jax
+from flax import nnx
+
+from experiments.errors import UserError
+from experiments.models.layers import ACTIVATIONS, BatchNorm, Conv, Dense, flatten, is_small
+from experiments.models.mlp import MLP
+from experiments.ops.normalisation import local_response_norm
+from experiments.ops.pooling import avg_pool, max_pool
+from experiments.types import Activation, Decay, Initializer, PositiveInt
+
+
+class LeNet5(nnx.Module):
+    """LeNet-5: C1 6@5x5, S2, C3 16@5x5, S4, C5 120@5x5, F6 84, output (LeCun et al. 1998).
+
+    [batch, H, W, C] to logits [batch, num_classes]. At 32x32 the maps are 28, 14, 10, 5 and 1
+    pixels wide; 28x28 images are padded to 32x32 as in the paper. C3 sees all six maps of S2
+    where the paper's table I connects 60 of the 96 pairs, and S2 and S4 are plain pooling without
+    trainable coefficients: 61,706 parameters for one channel and ten classes.
+    """
+
+    minimum_size = 28
+
+    def __init__(
+        self,
+        *,
+        activation: Activation,
+        pooling: Literal["average", "max"],
+        input_shape: tuple[int, ...],
+        num_classes: int,
+        kernel_init: Initializer,
+        rngs: nnx.Rngs,
+    ):
+        height, width, channels = input_shape
+        arguments: dict[str, Any] = {"kernel_init": kernel_init, "rngs": rngs}
+        pad = [(2, 2), (2, 2)] if min(height, width) < 32 else "VALID"
+        self.conv1 = Conv(channels, 6, (5, 5), padding=pad, **arguments)
+        self.conv2 = Conv(6, 16, (5, 5), padding="VALID", **arguments)
+        border = 4 if pad != "VALID" else 0
+        rows, columns = (((n + border - 4) // 2 - 4) // 2 for n in (height, width))
+        # a convolution as large as its input is a dense layer
+        self.conv3 = Dense(rows * columns * 16, 120, **arguments)
+        self.dense = Dense(120, 84, **arguments)
+        self.output = Dense(84, num_classes, **arguments)
+        self.activation = activation
+        self.pooling = pooling
+
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        activation = ACTIVATIONS[self.activation]
+        pool = avg_pool if self.pooling == "average" else max_pool
+        x = pool(activation(self.conv1(x)), 2)
+        x = pool(activation(self.conv2(x)), 2)
+        x = activation(self.conv3(flatten(x)))
+        return self.output(activation(self.dense(x)))
+
+
+class AlexNet(MLP):
+    """AlexNet (Krizhevsky, Sutskever & Hinton 2012) and its single tower (Krizhevsky 2014).
+
+    [batch, H, W, C] to logits [batch, num_classes]: five convolutions, with overlapping 3x3 max
+    pooling after the first, second and last, then an MLP. `groups=2` splits the second, fourth and
+    fifth convolution as over the paper's two GPUs: 60,965,224 parameters at 224 pixels and 1000
+    classes, 62,378,344 without. Two pixels of padding give the paper's 55x55 maps from its 224x224
+    images. Images below 96 pixels get 5x5 at stride 1 for the first layer, as in the author's
+    networks for CIFAR-10, and `small_hidden` units in each dense layer.
+    """
+
+    minimum_size = 32
+    pool_padding: ClassVar = {0: 0, 1: 0, 4: 0}  # by index of the convolution before the pooling
+    pools_first = False  # local response normalisation comes before pooling
+
+    def __init__(
+        self,
+        *,
+        widths: list[PositiveInt],
+        groups: PositiveInt,
+        response_norm: bool,
+        hidden: list[PositiveInt],
+        small_hidden: list[PositiveInt],
+        dropout: Decay,
+        input_shape: tuple[int, ...],
+        num_classes: int,
+        kernel_init: Initializer,
+        rngs: nnx.Rngs,
+    ):
+        arguments: dict[str, Any] = {"kernel_init": kernel_init, "rngs": rngs}
+        small = is_small(input_shape)
+        *sides, channels = input_shape
+        self.convs: nnx.List = nnx.List()
+        for index, (features, window) in enumerate(zip(widths, self.windows(small), strict=True)):
+            kernel, stride, padding = window
+            shared = {"groups": groups if index in (1, 3, 4) else 1, **arguments}
+            size = (kernel, kernel)
+            conv = Conv(channels, features, size, strides=stride, padding=padding, **shared)
+            self.convs.append(conv)
+            channels = features
+            sides = [(n + 2 * padding - kernel) // stride + 1 for n in sides]
+            if index in self.pool_padding:
+                sides = [(n + 2 * self.pool_padding[index] - 3) // 2 + 1 for n in sides]
+        super().__init__(
+            hidden=small_hidden if small else hidden,
+            activation="relu",
+            dropout=dropout,
+            input_shape=(*sides, channels),
+            num_classes=num_classes,
+            **arguments,
+        )
+        self.response_norm = response_norm
+
+    @staticmethod
+    def windows(small: bool) -> list[tuple[int, int, int]]:
+        """Return (kernel, stride, padding) of each convolution."""
+        return [(5, 1, 2) if small else (11, 4, 2), (5, 1, 2), (3, 1, 1), (3, 1, 1), (3, 1, 1)]
+
+    @staticmethod
+    def check_config(arguments: dict[str, Any], path: str) -> None:
+        """Raise `UserError` unless there are five widths, which the groups divide."""
+        widths, groups = arguments["widths"], arguments["groups"]
+        if len(widths) != 5:
+            raise UserError(f"{path}.widths={widths}: must be five numbers, one per convolution")
+        if any(width % groups for width in widths):
+            raise UserError(f"{path}.groups={groups} does not divide all of {path}.widths={widths}")
+
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        for index, conv in enumerate(self.convs):
+            x = jax.nn.relu(conv(x))
+            normalised = self.response_norm and index in (0, 1)
+            if normalised and not self.pools_first:
+                x = local_response_norm(x)
+            if index in self.pool_padding:
+                x = max_pool(x, 3, strides=2, padding=self.pool_padding[index])
+            if normalised and self.pools_first:
+                x = local_response_norm(x)
+        return super().__call__(x, rngs=rngs)
+
+
+class ZFNet(AlexNet):
+    """ZFNet: AlexNet with 7x7 and 5x5 first layers, both at stride 2 (Zeiler & Fergus 2014).
+
+    From 224x224 the maps are 110, 55, 26, 13 and, after the last pooling, 6 pixels wide (figure 3):
+    62,357,608 parameters for 1000 classes. Local response normalisation follows the first two
+    poolings. Images below 96 pixels get the same kernels at stride 1.
+    """
+
+    pool_padding: ClassVar = {0: 1, 1: 1, 4: 0}
+    pools_first = True
+
+    @staticmethod
+    def windows(small: bool) -> list[tuple[int, int, int]]:
+        """Return (kernel, stride, padding) of each convolution."""
+        first = [(7, 1, 3), (5, 1, 2)] if small else [(7, 2, 1), (5, 2, 0)]
+        return [*first, (3, 1, 1), (3, 1, 1), (3, 1, 1)]
+
+
+class VGG(MLP):
+    """VGG: stages of 3x3 convolutions, each ended by 2x2 max pooling (Simonyan & Zisserman 2015).
+
+    [batch, H, W, C] to logits [batch, num_classes]. `stages` counts the convolutions of each
+    stage, `widths` their channels; [2, 2, 3, 3, 3] is configuration D, VGG-16. Images of 224
+    pixels get the published dense layers (4096-4096, 138,357,544 parameters for 1000 classes).
+    Below that the last maps are 1 to 6 pixels wide and the dense layers have `small_hidden` units
+    instead ([] is a single output layer).
+    """
+
+    minimum_size = 32
+
+    def __init__(
+        self,
+        *,
+        stages: list[PositiveInt],
+        widths: list[PositiveInt],
+        hidden: list[PositiveInt],
+        small_hidden: list[PositiveInt],
+        batch_norm: bool,
+        dropout: Decay,
+        activation: Activation,
+        input_shape: tuple[int, ...],
+        num_classes: int,
+        kernel_init: Initializer,
+        rngs: nnx.Rngs,
+    ):
+        height, width, channels = input_shape
+        arguments: dict[str, Any] = {"kernel_init": kernel_init, "rngs": rngs}
+        self.stages: nnx.List = nnx.List()
+        for depth, features in zip(stages, widths, strict=True):
+            stage: nnx.List = nnx.List()
+            for _ in range(depth):
+                conv = Conv(channels, features, (3, 3), padding=1, **arguments)
+                stage.append(nnx.List([conv, BatchNorm(features)] if batch_norm else [conv]))
+                channels = features
+            self.stages.append(stage)
+        shrink = 2 ** len(stages)
+        super().__init__(
+            hidden=hidden if min(height, width) >= 224 else small_hidden,
+            activation=activation,
+            dropout=dropout,
+            input_shape=(height // shrink, width // shrink, channels),
+            num_classes=num_classes,
+            **arguments,
+        )
+
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        for stage in self.stages:
+            for unit in stage:
+                for layer in unit:
+                    x = layer(x)
+                x = ACTIVATIONS[self.activation](x)
+            x = max_pool(x, 2)
+        return super().__call__(x, rngs=rngs)

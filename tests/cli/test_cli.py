@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from experiments.training import garbage
+from experiments import machine
 from support import ROOT
 
 FAST = ["debug=fast", "model.hidden=[8]"]
@@ -22,7 +22,7 @@ def test_a_fast_run_exits_with_0(run_cli, tmp_path):
     assert (tmp_path / "run" / "metrics.jsonl").exists()
     assert (tmp_path / "run" / "summary.json").exists()
     assert (tmp_path / "run" / ".hydra" / "config.yaml").exists()
-    assert gc.get_threshold() == garbage.USUAL  # seldom collected while starting, then as usual
+    assert gc.get_threshold() == machine.USUAL  # seldom collected while starting, then as usual
 
 
 @pytest.mark.parametrize(

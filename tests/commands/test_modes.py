@@ -168,7 +168,7 @@ def test_a_run_of_an_older_version_is_evaluated(run_cli, trained, tmp_path, choi
     config.model.smoothness = 3
     # today's code is in other modules
     moved = re.sub(r"\bexperiments\.\w+\.", "experiments.", OmegaConf.to_yaml(config))
-    assert "experiments.lenet.LeNet5" in moved
+    assert "experiments.lenet_to_vgg.LeNet5" in moved
     path.write_text(moved)
     code, error = run_cli("mode=evaluate", f"checkpoint={old}")
     assert code == 0, error

@@ -77,8 +77,12 @@ class Variational:
         }
         if self.importance_samples and "dropout" not in rngs:
             values["iwae"] = self.bound(model, mean, log_variance, condition, target, rngs.sample())
-        shown = MEANS[model.likelihood](full_precision(model.decode(mean, condition)))
+        shown = self.mean_image(model, mean, condition)
         return values, {"target": target, "reconstruction": jnp.clip(shown, 0, 1)}
+
+    def mean_image(self, model: Any, z: jax.Array, condition: jax.Array | None) -> jax.Array:
+        """Return the mean of p(x|z) [batch, H, W, C]."""
+        return MEANS[model.likelihood](full_precision(model.decode(z, condition)))
 
     def binary(self, images: jax.Array, rngs: nnx.Rngs) -> jax.Array:
         """Return the images, binarised where that is asked for."""

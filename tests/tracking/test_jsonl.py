@@ -110,14 +110,14 @@ def test_finish_without_start_writes_nothing(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_full_disk_is_told_to_the_user(run_info):
+def test_full_disk_is_reported_to_the_user(run_info):
     run = run_info()
     (run.directory / METRICS).symlink_to("/dev/full")
     with pytest.raises(UserError, match=r"metrics\.jsonl: no space left on device\. Make room"):
         record(run, [1])
 
 
-def test_folder_that_cannot_be_written_is_told_to_the_user(run_info):
+def test_folder_that_cannot_be_written_is_reported_to_the_user(run_info):
     run = run_info()
     with pytest.raises(UserError, match="no such file or directory"):
         JsonLines().start(run_info(directory=run.directory / "absent"))

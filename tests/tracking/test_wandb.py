@@ -82,17 +82,17 @@ def test_offline_history_is_the_record_line_for_line(client, run_info):
     assert "WANDB_SERVICE" not in os.environ  # the client process has ended
 
 
-@pytest.mark.parametrize("lanes", [3, pytest.param(64, marks=pytest.mark.slow)])
-def test_several_runs_at_once_stay_apart(client, run_info, tmp_path, lanes):
-    runs = [run_info(directory=tmp_path / f"lane{i}", name=f"lane{i}") for i in range(lanes)]
+@pytest.mark.parametrize("trials", [3, pytest.param(64, marks=pytest.mark.slow)])
+def test_several_runs_at_once_stay_apart(client, run_info, tmp_path, trials):
+    runs = [run_info(directory=tmp_path / f"trial{i}", name=f"trial{i}") for i in range(trials)]
     trackers = []
     for run in runs:
         run.directory.mkdir()
         trackers.append(Trackers([JsonLines(), Wandb("digits", group="study", mode="offline")]))
         trackers[-1].start(run)
     for step, event in steps(1, 10):
-        for lane, tracker in enumerate(trackers):
-            tracker.log(step, event | {"train/loss": float(lane)})
+        for trial, tracker in enumerate(trackers):
+            tracker.log(step, event | {"train/loss": float(trial)})
     for tracker in trackers:
         tracker.finish({}, "finished")
     for run in runs:

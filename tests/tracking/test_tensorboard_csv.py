@@ -1,4 +1,4 @@
-"""TensorBoard and CSV, alone or beside other trackers."""
+"""TensorBoard and CSV, alone or with other trackers."""
 
 import csv
 import struct
@@ -83,7 +83,7 @@ def test_tensorboard_that_is_not_installed_is_named(monkeypatch):
         TensorBoard(flush_seconds=10.0)
 
 
-def test_csv_has_a_row_an_event_and_a_column_a_metric(run_info):
+def test_csv_has_a_row_per_event_and_a_column_per_metric(run_info):
     run = run_info()
     trackers = Trackers([JsonLines(), Csv()])
     trackers.start(run)

@@ -72,7 +72,7 @@ def test_the_commit_and_the_lock_file_are_recorded(server, tmp_path, data_home):
 
 
 def test_a_resumed_run_goes_on_in_the_same_history(run_cli, monkeypatch, server, tmp_path):
-    folder, evaluate, left = tmp_path / "cut", Evaluator.__call__, [None]
+    folder, evaluate, left = tmp_path / "cut", Evaluator.measure, [None]
 
     def stopped(self, *args):
         if left:
@@ -81,7 +81,7 @@ def test_a_resumed_run_goes_on_in_the_same_history(run_cli, monkeypatch, server,
         return evaluate(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Evaluator, "__call__", stopped)
+        patch.setattr(Evaluator, "measure", stopped)
         assert run_cli(*OPTIONS, folder=folder)[0] == 75
     (run,) = server.runs.values()
     assert run.exit_code == 1

@@ -11,13 +11,16 @@ class Background(Forwarding):
     """Another tracker, called in order in a thread of its own; the run waits for `finish` alone.
 
     A tracker that raises is finished and dropped with one warning, whatever it raises.
+
+    It imports its client in `start`, when the data are read. Not earlier: while NumPy, Grain or
+    TensorFlow Datasets are imported in one thread, imports in another one may fail, as the latter
+    two replace Python's import function for a moment.
     """
 
     def __init__(self, tracker: Tracker):
         self.tracker = tracker
         self._queue = ThreadPoolExecutor(1, thread_name_prefix=type(tracker).__name__)
         self._dropped = False
-        self._forward("warm_up")
 
     @property
     def location(self) -> str | None:

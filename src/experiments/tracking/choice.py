@@ -13,6 +13,6 @@ from experiments.tracking.tracker import Tracker
 
 
 def chosen(logger: Mapping[str, Any]) -> list[Tracker]:
-    """Return the trackers of a config, slow ones in the background and already starting."""
+    """Return the trackers of a config, slow ones in the background."""
     trackers = [build(node) for node in tracker_nodes(logger).values()]
     return [Background(t) if t.slow_to_start else t for t in trackers]

@@ -53,9 +53,6 @@ class Tracker:
         """The address of the run, or the command that shows it; None for the run folder alone."""
         return None
 
-    def warm_up(self) -> None:
-        """Import what takes long."""
-
     def start(self, run: RunInfo) -> None:
         """Begin, before the first step. A `UserError` ends the run."""
 

@@ -6,7 +6,6 @@ that is slow, dead or was never there costs a bounded time and no data.
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import os
@@ -76,12 +75,6 @@ class Wandb(Tracker):
     @property
     def slow_to_start(self) -> bool:  # type: ignore[override]
         return self._wanted != "disabled"
-
-    def warm_up(self) -> None:
-        # NumPy first: where it is missing, the client puts a lazy module of its own in its place,
-        # and an import of NumPy in another thread fails
-        importlib.import_module("numpy")
-        importlib.import_module("wandb")
 
     def start(self, run: RunInfo) -> None:
         mode = self._wanted

@@ -61,7 +61,7 @@ class RunFigures:
         self.folder = directory / "figures"
         self._during = trial.kind in DRAWN_DURING_TRAINING
         self._under_way: Future[Drawn] | None = None
-        drawing.warm_up()
+        drawing.warm_up()  # imports in a thread are safe now that the data are read
 
     def due(self, epoch: int) -> bool:
         """Return whether to draw after an epoch; the first is 1."""

@@ -22,7 +22,9 @@ def test_a_fast_run_exits_with_0(run_cli, tmp_path):
     assert (tmp_path / "run" / "metrics.jsonl").exists()
     assert (tmp_path / "run" / "summary.json").exists()
     assert (tmp_path / "run" / ".hydra" / "config.yaml").exists()
-    assert gc.get_threshold() == machine.GARBAGE_USUALLY  # seldom collected while starting, then as usual
+    assert (
+        gc.get_threshold() == machine.GARBAGE_USUALLY
+    )  # seldom collected while starting, then as usual
 
 
 @pytest.mark.parametrize(

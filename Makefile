@@ -32,10 +32,11 @@ test-all: install lint  ## the slower, fuller checks too
 test-versions: install  ## the core tests on each Python here, with the oldest and the newest JAX
 	$(BIN)/python tests/versions.py
 
-lint: install  ## ruff and mypy
+lint: install  ## ruff, mypy, and that imports point one way
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: install  ## put the code in shape
 	$(BIN)/ruff check --fix .

@@ -1,11 +1,16 @@
 """A study's storage, and studies of older versions."""
 
+import io
+import os
 import threading
 
 import optuna
 import yaml
+from rich.console import Console
 
+from experiments.search.results import overview_file, screen
 from experiments.search.study import Study, open_storage
+from experiments.tracking.jsonl import write_json
 from support import ROOT
 
 
@@ -52,3 +57,21 @@ def test_a_study_of_before_its_key_was_renamed_can_be_resumed(make_study):
     fields["lanes"] = fields.pop("side_by_side")
     path.write_text(yaml.safe_dump(fields))
     assert Study(study.folder, ROOT / "conf").plan == study.plan
+
+
+def test_the_screen_has_a_row_per_worker_that_lives(make_study):
+    study = make_study()
+    now = {"step": 40, "total_steps": 100, "epoch": 2.0, "trials": 128, "diverged": 3}
+    now |= {"examples_per_second": 1e5, "val/accuracy": 0.9123}
+    overview_file(study).parent.mkdir()
+    for worker in ("here", "dead"):
+        write_json(overview_file(study, worker), now)
+    overview_file(study, "torn").write_text("{")
+    os.utime(overview_file(study, "dead"), (0, 0))
+    console = Console(file=io.StringIO(), width=100)
+    console.print(screen(study))
+    shown = console.file.getvalue()
+    assert "here" in shown
+    assert "dead" not in shown
+    for part in ("128", "40/100", "best val/accuracy 0.9123", "3", "100,000"):
+        assert part in shown

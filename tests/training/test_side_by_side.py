@@ -19,7 +19,7 @@ from experiments.training.checkpoints import load
 from experiments.training.loop import fit
 from experiments.training.setup import Setups
 from experiments.training.step import Compiled
-from experiments.training.trial import StopRequest
+from experiments.training.trial import StopRequest, overview
 from support import ROOT, composed, killed_after_saving, trial_of
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
@@ -37,6 +37,15 @@ class StopAfter(Tracker):
     def log(self, step, scalars):
         if step >= self.step:
             self.stop.name = "SIGTERM"
+
+
+class ModelRegistry(Tracker):
+    """Takes the checkpoint of a finished run."""
+
+    takes_model = True
+
+    def model(self, path):
+        self.steps = sorted(int(step.name) for step in path.iterdir())
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +181,32 @@ def test_trials_on_streams_of_different_orders_are_trained_one_after_another(tri
     single = trial(1e-2, "alone", seed=1, data=data)
     alone(single)
     equal(weights(trials[1]), weights(single))
+
+
+def test_a_tracker_that_takes_models_gets_one_of_each_trial(trial, base, setups, tmp_path):
+    registry, first = ModelRegistry(), trial(RATES[0], "one")
+    config = base | {"name": "two"}
+    taken = trial_of(config, tmp_path / "two", registry, setups=setups)
+    fit([first, taken], tmp_path / "all", test=False)
+    assert registry.steps == [setups.of(config).experiment.total_steps]
+    assert not (first.directory / "checkpoints").exists()
+    (tmp_path / "two" / "population.json").unlink()  # its own is whole without the others
+    state, _ = weights(taken)
+    assert state.step == registry.steps[0]
+
+
+def test_an_overview_has_the_best_of_the_trials_under_way(trial, tmp_path):
+    seen = []
+    trials = [trial(rate, f"trial{rate}") for rate in RATES]
+    shown = lambda trials, step: seen.append(overview(trials, step))  # noqa: E731
+    fit(trials, tmp_path / "all", test=False, shown=shown)
+    total = trials[0].setup.experiment.total_steps
+    assert [line["step"] for line in seen] == sorted(line["step"] for line in seen)
+    assert (seen[-1]["step"], seen[-1]["total_steps"], seen[-1]["trials"]) == (total, total, 4)
+    before_last = [
+        max(x["val/accuracy"] for x in history(t)[:-1] if "val/accuracy" in x) for t in trials
+    ]
+    assert seen[-1]["val/accuracy"] == max(before_last)
 
 
 @pytest.mark.parametrize("width", [1, 4])

@@ -4,23 +4,27 @@ Smith (2017, arXiv:1506.01186, section 3.3) lets the rate grow during one run; h
 run of its own, so that none starts from weights that another rate has changed.
 """
 
+import contextlib
 import copy
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from experiments.core.config import build
+from experiments.core.params import count_parameters
 from experiments.errors import UserError
 from experiments.tracking.jsonl import JsonLines, write_json
-from experiments.tracking.terminal import number
-from experiments.tracking.tracker import Trackers
+from experiments.tracking.terminal import Terminal, number
+from experiments.tracking.tracker import RunInfo, Trackers
 from experiments.training.loop import fit
 from experiments.training.options import LrRange
 from experiments.training.run_folder import exclusive
 from experiments.training.runtime import announce, split_processor
 from experiments.training.setup import Setups
-from experiments.training.trial import StopRequest, Trial
+from experiments.training.trial import StopRequest, Trial, overview
 from experiments.viz.drawing import save
 from experiments.viz.figures import range_figure
 
@@ -35,7 +39,6 @@ def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
     rates = np.geomspace(wanted.low, wanted.high, wanted.rates)
     setups, trials = Setups(), []
     announce()
-    print(f"{wanted.rates} learning rates, {wanted.epochs} epochs each", flush=True)
     with StopRequest() as stop, exclusive(directory):
         for rate in rates:
             own = copy.deepcopy(config)
@@ -46,8 +49,9 @@ def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
             own["name"] = folder.name
             trackers = Trackers([JsonLines()])
             trials.append(Trial(setups.of(own), own, folder, trackers, stop))
-        populations = directory / "populations"
-        summaries = fit(trials, populations, width=options.width, most=options.most, test=False)
+        limits = {"width": options.width, "most": options.most}
+        with shown_together(trials, directory, f"{wanted.rates} learning rates") as shown:
+            summaries = fit(trials, directory / "populations", test=False, shown=shown, **limits)
     rows = [
         {
             "learning_rate": float(rate),
@@ -68,3 +72,30 @@ def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
     print(f"lowest      val/loss {number(best['val/loss'])}")
     print(f"            optim.learning_rate={best['learning_rate']:.3g}")
     print(f"figure      {figures / 'lr_range.png'}")
+
+
+@contextlib.contextmanager
+def shown_together(trials: Sequence[Trial], directory: Path, name: str) -> Iterator[Callable]:
+    """Show trials in the terminal as if they were one run; yields what `fit` calls.
+
+    Args:
+      name: of all of them together.
+    """
+    setup, began, terminal = trials[0].setup, time.perf_counter(), Terminal()
+    terminal.start(
+        RunInfo(
+            directory=directory,
+            name=name,
+            config=dict(trials[0].config),
+            total_steps=setup.experiment.total_steps,
+            steps_per_epoch=setup.experiment.steps_per_epoch,
+            batch_size=setup.batch_size,
+            parameters=count_parameters(setup.shapes.params),
+        )
+    )
+    status = "failed"
+    try:
+        yield lambda trials, step: terminal.log(step, overview(trials, step))
+        status = "finished"
+    finally:
+        terminal.finish({"seconds": time.perf_counter() - began}, status)

@@ -4,11 +4,12 @@ import contextlib
 import csv
 import datetime
 import io
+import json
 import shlex
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.search.configs import assignments
+from experiments.search.local import LOGS
 from experiments.search.study import STATES, Study, state_of
 from experiments.tracking.terminal import duration, number
 
@@ -28,7 +30,8 @@ COLUMNS = ("trial", "state", "value", "seconds", "run")
 WINNER = "winner"
 """Attribute of a study: the number of the winner and its test metrics."""
 
-SHOWN = 5  # of the best trials, and of those that run
+SHOWN = 5  # of the best trials, of those that run, and of the workers
+LINE_EVERY = 5.0  # seconds between lines about a worker where there is no terminal
 RECENT = 20  # trials that the time left is estimated from
 STYLES = {"finished": "green", "pruned": "cyan", "diverged": "red", "failed": "red"}
 
@@ -124,11 +127,51 @@ def screen(study: Study) -> RenderableType:
         left(trials, plan.n_trials),
     )
     parts: list[RenderableType] = [head, bar, counts(trials)]
+    if workers := overviews(study):
+        parts += [Text(), worker_table(workers)]
     running = [trial for trial in trials if trial.state == TrialState.RUNNING]
     for title, shown in (("running", running), ("best", study.ranked())):
         if shown:
             parts += [Text(), trial_table(title, shown[:SHOWN])]
     return Group(*parts)
+
+
+def overview_file(study: Study, worker: str = "") -> Path:
+    """Return the file in which a worker, this one unless it is named, says how far it is."""
+    return study.folder / LOGS / f"{worker or study.worker}.json"
+
+
+def overviews(study: Study) -> dict[str, dict[str, float]]:
+    """Return how far the trials of each worker are, by worker; not of workers that are dead."""
+    found = {}
+    for path in sorted((study.folder / LOGS).glob("*.json")):
+        with contextlib.suppress(OSError, ValueError):  # removed meanwhile
+            if study.claims.now() - path.stat().st_mtime <= study.plan.heartbeat:
+                found[path.stem] = json.loads(path.read_text())
+    return found
+
+
+def worker_table(workers: Mapping[str, dict[str, float]]) -> Table:
+    """Return a row per worker: its trials side by side, how far they are, the best of them."""
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    for title in ("worker", "trials", "step", "epoch", "so far", "diverged", "examples/s"):
+        table.add_column(title, justify="left" if title == "worker" else "right")
+    for worker, now in list(workers.items())[:SHOWN]:
+        diverged, rate = int(now["diverged"]), now["examples_per_second"]
+        table.add_row(
+            *(worker, f"{now['trials']:.0f}", f"{now['step']:.0f}/{now['total_steps']:.0f}"),
+            *(f"{now['epoch']:.2f}", best_of(now), str(diverged or ""), f"{rate:,.0f}"),
+        )
+    if len(workers) > SHOWN:
+        table.add_row(f"and {len(workers) - SHOWN} more")
+    return table
+
+
+def best_of(now: Mapping[str, float]) -> str:
+    """Return the monitored metric in a worker's overview, with its name."""
+    return " ".join(
+        f"best {name} {number(v)}" for name, v in now.items() if name.startswith("val/")
+    )
 
 
 def counts(trials: list[FrozenTrial]) -> Text:
@@ -212,8 +255,14 @@ def watching(study: Study, console: Console | None = None) -> Iterator[Callable[
             yield lambda: live.update(screen(study), refresh=True)
         return
     ended = {trial.number for trial in study.trials() if trial.state.is_finished()}
+    printed = dict[str, float]()  # when a line about a worker was last printed
 
     def look() -> None:
+        for worker, now in overviews(study).items():
+            if time.monotonic() - printed.setdefault(worker, time.monotonic()) >= LINE_EVERY:
+                printed[worker] = time.monotonic()
+                place = f"step {now['step']:.0f}/{now['total_steps']:.0f}  epoch {now['epoch']:.2f}"
+                print(f"{worker}: {now['trials']:.0f} trials  {place}  {best_of(now)}", flush=True)
         for trial in study.trials():
             if trial.state.is_finished() and trial.number not in ended:
                 ended.add(trial.number)

@@ -19,16 +19,22 @@ from optuna.trial import FrozenTrial
 from experiments.core.config import build, check_config
 from experiments.errors import EXIT_CODES, Exit, UserError
 from experiments.search.configs import Configs, as_yaml, assignments, resolved
-from experiments.search.results import WINNER, values_of, winner_of, write_results
+from experiments.search.results import (
+    WINNER,
+    overview_file,
+    values_of,
+    winner_of,
+    write_results,
+)
 from experiments.search.study import Study, Trial
 from experiments.tracking.choice import chosen
-from experiments.tracking.jsonl import JsonLines
+from experiments.tracking.jsonl import JsonLines, write_json
 from experiments.tracking.tracker import Tracker, Trackers
 from experiments.training.loop import fit
 from experiments.training.run_folder import exclusive
 from experiments.training.runtime import announce, set_up_compiler, split_processor
 from experiments.training.setup import Setups
-from experiments.training.trial import StopRequest
+from experiments.training.trial import StopRequest, overview
 from experiments.training.trial import Trial as Training
 
 log = logging.getLogger(__name__)
@@ -133,6 +139,14 @@ class Worker:
         announce()
         options = build(config["population"])
         self.limits = {"width": options.width, "most": options.most}
+        self._shown = float("-inf")  # the time of the last overview
+        overview_file(study).parent.mkdir(exist_ok=True)
+
+    def _show(self, trials: Sequence[Training], step: int) -> None:
+        """Write, at most once a second, how far the trials are that train now."""
+        if time.monotonic() - self._shown >= POLL:
+            self._shown = time.monotonic()
+            write_json(overview_file(self.study), overview(trials, step))
 
     def _look(self) -> None:
         if self.study.cancelled and self.stop.name is None:
@@ -292,13 +306,15 @@ class Worker:
             log.info("%d runs side by side", len(opened))
             try:
                 folder = self.study.folder / POPULATIONS
-                fit(list(opened.values()), folder, resume=True, test=test, **self.limits)
+                trials, show = list(opened.values()), self._show
+                fit(trials, folder, resume=True, test=test, shown=show, **self.limits)
             except Exception as error:
                 if alone:
                     ended[0] = error
                 else:  # the run to blame shows when each is trained alone
                     log.warning("one after another instead: %s", in_one_line(error), exc_info=error)
             finally:
+                overview_file(self.study).unlink(missing_ok=True)
                 for index, trial in opened.items():
                     if trial.summary:
                         ended[index] = trial.summary

@@ -21,6 +21,7 @@ class Background(Forwarding):
         self.tracker = tracker
         self._queue = ThreadPoolExecutor(1, thread_name_prefix=type(tracker).__name__)
         self._dropped = False
+        self.takes_model = tracker.takes_model
 
     @property
     def location(self) -> str | None:

@@ -57,6 +57,7 @@ class Terminal(Tracker):
         assert run, "log() before start()"
         now = time.monotonic()
         validation = {k: v for k, v in scalars.items() if k.startswith("val/")}
+        validated = bool(validation) and validation != self._validation
         self._validation = validation or self._validation
         self._first = self._first or (step, now)
         if self._bar:
@@ -65,7 +66,7 @@ class Terminal(Tracker):
             self._bar.update(
                 self._bar.task, completed=step, description="training", position=position
             )
-        elif self._due(now, EPOCH_EVERY if validation else LINE_EVERY, step >= run.total_steps):
+        elif self._due(now, EPOCH_EVERY if validated else LINE_EVERY, step >= run.total_steps):
             parts = _position(run, step, scalars), _metrics(scalars), self._left(run, step, now)
             self._print("  ".join(filter(None, parts)))
             self._last_line = now

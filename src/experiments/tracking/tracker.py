@@ -48,6 +48,9 @@ class Tracker:
     may_stop = False
     """True if a log line can make it ask the run to stop, so that the run has to wait for it."""
 
+    takes_model = False
+    """True if it wants the checkpoint of the finished run."""
+
     @property
     def location(self) -> str | None:
         """The address of the run, or the command that shows it; None for the run folder alone."""
@@ -107,6 +110,10 @@ class Trackers(Forwarding):
     @property
     def may_stop(self) -> bool:  # type: ignore[override]
         return any(tracker.may_stop for tracker in self.trackers)
+
+    @property
+    def takes_model(self) -> bool:  # type: ignore[override]
+        return any(tracker.takes_model for tracker in self.trackers)
 
     @property
     def location(self) -> str | None:

@@ -76,6 +76,10 @@ class Wandb(Tracker):
     def slow_to_start(self) -> bool:  # type: ignore[override]
         return self._wanted != "disabled"
 
+    @property
+    def takes_model(self) -> bool:  # type: ignore[override]
+        return self.log_model
+
     def start(self, run: RunInfo) -> None:
         mode = self._wanted
         if mode == "disabled":

@@ -18,7 +18,7 @@ from experiments.machine import collect_garbage_as_usual
 from experiments.training.checkpoints import Progress, Saved, SharedCheckpoints
 from experiments.training.distributed import Decisions, is_first
 from experiments.training.figures import figures_of_trials
-from experiments.training.metrics import Line, Metrics
+from experiments.training.metrics import Line, Metrics, prefixed
 from experiments.training.restored import pretrained_weights
 from experiments.training.run_folder import CHECKPOINTS
 from experiments.training.runtime import Profile
@@ -39,7 +39,6 @@ def fit(
     test: bool = True,
     width: int | None = None,
     most: int | None = None,
-    trained: Callable[[], None] = lambda: None,
     shown: Callable[[Sequence[Trial], int], None] = lambda trials, step: None,
 ) -> list[dict[str, Any]]:
     """Train, validate every epoch, test the best weights once; return the summaries in order.
@@ -53,12 +52,11 @@ def fit(
       test: evaluate on the test split in the end; else it is left alone.
       width: trials computed as one batch (None: the fastest, by timing).
       most: most trials side by side (None: no limit).
-      trained: called whenever trials have been trained, before the last ones are saved.
       shown: called with the trials and their step whenever that has changed.
     """
     for members, saved in groups(trials, most, resume=resume, test=test):
         where = folder / uuid.uuid4().hex[:8]
-        Training(members, where, test=test, shown=shown).run(saved, width, trained)
+        Training(members, where, test=test, shown=shown).run(saved, width)
     return [trial.summary for trial in trials]
 
 
@@ -67,11 +65,7 @@ class Training:
 
     Trials that end leave between two epochs; the others go on as if they had always been alone.
 
-    Args:
-      trials: at one step.
-      folder: of what belongs to several trials together.
-      test: evaluate the best weights on the test split in the end.
-      shown: called with the trials and their step whenever that has changed.
+    The arguments are those of `fit`; the trials are at one step.
     """
 
     def __init__(
@@ -97,20 +91,16 @@ class Training:
         self.figures = figures_of_trials(self.trials, test=test)
         self.unlogged: list[tuple[Trial, int, Line]] = []  # the last lines of an epoch
 
-    def run(
-        self, saved: Sequence[Saved] | None, width: int | None, trained: Callable[[], None]
-    ) -> None:
+    def run(self, saved: Sequence[Saved] | None, width: int | None) -> None:
         """Train all epochs that are left.
 
         Args:
           saved: what the trials go on from, or None for all.
           width: trials computed as one batch (None: the fastest, by timing).
-          trained: called before the last ones are saved.
         """
         self._begin(saved, width)
         self._train()
         if self.trials:
-            trained()
             diverged = [trial.diverged_at is not None for trial in self.trials]
             self._leave(["diverged" if d else "finished" for d in diverged])
 
@@ -249,7 +239,7 @@ class Training:
         measured, means = self.stack.measure("validation", weights), self.metrics.end_epoch()
         better = []
         for row, trial in enumerate(self.trials):
-            line = self.last[row] | means[row] | _prefixed("val", measured[row])
+            line = self.last[row] | means[row] | prefixed("val", measured[row])
             better.append(trial.diverged_at is None and trial.best.improved(line))
             if trial.diverged_at is None:
                 trial.line = line
@@ -285,12 +275,12 @@ class Training:
 
     def _save(self, *, last: bool = False) -> None:
         """Save all trials in the background; the last time no step will follow."""
-        stack = (self.stack.states, self.stack.best)
-        folders, progress = self._folders_and_progress(range(len(self.trials)))
-        self.checkpoints.save(self.metrics.step, stack, folders, progress, last=last)
+        stack, everyone = (self.stack.states, self.stack.best), range(len(self.trials))
+        self.checkpoints.save(self.metrics.step, stack, *self._records(everyone), last=last)
         self.decisions.saved()
 
-    def _folders_and_progress(self, rows: Sequence[int]) -> tuple[list[Path], list[Progress]]:
+    def _records(self, rows: Sequence[int]) -> tuple[list[Path], list[Progress]]:
+        """Return the folders of trials, and what the host knows of them."""
         trials = [self.trials[row] for row in rows]
         progress = [t.progress(self.metrics.progress(r)) for r, t in zip(rows, trials, strict=True)]
         return [trial.directory for trial in trials], progress
@@ -312,8 +302,8 @@ class Training:
         for row, status in leaving.items():
             trial = self.trials[row]
             trial.summary = summaries[row] | tested.get(row, {})
-            if (saved := trial.directory / CHECKPOINTS).is_dir():
-                trial.trackers.model(saved)
+            if (own := trial.directory / CHECKPOINTS).is_dir() and trial.trackers.takes_model:
+                trial.trackers.model(own)
             trial.trackers.finish(trial.summary, status)
         self.trials = [self.trials[row] for row in staying]
         if staying:
@@ -323,16 +313,16 @@ class Training:
         return True
 
     def _save_last(self, rows: list[int], staying: list[int]) -> None:
-        """Save trials that end, each in its own folder where others go on."""
-        if len(rows) == len(self.trials):
+        """Save trials that end: in their own folders where others go on or a tracker takes them."""
+        apart = [row for row in rows if staying or self.trials[row].trackers.takes_model]
+        together, step = [] if staying else rows, self.metrics.step
+        if len(together) == len(self.trials):
             self._save(last=True)
-        elif rows:
-            stack, (folders, progress) = self.stack.rows(rows), self._folders_and_progress(rows)
+        elif together:
             self.checkpoints.close()
-            if staying:
-                self.checkpoints.save_apart(self.metrics.step, stack, folders, progress)
-            else:
-                self.checkpoints.save(self.metrics.step, stack, folders, progress)
+            self.checkpoints.save(step, self.stack.rows(together), *self._records(together))
+        if apart and len(self.trials) > 1:
+            self.checkpoints.save_apart(step, self.stack.rows(apart), *self._records(apart))
 
     def _evaluate_best(self, rows: list[int]) -> dict[int, Line]:
         """Test the best weights of trials that end, log that, and draw their figures.
@@ -349,7 +339,7 @@ class Training:
         found: dict[int, Line] = {}
         for row in rows:
             trial, (line, predictions) = self.trials[row], evaluated[row]
-            found[row] = _prefixed("test", line) if self.test else {}
+            found[row] = prefixed("test", line) if self.test else {}
             if self.test:
                 trial.trackers.log(step, {"epoch": self.metrics.epoch, **found[row]})
             if row in drawn and predictions is not None:
@@ -358,7 +348,3 @@ class Training:
                     trial.trackers.log(step, measured)
                     found[row] |= measured
         return found
-
-
-def _prefixed(split: str, values: Line) -> Line:
-    return {f"{split}/{name}": value for name, value in values.items()}

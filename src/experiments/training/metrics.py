@@ -19,6 +19,11 @@ def ends_line(step: Any, log_every: int, steps_per_epoch: int) -> Any:
     return (step == 1) | (step % log_every == 0) | (step % steps_per_epoch == 0)
 
 
+def prefixed(split: str, values: Line) -> Line:
+    """Return metrics under `<split>/`."""
+    return {f"{split}/{name}": value for name, value in values.items()}
+
+
 class Metrics:
     """Collects steps into lines: step 1, every `log_every`-th step and the end of each epoch.
 

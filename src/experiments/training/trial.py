@@ -206,6 +206,25 @@ class Trial:
         return saved["fingerprint"] == self.setup.splits.fingerprint
 
 
+def overview(trials: Sequence[Trial], step: int) -> Line:
+    """Return a line about trials that train side by side: how far they are, and the best of them.
+
+    It holds counts of `trials` and of those that have `diverged`, the sum of their
+    `examples_per_second`, and the best value so far of the monitored metric, under its name.
+    """
+    best, experiment = trials[0].best, trials[0].setup.experiment
+    name = f"val/{best.metric}"
+    values = [trial.best.line[name] for trial in trials if name in trial.best.line]
+    return {
+        "step": step,
+        "total_steps": experiment.total_steps,
+        "epoch": step / experiment.steps_per_epoch,
+        "trials": len(trials),
+        "diverged": sum(trial.diverged_at is not None for trial in trials),
+        "examples_per_second": sum(trial.line.get("examples_per_second", 0.0) for trial in trials),
+    } | ({name: (min if best.mode == "min" else max)(values)} if values else {})
+
+
 def groups(
     trials: Sequence[Trial], most: int | None, *, resume: bool, test: bool
 ) -> Iterator[tuple[list[Trial], list[Saved] | None]]:

@@ -31,7 +31,7 @@ COORDINATOR, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX
 
 
 def join() -> None:
-    """Meets the other processes, if the environment names any; comes before any use of a device.
+    """Meet the other processes, if the environment names any; comes before any use of a device.
 
     Raises:
         UserError: the environment contradicts itself, or they did not meet within five minutes.
@@ -60,12 +60,12 @@ def join() -> None:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes."""
+    """Return whether this process is the one that writes."""
     return jax.process_index() == 0
 
 
 def put(array: np.ndarray | jax.Array, sharding: Sharding) -> jax.Array:
-    """A value that every process has in full, on the devices; each takes what is its own."""
+    """Put a value that every process has in full on the devices; each takes its own part."""
     if sharding.is_fully_addressable:
         return jax.device_put(array, sharding)
     whole = np.asarray(array)
@@ -91,25 +91,25 @@ def put_to_read(array: np.ndarray | jax.Array, sharding: Sharding) -> jax.Array:
 
 
 def put_rows(rows: np.ndarray, sharding: Sharding) -> jax.Array:
-    """A batch of which every process has its own rows, in the order of processes."""
+    """Put a batch on the devices; each process has its rows of it, in the order of processes."""
     return jax.make_array_from_process_local_data(sharding, rows)
 
 
 def own_rows(batch_size: int) -> range:
-    """The rows of a batch that this process computes."""
+    """Return the rows of a batch that this process computes."""
     share = batch_size // jax.process_count()
     return range(jax.process_index() * share, (jax.process_index() + 1) * share)
 
 
 def fetch(array: jax.Array) -> np.ndarray:
-    """The whole of an array, in every process."""
+    """Return the whole of an array, in every process."""
     if array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
     return multihost_utils.process_allgather(array, tiled=True)
 
 
 def agree(values: Sequence[float]) -> np.ndarray:
-    """What each process says: float [processes, values], the same in all of them.
+    """Return the values of each process: float [processes, values], the same in all of them.
 
     Waits until all have come to this point and their devices are done with what was handed to them.
     """

@@ -1,4 +1,4 @@
-"""Evaluation of weights on a whole split, and what of it is worth looking at."""
+"""Evaluation of weights on a whole split, and the predictions that figures show."""
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
@@ -28,7 +28,7 @@ class Predictions:
 
 
 class Evaluator:
-    """Runs a compiled evaluation program over one split.
+    """The evaluation of weights on one split by a compiled program.
 
     A split in memory is put on the devices once and stays there, and so do the few batches of a
     limited evaluation. The processes that read a stream stay too.

@@ -1,4 +1,4 @@
-"""What the training program reads: windows of data on the devices.
+"""The data of the training program: windows of them on the devices.
 
 A window is a set of arrays and an order in which batches are drawn from them. A split in memory is
 one window per epoch, put on the devices once; a streamed split is a window per batch.

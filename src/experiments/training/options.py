@@ -8,7 +8,7 @@ from experiments.types import NonNegative, NonNegativeInt, Positive, PositiveInt
 
 @dataclass(frozen=True)
 class Trainer:
-    """How long, how precisely and under which watch a run trains.
+    """The length, precision and limits of a training, and what it saves and draws.
 
     Args:
       epochs: passes over the training split.
@@ -27,8 +27,8 @@ class Trainer:
       max_steps_per_dispatch: most steps handed to the device at once.
       checkpoints: save what is needed to resume, evaluate and reuse the run.
       checkpoint_every: seconds between checkpoints (null: only at the end).
-      keep_every: epochs between checkpoints that are kept for good (null: the newest two and the
-        best weights are all that is kept).
+      keep_every: epochs between checkpoints that stay for good (null: the newest two and the
+        best weights alone stay).
       profile_steps: steps recorded by the JAX profiler into the run folder (0: none).
       debug_nans: when a run diverges, find the operation that made the first NaN.
       compilation_cache: folder of compiled programs (null: the user's cache folder, "": none).
@@ -61,13 +61,13 @@ class Trainer:
 
 @dataclass(frozen=True)
 class Options:
-    """How the runs of a population share a program.
+    """The way in which the trials of a population share a program.
 
     Args:
       shared_batches: all see the data in the order of the first one's seed; else each has the order
         of its own seed, as it would alone.
-      width: runs computed as one batched computation (null: the fastest, by timing).
-      most: runs on the device at once (null: all that a worker took).
+      width: trials computed as one batched computation (null: the fastest, by timing).
+      most: trials on the device at once (null: all that a worker took).
     """
 
     shared_batches: bool

@@ -1,4 +1,4 @@
-"""How JAX runs here: the devices of trials, and how XLA compiles for them."""
+"""JAX on this machine: the devices of trials, and XLA's options for them."""
 
 import collections
 import contextlib
@@ -43,7 +43,7 @@ LARGE = 4e8  # operations that take any core longer than FILLS_CPU, so that noth
 TIMED_STEPS = 4
 
 background = ThreadPoolExecutor(8, thread_name_prefix="compiling")
-"""Where programs are compiled while Python goes on."""
+"""The threads in which programs are compiled while Python goes on."""
 
 _each_core_is_a_device = False
 
@@ -127,7 +127,7 @@ def announce() -> None:
 
 
 def unused_gpu() -> str | None:
-    """Return the kind of GPU that this machine has and JAX, unless it was told to, does not use."""
+    """Return the kind of GPU that is here and that JAX, unless asked to, does not use."""
     wanted = jax.config.values["jax_platforms"] or ""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     if jax.default_backend() != "cpu" or "cpu" in wanted.split(",") or hidden:

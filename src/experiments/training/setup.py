@@ -75,7 +75,7 @@ class Data:
 
 
 class Traced(NamedTuple):
-    """What tracing a program showed."""
+    """The results of tracing a program."""
 
     inputs: tuple[str, ...]  # the hyperparameters that it can take as inputs
     cost: Cost  # of a training step of one trial

@@ -27,7 +27,7 @@ Benchmark = Callable[[int, bool], list[Record]]  # of (pairs, quick)
 
 
 def benchmarks(compiled: bool) -> dict[str, Benchmark]:
-    """What there is, by name; `compiled` steps are also compared with torch.compile."""
+    """Return all benchmarks by name; `compiled` steps are also compared with torch.compile."""
     found: dict[str, Benchmark] = {
         f"{name}_step": functools.partial(steps.measure, name, compiled=compiled)
         for name in steps.CASES
@@ -47,7 +47,7 @@ def benchmarks(compiled: bool) -> dict[str, Benchmark]:
 
 
 def sweep(name: str, pairs: int, quick: bool) -> list[Record]:
-    """A sweep by other means; once, whatever the pairs are, since it takes minutes."""
+    """Measure a sweep by other means; once, whatever the pairs are, since it takes minutes."""
     few: dict[str, Any] = {}
     if quick:
         config = ["model=lenet5", "data=mnist", processes.NOISE, "data.limit=256"]
@@ -57,7 +57,7 @@ def sweep(name: str, pairs: int, quick: bool) -> list[Record]:
 
 
 def start(model: str, pairs: int, quick: bool) -> list[Record]:
-    """The first step of a deep network against its limits, once cold and once warm."""
+    """Measure the first step of a deep network against its limits, once cold and once warm."""
     limits = {"cold": 30.0 if "resnet" in model else 20.0, "warm": 6.0}
     chosen = "lenet5" if quick else model
     results = []
@@ -106,12 +106,12 @@ def main() -> None:
 
 
 def add(path: Path, results: list[Record]) -> None:
-    """Writes results into a file, in the place of those that they repeat, and beside it a table."""
+    """Write results into a file, in the place of those that they repeat, and beside it a table."""
     new = {(result["name"], result["peer"]): result for result in results}
     old = json.loads(path.read_text()) if path.exists() else []
-    kept = [result for result in old if (result["name"], result["peer"]) not in new]
+    others = [result for result in old if (result["name"], result["peer"]) not in new]
     path.parent.mkdir(parents=True, exist_ok=True)
-    every = [*kept, *new.values()]
+    every = [*others, *new.values()]
     path.write_text(json.dumps(every, indent=1) + "\n")
     path.with_suffix(".md").write_text(markdown(every))
 

@@ -1,4 +1,4 @@
-"""What trials gain from a core each.
+"""The gain of trials from a core each.
 
     python -m benchmarks.cores [--only lenet5,lstm] [--json FILE]
 
@@ -29,7 +29,7 @@ STEPS, TURNS = 10, 3
 
 
 def main() -> None:
-    """Measures and prints a table, or as `--here` one time."""
+    """Measure and print a table, or as `--here` one time."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", default=",".join(CASES), help="which, separated by commas")
     parser.add_argument("--json", type=Path, help="where to write the figures")
@@ -57,7 +57,7 @@ def _apart(name: str, devices: str) -> float:
 
 
 def seconds_per_step(config: list[str], trials: int, width: int, *, split: bool) -> float:
-    """Of a step of all trials, divided by those that are computed one after another."""
+    """Return the seconds of a step of all trials over the number computed one after another."""
     import jax
 
     from benchmarks.our_step import composed, stack_of

@@ -1,4 +1,4 @@
-"""How many pictures a second a stream decodes, by the number of its workers.
+"""Pictures a second that a stream decodes, by the number of its workers.
 
     python -m benchmarks.decoding SLICES [--quick]
 
@@ -72,7 +72,7 @@ def photograph(random: np.random.Generator) -> bytes:
 
 
 def prepare(folder: str, count: int) -> Prepared:
-    """Writes so many pictures into a folder."""
+    """Write so many pictures into a folder."""
     tfds.disable_progress_bar()
     builder = Photographs(count, data_dir=folder, file_format=FORMAT)
     settings = tfds.download.DownloadConfig(try_download_gcs=False)

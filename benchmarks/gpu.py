@@ -42,7 +42,7 @@ CASES = {
     "gpu_lstm": Case(("model=lstm", "data=mnist", BF16), 1024, (28, 28, 1), 300),
 }
 PRODUCT, QUICK_PRODUCT = 8192, 256  # side of the matrices
-PRODUCTS, PRODUCT_TURNS = 10, 7  # products at a time, and how often, of which the median counts
+PRODUCTS, PRODUCT_TURNS = 10, 7  # products at a time, and repetitions; their median counts
 RATES = (1000, 3000)  # images a second of a GPU that is to be fed; the last one is the peer
 DEVICES = Path("/dev")
 PROBES = {

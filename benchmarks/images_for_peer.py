@@ -1,4 +1,4 @@
-"""Writes MNIST as this project reads it, for a peer: `python -m benchmarks.images_for_peer FILE`.
+"""Write MNIST as this project reads it, for a peer: `python -m benchmarks.images_for_peer FILE`.
 
 float32 NCHW, normalised, and int64 labels, as the arrays {train,val,test}_{x,y} of an .npz file.
 Further arguments are overrides of the config.

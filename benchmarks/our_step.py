@@ -61,7 +61,7 @@ def stack_of(config: dict[str, Any], trials: int = 1, width: int | None = None) 
 
 
 def on_gpu(setup: Setup, quick: bool) -> dict[str, Any]:
-    """What `gpu.py` compares a step with: `flops` of the model in it, `product_rate` a second.
+    """Return what `gpu.py` compares a step with: `flops` of the model, `product_rate` a second.
 
     A training step counts as three evaluations of its batch: forwards, and backwards twice that.
     """

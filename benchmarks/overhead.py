@@ -1,4 +1,4 @@
-"""What a run costs beside the bare jitted step: time of a step, and memory."""
+"""The cost of a run beside the bare jitted step: time of a step, and memory."""
 
 import json
 import subprocess
@@ -50,7 +50,7 @@ def _size(quick: bool) -> list[str]:
 
 
 def _json(*arguments: str) -> Any:
-    """What `benchmarks.tracked` prints at its end."""
+    """Return the figures that `benchmarks.tracked` prints at its end."""
     command = [sys.executable, "-m", "benchmarks.tracked", *arguments]
     ended = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(ended.stdout.splitlines()[-1])

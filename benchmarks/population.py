@@ -41,7 +41,7 @@ CASES = {
     },
 }
 SEARCH = "optim.learning_rate=tag(log,interval(1e-4,1e-1))"
-SWEEPS = 3  # of ours, whose median counts
+SWEEPS = 3  # of ours; their median counts
 COMMON = ["logger=none", "trainer.figures=false"]
 
 
@@ -72,7 +72,7 @@ def measure(name: str, python: str, **changes: Any) -> list[dict]:
     ours, alone = in_turns(case["config"], trials, case["alone"])
     peers = {
         "(i) a process a trial": alone,
-        "(ii) one process, programs kept": sweep(case["config"], trials, 1),
+        "(ii) one process, programs reused": sweep(case["config"], trials, 1),
     }
     probe = subprocess.run([python, "-c", "import torch, optuna"], capture_output=True)
     if probe.returncode == 0:

@@ -1,4 +1,4 @@
-"""What a benchmark gives: one record a comparison, the same for all of them."""
+"""The result of a benchmark: one record a comparison, the same for all of them."""
 
 import os
 import platform
@@ -41,7 +41,7 @@ def record(name: str, peer: str, pairs: Sequence[Pair], compared: Pair | tuple, 
 
 
 def alternate(ours: Callable[[], float], peer: Callable[[], float], pairs: int) -> list[Pair]:
-    """What both return, by turns; who goes first changes from pair to pair."""
+    """Return the results of both, called by turns; the first to go changes from pair to pair."""
     measured = []
     for index in range(pairs):
         if index % 2:

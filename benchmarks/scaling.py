@@ -1,4 +1,4 @@
-"""What a run costs as it grows: in batch size, depth, trials and rows of a streamed data set.
+"""The cost of a run as it grows: in batch size, depth, trials and rows of a streamed data set.
 
     python -m benchmarks.scaling [--only batch,depth,trials,rows] [--json FILE]
 
@@ -24,12 +24,12 @@ BATCHES = (8, 32, 128, 512, 2048)
 DEPTHS = (20, 32, 56, 110)
 TRIALS = (1, 8, 32, 128, 512)
 ROWS = (10_000, 100_000, 1_000_000, 10_000_000)
-TURNS = 5  # timings, of which the median counts
+TURNS = 5  # timings; their median counts
 Row = dict[str, Any]
 
 
 def main() -> None:
-    """Measures and prints a table each."""
+    """Measure and print a table each."""
     measured: dict[str, Callable[[], list[Row]]] = {
         "batch": batch,
         "depth": depth,
@@ -131,7 +131,7 @@ def _most_memory(pid: int) -> float | None:
 
 
 def _repeat(source: Path, target: Path, count: int) -> None:
-    """Lays out a data set with at least `count` rows to train on, links to the same file."""
+    """Lay out a data set with at least `count` rows to train on, links to the same file."""
     target.mkdir(parents=True)
     for name in ("features.json", "dataset_info.json"):
         (target / name).write_bytes((source / name).read_bytes())

@@ -1,4 +1,4 @@
-"""How long deep networks take from the command to their first optimizer step.
+"""Seconds that deep networks take from the command to their first optimizer step.
 
     python -m benchmarks.startup                        # the table, about three minutes
     python -m benchmarks.startup resnet50 resnet152 --json startup.json
@@ -63,7 +63,7 @@ def first_step(model: str, folder: Path, state: str) -> dict[str, float]:
 
 
 def processor_seconds(pid: int) -> float:
-    """What all threads of a process have used so far."""
+    """Return the seconds of processor time that all threads of a process have used so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

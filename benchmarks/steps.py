@@ -15,7 +15,7 @@ from benchmarks.turns import Worker
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained, on images of this shape, in turns of so many steps: a second of a run."""
+    """A config to train on images of this shape, in turns of so many steps: a second of a run."""
 
     config: tuple[str, ...]
     batch_size: int

@@ -25,7 +25,7 @@ def markdown(results: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _sides(result: Mapping[str, Any]) -> tuple[str, str]:
-    """What was measured of ours and of the peer."""
+    """Return the figures of ours and of the peer."""
     if result["ours_seconds"] is None:
         return f"{result['ours_mib']} MiB", f"{result['peer_mib']} MiB"
     return _time(result["ours_seconds"]), _time(result["peer_seconds"])

@@ -56,7 +56,7 @@ def tracked(setups: Setups, config: dict[str, Any], steps: int) -> float:
 
 
 def bare(setups: Setups, config: dict[str, Any], steps: int) -> Callable[[], float]:
-    """Measures seconds per step of the bare step."""
+    """Measure seconds per step of the bare step."""
     setup, key = setups.of(config), root_key(0)
     experiment, hparams = setup.experiment, setup.inputs_of(config)
     step = jax.jit(functools.partial(experiment.train_step, measured=False), donate_argnums=0)

@@ -1,4 +1,4 @@
-"""Processes that stay, measure when they are told to, and sleep in between.
+"""Processes that stay, measure when they are asked to, and sleep in between.
 
 Two frameworks in one process disturb each other with their threads. So each of the two that are
 compared lives in a process of its own; only the one whose turn it is computes, the other one waits

@@ -1,4 +1,4 @@
-"""What people use instead of a population: Optuna around a PyTorch training loop, in one process.
+"""The usual way to search: Optuna around a PyTorch training loop, in one process.
 
     python -m benchmarks.peers.torch_search mlp|lenet5 TRIALS EPOCHS DATA.npz
 

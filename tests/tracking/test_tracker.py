@@ -4,7 +4,7 @@ import threading
 import pytest
 
 from experiments.errors import UserError
-from experiments.tracking.background import Background
+from experiments.tracking.choice import Background
 from experiments.tracking.tracker import Tracker, Trackers
 
 

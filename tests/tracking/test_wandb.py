@@ -40,7 +40,7 @@ def recorded(run):
 
 
 def said(caplog):
-    """What this project logged; the client has loggers of its own."""
+    """Return what this project logged; the client has loggers of its own."""
     return [r.getMessage() for r in caplog.records if r.name.startswith("experiments")]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.tracking.background import Background
+from experiments.tracking.choice import Background
 from experiments.tracking.jsonl import METRICS, read_history
 from experiments.training.evaluation import Evaluator
 from support import ROOT, lines_of

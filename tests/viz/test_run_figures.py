@@ -18,7 +18,7 @@ SHORT = ["logger=none", "trainer.epochs=2", "trainer.steps_per_epoch=3", "data.b
 
 
 def pictures(folder):
-    """Names of the pictures of a run, each of which has something on it."""
+    """Return the names of the pictures of a run, after a look that none is empty."""
     found = {path.stem for path in (folder / "figures").glob("*.png")}
     for name in found:
         picture = np.asarray(Image.open(folder / "figures" / f"{name}.png").convert("L"))

@@ -1,12 +1,11 @@
 """The record of a run as a table: `metrics.csv`, for a spreadsheet or `pandas.read_csv`."""
 
-from __future__ import annotations
-
 import csv
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
-from experiments.tracking.jsonl import METRICS, read_history
+from experiments.tracking.jsonl import METRICS, read_history, write_whole
 from experiments.tracking.tracker import RunInfo, Tracker
 
 
@@ -28,9 +27,8 @@ class Csv(Tracker):
             return
         events = read_history(self._directory / METRICS)
         columns = list(dict.fromkeys(key for event in events for key in event))
-        new = self._directory / "metrics.csv.tmp"
-        with new.open("w", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, columns)
-            table.writeheader()
-            table.writerows(events)
-        new.replace(self._directory / "metrics.csv")
+        text = io.StringIO(newline="")
+        table = csv.DictWriter(text, columns)
+        table.writeheader()
+        table.writerows(events)
+        write_whole(self._directory / "metrics.csv", text.getvalue().encode())

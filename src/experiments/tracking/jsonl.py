@@ -5,13 +5,11 @@ JSON has no NaN or Infinity. They are written as the strings `"NaN"`, `"Infinity
 also mean that nothing was measured.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -38,31 +36,24 @@ class JsonLines(Tracker):
     def start(self, run: RunInfo) -> None:
         self._directory = run.directory
         path = run.directory / METRICS
-        try:
+        with _writing(path):
             if run.start_step and path.exists():
                 os.truncate(path, _end_of(path, run.start_step))
             self._file = path.open("a" if run.start_step else "w", encoding="utf-8")
-        except OSError as error:
-            raise _unwritable(path, error) from error
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
         assert self._file, "log() before start()"
-        try:
+        with _writing(self._directory / METRICS):
             self._file.write(_dumps({"step": step, **scalars}) + "\n")
             self._file.flush()
-        except OSError as error:
-            raise _unwritable(self._directory / METRICS, error) from error
 
     def finish(self, summary: Mapping[str, object], status: str) -> None:
         if self._file is None:  # the run never started
             return
-        with contextlib.suppress(OSError):  # a line that did not fit was reported when written
+        with contextlib.suppress(OSError):  # reported when the line was written
             self._file.close()
-        path = self._directory / SUMMARY
-        try:
-            write_json(path, {**summary, "status": status})
-        except OSError as error:
-            raise _unwritable(path, error) from error
+        with _writing(self._directory / SUMMARY):
+            write_json(self._directory / SUMMARY, {**summary, "status": status})
 
 
 def read_history(path: Path) -> list[dict[str, float]]:
@@ -77,10 +68,15 @@ def read_history(path: Path) -> list[dict[str, float]]:
 
 
 def write_json(path: Path, value: Mapping[str, object]) -> None:
-    """Write indented JSON; a reader finds the old file or the new one, never a part."""
+    """Write indented JSON, as a whole."""
+    write_whole(path, (_dumps(value, indent=2) + "\n").encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file; a reader finds the old one or the new one, never a part."""
     new = path.with_name(path.name + ".tmp")
     try:
-        new.write_text(_dumps(value, indent=2) + "\n", encoding="utf-8")
+        new.write_bytes(content)
         new.replace(path)
     except OSError:
         new.unlink(missing_ok=True)
@@ -132,8 +128,13 @@ def _plain(value: object) -> object:
     return value.item() if hasattr(value, "item") else str(value)
 
 
-def _unwritable(path: Path, error: OSError) -> UserError:
-    return UserError(
-        f"cannot write {path}: {(error.strerror or str(error)).lower()}. "
-        "Make room or fix the folder, then resume the run: everything recorded before is there."
-    )
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn an error of the disk into one for the user, while `path` is written."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {(error.strerror or str(error)).lower()}. "
+            "Make room or fix the folder, then resume the run: everything recorded before is there."
+        ) from error

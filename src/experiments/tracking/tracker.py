@@ -1,7 +1,5 @@
 """The protocol of a tracker, and several trackers as one."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 from collections.abc import Iterable, Mapping
@@ -13,8 +11,7 @@ from experiments.errors import UserError
 
 log = logging.getLogger(__name__)
 
-SUCCESS = frozenset({"finished", "stopped_early"})
-"""The statuses of a run that ended as it was configured to."""
+SUCCESS = frozenset({"finished", "stopped_early"})  # statuses of a run that ended as configured
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ class Tracker:
     """The protocol: a tracker follows one run. Subclasses override the calls that they use."""
 
     slow_to_start = False
-    """True of a tracker to call in the background: see `experiments.tracking.background`."""
+    """True of a tracker to call in the background: see `experiments.tracking.choice`."""
 
     may_stop = False
     """True if a log line can make it ask the run to stop, so that the run has to wait for it."""
@@ -100,7 +97,7 @@ class Forwarding(Tracker):
 class Trackers(Forwarding):
     """Several trackers as one.
 
-    Bookkeeping must not cost a night of training, so a tracker that raises is finished and dropped
+    An error of a tracker must not end a training, so a tracker that raises is finished and dropped
     with one warning. A `UserError` passes through: the run's own record cannot be written.
     """
 

@@ -1,10 +1,8 @@
-"""Weights & Biases, https://docs.wandb.ai: online, offline or not at all, and never in the way.
+"""Weights & Biases, https://docs.wandb.ai: online, offline or disabled.
 
 The client is imported only by a run that uses it. Its files lie in the run folder, and a server
-that is slow, dead or was never there costs a bounded time and no data.
+that is slow, dead or absent costs a bounded time and no data.
 """
-
-from __future__ import annotations
 
 import json
 import logging
@@ -24,24 +22,15 @@ from experiments.tracking.tracker import SUCCESS, RunInfo, Tracker
 
 log = logging.getLogger(__name__)
 
-STATE = "wandb_run.json"
-"""In the run folder: the id under which a resumed run goes on."""
-
-START_TIMEOUT = 6.0
-"""Seconds that a server may take to accept a run before the run goes on offline."""
-
+STATE = "wandb_run.json"  # in the run folder: the id under which a resumed run goes on
+START_TIMEOUT = 6.0  # seconds for a server to accept a run before it goes on offline
+# in the environment of an agent's run: a file that exists once the machine is wanted back
 WANTED_BACK = "EXPERIMENTS_WANTED_BACK"
-"""In the environment of an agent's run: a file that exists once the machine is wanted back."""
-
-UNDOCUMENTED: dict[str, Any] = {
-    "x_transaction_log_flush_interval": 1.0  # a killed run loses 1 s offline, not 15 s
-}
-"""Settings that the client has for itself; it refuses names that it does not know."""
 
 Mode = Literal["online", "offline", "disabled"]
 
 _client = threading.Lock()  # the runs of this process share one service process
-_live = 0  # how many they are
+_live = 0  # the number of these runs
 
 
 @dataclass(eq=False)
@@ -164,7 +153,8 @@ class Wandb(Tracker):
             finish_timeout=self.finish_timeout,
             finish_timeout_raises=True,
             stop_fn=_stop,
-            **UNDOCUMENTED,
+            # undocumented, and refused where the client no longer has it
+            x_transaction_log_flush_interval=1.0,  # a killed run loses 1 s offline, not 15 s
         )
         arguments: dict[str, Any] = {
             "project": self.project,
@@ -206,7 +196,7 @@ class Wandb(Tracker):
 
 
 class _LastStep:
-    """The last step that W&B was given: offline, nothing else tells it after a crash."""
+    """A file with the last step that W&B was given: offline, nothing else has it after a crash."""
 
     def __init__(self, path: Path):
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)

@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -13,18 +12,9 @@ from experiments.data.dataset import Arrays, Batch, Stream
 from experiments.training.distributed import fetch, put_to_read
 from experiments.training.feed import evaluation_batches
 from experiments.training.metrics import Line
+from experiments.viz.trial_view import Predictions
 
-SHOWN = 16  # examples whose predictions are returned in full
-
-
-@dataclass
-class Predictions:
-    """Of a classifier the label and predicted class of every example; the first few in full."""
-
-    labels: np.ndarray  # [N], or [0] where the outputs are not one score per class
-    predicted: np.ndarray  # [N] or [0]
-    first: Batch  # SHOWN rows as stored
-    outputs: Any  # SHOWN rows of the objective's predictions
+SHOWN = 16  # examples with predictions in full
 
 
 class Evaluator:

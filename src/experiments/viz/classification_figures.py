@@ -1,7 +1,5 @@
 """Figures of classifiers: confusion matrix and sample predictions."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -14,14 +12,9 @@ from matplotlib.figure import Figure
 from experiments.viz.figures import INK, RIGHT, TITLE, WRONG, curves_of, new_figure
 from experiments.viz.trial_view import Drawings, Predictions, TrialView, Weights
 
-CELLS = 12
-"""Most classes whose confusions are written as numbers."""
-
-SHOWN = 16
-"""Most examples in a grid of predictions."""
-
-CELL, SIDE = (1.7, 2.0), 1.6
-"""Inches that an example takes in it, and those of the longer side of its image."""
+CELLS = 12  # most classes for which confusions are written as numbers
+SHOWN = 16  # most examples in a grid of predictions
+CELL, SIDE = (1.7, 2.0), 1.6  # inches of an example in it, and of the longer side of its image
 
 
 def unknown(trial: TrialView, weights: Weights, predictions: Predictions) -> Drawings:
@@ -46,7 +39,7 @@ def classification(trial: TrialView, weights: Weights, predictions: Predictions)
 
 
 def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
-    """Draw which classes are taken for which.
+    """Draw a confusion matrix.
 
     Colour is the share of a true class (a row). Up to 12 classes have their counts written in;
     beyond that the commonest confusions are listed at the side.

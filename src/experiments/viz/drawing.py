@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import importlib
 import io
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from experiments.tracking.jsonl import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -16,12 +17,8 @@ if TYPE_CHECKING:
 FRAME = 250
 """Milliseconds that a picture of an animation is shown."""
 
-_thread = ThreadPoolExecutor(1, thread_name_prefix="figures")
-
-
-def submit(function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-    """Call a function in the thread, after all calls before it."""
-    return _thread.submit(function, *arguments)
+submit = ThreadPoolExecutor(1, thread_name_prefix="figures").submit
+"""Call a function in the thread, after all calls before it, and return its future."""
 
 
 @functools.cache
@@ -32,7 +29,7 @@ def warm_up() -> None:
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as a PNG file, whole or not at all."""
-    _write(path, _png(figure))
+    write_whole(path, _png(figure))
 
 
 def animate(folder: Path, name: str) -> Path | None:
@@ -46,7 +43,7 @@ def animate(folder: Path, name: str) -> Path | None:
     durations = [FRAME] * len(rest) + [8 * FRAME]
     file, path = io.BytesIO(), folder / f"{name}.gif"
     first.save(file, "GIF", save_all=True, append_images=rest, duration=durations, loop=0)
-    _write(path, file.getvalue())
+    write_whole(path, file.getvalue())
     return path
 
 
@@ -54,13 +51,3 @@ def _png(figure: Figure) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=120)
     return file.getvalue()
-
-
-def _write(path: Path, content: bytes) -> None:
-    new = path.with_name(path.name + ".tmp")
-    try:
-        new.write_bytes(content)
-        new.replace(path)
-    except OSError:
-        new.unlink(missing_ok=True)
-        raise

@@ -5,8 +5,6 @@ no window, no global state and nothing to close. Importing matplotlib takes long
 where a figure is wanted.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -24,17 +22,10 @@ COLOURS = {"train": "#4878a8", "val": "#d9822b", "test": "#6a51a3"}
 TITLE: dict[str, Any] = {"loc": "left", "fontsize": 10, "color": INK, "fontweight": "bold"}
 RIGHT, WRONG = "#1a7f37", "#c4232b"
 
-SMOOTH_FROM = 100
-"""Points from which a training curve is drawn smoothed over its faint raw values."""
-
-LOG_FROM = 20.0
-"""Ratio of largest to smallest value from which an axis is logarithmic."""
-
-CEILING = 2.0
-"""The end of the loss axis of a range test, as a multiple of the loss of the smallest rate."""
-
-LARGE_IS_GOOD = ("accuracy", "solved", "elbo")
-"""Metrics whose largest value is the best; of others it is the smallest."""
+SMOOTH_FROM = 100  # points from which a training curve is smoothed, over its faint raw values
+LOG_FROM = 20.0  # ratio of the largest to the smallest value from which an axis is logarithmic
+CEILING = 2.0  # end of the loss axis of a range test, in losses of the smallest rate
+LARGE_IS_GOOD = ("accuracy", "solved", "elbo")  # metrics that are to grow; others are to fall
 
 Points = tuple[np.ndarray, np.ndarray]
 
@@ -132,9 +123,8 @@ def _metric_panel(ax: Axes, history: Sequence[dict], metric: str) -> None:
         if split == "train":
             _training_curve(ax, points, colour)
         else:
-            _evaluations(
-                ax, points, colour, split, best=np.argmax if metric in LARGE_IS_GOOD else np.argmin
-            )
+            best = np.argmax if metric in LARGE_IS_GOOD else np.argmin
+            _evaluations(ax, points, colour, split, best)
     ax.set_title(metric, **TITLE)
     values = np.concatenate(drawn)
     if metric == "loss":
@@ -156,13 +146,13 @@ def _training_curve(ax: Axes, points: Points, colour: str) -> None:
 def _evaluations(ax: Axes, points: Points, colour: str, split: str, best: Callable) -> None:
     steps, values = points
     if split == "test":
-        label = f"test {_number(values[-1])}"
+        label = f"test {values[-1]:.4g}"
         ax.plot(steps, values, color=colour, linestyle="", marker="D", ms=5, label=label)
         return
     marker = "o" if len(steps) <= 30 else None
     ax.plot(steps, values, color=colour, linewidth=1.4, marker=marker, ms=3, label=split)
     at = best(values)
-    label = f"best {_number(values[at])} at step {steps[at]:g}"
+    label = f"best {values[at]:.4g} at step {steps[at]:g}"
     ring: dict[str, Any] = {"mfc": "white", "mec": colour, "mew": 1.6, "ms": 7, "zorder": 4}
     ax.plot(steps[at], values[at], marker="o", linestyle="", label=label, **ring)
 
@@ -176,17 +166,14 @@ def _mark_divergence(ax: Axes, history: Sequence[dict], key: str) -> None:
 
 def _series(history: Sequence[dict], key: str) -> Points | tuple[()]:
     """Return the steps and the finite values of a metric; empty if there are none."""
-    points = [(e["step"], float(e[key])) for e in history if key in e]
-    points = [p for p in points if math.isfinite(p[1])]
-    if not points:
-        return ()
-    steps, values = np.array(points).T
-    return steps, values
+    points = np.array([(e["step"], float(e[key])) for e in history if key in e]).reshape(-1, 2)
+    points = points[np.isfinite(points).all(axis=-1)]
+    return tuple(points.T) if len(points) else ()
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
     """Average exponentially over about a fiftieth of the curve, without start-up bias."""
-    decay = 1 - 50 / len(values) if len(values) > 100 else 0.5
+    decay = 1 - 50 / len(values)
     average, weight, smooth = 0.0, 0.0, np.empty(len(values))
     for i, value in enumerate(values):
         average = decay * average + (1 - decay) * value
@@ -213,7 +200,3 @@ def _panels(figure: Figure, count: int) -> list[Axes]:
     sides = {"left": left / width, "right": 1 - right / width, "wspace": left / each}
     grid = {**sides, "bottom": bottom / height, "top": 1 - top / height}
     return list(figure.subplots(1, count, squeeze=False, gridspec_kw=grid)[0])
-
-
-def _number(value: float) -> str:
-    return f"{value:.4g}"

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 WINDOWS = ("multiply_windows", "sum_windows")
 LSTM = ("lstm_forward", "lstm_backward")
 PRODUCTS = ("dot_general", "conv_general_dilated", *WINDOWS)
-STORED = (  # whose results go through memory; what is between them is fused
+STORED = (  # operations with results that go through memory; what is between them is fused
     *PRODUCTS,
     *LSTM,
     *("concatenate", "stack"),
@@ -35,7 +35,7 @@ class Operation:
 
 
 class Cost(NamedTuple):
-    """The FLOPs of a program, and roughly the bytes that it stores, not all at a time."""
+    """The FLOPs of a program, and about the bytes that it stores, not all at one time."""
 
     flops: int
     memory: int
@@ -44,7 +44,7 @@ class Cost(NamedTuple):
 def operations(jaxpr: Any, times: int = 1, layers: tuple[str, ...] = ()) -> Iterator[Operation]:
     """Yield the equations of a jaxpr in order, with the FLOPs of all turns of a loop.
 
-    A `while` whose number of turns is not known counts once, a `cond` as all of its branches.
+    A `while`, for which the number of turns is not known, counts once, a `cond` as all branches.
     """
     for equation in jaxpr.eqns:
         scopes = [entry.name for entry in equation.source_info.name_stack.stack]
@@ -101,7 +101,7 @@ def flops(equation: Any) -> int:
 
 
 def _bytes_stored(jaxpr: Any) -> int:
-    """Return the bytes of the results that go through memory; of a loop's body, of one turn."""
+    """Return the bytes of the results that go through memory; a loop counts one turn."""
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name in STORED:
@@ -114,6 +114,6 @@ def _programs(equation: Any) -> Iterator[Any]:
     """Yield the programs inside an equation: of a loop, a branch, a jitted function."""
     for value in equation.params.values():
         for item in value if isinstance(value, tuple | list) else (value,):
-            item = getattr(item, "jaxpr", item)  # of a closed one
+            item = getattr(item, "jaxpr", item)  # inside a closed program
             if hasattr(item, "eqns"):
                 yield item

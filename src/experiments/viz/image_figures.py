@@ -1,7 +1,5 @@
 """Figures of models that generate images: autoencoders, VAEs and adversarial networks."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import NormalDist
@@ -34,16 +32,14 @@ def autoencoding(trial: TrialView, weights: Weights, predictions: Predictions) -
     codes = trial.apply(_code, weights, images)
     params = weights[0]
     layers = params["hidden"] if "hidden" in params else params["encoder"]["layers"]
-    return Drawings(
-        {
-            **curves_of(trial, "loss", "squared_error"),
-            "reconstructions": lambda: _beside(
-                shown["clean"], shown["seen"], shown["reconstruction"]
-            ),
-            "latents": lambda: latent_map(codes, labels, trial.labels),
-            **_first_layer(trial, layers),
-        }
-    )
+    seen = (shown["clean"], shown["seen"], shown["reconstruction"])
+    figures = {
+        **curves_of(trial, "loss", "squared_error"),
+        "reconstructions": lambda: _beside(*seen),
+        "latents": lambda: latent_map(codes, labels, trial.labels),
+        **_first_layer(trial, layers),
+    }
+    return Drawings(figures)
 
 
 def autoencoding_during(trial: TrialView, weights: Weights) -> Drawings:
@@ -91,7 +87,7 @@ def variational_during(trial: TrialView, weights: Weights) -> Drawings:
 
 
 def adversarial(trial: TrialView, weights: Weights, predictions: Predictions) -> Drawings:
-    """Return samples, interpolations, and the classes that a classifier takes samples for."""
+    """Return samples, interpolations, and the classes that a classifier sees in samples."""
     losses = ("discriminator_loss", "generator_loss", "real_accuracy", "fake_accuracy")
 
     def interpolation() -> Figure:
@@ -194,7 +190,7 @@ def _first_layer(trial: TrialView, layers: Mapping[Any, Any]) -> dict[str, Calla
 
 
 def _beside(clean: np.ndarray, seen: np.ndarray, restored: np.ndarray) -> Figure:
-    """Draw clean and, if it is another one, corrupted input beside the output."""
+    """Draw the clean input, the corrupted input if there is one, and the output."""
     groups = {"input": clean, "reconstruction": restored}
     if not np.array_equal(clean, seen):
         groups = {"clean": clean, "input": seen, "reconstruction": restored}
@@ -269,7 +265,7 @@ def latent_map(codes: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> F
 
 
 def shares(counts: np.ndarray, names: Sequence[str], title: str) -> Figure:
-    """Draw how many samples `[classes]` are taken for each class; a line where all are equal."""
+    """Draw the numbers of samples taken for each class `[classes]`, and a line at their mean."""
     figure = new_figure(max(0.45 * len(names) + 1, 4.0), 3.0)
     ax = figure.subplots()
     ax.bar(range(len(counts)), counts, color="#4878a8")
@@ -293,7 +289,7 @@ def mosaic(images: np.ndarray, columns: int) -> np.ndarray:
 
 
 def _picture(ax: Any, image: np.ndarray) -> None:
-    if image.shape[-1] not in (3, 4):  # of many channels, as a kernel has, their mean
+    if image.shape[-1] not in (3, 4):  # a kernel may have many channels: draw their mean
         image = image.mean(axis=-1)
     ax.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     ax.set_xticks([])

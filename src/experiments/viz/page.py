@@ -1,7 +1,5 @@
 """HTML pages in one file that needs no network: their frame, tables, charts and colours."""
 
-from __future__ import annotations
-
 import html
 from collections.abc import Sequence
 from typing import Any
@@ -51,7 +49,7 @@ def cell(value: Any) -> str:
 
 
 def chart(title: str, figure: go.Figure, height: int) -> str:
-    """Return a headed figure in the style of all pages; its own title goes."""
+    """Return a figure below a heading, in the style of all pages and without its own title."""
     figure.update_layout(
         title=None,
         height=height,

@@ -1,7 +1,5 @@
 """Runs of a folder side by side: read from their folders, as a table in the terminal, as a page."""
 
-from __future__ import annotations
-
 import base64
 import html
 import json
@@ -89,9 +87,8 @@ def compare_runs(folder: Path) -> None:
         console.print(_terminal_table(family))
         for group in replicates(family):
             mean, deviation, low, high = map(number, spread(group))
-            console.print(
-                f"{len(group)} seeds like {group[0].name}: {mean} ± {deviation}, {low} to {high}"
-            )
+            seeds = f"{len(group)} seeds like {group[0].name}"
+            console.print(f"{seeds}: {mean} ± {deviation}, {low} to {high}")
         console.print()
     (folder / PAGE).write_text(runs_page(str(folder), runs), encoding="utf-8")
     print(f"page        {folder / PAGE}")
@@ -103,10 +100,9 @@ def read_runs(folder: Path) -> list[RunData]:
     Raises:
         UserError: there is none.
     """
-    runs = [read_run(path.parent, folder) for path in sorted(folder.rglob(SUMMARY))]
-    if not runs:
-        raise UserError(f"there is no finished run (summary.json) below {folder}")
-    return runs
+    if runs := [read_run(path.parent, folder) for path in sorted(folder.rglob(SUMMARY))]:
+        return runs
+    raise UserError(f"there is no finished run (summary.json) below {folder}")
 
 
 def read_run(path: Path, folder: Path) -> RunData:
@@ -124,7 +120,7 @@ def read_run(path: Path, folder: Path) -> RunData:
 
 
 def families(runs: Iterable[RunData]) -> list[list[RunData]]:
-    """Group the runs by the metric that judges them; within a group the best comes first."""
+    """Group the runs by their metric; within a group the best comes first."""
     found: dict[str, list[RunData]] = defaultdict(list)
     for run in runs:
         found[run.metric].append(run)
@@ -132,7 +128,7 @@ def families(runs: Iterable[RunData]) -> list[list[RunData]]:
 
 
 def differences(runs: Sequence[RunData]) -> list[str]:
-    """Return the keys of the configs of which the runs do not all have the same value."""
+    """Return the keys of the configs that do not have the same value in all runs."""
     settings = [run.settings for run in runs]
     names = dict.fromkeys(name for found in settings for name in found)
     return [name for name in names if len({repr(found.get(name)) for found in settings}) > 1]
@@ -155,7 +151,7 @@ def spread(runs: Sequence[RunData]) -> tuple[float, float, float, float]:
 
 
 def runs_page(title: str, runs: Sequence[RunData]) -> str:
-    """Return the page; runs that are judged by different metrics are in sections of their own."""
+    """Return the page, with a section for each metric that runs are compared by."""
     parts = [f"<h1>{html.escape(title)}</h1>", f'<p class="faint">{len(runs)} runs</p>']
     for family in families(runs):
         metric = family[0].metric
@@ -189,12 +185,13 @@ def _ranked(runs: Sequence[RunData]) -> list[RunData]:
 
 def _terminal_table(runs: Sequence[RunData]) -> Table:
     table = Table(box=None, header_style="bold")
-    for name in ("run", "status", runs[0].metric, "test", "epochs", "seconds", "examples/s"):
-        table.add_column(name, justify="left" if name in ("run", "status") else "right")
-    table.columns[0].overflow = "fold"  # a run must stay readable as a path
+    table.add_column("run", overflow="fold")  # a run must stay readable as a path
+    table.add_column("status")
+    for name in (runs[0].metric, "test", "epochs", "seconds", "examples/s"):
+        table.add_column(name, justify="right")
     for run in runs:
         rest = (run.summary.get(k) for k in ("epoch", "seconds", "examples_per_second"))
-        cells = [_text(value) for value in (run.value, run.tested, *rest)]
+        cells = map(_text, (run.value, run.tested, *rest))
         table.add_row(run.name, str(run.summary.get("status")), *cells)
     return table
 

@@ -1,7 +1,5 @@
 """Figures of sequences: forecasts, labelled tokens, and the text of language models."""
 
-from __future__ import annotations
-
 import functools
 import textwrap
 from collections.abc import Sequence
@@ -9,7 +7,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.core.generation import generate
@@ -51,14 +48,14 @@ def regression(trial: TrialView, weights: Weights, predictions: Predictions) -> 
     target = target.reshape(len(target), -1)
     outputs = np.asarray(predictions.outputs).reshape(target.shape)
     read = np.asarray(batch["sequence"])
-    # of several features none need be what is forecast
+    # where several features are read, the one that is forecast need not be among them
     past = read[..., 0] if read.shape[2:] == (1,) else np.zeros((len(read), 0))
     figures["forecasts"] = lambda: forecasts(past, target, outputs)
     return Drawings(figures)
 
 
 def labelling(trial: TrialView, weights: Weights, predictions: Predictions) -> Drawings:
-    """Return, of tokens, sequences with their targets and predictions."""
+    """Return learning curves and, where tokens are read, sequences with their predictions."""
     figures = curves_of(trial, "loss", "accuracy", "solved")
     batch = trial.experiment.pipeline(predictions.first, None, train=False)
     if "tokens" in batch:
@@ -73,37 +70,23 @@ def language(trial: TrialView, weights: Weights, predictions: Predictions) -> Dr
     """Return generated text, and the surprise of the characters of a test text."""
     window = predictions.first["text"][0].astype(int)
     following = window[1 : READ + 1]
-    log_probabilities = predictions.outputs[0, : len(following)]
-    nats = -np.take_along_axis(log_probabilities, following[:, None], axis=1)[:, 0]
+    nats = -predictions.outputs[0, np.arange(len(following)), following]
     text = "".join(trial.class_names[code] for code in following)
-    return Drawings(
-        {
-            **curves_of(trial, "loss", "bits_per_character"),
-            **language_during(trial, weights).figures,
-            "surprise": lambda: surprise(text, nats),
-        }
-    )
+    figures = curves_of(trial, "loss", "bits_per_character")
+    figures |= language_during(trial, weights).figures
+    return Drawings(figures | {"surprise": lambda: surprise(text, nats)})
 
 
 def language_during(trial: TrialView, weights: Weights) -> Drawings:
     """Return text that the model generates at several temperatures."""
-    write = functools.partial(
-        generate,
-        trial.experiment,
-        trial.hparams,
-        weights,
-        "".join(trial.class_names),
-        length=LENGTH,
-        prompt=None,
-        seed=trial.config["seed"],
-    )
-    return Drawings(
-        {
-            "generated_text": lambda: written_text(
-                [(f"temperature {t}", write(temperature=t)) for t in TEMPERATURES]
-            )
-        }
-    )
+    model = (trial.experiment, trial.hparams, weights, "".join(trial.class_names))
+    options: dict[str, Any] = {"length": LENGTH, "prompt": None, "seed": trial.config["seed"]}
+
+    def texts() -> Figure:
+        written = [(t, generate(*model, temperature=t, **options)) for t in TEMPERATURES]
+        return written_text([(f"temperature {t}", text) for t, text in written])
+
+    return Drawings({"generated_text": texts})
 
 
 def _all_outputs(trial: TrialView, weights: Weights) -> tuple[np.ndarray, np.ndarray]:
@@ -140,7 +123,7 @@ def written_text(texts: Sequence[tuple[str, str]]) -> Figure:
 
 
 def surprise(text: str, nats: np.ndarray) -> Figure:
-    """Draw a text with a colour behind each character that says how little it was expected.
+    """Draw a text with a colour behind each character: the darker, the less it was expected.
 
     Args:
       text: the characters.
@@ -152,16 +135,15 @@ def surprise(text: str, nats: np.ndarray) -> Figure:
             lines[-1].append((character, float(value)))
         if character == "\n" or len(lines[-1]) == WIDTH:
             lines.append([])
-    shades = np.full((len(lines), WIDTH), np.nan)
-    for row, line in enumerate(lines):
-        shades[row, : len(line)] = [value for _, value in line]
     figure = new_figure(WIDTH * CHARACTER * 1.35 + 1.0, LINE * 1.2 * len(lines) + 0.6)
     ax = figure.subplots()
-    picture = ax.imshow(shades, cmap="Oranges", vmin=0, vmax=5, aspect="auto")
+    shades = np.full((len(lines), WIDTH), np.nan)
     for row, line in enumerate(lines):
         for column, (character, value) in enumerate(line):
+            shades[row, column] = value
             colour = "white" if value > 3.5 else INK
             ax.text(column, row, _plain(character), color=colour, **TOKEN)
+    picture = ax.imshow(shades, cmap="Oranges", vmin=0, vmax=5, aspect="auto")
     ax.set_axis_off()
     ax.set_title(f"{np.mean(nats):.3f} nats per character", **TITLE)
     bar = figure.colorbar(picture, ax=ax, shrink=0.6, pad=0.01)
@@ -172,17 +154,24 @@ def surprise(text: str, nats: np.ndarray) -> Figure:
 
 
 def forecasts(read: np.ndarray, targets: np.ndarray, outputs: np.ndarray) -> Figure:
-    """Draw the past, its continuation and the forecast of it, one panel per example.
+    """Draw the past, the true continuation and the forecast, one panel per example.
 
     Args:
       read: [n, T], the past; T may be 0.
       targets, outputs: [n, horizon].
     """
-    axes, figure = _panels(min(len(read), FORECASTS))
+    count = min(len(read), FORECASTS)
+    columns = min(count, 3)
+    lines = -(-count // columns)
+    figure = new_figure(3.4 * columns, 2.1 * lines)
+    axes = list(figure.subplots(lines, columns, squeeze=False).ravel())
+    for ax in axes[count:]:
+        ax.set_axis_off()
     before = np.arange(-read.shape[1], 0)
     after = np.arange(targets.shape[1])
     mark = "o" if len(after) == 1 else None
-    for ax, past, target, output in zip(axes, read, targets, outputs, strict=False):
+    for ax, past, target, output in zip(axes[:count], read, targets, outputs, strict=False):
+        plain_axes(ax)
         if len(before):
             ax.plot(before, past, color=FAINT, linewidth=1.0, label="read")
         line: dict[str, Any] = {"linewidth": 1.4, "marker": mark, "ms": 4}
@@ -218,57 +207,33 @@ def labelled(
     Args:
       tokens: int [n, T], the inputs.
       targets, predicted: int [n, steps].
-      counts: bool [n, steps], the steps that matter.
+      counts: bool [n, steps], the steps that count.
     """
     n = min(len(tokens), ROWS)
     steps = max(tokens.shape[1], targets.shape[1])
     figure = new_figure(min(0.2 * steps + 1.2, 16), 0.75 * n + 0.3)
     axes = figure.subplots(n, 1, squeeze=False)[:, 0]
-    for ax, read, target, output, counted in zip(
-        axes, tokens, targets, predicted, counts, strict=False
-    ):
+    sequences = zip(axes, tokens, targets, predicted, counts, strict=False)
+    for ax, read, target, output, counted in sequences:
         ax.set_xlim(-0.5, steps - 0.5)
         ax.set_ylim(2.5, -0.5)
         ax.set_yticks(range(3), ["input", "target", "predicted"], fontsize=7)
         ax.set_xticks([])
         ax.tick_params(length=0, labelcolor=INK)
         ax.spines[:].set_color(GRID)
-        for row, (values, colours) in enumerate(
-            (
-                (read, [INK] * len(read)),
-                (target, [INK if c else GRID for c in counted]),
-                (output, _colours(target, output, counted)),
-            )
+        judged = np.where(target == output, RIGHT, WRONG)
+        for row, values, colours in (
+            (0, read, np.full(len(read), INK)),
+            (1, target, np.where(counted, INK, GRID)),
+            (2, output, np.where(counted, judged, GRID)),
         ):
             for column, (value, colour) in enumerate(zip(values, colours, strict=True)):
-                ax.text(column, row, str(value), color=colour, **TOKEN | {"fontsize": 7})
+                ax.text(column, row, str(value), color=str(colour), **TOKEN | {"fontsize": 7})
     return figure
 
 
-def _colours(target: np.ndarray, output: np.ndarray, counted: np.ndarray) -> list[str]:
-    return [
-        (RIGHT if t == o else WRONG) if c else GRID
-        for t, o, c in zip(target, output, counted, strict=True)
-    ]
-
-
-def _panels(count: int) -> tuple[list[Axes], Figure]:
-    columns = min(count, 3)
-    rows = -(-count // columns)
-    figure = new_figure(3.4 * columns, 2.1 * rows)
-    axes = list(figure.subplots(rows, columns, squeeze=False).ravel())
-    for ax in axes[:count]:
-        plain_axes(ax)
-    for ax in axes[count:]:
-        ax.set_axis_off()
-    return axes[:count], figure
-
-
 def _wrapped(text: str) -> list[str]:
-    lines: list[str] = []
-    for line in text.split("\n"):
-        lines += textwrap.wrap(line, WIDTH) or [""]
-    return lines
+    return [part for line in text.split("\n") for part in textwrap.wrap(line, WIDTH) or [""]]
 
 
 def _plain(text: str) -> str:

@@ -1,7 +1,7 @@
 """The report of a study: an HTML page and PNGs, and studies compared.
 
-Most charts are Optuna's own, in plotly for the page and in matplotlib for the PNGs. Trials that
-were pruned appear in them with the value that they had come to.
+Most charts are Optuna's own, in plotly for the page and in matplotlib for the PNGs. Pruned trials
+appear in them with the last value that they reached.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import functools
 import html
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -78,7 +78,7 @@ class StudyData:
 
     @functools.cached_property
     def varied(self) -> dict[str, BaseDistribution]:
-        """The parameters of trials with a value, without those that have one choice alone."""
+        """The parameters of trials with a value, without those that have only one choice."""
         found = {name: d for trial in self.ranked for name, d in trial.distributions.items()}
         return {name: d for name, d in found.items() if not d.single()}
 
@@ -110,11 +110,9 @@ def study_page(data: StudyData) -> str:
     if "parallel_coordinates" in charts:  # Optuna cuts long names off
         names = [data.metric, *sorted(data.varied)]
         charts["parallel_coordinates"].update_xaxes(ticktext=names, showline=False)
-    shown = [name for name in TITLES if name in charts]
-    body += "".join(
-        page.chart(TITLES[name].format(data.metric), charts[name], HEIGHTS.get(name, 340))
-        for name in shown
-    )
+    for name, title in TITLES.items():
+        if name in charts:
+            body += page.chart(title.format(data.metric), charts[name], HEIGHTS.get(name, 340))
     return page.document(data.study.study_name, body)
 
 
@@ -136,10 +134,10 @@ def study_figures(data: StudyData) -> dict[str, Figure]:
             ax.spines[:].set_color(page.INK)
     figures["learning_curves"] = Figure(figsize=(6, 4), layout="constrained")
     ax = figures["learning_curves"].subplots()
-    for rank, (trial, colour) in reversed(list(enumerate(_coloured(data)))):
+    for trial, colour in _worst_first(data):
         epochs, values = _curve(trial)
-        style = "-" if len(epochs) > 1 else "."
-        ax.plot(epochs, values, style, color=colour, linewidth=2.5 if rank == 0 else 1.2)
+        style, width = "-" if len(epochs) > 1 else ".", 2.5 if trial is data.ranked[0] else 1.2
+        ax.plot(epochs, values, style, color=colour, linewidth=width)
     ax.set(xlabel="epoch", ylabel=data.metric, title=TITLES["learning_curves"])
     return figures
 
@@ -147,16 +145,12 @@ def study_figures(data: StudyData) -> dict[str, Figure]:
 def learning_curves(data: StudyData) -> go.Figure:
     """Draw the metric of every trial by epoch, coloured by rank, the best on top."""
     figure = go.Figure()
-    for rank, (trial, colour) in reversed(list(enumerate(_coloured(data)))):
+    for trial, colour in _worst_first(data):
         epochs, values = _curve(trial)
-        figure.add_scatter(
-            x=epochs,
-            y=values,
-            mode="lines" if len(epochs) > 1 else "markers",
-            line={"color": colour, "width": 3 if rank == 0 else 1.3},
-            text=[_description(trial)] * len(epochs),
-            hoverinfo="x+y+text",
-        )
+        mode = "lines" if len(epochs) > 1 else "markers"
+        line = {"color": colour, "width": 3 if trial is data.ranked[0] else 1.3}
+        shown = {"text": [_description(trial)] * len(epochs), "hoverinfo": "x+y+text"}
+        figure.add_scatter(x=epochs, y=values, mode=mode, line=line, **shown)
     return figure.update_layout(xaxis_title="epoch", yaxis_title=data.metric, showlegend=False)
 
 
@@ -170,7 +164,7 @@ def comparison(studies: Sequence[StudyData]) -> Figure:
     figure = Figure(figsize=(3.6 * (panels + 1), 3.6), layout="constrained")
     *maps, curves = figure.subplots(1, panels + 1, squeeze=False)[0]
     for ax, data in zip(maps, studies, strict=False):
-        for trial, colour in reversed(list(_coloured(data))):
+        for trial, colour in _worst_first(data):
             if shown.keys() <= trial.params.keys():
                 ax.plot(*(trial.params[name] for name in shown), "o", color=colour)
         xlabel, ylabel = shown
@@ -211,14 +205,14 @@ def _optuna_charts(data: StudyData, plots: ModuleType) -> dict[str, Any]:
     return charts
 
 
-def _coloured(data: StudyData) -> Iterator[tuple[FrozenTrial, str]]:
-    """Yield the trials with a value, best first, and a colour for each."""
-    return zip(data.ranked, page.rank_colours(len(data.ranked)), strict=True)
+def _worst_first(data: StudyData) -> list[tuple[FrozenTrial, str]]:
+    """Return the trials with a value and their colours, in an order that draws the best on top."""
+    return list(zip(data.ranked, page.rank_colours(len(data.ranked)), strict=True))[::-1]
 
 
 def _curve(trial: FrozenTrial) -> tuple[list[int], list[float]]:
     """Return the epochs of a trial, and the metric after each."""
-    return list(trial.intermediate_values.keys()), list(trial.intermediate_values.values())
+    return list(trial.intermediate_values), list(trial.intermediate_values.values())
 
 
 def _description(trial: FrozenTrial) -> str:

@@ -110,7 +110,7 @@ def summarize(config: Mapping[str, Any]) -> Summary:
 
 
 class MarkedExperiment(Experiment):
-    """An experiment in whose traces each operation is marked with its layers.
+    """An experiment that marks each operation of its traces with its layers.
 
     Attributes:
         has_modules: the names of all modules that can be called, and whether others are inside.
@@ -211,7 +211,7 @@ def _of_turn(layer: Layer, shapes: Shapes, loop: Loop, turn: int, part: str) -> 
     else:
         share, whole, joined = widths.own[turn], widths.computed, sum(widths.own)
         shapes = [tuple(share if n == joined else n for n in shape) for shape in shapes]
-        if not layer.flops:  # a normalisation, whose output is as wide as its input
+        if not layer.flops:  # a normalisation: its output is as wide as its input
             *places, channels = layer.output_shape
             output = ((*places, share), layer.output_bytes // channels * share)
     return replace(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -16,11 +16,10 @@ from experiments.data.dataset import Batch
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Weights = tuple[Any, Any]
-"""(params, model_state)"""
+Weights = tuple[Any, Any]  # (params, model_state)
 
+# kinds of objectives with figures after epochs, known without importing matplotlib
 DRAWN_DURING_TRAINING = frozenset({"language", "autoencoding", "variational", "adversarial"})
-"""Kinds of objectives with figures after epochs, known without importing matplotlib."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +36,14 @@ class Classifier:
     score: Callable[[np.ndarray, np.ndarray], tuple[dict[str, float], np.ndarray]]
 
 
-class Predictions(Protocol):
-    """The predictions of the best weights on the split of the view.
+@dataclass(frozen=True)
+class Predictions:
+    """The predictions of weights on a split.
 
-    `labels` and `predicted` [N] are the classes of all examples, empty if the objective has none;
-    `first` are the first examples as stored, and `outputs` the objective's predictions of them.
+    Args:
+      labels, predicted: the classes of all examples [N]; empty without one score for each class.
+      first: the first examples as stored.
+      outputs: the objective's predictions of them.
     """
 
     labels: np.ndarray
@@ -140,7 +142,7 @@ class KindOfFigures:
 
 
 def figures_of(kind: str) -> KindOfFigures:
-    """Return the figures of a kind of objective; of an unknown one the learning curves.
+    """Return the figures of a kind of objective; for an unknown kind the learning curves.
 
     Imports matplotlib.
     """

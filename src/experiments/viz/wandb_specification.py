@@ -1,7 +1,7 @@
 """The one use of a private method of wandb-workspaces: the specification that it saves.
 
-A dashboard has no public method that gives its specification, which is needed twice: to write it
-without an account, and to correct references to config values before it is saved.
+A dashboard has no public method that returns its specification. It is needed to write the dashboard
+to a file without an account, and to correct references to config values before it is saved.
 """
 
 import json

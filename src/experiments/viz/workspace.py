@@ -21,9 +21,8 @@ from experiments.viz.page import rank_colours
 from experiments.viz.runs_page import RunData, differences, read_run
 from experiments.viz.wandb_specification import specification, with_flat_keys
 
+# the parameters of a view where no runs say which ones were varied
 PARAMETERS = ("optim.learning_rate", "optim.weight_decay", "model.dropout", "data.batch_size")
-"""The parameters of a view where no runs say which ones were varied."""
-
 SEARCHED_PARTS = ("model", "objective", "loss", "init", "optim", "schedule", "data", "seed")
 MOST_PARAMETERS = 8  # axes that fit a plot of parallel coordinates
 LOGARITHMIC = ("learning_rate", "weight_decay", "l1", "l2", "beta", "scale", "stddev")
@@ -110,11 +109,8 @@ def _family(target: str, runs: Mapping[str, RunData]) -> Family:
     metric = f"val/{name}"
     best = {run_id: run.summary.get("best", {}).get(metric) for run_id, run in runs.items()}
     values = {run_id: value for run_id, value in best.items() if isinstance(value, int | float)}
-    varied = [
-        name
-        for name in differences(list(runs.values()))
-        if name.partition(".")[0] in SEARCHED_PARTS and not name.endswith("_target_")
-    ]
+    differing = [n for n in differences(list(runs.values())) if not n.endswith("_target_")]
+    varied = [name for name in differing if name.partition(".")[0] in SEARCHED_PARTS]
     return Family(
         name=target.rpartition(".")[2],
         metric=metric,
@@ -140,15 +136,14 @@ def panels(family: Family) -> dict[str, list[Any]]:
         wr.ScatterPlot(title=f"{family.metric} by {name}", x=wr.Config(name), y=best, log_x=True)
         for name in dict.fromkeys(["optim.learning_rate", *logarithmic])
     ]
+    curves = {
+        "Validation": dict.fromkeys([family.metric, "val/loss"]),
+        "Training": ("train/loss", "learning_rate", "grad_norm", "examples_per_second"),
+    }
     shown: dict[str, list[Any]] = {
-        "Validation": [
-            wr.LinePlot(title=name, x="epoch", y=[name])
-            for name in dict.fromkeys([family.metric, "val/loss"])
-        ],
-        "Training": [
-            wr.LinePlot(title=name, x="epoch", y=[name])
-            for name in ("train/loss", "learning_rate", "grad_norm", "examples_per_second")
-        ],
+        title: [wr.LinePlot(title=name, x="epoch", y=[name]) for name in names]
+        for title, names in curves.items()
+    } | {
         "Search": [
             wr.ParallelCoordinatesPlot(columns=axes),
             wr.ParameterImportancePlot(with_respect_to=f"best.{family.metric}"),
@@ -167,7 +162,7 @@ def workspace(family: Family, entity: str, project: str) -> Any:
     import wandb_workspaces.workspaces as ws
     from wandb_workspaces.expr import Ordering, Summary, Tags
 
-    colours = reversed(rank_colours(len(family.ranked)))  # the best is the brightest
+    colours = rank_colours(len(family.ranked))[::-1]  # the best is the brightest
     view = ws.Workspace(
         entity=entity,
         project=project,

@@ -86,7 +86,7 @@ def test_long_lines_are_shown_as_they_grow(run_info, clock):
 
 
 def test_short_epochs_cost_a_line_a_second(run_info, clock):
-    events = [(0.1, 10 * i, {"val/loss": 1.0}) for i in range(1, 101)]
+    events = [(0.1, 10 * i, {"val/loss": 1.0 / i}) for i in range(1, 101)]
     lines = plain_lines(run_info(total_steps=1000), clock, events)
     shown = [line for line in lines if "val loss" in line]
     assert 9 <= len(shown) <= 12

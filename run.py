@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.cli.main import command_line, job
-from experiments.cli.startup import warm_up, with_config, workers_ahead
+from experiments.cli.startup import with_config, workers_ahead
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -20,7 +20,9 @@ def main() -> None:
 
 def run_one(config: "DictConfig") -> None:
     with job():
-        warm_up()
+        from experiments.ops import library
+
+        library.begin()  # loads a run's libraries while this process imports JAX
         from experiments.commands.dispatch import run  # imports JAX, which `--help` has no need of
 
         run(config)

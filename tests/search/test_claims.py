@@ -18,7 +18,7 @@ def take(claims: Claims, key: str = "0"):
 
 
 def age(claims: Claims, seconds: float) -> None:
-    """Moves the last touch of every claim into the past."""
+    """Move the last touch of every claim into the past."""
     for claim in claims.latest().values():
         os.utime(claim.path, (claim.touched - seconds,) * 2)
 

@@ -18,7 +18,7 @@ TWO = {
 
 
 def search(study, value) -> list[dict]:
-    """Runs a whole study on a function of the values; returns the values of each trial."""
+    """Run a whole study on a function of the values; return the values of each trial."""
     drawn = []
     while trials := study.claim(1):
         drawn.append(trials[0].values)
@@ -28,7 +28,7 @@ def search(study, value) -> list[dict]:
 
 
 def distance(values: dict) -> float:
-    """How near a trial is to a learning rate of 1e-3: 0 is best."""
+    """Return minus the distance to a learning rate of 1e-3, in decades."""
     return -abs(math.log10(values["optim.learning_rate"]) + 3)
 
 

@@ -52,7 +52,7 @@ def cluster(running_cluster, monkeypatch) -> Cluster:
 
 @pytest.fixture
 def sweep(cluster, capsys) -> Callable[..., str]:
-    """What `sweep.py` prints."""
+    """Return the text that `sweep.py` prints."""
 
     def call(*arguments: str) -> str:
         command.sweep(arguments, ROOT / "conf")
@@ -63,7 +63,7 @@ def sweep(cluster, capsys) -> Callable[..., str]:
 
 @pytest.fixture
 def submit(sweep, tmp_path, data_home) -> Callable[..., Path]:
-    """Queues the workers of a new study; its folder."""
+    """Queue the workers of a new study; return its folder."""
 
     def call(*arguments: str, trials: int, heartbeat: float = 10) -> Path:
         file, folder = tmp_path / "sweep.yaml", tmp_path / "study"
@@ -79,7 +79,7 @@ def submit(sweep, tmp_path, data_home) -> Callable[..., Path]:
 
 
 def until(true: Callable[[], object], folder: Path, seconds: float = 90) -> None:
-    """Waits; shows what the jobs printed if it does not come true."""
+    """Wait until `true()`; after `seconds` fail with the text that the jobs printed."""
     deadline = time.monotonic() + seconds
     while not true():
         if time.monotonic() > deadline:
@@ -176,12 +176,12 @@ def test_a_program_that_knows_only_sigterm_is_asked_to_end_too(cluster, tmp_path
     """As `wandb agent` is, which waits for its run to save and then says that all is well."""
     slurm = read_cluster(ROOT / "conf", {"name": "slurm"})
     assert slurm is not None
-    loop = "trap 'echo saving; exit 0' TERM; echo ready; while true; do sleep 0.1; done"
+    loop = "trap 'echo saving; exit 0' TERM; echo waiting; while true; do sleep 0.1; done"
     job = slurm.submit([Task(["bash", "-c", loop])] * 2, tmp_path, "agents")
-    until(lambda: output(tmp_path).count("ready") == 2, tmp_path)
+    until(lambda: output(tmp_path).count("waiting") == 2, tmp_path)
     cluster.command("scancel", "--signal=USR2", f"{job}_1")
     until(lambda: f"job {job}_1 goes back into the queue" in output(tmp_path), tmp_path)
-    until(lambda: output(tmp_path).count("ready") == 3, tmp_path)
+    until(lambda: output(tmp_path).count("waiting") == 3, tmp_path)
     assert output(tmp_path).count("saving") == 1
     cancel_jobs(tmp_path)
     until(lambda: queue_is_empty(cluster), tmp_path)

@@ -8,9 +8,8 @@ import optuna
 import yaml
 from rich.console import Console
 
-from experiments.search.results import overview_file, screen
+from experiments.search.results import Overviews, screen
 from experiments.search.study import Study, open_storage
-from experiments.tracking.jsonl import write_json
 from support import ROOT
 
 
@@ -63,11 +62,12 @@ def test_the_screen_has_a_row_per_worker_that_lives(make_study):
     study = make_study()
     now = {"step": 40, "total_steps": 100, "epoch": 2.0, "trials": 128, "diverged": 3}
     now |= {"examples_per_second": 1e5, "val/accuracy": 0.9123}
-    overview_file(study).parent.mkdir()
-    for worker in ("here", "dead"):
-        write_json(overview_file(study, worker), now)
-    overview_file(study, "torn").write_text("{")
-    os.utime(overview_file(study, "dead"), (0, 0))
+    overviews = Overviews(study)
+    for study.worker in ("here", "dead"):
+        overviews.written = float("-inf")
+        overviews.write(now)
+    overviews.of("torn").write_text("{")
+    os.utime(overviews.of("dead"), (0, 0))
     console = Console(file=io.StringIO(), width=100)
     console.print(screen(study))
     shown = console.file.getvalue()

@@ -23,8 +23,8 @@ from experiments.errors import Exit
 # Hydra, OmegaConf and JAX are imported where they are used: `--help` has to be quick, and the
 # workers of a search start before that.
 
-# As it ends, Python looks through all objects once more, which takes a while with JAX; it skips
-# frozen ones. Registered before all other functions, this is called after them.
+# As it ends, Python looks through all objects, which takes long with JAX, but skips frozen ones.
+# Registered before all other functions, this is called after them.
 atexit.register(gc.freeze)
 
 
@@ -36,7 +36,7 @@ def command_line(main: Callable[[], Any], *, hydra: bool = True) -> int:
 
     Args:
         main: takes its arguments from `sys.argv`.
-        hydra: whether it is one of Hydra's, whose arguments are translated first.
+        hydra: translate the arguments for Hydra first, because `main` is one of its functions.
     """
     machine.collect_garbage_seldom()
     full = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")

@@ -1,10 +1,12 @@
-"""Errors in the words of the user, with the nearest valid names."""
+"""Error messages for the user, with the nearest valid names."""
 
+import contextlib
 import errno
 import os
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
@@ -68,7 +70,7 @@ def _bad_override(message: str) -> str:
     near = suggest(last, siblings) if parent else ""
     if near:
         near = re.sub(r"'([^']+)'", rf"'{parent}.\1'", near)
-    elif "-m" in sys.argv or os.path.basename(sys.argv[0]) == "sweep.py":
+    elif "-m" in sys.argv or Path(sys.argv[0]).name == "sweep.py":
         from experiments.search.command import RENAMED, SEARCH_KEYS
 
         keys += SEARCH_KEYS
@@ -78,22 +80,13 @@ def _bad_override(message: str) -> str:
 
 def _valid_keys() -> list[str]:
     """Return the keys and groups of the config that the rest of the command line describes."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from omegaconf import OmegaConf
-
     from experiments.core.config import leaves
+    from experiments.search.configs import Configs
 
     choices = [a for a in sys.argv[1:] if re.fullmatch(r"[a-z_]+=[\w.\-]+", a)]
-    config_dir = os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), "conf")
-    for overrides in (choices, []):
-        GlobalHydra.instance().clear()
-        try:
-            with initialize_config_dir(config_dir, version_base="1.3"):
-                config = compose("config", overrides=overrides)
-        except (HydraException, OmegaConfBaseException):
-            continue  # the misspelt name may be among the choices
-        plain = OmegaConf.to_container(config, resolve=False)
-        assert isinstance(plain, dict)
-        return [*plain, *(path for path, _ in leaves(plain) if "." in path)]
+    folder = Path(sys.argv[0]).resolve().parent / "conf"
+    for overrides in (choices, []):  # the misspelt name may be among the choices
+        with contextlib.suppress(HydraException, OmegaConfBaseException):
+            config = Configs(folder, overrides).compose()
+            return [*config, *(path for path, _ in leaves(config) if "." in path)]
     return []

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 SWEEPER = "+hydra.sweeper.options."
-"""Where Hydra takes the search's own keys, such as n_trials, for the sweeper."""
+"""The key of Hydra's config that takes the keys for the search, such as n_trials."""
 
 MULTIRUN = ("-m", "--multirun")
 

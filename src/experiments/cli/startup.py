@@ -28,7 +28,7 @@ def workers_ahead(arguments: list[str], config_folder: Path) -> Iterator[None]:
 
     Args:
         arguments: as Hydra takes them; without `-m` no workers start.
-        config_folder: that of the search.
+        config_folder: where the configs of the search are.
     """
     flags = {a for a in arguments if a.startswith("-")}
     if not flags or flags - set(MULTIRUN):  # other flags, such as --cfg, only print something
@@ -40,10 +40,3 @@ def workers_ahead(arguments: list[str], config_folder: Path) -> Iterator[None]:
     given = [a.removeprefix(SWEEPER) for a in arguments if a.startswith(SWEEPER)]
     with local.standing_by(divide(given)[0], config_folder):
         yield
-
-
-def warm_up() -> None:
-    """Load the libraries of a run while this process imports JAX."""
-    from experiments.ops import library
-
-    library.begin()

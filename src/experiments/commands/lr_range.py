@@ -1,7 +1,7 @@
 """Test a range of learning rates by short runs side by side, one for each rate.
 
-Smith (2017, arXiv:1506.01186, section 3.3) lets the rate grow during one run; here every rate has a
-run of its own, so that none starts from weights that another rate has changed.
+Smith (2017, arXiv:1506.01186, section 3.3) lets the rate grow during one run; here every rate has
+its own run, so that none starts from weights that another rate has changed.
 """
 
 import contextlib

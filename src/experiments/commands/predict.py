@@ -18,7 +18,7 @@ class Predict:
 
     Args:
         format: of the table, the file `predictions.<format>` in the folder of the command.
-        splits: those whose examples are in the table.
+        splits: the table has a row for each of their examples.
     """
 
     format: Literal["csv", "parquet"]
@@ -61,7 +61,7 @@ def main(config: dict[str, Any], directory: Path, source: Path) -> None:
 def _rows(
     split: str, first: int, batch: dict, probabilities: np.ndarray, classes: tuple[str, ...]
 ) -> dict[str, Any]:
-    """Return the columns of one batch, whose first example is number `first` of its split."""
+    """Return the columns of one batch; its first example has the index `first` in its split."""
     if "label" not in batch or probabilities.shape[1:] != (len(classes),):
         raise UserError("mode=predict is for classifiers: this run gives no probability per class")
     real = np.asarray(batch["mask"]) > 0

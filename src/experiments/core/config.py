@@ -103,7 +103,9 @@ def static(node: Any, path: str = "") -> Iterator[str]:
 
 
 def place(node: Any, values: Mapping[str, Any], path: str = "") -> Any:
-    """Return a copy of a config with other numbers at certain dotted paths, traced or not."""
+    """Return a copy of a config with other values at certain dotted paths, traced or not."""
+    if path in values:
+        return values[path]
     if isinstance(node, Mapping):
         return {
             key: place(value, values, f"{path}.{key}" if path else str(key))
@@ -111,7 +113,7 @@ def place(node: Any, values: Mapping[str, Any], path: str = "") -> Any:
         }
     if isinstance(node, list | tuple):
         return [place(value, values, f"{path}.{index}") for index, value in enumerate(node)]
-    return values.get(path, node)
+    return node
 
 
 def check_config(config: Mapping[str, Any]) -> None:

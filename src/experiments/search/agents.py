@@ -2,8 +2,8 @@
 
 python sweep.py sweeps/lenet5_lr_wd.yaml engine=wandb [workers=8] [cluster=slurm] [any override]
 
-Each run has a folder of its own below that of the study. A run that was stopped by the cluster is
-marked as preempted; the server gives it to an agent again, and it goes on from its checkpoint.
+Each run has its folder in the folder of the study. A run that was stopped by the cluster is marked
+as preempted; the server gives it to an agent again, and it goes on from its checkpoint.
 """
 
 import os
@@ -19,9 +19,8 @@ from experiments.errors import EXIT_CODES, Exit, UserError
 from experiments.search.configs import Configs
 from experiments.search.local import worker_count
 from experiments.search.readers import SweepFile, read_sweep_file
-from experiments.search.slurm import Task, read_cluster
+from experiments.search.slurm import Task, read_cluster, run_command
 from experiments.tracking.wandb import WANTED_BACK
-from experiments.training.run_folder import saved_steps
 from experiments.training.trial import SIGNALS
 
 OPTIONS = ("engine", "study", "workers", "cluster")
@@ -90,10 +89,10 @@ def register(file: SweepFile, overrides: Sequence[str], folder: Path, config_fol
 
 
 def agent(sweep: str) -> int:
-    """Run an agent of W&B's; return its exit code, or that of an interruption.
+    """Run an agent of W&B's; return its exit code, or the one of an interruption.
 
-    A run that is stopped because its machine is wanted back is not like one that the sweep stops.
-    The file by which the run's tracker tells them apart is made before the run gets the signal.
+    A file tells the run's tracker that the machine is wanted back, and that it is not the sweep
+    that stops the run; it is made before the run gets the signal.
     """
     with tempfile.TemporaryDirectory() as folder:
         wanted_back = Path(folder) / "wanted_back"
@@ -114,14 +113,10 @@ def agent(sweep: str) -> int:
 
 
 def trial(folder: Path, arguments: Sequence[str]) -> None:
-    """Become the run that an agent asks for, or go on with it where it was stopped before."""
+    """Become the run that an agent asks for, from its checkpoint if it was stopped before."""
     program = next(a for a in arguments if a.endswith("run.py") and "=" not in a)
-    run = folder / os.environ["WANDB_RUN_ID"]
-    if saved_steps(run):
-        command = [sys.executable, program, f"resume={run}"]
-    else:
-        given = [a for a in arguments if a != program]
-        command = [sys.executable, program, *given, f"hydra.run.dir={run}"]
+    command = [sys.executable, program, *(a for a in arguments if a != program)]
+    command = run_command(command, folder / os.environ["WANDB_RUN_ID"])
     os.execv(command[0], command)
 
 

@@ -1,9 +1,9 @@
 """Claims on a shared file system: one worker wins a claim, and a dead one loses it.
 
-A claim is a file `<key>.<attempt>`, made with O_EXCL, which one process alone can do, on NFS too.
-While its worker lives it touches the file. A claim that was not touched for `heartbeat` seconds is
-stale, and whoever then makes the file of the next attempt has taken it over. Times are compared
-with a file touched on the same file system, never with the clock of a machine.
+A claim is a file `<key>.<attempt>`, made with O_EXCL: only one process succeeds, on NFS too. Its
+worker touches the file while it lives. If it was not touched for `heartbeat` seconds, the worker
+that makes the file of the next attempt takes the claim over. Times are compared with a file touched
+on the same file system, never with the clock of a machine.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-RELEASED, DIED = 0, 1  # times of last touch that say: given back, known to be dead
+RELEASED, DIED = 0, 1  # times of last touch that mark a claim as given back, its worker as dead
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,6 @@ class Claims:
         """Return the time by the clock that also says when claims were touched."""
         clock = self.folder / f".clock_{self.worker}"
         clock.touch()
-        os.utime(clock)
         return clock.stat().st_mtime
 
     def free_claims_of(self, worker: str) -> int:
@@ -98,13 +97,11 @@ class Claims:
                     claims.append(Claim(key, int(attempt), Path(entry.path), touched))
         return sorted(claims, key=lambda claim: claim.attempt)
 
-    # ------------------------------------------------------------------ the heartbeat
-
     @contextlib.contextmanager
     def touched(self, on_beat: Callable[[], None]) -> Iterator[None]:
-        """Within it the claims that are held are touched, from a thread of its own.
+        """Touch the claims that are held from a thread, within the block.
 
-        `on_beat` is called every second or so, for whatever else a worker should notice early.
+        The thread calls `on_beat` about every second, for what else a worker should notice early.
         """
         stop = threading.Event()
         thread = threading.Thread(target=self._beat, args=(stop, on_beat), daemon=True)

@@ -34,7 +34,7 @@ SEARCH_KEYS = (
     *("n_trials", "method", "rounds", "seeds", "storage", "heartbeat", "attempts"),
     *("side_by_side", "study", "workers", "cluster", "name", "engine"),
 )
-"""Keys of a command line that are the search's own, in `sweep.py` and after `run.py -m`."""
+"""Keys of a command line that are for the search, in `sweep.py` and after `run.py -m`."""
 
 RENAMED = {"lanes": "side_by_side"}
 """Older names of such keys."""
@@ -115,7 +115,7 @@ def begin(
     options: Options,
     workers: local.Workers | None,
 ) -> None:
-    """Make a study and have it worked on; see `launch`."""
+    """Make a study and start work on it, as `launch` does."""
     from experiments.search.study import create_study
 
     if plan.side_by_side == "auto":
@@ -127,7 +127,7 @@ def begin(
 
 
 def launch(study: "Study", options: Options, workers: local.Workers | None) -> None:
-    """Set workers of this machine to work and wait; or start some on the study's cluster.
+    """Have workers of this machine work, and wait for them; or queue some on the study's cluster.
 
     Raises:
         Exit: the study is not complete, or no trial of it came to a value.
@@ -165,7 +165,7 @@ def launch(study: "Study", options: Options, workers: local.Workers | None) -> N
 
 
 def status(folder: Path, config_folder: Path, _: Options) -> None:
-    """Show the study, and what of it is in the queue of a cluster."""
+    """Show the study, and its jobs in the queue of a cluster."""
     from experiments.search.results import follow
     from experiments.search.slurm import jobs, queue
     from experiments.search.study import Study
@@ -215,7 +215,7 @@ def cancel(folder: Path, config_folder: Path, _: Options) -> None:
 
 
 def worker(folder: Path, config_folder: Path, options: Options) -> None:
-    """Run one worker; one of this machine, `-`, waits until its launcher says on which study."""
+    """Run one worker of the study in `folder`; with `-` its launcher names the study later."""
     name, configs = options.get("name"), None
     if folder == Path("-"):
         study = local.study_to_work_on(str(name))
@@ -228,7 +228,7 @@ def worker(folder: Path, config_folder: Path, options: Options) -> None:
         format="%(asctime)s %(message)s",
         level=logging.INFO,
         stream=sys.stdout,
-        force=True,  # Orbax has made a handler of its own by now
+        force=True,  # instead of the handler that Orbax has installed
     )
     for talkative in ("absl", "jax"):
         logging.getLogger(talkative).setLevel(logging.WARNING)

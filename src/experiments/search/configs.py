@@ -3,47 +3,34 @@
 Hydra is imported where something is composed: a worker's configs come from its launcher.
 """
 
-import copy
 import functools
-import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from experiments.core.config import leaves
+from experiments.core.config import leaves, place
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
 
 class Configs:
-    """The configs that can be composed in a folder; `overrides` are part of every one.
-
-    Those that were composed are remembered, also where these are pickled.
-    """
+    """The configs that can be composed in a folder, each with `overrides`; they are remembered."""
 
     def __init__(self, folder: Path, overrides: Sequence[str] = ()):
         self.folder, self.overrides = folder, tuple(overrides)
         self._composed: dict[tuple, dict[str, Any]] = {}
 
     def compose(self, values: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Return the config in which `values`, by dotted path or group, replace what was there.
+        """Return the config with other `values`, by dotted path or group; without interpolating.
 
-        Interpolations are left as they are. Composing by Hydra is slow; configs that differ in
-        values alone are copies of one.
+        Composing by Hydra is slow: configs that differ in values alone are copies of one.
         """
         values = values or {}
         chosen = {key: value for key, value in values.items() if key in self.groups or "@" in key}
-        config = copy.deepcopy(self._of_choices(chosen))
-        for path, value in values.items():
-            if path not in chosen:
-                *parents, last = path.split(".")
-                node = functools.reduce(_child, parents, config)
-                node[int(last) if isinstance(node, list) else last] = value
-        return config
+        others = {path: value for path, value in values.items() if path not in chosen}
+        return place(self._of_choices(chosen), others)
 
     def plain(self, values: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return the same with interpolations resolved."""
@@ -103,9 +90,7 @@ class Configs:
             with initialize_config_dir(str(self.folder), version_base="1.3"):
                 yield GlobalHydra.instance().config_loader()
         finally:
-            GlobalHydra.instance().clear()
-            if before is not None:
-                GlobalHydra.instance().initialize(before)
+            GlobalHydra.instance().hydra = before
 
 
 @functools.lru_cache(maxsize=8)
@@ -115,26 +100,12 @@ def configs_of(folder: Path, overrides: tuple[str, ...]) -> Configs:
 
 
 def resolved(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a config whose interpolations have been replaced by what they stand for."""
+    """Return a config with the values that its interpolations stand for."""
     if any(isinstance(value, str) and "${" in value for _, value in leaves(config)):
         from omegaconf import OmegaConf
 
         return OmegaConf.to_container(OmegaConf.create(config), resolve=True)  # type: ignore[return-value]
     return config
-
-
-def as_yaml(config: Mapping[str, Any]) -> str:
-    """Return a config as a file. Groups that trials share are turned into text once."""
-    return "".join(_as_yaml(pickle.dumps({key: node})) for key, node in config.items())
-
-
-@functools.lru_cache(maxsize=256)
-def _as_yaml(pickled: bytes) -> str:
-    return yaml.dump(pickle.loads(pickled), Dumper=yaml.CSafeDumper, sort_keys=False)
-
-
-def _child(node: Any, key: str) -> Any:
-    return node[int(key) if isinstance(node, list) else key]
 
 
 def _paths(node: Any, path: str = "") -> Iterator[str]:

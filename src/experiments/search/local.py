@@ -27,17 +27,17 @@ if TYPE_CHECKING:
     from experiments.search.configs import Configs
     from experiments.search.study import Study
 
-LOGS = "workers"  # the folder of what they print, in that of a study
+LOGS = "workers"  # in the folder of the study: the text that they print
 POLL, LOOK = 0.01, 0.5  # seconds between looks at the processes, and at the study
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# what jaxlib reads for the share of a GPU's memory that a process takes, and its name of before
+# today's and the former name of the share of a GPU's memory that JAX takes for a process
 MEMORY = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 
 
 def study_to_work_on(name: str) -> "tuple[Path, Configs] | None":
-    """Return the study that the launcher of this worker has it work on, or None.
+    """Wait for the study that the launcher has this worker work on; None if it names none.
 
-    Meanwhile imports what work takes. From here on the worker called `name` prints into its log.
+    It imports what it needs while it waits, and from then on prints into the log of `name`.
     """
     importlib.import_module("experiments.search.worker")
     try:
@@ -59,7 +59,7 @@ class Process:
     popen: subprocess.Popen
 
     def begin(self, study: "Study") -> None:
-        """Have it work on a study, for which it waits in `study_to_work_on`."""
+        """Name it the study to work on, for which it waits in `study_to_work_on`."""
         assert self.popen.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it has ended, which is noticed later
             self.popen.stdin.write(pickle.dumps((study.folder, study.configs)))
@@ -67,7 +67,7 @@ class Process:
 
 
 class Workers:
-    """`count` workers, which start at once; they end with the `with` block at the latest.
+    """`count` workers, which start at once.
 
     Args:
       sweep: the path of `sweep.py`.
@@ -77,10 +77,8 @@ class Workers:
         self.count, self.sweep = count, sweep
         self.running = [self._start(slot) for slot in range(count)]
 
-    def __enter__(self) -> "Workers":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def kill(self) -> None:
+        """End those that still run."""
         for process in self.running:
             process.popen.kill()
             process.popen.wait()
@@ -134,21 +132,22 @@ _standing_by: Workers | None = None
 def standing_by(
     options: Mapping[str, Any], config_folder: Path, cluster: str = "local"
 ) -> Iterator[Workers | None]:
-    """Start the workers of this machine, for the block; a block within it is given the same ones.
+    """Start the workers of this machine for the block; a block within it is given the same ones.
 
     Args:
-      cluster: the cluster unless the options name one; on another than `local` none start here.
+      cluster: the cluster unless the options name one; unless it is `local`, none start here.
     """
     global _standing_by
     local = options.get("cluster", {}).get("name", cluster) == "local"
     if _standing_by is not None or not local:
         yield _standing_by
         return
-    with Workers(worker_count(options), config_folder.parent / "sweep.py") as _standing_by:
-        try:
-            yield _standing_by
-        finally:
-            _standing_by = None
+    workers = _standing_by = Workers(worker_count(options), config_folder.parent / "sweep.py")
+    try:
+        yield workers
+    finally:
+        _standing_by = None
+        workers.kill()
 
 
 def worker_count(options: Mapping[str, Any]) -> int:
@@ -168,7 +167,7 @@ def core_share(slot: int, count: int) -> set[int]:
 def environment(slot: int, count: int) -> dict[str, str]:
     """Return the environment of one of `count` workers, with one GPU, or its part of one.
 
-    What is set of the memory that all of them may take is divided among those that share a GPU.
+    Workers that share a GPU divide the part of its memory that JAX may take.
     """
     own = dict(os.environ)
     gpus = visible_gpus()
@@ -197,7 +196,7 @@ def visible_gpus() -> list[str]:
 
 @contextlib.contextmanager
 def stopping(running: list[Process]) -> Iterator[Callable[[], bool]]:
-    """Within it a signal to stop is passed on to the workers; yields whether there was one."""
+    """Pass signals to stop on to the workers within the block; yield a test for having had one."""
     received: list[int] = []
 
     def pass_on(number: int, _frame: FrameType | None) -> None:

@@ -1,9 +1,9 @@
 """The methods of a search: Optuna samplers and pruners.
 
 `random`, `quasi_random` and `narrow` are pure functions of the seed, the number of the trial and
-the name of the parameter: a trial draws the same values whoever runs it, and adding a parameter
-changes no other one's draws. (Optuna's samplers of these names draw from one generator in the order
-of the calls.) `grid` needs no sampler, since its points are laid down beforehand.
+the name of the parameter: a trial has the same values in every worker, and a further parameter
+changes no other one's. (Optuna's samplers of these names draw from one generator in the order of
+the calls.) `grid` needs no sampler, since its points are laid down beforehand.
 """
 
 import functools
@@ -18,7 +18,7 @@ import numpy as np
 import optuna
 from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.samplers import BaseSampler, RandomSampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from experiments.errors import UserError
 from experiments.search.space import Parameter, Space, choice, in_optuna
@@ -26,7 +26,7 @@ from experiments.search.space import Parameter, Space, choice, in_optuna
 if TYPE_CHECKING:
     from experiments.search.plan import Plan
 
-BEST = 0.25  # of a round's trials, those that the next round closes in on; never fewer than two
+BEST = 0.25  # the part of a round's trials, at least two, that the ranges of the next one span
 BLOCK = 256  # points of a Sobol sequence that are made at once
 
 
@@ -68,16 +68,14 @@ def _sobol(axes: int, seed: int, block: int) -> np.ndarray:
 class Narrow(Streams):
     """Random search in rounds: each round's ranges span the best trials of the round before.
 
-    A range is closed in on its own scale, so on a logarithmic one for learning rates, with a margin
-    of half the mean distance between the best trials. Of a list, the values among the best trials
-    remain.
+    A range shrinks on its own scale, such as a logarithmic one, to the best trials and a margin of
+    half their mean distance. Of a list, the values among the best trials remain.
     """
 
-    def __init__(self, plan: "Plan", space: Space, finished: Sequence[FrozenTrial]):
+    def __init__(self, plan: "Plan", space: Space, trials: Sequence[FrozenTrial]):
         super().__init__(plan, space)
         self.length = round_length(plan)
-        self.finished = finished
-        self.sign = 1 if plan.goal == "minimize" else -1
+        self.ranked = plan.ranked(trials)
 
     def sample_independent(self, study: Any, trial: FrozenTrial, name: str, _: Any) -> Any:
         parameter = self.space.parameters[name]
@@ -96,8 +94,7 @@ class Narrow(Streams):
     def best_values(self, name: str, round_: int) -> list:
         """Return a parameter's values in the best trials of a round; none before the first."""
         first = round_ * self.length
-        trials = [t for t in self.finished if first <= t.number < first + self.length]
-        ranked = sorted(trials, key=lambda t: self.sign * t.value)  # type: ignore[operator]
+        ranked = [t for t in self.ranked if first <= t.number < first + self.length]
         best = ranked[: max(2, math.ceil(BEST * len(ranked)))]
         return [t.params[name] for t in best if name in t.params]
 
@@ -108,9 +105,9 @@ def round_length(plan: "Plan") -> int:
 
 
 def may_start(plan: "Plan", trials: Sequence[FrozenTrial], number: int) -> bool:
-    """Return whether all that trial `number` depends on is known.
+    """Return True once the trials that trial `number` depends on have ended.
 
-    For `narrow` that is the round before its own; other methods wait for nothing.
+    With `narrow` those are the rounds before its own; with other methods there are none.
     """
     before = number - number % round_length(plan) if plan.method == "narrow" else 0
     return all(trial.state.is_finished() for trial in trials[:before])
@@ -123,13 +120,12 @@ def sampler(plan: "Plan", space: Space, trials: Sequence[FrozenTrial], number: i
     if plan.method == "quasi_random":
         return QuasiRandom(plan, space)
     if plan.method == "narrow":
-        return Narrow(plan, space, [t for t in trials if t.state == TrialState.COMPLETE])
+        return Narrow(plan, space, trials)
     seed = zlib.crc32(f"{plan.seed}/{number}".encode())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if plan.method == "bayes":
-            # jointly within each set of parameters that exist together; a trial that still runs
-            # counts as a bad one, so that workers do not draw alike
+            # jointly within each set of parameters that exist together
             return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True)
         if plan.method == "gp":
             return optuna.samplers.GPSampler(seed=seed)
@@ -150,11 +146,10 @@ def suggest(trial: optuna.Trial, name: str, parameter: Parameter) -> Any:
 
 def check_method(plan: "Plan") -> None:
     """Raise `UserError` where a method cannot work on this machine, or a pruner at all."""
-    needs = {"gp": ("torch", "PyTorch"), "cmaes": ("cmaes", "the package cmaes")}
-    package, name = needs.get(plan.method, (None, ""))
+    package = {"gp": "torch", "cmaes": "cmaes"}.get(plan.method)
     if package and importlib.util.find_spec(package) is None:
         raise UserError(
-            f"method={plan.method} needs {name}: pip install {package}; method=bayes does without"
+            f"method={plan.method} needs {package}: pip install {package}; or take method=bayes"
         )
     pruner(plan)
 
@@ -168,16 +163,6 @@ def pruner(plan: "Plan") -> optuna.pruners.BasePruner:
     settings = plan.early_terminate
     if settings is None:
         return optuna.pruners.NopPruner()
-    least = {"min_iter": 1, "max_iter": 1, "s": 1, "eta": 2}
-    for key, value in settings.items():
-        if key not in (*least, "type", "strict"):
-            raise UserError(f"early_terminate.{key}: there is no such key")
-        if key in least and (type(value) is not int or value < least[key]):
-            raise UserError(
-                f"early_terminate.{key}={value}: must be a whole number of at least {least[key]}"
-            )
-    if settings.get("type") != "hyperband":
-        raise UserError("early_terminate.type must be hyperband")
     eta = settings.get("eta", 3)
     if "min_iter" in settings:
         first = settings["min_iter"]

@@ -1,16 +1,17 @@
 """The plan of a study, the contents of `study.yaml`; made from a sweep file or a command line.
 
-A plan is checked whole: nothing that could be seen beforehand makes its study fail later.
+All of a plan is checked, so that its study does not fail later for a mistake in it.
 """
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from optuna.trial import FrozenTrial, TrialState
 
 from experiments.core.config import build, check_arguments, check_config
 from experiments.errors import UserError
@@ -25,7 +26,6 @@ FILE = "study.yaml"
 SETTLED = ("study", "workers", "engine")  # options that are no part of a plan
 
 Method = Literal["random", "grid", "bayes", "gp", "cmaes", "quasi_random", "narrow"]
-Where = Callable[..., str]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Plan:
       method: how values are drawn.
       rounds: of the method `narrow`.
       seed: of the draws, and of the first run of each trial.
-      seeds: runs per trial, whose median is its score.
+      seeds: runs per trial; its score is their median.
       early_terminate: W&B's hyperband: `min_iter` or `max_iter` and `s`, in epochs, and `eta`.
       storage: the Optuna storage: a file in the study folder, or the URL of a database.
       heartbeat: seconds without a sign of life after which a worker counts as dead.
@@ -68,6 +68,12 @@ class Plan:
     attempts: PositiveInt = 3
     side_by_side: PositiveInt | Literal["auto"] = 1
     cluster: dict = field(default_factory=lambda: {"name": "local"})
+
+    def ranked(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        """Return those of the trials that finished, the best one first."""
+        sign = 1 if self.goal == "minimize" else -1
+        finished = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+        return sorted(finished, key=lambda trial: sign * trial.value)  # type: ignore[operator]
 
     def save(self, folder: Path) -> None:
         """Write `study.yaml`."""
@@ -109,13 +115,14 @@ def plan_of_file(
         settings |= {"metric": metric["name"], "goal": metric.get("goal", "minimize")}
     if "run_cap" in content:
         settings["n_trials"] = content["run_cap"]
-    return make_plan(
-        content["parameters"],
-        overrides,
-        settings | options,
-        config_folder,
-        lambda *keys: "" if keys[0] in options else f"{file.where(*keys)}: ",
-    )
+    settings |= options
+    try:
+        return make_plan(content["parameters"], overrides, settings, config_folder)
+    except UserError as error:
+        own = {keys: line for keys, line in file.lines.items() if keys[0] not in options}
+        file = dataclasses.replace(file, lines=own)
+        complaints = (file.located(line) or line for line in str(error).splitlines())
+        raise UserError("\n".join(complaints)) from error
 
 
 def plan_of_arguments(
@@ -136,7 +143,7 @@ def plan_of_arguments(
     settings: dict[str, Any] = {"name": "_".join(p.rpartition(".")[2] for p in parameters)}
     if "n_trials" not in options and all("values" in node for node in parameters.values()):
         settings["method"] = "grid"
-    return make_plan(parameters, overrides, settings | options, config_folder, lambda *keys: "")
+    return make_plan(parameters, overrides, settings | options, config_folder)
 
 
 def make_plan(
@@ -144,14 +151,15 @@ def make_plan(
     overrides: Sequence[str],
     settings: dict[str, Any],
     config_folder: Path,
-    where: Where,
 ) -> Plan:
     """Return the plan of these parameters and settings.
 
     Args:
       parameters: in W&B's schema; one that is among the overrides is settled by them.
       settings: fields of the plan; metric and goal are the objective's own unless given.
-      where: says in which line of a file a key is.
+
+    Raises:
+        UserError: a line for each thing that is wrong, which begins with its key.
     """
     configs = configs_of(config_folder, tuple(overrides))
     for override in configs.parse(overrides):
@@ -161,8 +169,8 @@ def make_plan(
     if not parameters:
         raise UserError("the command line settles every parameter; there is nothing to search")
     space = read_space(parameters, configs)
-    if wrong := list(space.check_paths()) or list(check_values(space).items()):
-        raise UserError("\n".join(f"{where('parameters', name)}{text}" for name, text in wrong))
+    if wrong := list(space.check_paths()) or check_values(space):
+        raise UserError("\n".join(wrong))
     config = configs.plain(space.contexts[0])
     check_config(config)
     if config["nodes"] != 1:
@@ -177,10 +185,11 @@ def make_plan(
         points = len(space.grid(settings.get("n_trials")))
         settings["n_trials"] = min(settings.get("n_trials", points), points)
     if "n_trials" not in settings:
-        raise UserError(
-            f"{where('run_cap')}how many trials? say n_trials=... (or run_cap in the file)"
-        )
-    return _checked(settings, where)
+        raise UserError("how many trials? say n_trials=... (or run_cap in the file)")
+    check_arguments(Plan, settings, "")
+    plan = Plan(**settings)
+    methods.check_method(plan)
+    return plan
 
 
 def _settle_metric(settings: dict[str, Any], config: Mapping[str, Any]) -> list[str]:
@@ -197,23 +206,11 @@ def _settle_metric(settings: dict[str, Any], config: Mapping[str, Any]) -> list[
     return [f"trainer.monitor={wanted}", f"trainer.monitor_mode={goal}"]
 
 
-def _checked(settings: dict[str, Any], where: Where) -> Plan:
-    """Return the plan of these settings; raises `UserError` for one that cannot be."""
-    try:
-        check_arguments(Plan, settings, "")
-        plan = Plan(**settings)
-        methods.check_method(plan)
-    except UserError as error:
-        key = re.split(r"[ =:]", str(error))[0].replace("n_trials", "run_cap")
-        raise UserError(f"{where(*key.split('.'))}{error}") from error
-    return plan
+def check_values(space: Space) -> list[str]:
+    """Return the complaints of a run about values that the search may draw, one per parameter.
 
-
-def check_values(space: Space) -> dict[str, str]:
-    """Return what a run would say to values that the search may draw, by parameter.
-
-    All values of a list and the ends of every range are held against the config with each choice
-    of each group. Imports what the configs name, and with that JAX, but computes nothing.
+    All values of a list and the ends of every range are compared with the config of each choice of
+    each group. This imports what the configs name, and with that JAX, but computes nothing.
     """
     found: dict[str, str] = {}
     for choices in space.contexts:
@@ -222,6 +219,6 @@ def check_values(space: Space) -> dict[str, str]:
                 try:
                     check_config(space.configs.plain({**choices, name: value}))
                 except UserError as error:
-                    text = str(error) if name in str(error) else f"{name}={value}: {error}"
-                    found.setdefault(name, text)
-    return found
+                    own = str(error).startswith(name)
+                    found.setdefault(name, str(error) if own else f"{name}={value}: {error}")
+    return list(found.values())

@@ -11,10 +11,11 @@ A plan stores its parameters as entries of W&B's `parameters`; Hydra's grammar i
 """
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from optuna.distributions import FloatDistribution, IntDistribution
@@ -23,46 +24,49 @@ from experiments.core.config import mismatch
 from experiments.errors import UserError, suggest
 from experiments.search.configs import Configs
 from experiments.search.space import Parameter, Space, choice, normal
-from experiments.types import PositiveInt
+from experiments.types import Bound, PositiveInt
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
-DISTRIBUTIONS = {
+RANGE, MOMENTS = ("min", "max"), ("mu", "sigma")
+DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
     "constant": ("value",),
     "categorical": ("values", "probabilities"),
-    "int_uniform": ("min", "max"),
-    "uniform": ("min", "max"),
-    "q_uniform": ("min", "max", "q"),
-    "log_uniform": ("min", "max"),
-    "log_uniform_values": ("min", "max"),
-    "q_log_uniform": ("min", "max", "q"),
-    "q_log_uniform_values": ("min", "max", "q"),
-    "inv_log_uniform": ("min", "max"),
-    "inv_log_uniform_values": ("min", "max"),
-    "normal": ("mu", "sigma"),
-    "q_normal": ("mu", "sigma", "q"),
-    "log_normal": ("mu", "sigma"),
-    "q_log_normal": ("mu", "sigma", "q"),
+    **dict.fromkeys(("int_uniform", "uniform", "log_uniform", "log_uniform_values"), RANGE),
+    **dict.fromkeys(("inv_log_uniform", "inv_log_uniform_values"), RANGE),
+    **dict.fromkeys(("q_uniform", "q_log_uniform", "q_log_uniform_values"), (*RANGE, "q")),
+    **dict.fromkeys(("normal", "log_normal"), MOMENTS),
+    **dict.fromkeys(("q_normal", "q_log_normal"), (*MOMENTS, "q")),
 }
 """The distributions that W&B documents, each with its keys."""
 
 KEYS = ("distribution", *dict.fromkeys(key for keys in DISTRIBUTIONS.values() for key in keys))
-OPTIONAL = ("probabilities", "q", "mu", "sigma")
+OPTIONAL = ("probabilities", "q", *MOMENTS)
+IMPLIED = {"values": "categorical", "value": "constant", "mu": "normal", "sigma": "normal"}
 
 FILE: dict[str, Any] = {
     "program": Literal["run.py"],
     "metric": dict | None,
     "run_cap": PositiveInt | None,
+    "early_terminate": dict | None,
     **dict.fromkeys(("entity", "project", "name", "description", "command"), Any),
-    **dict.fromkeys(("method", "parameters", "early_terminate"), Any),  # checked with the plan
+    **dict.fromkeys(("method", "parameters"), Any),  # checked with the plan
 }
 METRIC: dict[str, Any] = {
     "name": str,
     "goal": Literal["minimize", "maximize"],
     "target": float | None,
 }
-"""The keys of a sweep file and of its `metric`, each with the values that it takes."""
+HYPERBAND: dict[str, Any] = {
+    "type": Literal["hyperband"],
+    "eta": Annotated[int, Bound("at least", 2)],
+    "strict": Any,
+    **dict.fromkeys(("min_iter", "max_iter", "s"), PositiveInt),
+}
+"""The keys of a sweep file, its `metric` and its `early_terminate`, each with what it may be."""
+
+EXPONENT = re.compile(r"([-+]?\d+)(\.\d*)?e([-+]?)(\d+)", re.IGNORECASE)
 
 
 def read_space(parameters: Mapping[str, Any], configs: Configs) -> Space:
@@ -103,15 +107,14 @@ def read_parameter(node: Mapping[str, Any]) -> Parameter:
     if kind == "categorical":
         return _choice(**given)
     numbers = {key: _number(key, value) for key, value in given.items()}
-    q = numbers.pop("q", 1) if kind.startswith("q_") else None
-    if q is not None and q <= 0:
-        raise UserError(f"q={q:g} must be greater than 0")
+    for key in ("q", "sigma"):
+        if numbers.get(key, 1) <= 0:
+            raise UserError(f"{key}={numbers[key]:g} must be greater than 0")
+    q = numbers.get("q", 1) if kind.startswith("q_") else None
     try:
         if not kind.endswith("normal"):
             return _range(kind, numbers["min"], numbers["max"], q)
         mean, deviation = numbers.get("mu", 0.0), numbers.get("sigma", 1.0)
-        if deviation <= 0:
-            raise UserError(f"sigma={deviation:g} must be greater than 0")
         return normal(mean, deviation, log="log" in kind, q=q)
     except (OverflowError, ValueError) as error:  # of numbers that only their logarithm can be
         raise UserError(f"{kind} reaches numbers that are too large or too small") from error
@@ -119,15 +122,12 @@ def read_parameter(node: Mapping[str, Any]) -> Parameter:
 
 def _implied(node: Mapping[str, Any]) -> str:
     """Return the distribution of an entry that names none, as W&B infers it."""
-    if "values" in node:
-        return "categorical"
-    if "value" in node:
-        return "constant"
     if "min" in node and "max" in node:
         whole = all(isinstance(_number(key, node[key]), int) for key in ("min", "max"))
         return "int_uniform" if whole else "uniform"
-    if "mu" in node or "sigma" in node:
-        return "normal"
+    for key, kind in IMPLIED.items():
+        if key in node:
+            return kind
     raise UserError("needs value, values, min and max, or a distribution")
 
 
@@ -177,19 +177,12 @@ def _number(key: str, value: Any) -> float:
 
 
 def _plain(key: str, value: Any) -> Any:
-    """Return a value as it is, unless it is a number that YAML took for text, such as 1e-5."""
-    if not isinstance(value, str):
+    """Return a value as it is; raise `UserError` for a number that YAML reads as text: 1e-5."""
+    if not isinstance(value, str) or (found := EXPONENT.fullmatch(value.strip())) is None:
         return value
-    mantissa, e, exponent = value.strip().lower().partition("e")
-    try:
-        is_number = bool(e) and math.isfinite(float(value))
-    except ValueError:
-        return value
-    if not is_number:
-        return value
-    mantissa = mantissa if "." in mantissa else f"{mantissa}.0"
-    sign = "" if exponent.startswith(("-", "+")) else "+"
-    raise UserError(f"{key}: YAML reads {value} as text; write {mantissa}e{sign}{exponent}")
+    whole, fraction, sign, exponent = found.groups()
+    number = f"{whole}{fraction or '.0'}e{sign or '+'}{exponent}"
+    raise UserError(f"{key}: YAML reads {value} as text; write {number}")
 
 
 @dataclass(frozen=True)
@@ -200,11 +193,18 @@ class SweepFile:
     content: dict[str, Any]
     lines: Mapping[tuple[str, ...], int]
 
-    def where(self, *keys: str) -> str:
-        """Return the line of a key, such as `sweeps/x.yaml:12`."""
-        while keys and keys not in self.lines:
-            keys = keys[:-1]
-        return f"{self.path}:{self.lines.get(keys, 1)}"
+    def located(self, complaint: str) -> str | None:
+        """Return a complaint after the line of the key that it begins with: `x.yaml:12: min=...`.
+
+        None where the file has no such key.
+        """
+        name, inner, *_ = [*re.split(r"[:= ]+", complaint.replace("'", ""), maxsplit=2), ""]
+        path = tuple(name.split("."))
+        parents = (path[:depth] for depth in range(len(path), 0, -1))
+        for keys in (("parameters", name, inner), ("parameters", name), *parents):
+            if keys in self.lines:
+                return f"{self.path}:{self.lines[keys]}: {complaint}"
+        return None
 
 
 def read_sweep_file(path: Path) -> SweepFile:
@@ -229,7 +229,7 @@ def read_sweep_file(path: Path) -> SweepFile:
     twice = list(_index(root, (), lines))
     file = SweepFile(path, content, lines)
     problems = [f"{path}:{line}: {key} is given twice" for key, line in twice]
-    problems += [f"{file.where(*keys)}: {problem}" for keys, problem in _problems(content)]
+    problems += [file.located(text) or f"{path}:1: {text}" for text in _problems(content)]
     if problems:
         raise UserError("\n".join(problems))
     return file
@@ -249,40 +249,38 @@ def _index(
         yield from _index(value, inner, lines)
 
 
-def _problems(content: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield (keys, what is wrong there) for everything that W&B's schema forbids."""
+def _problems(content: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a complaint, which begins with a key, for everything that W&B's schema forbids."""
     yield from _wrong_keys(FILE, content)
-    metric, parameters = content.get("metric"), content.get("parameters")
+    metric, early = content.get("metric"), content.get("early_terminate")
+    if isinstance(early, dict):
+        yield from _wrong_keys(HYPERBAND, {"type": None} | early, "early_terminate.")
     if isinstance(metric, dict):
-        yield from _wrong_keys(METRIC, metric, "metric")
+        yield from _wrong_keys(METRIC, metric, "metric.")
         if "name" not in metric:
-            yield ("metric",), "metric needs a name and a goal"
+            yield "metric needs a name and a goal"
         elif not str(metric["name"]).startswith("val/"):
             problem = "the validation split decides, so it must be a name such as val/accuracy"
-            yield ("metric", "name"), f"metric.name={metric['name']}: {problem}"
+            yield f"metric.name={metric['name']}: {problem}"
+    parameters = content.get("parameters")
     if not isinstance(parameters, dict) or not parameters:
-        yield ("parameters",), "parameters must name what is searched"
+        yield "parameters must name what is searched"
         return
     for name, node in parameters.items():
-        node = node if isinstance(node, dict) else {}
         try:
-            read_parameter(node)
+            read_parameter(node if isinstance(node, dict) else {})
         except UserError as error:
-            text = str(error)
-            named = (k for k in map(str, node) if text.startswith((f"{k}:", f"{k}=", repr(k))))
-            yield ("parameters", str(name), next(named, "")), f"{name}: {error}"
+            yield f"{name}: {error}"
 
 
 def _wrong_keys(
-    hints: Mapping[str, Any], given: Mapping[str, Any], *path: str
-) -> Iterator[tuple[tuple[str, ...], str]]:
+    hints: Mapping[str, Any], given: Mapping[str, Any], group: str = ""
+) -> Iterator[str]:
     for key, value in given.items():
-        keys = (*path, str(key))
-        name = ".".join(keys)
         if key not in hints:
-            yield keys, f"{name}: there is no such key{suggest(str(key), hints)}"
+            yield f"{group}{key}: there is no such key{suggest(str(key), hints)}"
         elif complaint := mismatch(value, hints[key]):
-            yield keys, f"{name}={value}: must be {complaint}"
+            yield f"{group}{key}={value}: must be {complaint}"
 
 
 def split(overrides: Sequence["Override"]) -> tuple[dict[str, dict[str, Any]], list[str]]:

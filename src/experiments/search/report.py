@@ -52,10 +52,10 @@ def study_data(study: Study) -> StudyData:
 
 
 def _copy(study: Study) -> optuna.Study:
-    """Return a copy in memory that Optuna's charts show in full.
+    """Return a copy in memory for Optuna's charts: they show complete trials and drawn numbers.
 
-    They draw complete trials alone and the numbers that Optuna drew: here each trial that has a
-    value is complete, also where it was pruned, and has the values that its config has.
+    In the copy every trial that has a value is complete, a pruned one too, and its numbers are
+    those of its config.
     """
     trials = study.trials()
     values = [values_of(trial) for trial in trials]

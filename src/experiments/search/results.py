@@ -1,4 +1,4 @@
-"""The results of a study: a table, the best trial as a command and a recipe, a live screen."""
+"""The results of a study: a table, the best trial as a command and a config, a live screen."""
 
 import contextlib
 import csv
@@ -23,6 +23,7 @@ from rich.text import Text
 from experiments.search.configs import assignments
 from experiments.search.local import LOGS
 from experiments.search.study import STATES, Study, state_of
+from experiments.tracking.jsonl import write_json
 from experiments.tracking.terminal import duration, number
 
 RESULTS, BEST_COMMAND, BEST_RECIPE = "results.csv", "best.txt", "best.yaml"
@@ -51,11 +52,12 @@ def winner_of(study: Study) -> dict[str, Any]:
     return study.optuna.user_attrs.get(WINNER, {})
 
 
-def metrics_of(study: Study, best: FrozenTrial) -> dict[str, float]:
-    """Return the metrics of the best trial: the one that is searched for, and `test/*`."""
+def metrics_of(study: Study, best: FrozenTrial) -> list[str]:
+    """Return the metrics of the best trial: `val/accuracy 0.98`, and `test/*` once it is tested."""
     winner = winner_of(study) if winner_of(study).get("trial") == best.number else {}
     tested = {name: value for name, value in winner.items() if name.startswith("test/")}
-    return {study.plan.metric: score(best) or 0.0} | tested
+    metrics = {study.plan.metric: score(best) or 0.0} | tested
+    return [f"{name} {number(value)}" for name, value in metrics.items()]
 
 
 def command(study: Study, trial: FrozenTrial) -> str:
@@ -63,20 +65,15 @@ def command(study: Study, trial: FrozenTrial) -> str:
     return shlex.join(["python", "run.py", *study.plan.overrides, *assignments(values_of(trial))])
 
 
-# ------------------------------------------------------------------------------- files
-
-
 def write_results(study: Study) -> None:
-    """Write what is known so far; a reader finds the old files or the new ones."""
-    parameters = list(study.space.parameters)
+    """Write the results so far; a reader finds each old file or the new one, never a part."""
     table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow([*COLUMNS, *parameters])
+    writer = csv.DictWriter(table, [*COLUMNS, *study.space.parameters], lineterminator="\n")
+    writer.writeheader()
     for trial in study.trials():
-        values = values_of(trial)
         fixed = [trial.number, state_of(trial), score(trial), trial.user_attrs.get("seconds")]
-        row = [*fixed, f"trials/{trial.number}", *(values.get(name) for name in parameters)]
-        writer.writerow(["" if cell is None else cell for cell in row])
+        row = zip(COLUMNS, [*fixed, f"trials/{trial.number}"], strict=True)
+        writer.writerow(dict(row) | values_of(trial))
     files = {RESULTS: table.getvalue()}
     if (best := study.best()) is not None:
         files |= {BEST_COMMAND: f"{command(study, best)}\n", BEST_RECIPE: recipe(study, best)}
@@ -99,8 +96,7 @@ def recipe(study: Study, best: FrozenTrial) -> str:
         for parent in parents:
             node = node.setdefault(parent, {})
         node[last] = value
-    metrics = metrics_of(study, best).items()
-    result = ", ".join(f"{name} {number(value)}" for name, value in metrics)
+    result = ", ".join(metrics_of(study, best))
     header = [
         "# @package _global_",
         f"# {study.plan.name}, trial {best.number}, the best of {study.plan.n_trials}: {result}.",
@@ -112,11 +108,8 @@ def recipe(study: Study, best: FrozenTrial) -> str:
     return "\n".join(header) + "\n" + "\n".join(body)
 
 
-# ------------------------------------------------------------------------------- terminal
-
-
 def screen(study: Study) -> RenderableType:
-    """Return the whole picture: how far, how long still, what runs, what is best."""
+    """Return the picture of a study: its progress, time left, running trials, best trials."""
     plan, trials = study.plan, study.trials()
     done = [trial for trial in trials if trial.state.is_finished()]
     head = Text.assemble((plan.name, "bold"), f"  {plan.method} search, {plan.metric}")
@@ -127,7 +120,7 @@ def screen(study: Study) -> RenderableType:
         left(trials, plan.n_trials),
     )
     parts: list[RenderableType] = [head, bar, counts(trials)]
-    if workers := overviews(study):
+    if workers := Overviews(study).read():
         parts += [Text(), worker_table(workers)]
     running = [trial for trial in trials if trial.state == TrialState.RUNNING]
     for title, shown in (("running", running), ("best", study.ranked())):
@@ -136,19 +129,35 @@ def screen(study: Study) -> RenderableType:
     return Group(*parts)
 
 
-def overview_file(study: Study, worker: str = "") -> Path:
-    """Return the file in which a worker, this one unless it is named, says how far it is."""
-    return study.folder / LOGS / f"{worker or study.worker}.json"
+class Overviews:
+    """The files in which the workers of a study say how far their trials are."""
 
+    def __init__(self, study: Study):
+        self.study, self.folder, self.written = study, study.folder / LOGS, float("-inf")
 
-def overviews(study: Study) -> dict[str, dict[str, float]]:
-    """Return how far the trials of each worker are, by worker; not of workers that are dead."""
-    found = {}
-    for path in sorted((study.folder / LOGS).glob("*.json")):
-        with contextlib.suppress(OSError, ValueError):  # removed meanwhile
-            if study.claims.now() - path.stat().st_mtime <= study.plan.heartbeat:
-                found[path.stem] = json.loads(path.read_text())
-    return found
+    def of(self, worker: str) -> Path:
+        """Return the file of a worker."""
+        return self.folder / f"{worker}.json"
+
+    def write(self, overview: Mapping[str, float]) -> None:
+        """Write this worker's, at most once a second."""
+        if time.monotonic() - self.written >= 1:
+            self.written = time.monotonic()
+            self.folder.mkdir(exist_ok=True)
+            write_json(self.of(self.study.worker), overview)
+
+    def remove(self) -> None:
+        """Remove this worker's: its trials have ended."""
+        self.of(self.study.worker).unlink(missing_ok=True)
+
+    def read(self) -> dict[str, dict[str, float]]:
+        """Return those of the workers that live, by worker."""
+        found = {}
+        for path in sorted(self.folder.glob("*.json")):
+            with contextlib.suppress(OSError, ValueError):  # removed meanwhile
+                if self.study.claims.now() - path.stat().st_mtime <= self.study.plan.heartbeat:
+                    found[path.stem] = json.loads(path.read_text())
+        return found
 
 
 def worker_table(workers: Mapping[str, dict[str, float]]) -> Table:
@@ -201,7 +210,7 @@ def trial_table(title: str, trials: list[FrozenTrial]) -> Table:
 
 
 def left(trials: list[FrozenTrial], budget: int) -> str:
-    """Return `3:20 left`, from the pace of the last trials; empty where there is no telling."""
+    """Return `3:20 left`, by the pace of the last trials; empty while there are too few."""
     ends = sorted(t.datetime_complete for t in trials if t.datetime_complete is not None)
     recent = ends[-RECENT:]
     if len(recent) < 3 or len(ends) == budget:
@@ -212,13 +221,11 @@ def left(trials: list[FrozenTrial], budget: int) -> str:
 
 
 def ending(study: Study) -> str:
-    """Return what to print at the end: the best trial as a command, and where everything is."""
+    """Return the last lines for the terminal: the best trial as a command, and the files."""
     best = study.best()
     lines = [counts(study.trials()).plain.strip(), *replicates(study)]
     if best is not None:
-        metrics = metrics_of(study, best).items()
-        shown = "  ".join(f"{name} {number(value)}" for name, value in metrics)
-        lines.append(f"best        trial {best.number}: {shown}")
+        lines.append(f"best        trial {best.number}: {'  '.join(metrics_of(study, best))}")
         lines.append(f"            {command(study, best)}")
     failed = [t for t in study.trials() if state_of(t) in ("failed", "diverged")]
     for reason, count in Counter(str(t.user_attrs.get("reason")) for t in failed).most_common(3):
@@ -243,9 +250,9 @@ def replicates(study: Study) -> list[str]:
 
 @contextlib.contextmanager
 def watching(study: Study, console: Console | None = None) -> Iterator[Callable[[], None]]:
-    """Show a study within the block; yields what brings the picture up to date.
+    """Show a study within the block; yield the function that brings the picture up to date.
 
-    That is a live table in a terminal; elsewhere a line for each trial that ends.
+    In a terminal the picture is a live table; elsewhere it is a line for each trial that ends.
     """
     console = console or Console()
     if console.is_terminal:
@@ -255,10 +262,11 @@ def watching(study: Study, console: Console | None = None) -> Iterator[Callable[
             yield lambda: live.update(screen(study), refresh=True)
         return
     ended = {trial.number for trial in study.trials() if trial.state.is_finished()}
-    printed = dict[str, float]()  # when a line about a worker was last printed
+    overviews = Overviews(study)
+    printed: dict[str, float] = {}  # the time of the last line about each worker
 
     def look() -> None:
-        for worker, now in overviews(study).items():
+        for worker, now in overviews.read().items():
             if time.monotonic() - printed.setdefault(worker, time.monotonic()) >= LINE_EVERY:
                 printed[worker] = time.monotonic()
                 place = f"step {now['step']:.0f}/{now['total_steps']:.0f}  epoch {now['epoch']:.2f}"

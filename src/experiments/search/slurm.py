@@ -1,14 +1,14 @@
 """Runs and workers as jobs of a Slurm cluster, through submitit.
 
-Slurm sends SIGUSR2 to a job whose time is nearly up or whose place another job needs. The program
-in it saves and ends, and the job goes back into the queue; when it starts again the program goes on
-from what it saved. A job that is cancelled or killed stays so. Slurm's accounting is never
-asked: the results of a job are in the folder of its run or study.
+Slurm sends SIGUSR2 to a job that nears its time limit or that is preempted. The program in it
+saves and ends, and the job goes back into the queue; when it starts again the program goes on from
+what it saved. A job that is cancelled or killed is not queued again.
 """
 
 import contextlib
 import io
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from submitit import JobEnvironment, SlurmExecutor
+from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from experiments.core.config import build, check
 from experiments.errors import EXIT_CODES, UserError, suggest
@@ -37,21 +39,19 @@ class Task:
 
     Args:
       command: starts it.
-      again: starts it instead where there is a checkpoint of the run in `saved`.
+      run: the folder of a run that the command trains, and resumes if it has a checkpoint.
       cancelled: a file; a job for which it exists does not go back into the queue.
     """
 
     command: Sequence[str]
-    again: Sequence[str] = ()
-    saved: Path | None = None
+    run: Path | None = None
     cancelled: Path | None = None
 
     def __call__(self) -> None:
         """Run it, in the job; raise `RuntimeError` if it fails."""
-        resumes = self.again and self.saved is not None and saved_steps(self.saved)
-        command = self.again if resumes else self.command
+        command = self.command if self.run is None else run_command(self.command, self.run)
         signals: list[int] = []
-        # until the program handles the signal, it must not end it; a child inherits that
+        # the child inherits this: the signal must not end a program that does not handle it yet
         signal.signal(NOTICE, signal.SIG_IGN)
         child = subprocess.Popen(command, env=os.environ | process_of_job())
 
@@ -68,8 +68,7 @@ class Task:
         if code and not asked_to_end:
             raise RuntimeError(f"exit code {code}: {' '.join(command)}")
         cancelled = self.cancelled is not None and self.cancelled.exists()
-        first = os.environ.get("SLURM_PROCID", "0") == "0"
-        if asked_to_end and first and not cancelled:
+        if asked_to_end and not cancelled and JobEnvironment().global_rank == 0:
             requeue()
 
 
@@ -112,12 +111,9 @@ class Slurm:
         Raises:
             UserError: there is no Slurm here, or it does not take the job.
         """
-        import submitit
-        from submitit.core.utils import FailedJobError, FailedSubmissionError
-
         if shutil.which("sbatch") is None or shutil.which("srun") is None:
             raise UserError("there is no Slurm here (sbatch); log in to a machine of the cluster")
-        executor = submitit.SlurmExecutor(folder=folder.absolute() / FOLDER)
+        executor = SlurmExecutor(folder=folder.absolute() / FOLDER)
         executor.update_parameters(**self._parameters(name, nodes))
         try:  # submitit prints what sbatch says; here it becomes the error's message
             with contextlib.redirect_stderr(io.StringIO()), executor.batch():
@@ -131,7 +127,7 @@ class Slurm:
         steps = ["--kill-on-bad-exit=1"]
         if self.cpus is not None:  # since Slurm 22.05 a step does not take it over from its job
             steps.append(f"--cpus-per-task={self.cpus}")
-        given = {
+        optional = {
             "partition": self.partition,
             "account": self.account,
             "qos": self.qos,
@@ -139,7 +135,7 @@ class Slurm:
             "cpus_per_task": self.cpus,
             "mem": None if self.memory is None else f"{round(self.memory * 1024)}M",
         }
-        return {key: value for key, value in given.items() if value is not None} | {
+        return {key: value for key, value in optional.items() if value is not None} | {
             "job_name": name,
             "time": self.time,
             "nodes": nodes,
@@ -177,19 +173,15 @@ def read_cluster(config_folder: Path, block: Mapping[str, Any]) -> Slurm | None:
 
 
 def submit_run(folder: Path, cluster: Slurm, nodes: int, arguments: Sequence[str]) -> str:
-    """Queue this program with these arguments, on `nodes` nodes; return how to follow the job.
+    """Queue this program with these arguments on `nodes` nodes; return how to follow the job.
 
     Until there is a checkpoint it starts anew each time; after that it resumes the run in `folder`.
     """
     folder = folder.absolute()
-    program = [sys.executable, str(Path(sys.argv[0]).absolute())]
-    own = [a for a in arguments if a.partition("=")[0].partition(".")[0] in ("cluster", "nodes")]
-    arguments = [a for a in arguments if a not in own]
-    if any(argument.startswith("resume=") for argument in arguments):
-        task = Task([*program, *arguments])
-    else:
-        command = [*program, *arguments, f"hydra.run.dir={folder}"]
-        task = Task(command, [*program, f"resume={folder}"], folder)
+    arguments = [a for a in arguments if re.split("[.=]", a)[0] not in ("cluster", "nodes")]
+    resumes = any(argument.startswith("resume=") for argument in arguments)
+    command = [sys.executable, str(Path(sys.argv[0]).absolute()), *arguments]
+    task = Task(command, run=None if resumes else folder)
     job = cluster.submit([task], folder, folder.name, nodes)
     return (
         f"job {job} runs in {folder}\n"
@@ -198,17 +190,24 @@ def submit_run(folder: Path, cluster: Slurm, nodes: int, arguments: Sequence[str
     )
 
 
+def run_command(command: Sequence[str], folder: Path) -> list[str]:
+    """Return a command of `run.py` for the run in `folder`: from its checkpoint if it has one."""
+    if saved_steps(folder):
+        return [*command[:2], f"resume={folder}"]
+    return [*command, f"hydra.run.dir={folder}"]
+
+
 def jobs(folder: Path) -> list[str]:
     """Return the ids of all jobs that were queued for a run or study."""
     return sorted(path.name.partition("_")[0] for path in (folder / FOLDER).glob("*_submission.sh"))
 
 
 def queue(folder: Path) -> str:
-    """Return how many jobs of a run or study are in the queue: `2 pending, 6 running`."""
+    """Return the number of jobs of a run or study in the queue: `2 pending, 6 running`."""
     wanted = set(jobs(folder))
     try:
         listed = _slurm("squeue", "--me", "--noheader", "--array", "--format=%F %T")
-    except UserError as error:  # where the folder can be read there need be no Slurm
+    except UserError as error:  # a study can be looked at where there is no Slurm
         return str(error)
     lines = [line.split() for line in listed.splitlines()]
     states = Counter(state.lower() for job, state in lines if job in wanted)
@@ -223,27 +222,26 @@ def cancel_jobs(folder: Path) -> None:
 
 def requeue() -> None:
     """Put the job of this process back into the queue, unless it was cancelled."""
-    job, array = os.environ["SLURM_JOB_ID"], os.environ.get("SLURM_ARRAY_JOB_ID")
-    if array is not None:
-        job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    # a job that was cancelled is no longer running for Slurm
+    job = JobEnvironment().job_id
+    # a cancelled job is no longer running for Slurm
     if _slurm("squeue", "--noheader", f"--jobs={job}", "--format=%T").strip() == "RUNNING":
         print(f"job {job} goes back into the queue", flush=True)
         _slurm("scontrol", "requeue", job)
 
 
 def process_of_job() -> dict[str, str]:
-    """Return the environment by which the processes of a job of several nodes find each other."""
-    if int(os.environ.get("SLURM_NTASKS", "1")) == 1:
+    """Return the environment by which the processes of a job on several nodes find each other."""
+    job = JobEnvironment()
+    if job.num_tasks == 1:
         return {}
     from experiments.training.distributed import COORDINATOR, COUNT, INDEX
 
-    port = FIRST_PORT + int(os.environ["SLURM_JOB_ID"]) % PORTS
+    # the node that started the step is the job's first one
+    host, port = os.environ["SLURM_LAUNCH_NODE_IPADDR"], FIRST_PORT + int(job.raw_job_id) % PORTS
     return {
-        # the node that started the step is the job's first one
-        COORDINATOR: f"{os.environ['SLURM_LAUNCH_NODE_IPADDR']}:{port}",
-        COUNT: os.environ["SLURM_NTASKS"],
-        INDEX: os.environ["SLURM_PROCID"],
+        COORDINATOR: f"{host}:{port}",
+        COUNT: str(job.num_tasks),
+        INDEX: str(job.global_rank),
     }
 
 

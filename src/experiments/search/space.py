@@ -1,7 +1,7 @@
-"""The search space: what each parameter may be, and which parameters a trial has.
+"""The search space: the values of each parameter, and the parameters of a trial.
 
-A parameter whose path does not exist in the config of a trial's group choices is no part of that
-trial: `optim.momentum` beside `optim` in {adam, momentum} is drawn for `momentum` alone.
+A trial has the parameters that its config has: beside `optim` in {adam, momentum} a value of
+`optim.momentum` is drawn for `momentum` alone.
 """
 
 import bisect
@@ -24,15 +24,15 @@ TAIL = 1e-6  # probability beyond each end of a normal distribution that is cut 
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter, as an Optuna distribution and what that does not say.
+    """A parameter: an Optuna distribution, and what such a distribution cannot express.
 
     Args:
-      optuna: the range that is drawn from, on its scale; of a list, how Optuna stores its values.
-      values: of a list.
-      probabilities: of the values; equal unless given.
+      optuna: the range of a number with its scale, or a list of values as Optuna stores them.
+      values: the values of a list.
+      probabilities: of these values; equal unless given.
       normal: mean and standard deviation of the number, or with a logarithmic scale of its
         logarithm; uniform between the ends of the range unless given.
-      q: the step: the number x becomes round(x / q) * q, a whole number where q is one.
+      q: the step: the number x becomes round(x / q) * q, a whole number if q is whole.
     """
 
     optuna: CategoricalDistribution | IntDistribution | FloatDistribution
@@ -42,10 +42,7 @@ class Parameter:
     q: float | None = None
 
     def at(self, u: float) -> Any:
-        """Return the value at the quantile `u` in [0, 1); a number is not rounded yet.
-
-        So one uniform number decides one draw, whatever the method that drew it.
-        """
+        """Return the value at the quantile `u` in [0, 1); a number is not rounded yet."""
         known = self.optuna
         if isinstance(known, CategoricalDistribution):
             index = int(u * len(self.values))
@@ -56,17 +53,17 @@ class Parameter:
             return min(known.low + int(u * (known.high - known.low + 1)), known.high)
         if self.normal is not None:
             return quantile_of_normal(u, *self.normal, log=known.log)
-        if known.log:
-            low, high = math.log(known.low), math.log(known.high)
-            return min(max(math.exp(low + u * (high - low)), known.low), known.high)
-        return known.low + u * (known.high - known.low)
+        if not known.log:
+            return known.low + u * (known.high - known.low)
+        low, high = math.log(known.low), math.log(known.high)
+        return min(max(math.exp(low + u * (high - low)), known.low), known.high)
 
     def position(self, x: float) -> float:
         """Return the quantile of a number: the inverse of `at`, for integers its middle."""
         known = self.optuna
-        assert not isinstance(known, CategoricalDistribution)
         if isinstance(known, IntDistribution):
             return (x - known.low + 0.5) / (known.high - known.low + 1)
+        assert isinstance(known, FloatDistribution)
         x, low, high = map(math.log if known.log else float, (x, known.low, known.high))
         if self.normal is not None:
             mean, deviation = self.normal
@@ -113,7 +110,7 @@ def choice(values: Sequence, probabilities: Sequence[float] | None = None) -> Pa
 
 
 def normal(mean: float, deviation: float, *, log: bool, q: float | None) -> Parameter:
-    """Return a normally distributed number; with `log` one whose logarithm is."""
+    """Return a number that is normally distributed, or with `log` its logarithm."""
     low, high = (quantile_of_normal(u, mean, deviation, log=log) for u in (TAIL, 1 - TAIL))
     return Parameter(FloatDistribution(low, high, log=log), normal=(mean, deviation), q=q)
 
@@ -125,13 +122,13 @@ def quantile_of_normal(u: float, mean: float, deviation: float, *, log: bool) ->
 
 
 def in_optuna(value: Any) -> Any:
-    """Return a value as Optuna stores it; what is no scalar goes as text."""
+    """Return a value as Optuna stores it: a scalar as it is, anything else as text."""
     return value if value is None or isinstance(value, bool | int | float | str) else repr(value)
 
 
 @dataclass(frozen=True)
 class Space:
-    """The parameters of a search by dotted path, and the configs that they are part of."""
+    """The parameters of a search, by dotted path or group, and the configs of its trials."""
 
     parameters: Mapping[str, Parameter]
     configs: Configs
@@ -144,7 +141,7 @@ class Space:
 
     @property
     def contexts(self) -> list[dict[str, Any]]:
-        """Group choices in which each choice occurs, first the first one of every group."""
+        """Combinations of choices in which every choice occurs; first the first of each group."""
         first = {name: values[0] for name, values in self.groups.items()}
         others = (
             first | {name: value} for name, values in self.groups.items() for value in values[1:]
@@ -152,7 +149,7 @@ class Space:
         return [first, *others]
 
     def draw(self, suggest: Callable[[str, Parameter], Any]) -> dict[str, Any]:
-        """Return the values of one trial: first the choices, then what exists with them."""
+        """Return the values of one trial: of groups, then of the parameters beside them."""
         values = {name: suggest(name, self.parameters[name]) for name in self.groups}
         for name in self.existing(values):
             values[name] = suggest(name, self.parameters[name])
@@ -194,23 +191,23 @@ class Space:
                 found.append({name: point[name] for name in axes if name in point})
         return found
 
-    def check_paths(self) -> Iterator[tuple[str, str]]:
-        """Yield (parameter, what is wrong with it) for paths that no trial's config has."""
+    def check_paths(self) -> Iterator[str]:
+        """Yield a complaint, which begins with the parameter, for paths that no config has."""
         known = self.configs.groups
         for name, values in self.groups.items():
             for value in values:
                 if value not in known[name]:
                     hint = suggest(str(value), known[name])
-                    yield name, f"{name}={value}: there is no such choice{hint}"
+                    yield f"{name}={value}: there is no such choice{hint}"
         possible = [c for c in self.contexts if all(c[name] in known[name] for name in c)]
         there: set[str] = set().union(*map(self.configs.paths, possible or [{}]))
         for name in self.parameters:
             if name in known:
                 if name not in self.groups:
-                    yield name, f"{name} is chosen by name; give values"
+                    yield f"{name} is chosen by name; give values"
             elif name not in there:
                 keys = [path for path in there if not path.endswith("._target_")]
-                yield name, f"{name}: there is no such key{suggest(name, keys)}"
+                yield f"{name}: there is no such key{suggest(name, keys)}"
 
 
 def _product(axes: Mapping[str, list | None], names: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -5,10 +5,10 @@
     claims/             which worker runs what
     trials/<number>/    the run of each trial (`seed_<n>/` below it where there are several seeds)
     workers/            what each worker printed
-    results.csv         and best.yaml, best.txt: what came out
+    results.csv         and best.yaml, best.txt: the results
 
-All trials of the budget are laid down when the study is made, so that the budget is the study's
-own, whoever works on it.
+All trials of the budget are laid down when the study is made: however many workers come and go,
+they run just these.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ from experiments.search.readers import read_space
 from experiments.search.space import in_optuna
 
 CANCEL = "cancel"
-BEGUN_AT_ONCE = 16  # trials whose values are drawn while others wait for the journal
+BEGUN_AT_ONCE = 16  # trials that begin in one go, while other workers wait for the journal
 STATES = ("waiting", "running", "finished", "pruned", "diverged", "failed")
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -46,7 +46,7 @@ class Trial:
     """A trial that this worker has claimed.
 
     Args:
-      reported: epochs whose validation an earlier attempt reported.
+      reported: epochs that an earlier attempt has reported the metric of.
     """
 
     number: int
@@ -97,14 +97,14 @@ class Study:
 
     @property
     def complete(self) -> bool:
-        """Whether the budget is spent."""
+        """True once the budget is spent."""
         trials = self.trials()
         spent = all(trial.state.is_finished() for trial in trials)
         return spent and len(trials) == self.plan.n_trials
 
     @property
     def cancelled(self) -> bool:
-        """Whether the workers were asked to stop."""
+        """True once the workers were asked to stop."""
         return (self.folder / CANCEL).exists()
 
     def folder_of(self, number: int) -> Path:
@@ -113,15 +113,11 @@ class Study:
 
     def ranked(self) -> list[FrozenTrial]:
         """Return the finished trials, the best one first."""
-        sign = 1 if self.plan.goal == "minimize" else -1
-        done = [t for t in self.trials() if t.state == TrialState.COMPLETE]
-        return sorted(done, key=lambda t: sign * t.value)  # type: ignore[operator]
+        return self.plan.ranked(self.trials())
 
     def best(self) -> FrozenTrial | None:
         """Return the finished trial with the best value."""
         return next(iter(self.ranked()), None)
-
-    # ------------------------------------------------------------------ what workers do
 
     def claim(self, most: int) -> list[Trial]:
         """Return up to `most` trials that are now this worker's to run, by number.
@@ -188,7 +184,7 @@ class Study:
     def _record(
         self, number: int, state: TrialState, value: float | None, attributes: dict[str, Any]
     ) -> None:
-        # a race with a worker that took the trial over is lost in silence
+        # a worker that took the trial over may have recorded its end before
         with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError), self.at_once():
             for key, attribute in attributes.items():
                 self.storage.set_trial_user_attr(self._id(number), key, attribute)
@@ -229,13 +225,10 @@ def create_study(plan: Plan, folder: Path, config_folder: Path) -> Study:
     return study
 
 
-# ---------------------------------------------------------------------- where it is stored
-
-
 class Journal(JournalFileBackend):
-    """Optuna's journal, which also outlives a writer that was killed in the middle of a line.
+    """Optuna's journal, where a writer may be killed in the middle of a line.
 
-    Optuna refuses to read on behind a torn line, so the next writer removes it.
+    Optuna reads nothing behind a torn line, so the next writer removes it.
     """
 
     def __init__(self, path: Path):
@@ -245,7 +238,7 @@ class Journal(JournalFileBackend):
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[BinaryIO]:
-        """Within it one lock, and one wait for the disk at the end, are for all entries."""
+        """Write all entries of the block under one lock, and wait for the disk once, at its end."""
         if self.open_file is not None:
             yield self.open_file
             return
@@ -258,7 +251,7 @@ class Journal(JournalFileBackend):
                 os.fsync(self.open_file.fileno())
         finally:
             self.open_file = None
-            # one that was held for long (a process that slept) may have been taken for abandoned
+            # Optuna breaks a lock that was held for long, as by a process that slept
             with contextlib.suppress(RuntimeError):
                 self.lock.release()
 

@@ -1,7 +1,6 @@
 """A worker: a process that claims trials of a study and trains them until there are none left.
 
-Each trial is one normal run per seed, in the trial's folder. All that this package asks of
-`training` to train is asked here.
+Each trial is one normal run per seed, in the trial's folder.
 """
 
 import contextlib
@@ -11,24 +10,18 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import yaml
 from optuna.trial import FrozenTrial
 
 from experiments.core.config import build, check_config
 from experiments.errors import EXIT_CODES, Exit, UserError
-from experiments.search.configs import Configs, as_yaml, assignments, resolved
-from experiments.search.results import (
-    WINNER,
-    overview_file,
-    values_of,
-    winner_of,
-    write_results,
-)
+from experiments.search.configs import Configs, assignments, resolved
+from experiments.search.results import WINNER, Overviews, values_of, winner_of, write_results
 from experiments.search.study import Study, Trial
 from experiments.tracking.choice import chosen
-from experiments.tracking.jsonl import JsonLines, write_json
+from experiments.tracking.jsonl import JsonLines
 from experiments.tracking.tracker import Tracker, Trackers
 from experiments.training.loop import fit
 from experiments.training.run_folder import exclusive
@@ -41,7 +34,9 @@ log = logging.getLogger(__name__)
 
 POLL = 1.0  # seconds between looks for a trial that became free
 LOG_FORMAT = "[%(asctime)s] %(levelname)s %(name)s: %(message)s"
-POPULATIONS = "populations"  # the folder of checkpoints of several trials, in that of the study
+POPULATIONS = (
+    "populations"  # in the folder of the study: checkpoints of trials that train side by side
+)
 
 Summary = dict[str, Any]
 
@@ -51,8 +46,8 @@ def work(
 ) -> None:
     """Train trials of the study in `folder` until its budget is spent.
 
-    While other workers train the last trials it waits: one of them may die. `configs` are the
-    study's, with what was composed of them already.
+    While other workers train the last trials it waits: one of them may die. `configs` are those of
+    the study, some of them composed already.
 
     Raises:
         Exit: it was asked to stop; its trials are saved and free again.
@@ -65,18 +60,18 @@ def work(
 
 
 class TrialStop(StopRequest):
-    """Stops one trial, because its worker is to stop or for a reason of its own.
+    """A request to stop one trial: because its worker is to stop, or for a `reason` of its own.
 
-    `reason` is None, `pruned`, or `lost` if another worker has taken the trial over.
+    The reason is `pruned`, or `lost` if another worker has taken the trial over.
     """
 
     def __init__(self, worker: StopRequest):
         self.worker = worker
-        self.reason: str | None = None
+        self.reason: Literal["pruned", "lost"] | None = None
 
     @property
     def name(self) -> str | None:  # type: ignore[override]
-        """The signal to stop, if there is one; a reason is like being asked to end."""
+        """The signal to stop, if there is one; a reason counts as SIGTERM."""
         return "SIGTERM" if self.reason else self.worker.name
 
     @property
@@ -90,7 +85,7 @@ class TrialStop(StopRequest):
 
 
 class Reporter(Tracker):
-    """Reports every validation to the study, and stops a trial that the study prunes."""
+    """A tracker that reports every validation to the study, and stops a trial that it prunes."""
 
     may_stop = True
 
@@ -129,7 +124,7 @@ class Outcome(NamedTuple):
 
 
 class Worker:
-    """Trains trials of a study; they share data and compiled programs."""
+    """A worker; its trials share data and compiled programs."""
 
     def __init__(self, study: Study, stop: StopRequest):
         self.study, self.stop, self.setups = study, stop, Setups()
@@ -139,14 +134,10 @@ class Worker:
         announce()
         options = build(config["population"])
         self.limits = {"width": options.width, "most": options.most}
-        self._shown = float("-inf")  # the time of the last overview
-        overview_file(study).parent.mkdir(exist_ok=True)
+        self.overviews = Overviews(study)
 
     def _show(self, trials: Sequence[Training], step: int) -> None:
-        """Write, at most once a second, how far the trials are that train now."""
-        if time.monotonic() - self._shown >= POLL:
-            self._shown = time.monotonic()
-            write_json(overview_file(self.study), overview(trials, step))
+        self.overviews.write(overview(trials, step))
 
     def _look(self) -> None:
         if self.study.cancelled and self.stop.name is None:
@@ -157,10 +148,8 @@ class Worker:
         with self.study.claims.touched(self._look):
             while self.stop.name is None and not self.study.complete:
                 trials = self.study.claim(int(self.study.plan.side_by_side))
-                if trials:
-                    outcomes = self._train_claimed(trials)
-                    write_results(self.study)
-                others = not trials or all(one.state == "interrupted" for one in outcomes)
+                outcomes = self._train_claimed(trials)
+                others = all(one.state == "interrupted" for one in outcomes)
                 if others and self.stop.name is None:  # have the trials that are left
                     time.sleep(POLL)
             if self.stop.name is None:
@@ -172,6 +161,8 @@ class Worker:
         All seeds of all trials are trained side by side. Whatever goes wrong with a trial is its
         outcome and does not concern the others.
         """
+        if not trials:
+            return []
         plan, runs = self.study.plan, []
         stops = [TrialStop(self.stop) for _ in trials]
         for trial, stop in zip(trials, stops, strict=True):
@@ -194,6 +185,7 @@ class Worker:
                 else:
                     self.study.finish(trial, outcome.state, outcome.value, **outcome.attributes)
                     self.study.claims.drop(trial.claim)
+        write_results(self.study)
         return outcomes
 
     def _conclude(self) -> None:
@@ -231,8 +223,6 @@ class Worker:
         names = [name for name in found[0] if name.startswith("test/")]
         return {name: statistics.median(run[name] for run in found) for name in names}
 
-    # ------------------------------------------------------------------ runs
-
     def _runs(
         self,
         trial: int,
@@ -266,8 +256,9 @@ class Worker:
         hydra = run.folder / ".hydra"
         hydra.mkdir(parents=True, exist_ok=True)
         overrides = [*plan.overrides, *assignments(run.values)]
-        (hydra / "config.yaml").write_text(as_yaml(config))
-        (hydra / "overrides.yaml").write_text(yaml.dump(overrides, Dumper=yaml.CSafeDumper))
+        for name, content in {"config": config, "overrides": overrides}.items():
+            text = yaml.dump(content, Dumper=yaml.CSafeDumper, sort_keys=False)
+            (hydra / f"{name}.yaml").write_text(text)
         return plain
 
     def _open(self, run: Run, stack: contextlib.ExitStack, *, alone: bool) -> Training:
@@ -314,7 +305,7 @@ class Worker:
                 else:  # the run to blame shows when each is trained alone
                     log.warning("one after another instead: %s", in_one_line(error), exc_info=error)
             finally:
-                overview_file(self.study).unlink(missing_ok=True)
+                self.overviews.remove()
                 for index, trial in opened.items():
                     if trial.summary:
                         ended[index] = trial.summary
@@ -328,35 +319,32 @@ class Worker:
 
 def outcome_of(trial: int, ended: Sequence[Summary | Exception], metric: str) -> Outcome:
     """Return the outcome of a trial, from the summaries or errors of its runs."""
-    seconds = round(sum(run["seconds"] for run in ended if isinstance(run, dict)), 3)
-
-    def without_value(state: str, reason: str) -> Outcome:
-        return Outcome(state, None, {"seconds": seconds, "reason": reason})
-
-    scores, pruned_at = [], None
+    spent = {"seconds": round(sum(run["seconds"] for run in ended if isinstance(run, dict)), 3)}
+    scores, pruned = [], None
     for run in ended:
         if isinstance(run, Exception):
-            if isinstance(run.__cause__, BlockingIOError):  # a worker thought dead still runs it
+            if isinstance(run.__cause__, BlockingIOError):  # its last worker is not dead after all
                 return Outcome("interrupted")
             log.warning("trial %d failed", trial, exc_info=run)
-            return without_value("failed", in_one_line(run))
+            return Outcome("failed", None, spent | {"reason": in_one_line(run)})
         if run["status"] == "interrupted":
             return Outcome("interrupted")
         if run["status"] == "diverged":
-            return without_value("diverged", f"diverged at step {run['diverged_at']}")
+            reason = f"diverged at step {run['diverged_at']}"
+            return Outcome("diverged", None, spent | {"reason": reason})
         if run["status"] == "pruned":
-            pruned_at = pruned_at or round(run["epoch"])
+            pruned = pruned or {"reason": f"pruned after epoch {round(run['epoch'])}"}
         elif metric not in run["best"]:
-            return without_value("failed", f"no epoch was validated, so there is no {metric}")
+            reason = f"no epoch was validated, so there is no {metric}"
+            return Outcome("failed", None, spent | {"reason": reason})
         scores.append(run["best"].get(metric))
-    if pruned_at is not None:
-        reason = f"pruned after epoch {pruned_at}"
-        return Outcome("pruned", scores[0], {"seconds": seconds, "reason": reason})
-    return Outcome("finished", statistics.median(scores), {"seconds": seconds})
+    if pruned is not None:
+        return Outcome("pruned", scores[0], spent | pruned)
+    return Outcome("finished", statistics.median(scores), spent)
 
 
 def in_one_line(error: Exception) -> str:
-    """Return what a failed trial is recorded with."""
+    """Return the reason that is recorded of a trial which failed with this error."""
     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
     first = next(iter(str(error).strip().splitlines()), "")
     return f"{kind}{first}"[:500]

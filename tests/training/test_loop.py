@@ -14,7 +14,7 @@ from experiments.tracking.tracker import Tracker
 from experiments.training.loop import fit
 from experiments.training.runtime import CPU_OPTIONS, SHORT, SHORT_OPTIONS, compiler_options
 from experiments.training.setup import Setups
-from experiments.training.step import Programs
+from experiments.training.step import Compiled
 from experiments.training.trial import StopRequest
 from support import composed, killed_after_saving, timeless, trial_of
 
@@ -181,12 +181,7 @@ def test_a_short_training_is_compiled_sooner_and_comes_to_the_same(data_home):
     """What XLA's older emitters make of a step differs by rounding alone."""
     setup = Setups().of(config := composed(*data_home, *SMALL))
     layout, hparams, key = setup.layout(1), setup.inputs_of(config), root_key(np.array([0]))
-    programs = Programs(
-        *(setup.experiment, layout, setup.shapes, setup.traced.inputs),
-        batch_size=setup.batch_size,
-        max_steps=8,
-    )
-    traced = programs.trace_train(setup.training_shapes, setup.key)
+    traced = Compiled(setup, layout, 1).trace_train()
     window = next(iter(setup.feed(layout, [0]).windows(0, 0)))
     hparams, initial = jax.tree.map(
         lambda leaf: np.asarray(leaf)[None], (hparams, setup.experiment.init(hparams, root_key(0)))

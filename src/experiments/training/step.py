@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,9 @@ from experiments.machine import return_freed_memory
 from experiments.training.metrics import ends_line
 from experiments.training.runtime import background, compiler_options
 from experiments.viz.flops import work
+
+if TYPE_CHECKING:
+    from experiments.training.setup import Setup
 
 Shapes = Mapping[str, jax.ShapeDtypeStruct]
 
@@ -65,150 +68,36 @@ class Layout:
         )
 
 
-class Programs:
-    """Traces an experiment's steps for a stack.
+class Compiled:
+    """The programs for a stack of trials, compiled in the background.
 
     The number of steps of a dispatch is an input of the training program, so one compilation
     serves every length, and the numbers do not depend on how a training is cut into dispatches.
+    The program for evaluation is compiled once `begun` was called: the first steps of training have
+    the processor to themselves.
 
     Args:
-      state: shapes of one trial's state.
-      hparams: the names of the traced numbers.
-      max_steps: most steps of a dispatch.
+      setup: of the trials.
       width: trials computed as one batched computation; groups of so many are computed one after
         another. Small matrix products gain much from wide groups; large convolutions, which fill
         the device alone, gain nothing and are kinder to its caches one by one.
     """
 
-    def __init__(
-        self,
-        experiment: Experiment,
-        layout: Layout,
-        state: State,
-        hparams: tuple[str, ...],
-        *,
-        batch_size: int,
-        max_steps: int,
-        width: int = 1,
-    ):
-        self.experiment, self.layout, self.width = experiment, layout, width
-        self.batch_size, self.max_steps = batch_size, max_steps
-        self.state = layout.stacked(state)
-        number = jax.ShapeDtypeStruct((), np.float32)
-        self.hparams = layout.stacked(dict.fromkeys(hparams, number))
-
-    def trace_train(self, arrays: Shapes, key: Any, *, streamed: bool = False) -> Any:
-        """Trace `train(states, arrays, order, first, count, hparams, keys) -> (states, log)`.
-
-        Steps first to first + count of an epoch are taken on batches that are drawn from `arrays`
-        by `order`. With `streamed` the arrays are one batch, divided among the devices, and `order`
-        is not looked at. `log` has arrays [rows, max_steps] of each metric, of which the first
-        `count` are this dispatch's, and `diverged_at` [rows]. The states are donated.
-        """
-        layout = self.layout
-
-        def train(states, arrays, order, first, count, hparams, keys):
-            done = states.step[0]  # of all trials; of each it would be a condition of many values
-
-            def one(mine):
-                state, numbers, key, *own = mine
-                batches = own[0] if own else order
-
-                def batch_at(i):
-                    return arrays if streamed else self._batch(arrays, batches, first + i)
-
-                return many_steps(
-                    *(self.experiment, batch_at, state, numbers, key, done, count, self.max_steps)
-                )
-
-            own = [order] if layout.own_batches else []
-            return each_trial(one, (states, hparams, keys, *own), self.width)
-
-        trials, everywhere = PartitionSpec("trial"), PartitionSpec()
-        order_of = trials if layout.own_batches else everywhere
-        spread = self._spread(
-            *(train, trials, everywhere, order_of, everywhere, everywhere, trials, trials)
-        )
-        rows = next(iter(arrays.values())).shape[0]
-        shape = (layout.rows, rows) if layout.own_batches else (rows,)
-        arrays = _placed(arrays, layout.batch if streamed else layout.everywhere)
-        order = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=layout.order)
-        program = jax.jit(spread, donate_argnums=0, out_shardings=layout.trials)
-        step = np.int32(1)
-        keys = layout.stacked(key)
-        return program.trace(self.state, arrays, order, step, step, self.hparams, keys)
-
-    def trace_evaluate(self, batch: Shapes, *, predictions: bool) -> Any:
-        """Trace `evaluate(weights, batch, hparams) -> (sums, predictions)`.
-
-        Each sum over the batch is [rows]; predictions have the axis of trials too, or are None.
-        """
-
-        def evaluate(weights, batch, hparams):
-            def one(mine):
-                (params, model_state), numbers = mine
-                sums, outputs = self.experiment.eval_step(params, model_state, batch, numbers)
-                return (sums, outputs) if predictions else (sums, None)
-
-            return each_trial(one, (weights, hparams), self.width)
-
-        trials, everywhere = PartitionSpec("trial"), PartitionSpec()
-        spread = self._spread(evaluate, trials, everywhere, trials)
-        program = jax.jit(spread, out_shardings=(self.layout.trials, None))
-        batch = _placed(batch, self.layout.batch)
-        return program.trace(self.experiment.weights(self.state), batch, self.hparams)
-
-    def _batch(self, arrays: Mapping, order: jax.Array, step: Any) -> dict[str, jax.Array]:
-        index = jax.lax.dynamic_slice_in_dim(order, step * self.batch_size, self.batch_size)
-        batch = {name: array[index] for name, array in arrays.items()}
-        if self.layout.mesh.shape["data"] == 1:
-            return batch
-        return jax.lax.with_sharding_constraint(batch, self.layout.batch)
-
-    def _spread(self, function: Callable, *specs: PartitionSpec) -> Callable:
-        """Return the function for all trials, each device computing its own.
-
-        No device waits for another within a program: cores that do can wait for ever, as XLA's CPU
-        backend may have no thread left for the one that is waited for.
-        """
-        mesh = self.layout.mesh
-        if mesh.shape["trial"] == 1:
-            return function
-        out = PartitionSpec("trial")
-        return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
-
-
-class Compiled:
-    """The programs for a stack of trials, compiled in the background.
-
-    That for evaluation is compiled once `begun` was called: the first steps of training have the
-    processor to themselves.
-    """
-
-    def __init__(self, setup: Any, layout: Layout, width: int):
+    def __init__(self, setup: "Setup", layout: Layout, width: int):
         self.setup, self.layout, self.width = setup, layout, width
+        self.experiment: Experiment = setup.experiment
+        self.states = layout.stacked(setup.shapes)
+        number = jax.ShapeDtypeStruct((), np.float32)
+        self.hparams = layout.stacked(dict.fromkeys(setup.traced.inputs, number))
         self._train: Future[jax.stages.Compiled] | None = None
         self._lowered: Future[tuple[jax.stages.Lowered, int]] | None = None
         self._evaluate: Future[jax.stages.Compiled] | None = None
-        self._programs = Programs(
-            setup.experiment,
-            layout,
-            setup.shapes,
-            setup.traced.inputs,
-            batch_size=setup.batch_size,
-            max_steps=setup.trainer.max_steps_per_dispatch,
-            width=width,
-        )
 
     def prepare(self, *, training: bool = True) -> None:
         """Begin to compile what was not begun before."""
         if training and self._train is None:
-            setup = self.setup
-            traced = self._programs.trace_train(
-                setup.training_shapes, setup.key, streamed=setup.streamed
-            )
-            every_step = setup.experiment.total_steps * setup.traced.cost.flops * self.layout.rows
-            options = compiler_options(every_step)
+            traced, flops = self.trace_train(), self.setup.traced.cost.flops
+            options = compiler_options(self.experiment.total_steps * flops * self.layout.rows)
             self._train = background.submit(lambda: traced.lower().compile(options))
         if self._lowered is None:
             self._lowered = background.submit(self._lower_evaluation)
@@ -228,7 +117,7 @@ class Compiled:
     @functools.cached_property
     def begin(self) -> Callable[[Tree, Tree], tuple[State, Tree]]:
         """`begin(weights, hparams) -> (states, best weights)`, jitted: the stack at step 0."""
-        experiment = self.setup.experiment
+        experiment = self.experiment
 
         def one(weights: Tree, hparams: Tree) -> tuple[State, Tree]:
             state = experiment.begin(weights, hparams)
@@ -249,8 +138,7 @@ class Compiled:
 
         Of several trials no predictions are made: they would take the memory of all.
         """
-        alone = self.layout.rows == 1
-        traced = self._programs.trace_evaluate(self.setup.evaluation_shapes, predictions=alone)
+        traced = self.trace_evaluate(predictions=self.layout.rows == 1)
         return traced.lower(), work(traced.jaxpr.jaxpr)
 
     def _compile_evaluation(self) -> jax.stages.Compiled:
@@ -261,6 +149,90 @@ class Compiled:
         program = lowered.compile(compiler_options(batches * operations))
         return_freed_memory()
         return program
+
+    # ------------------------------------------------------------------ tracing
+
+    def trace_train(self) -> Any:
+        """Trace `train(states, arrays, order, first, count, hparams, keys) -> (states, log)`.
+
+        Steps first to first + count of an epoch are taken on batches that are drawn from `arrays`
+        by `order`. Arrays of a stream are one batch, divided among the devices, and `order` is not
+        looked at. `log` has arrays [rows, most steps] of each metric, of which the first `count`
+        are this dispatch's, and `diverged_at` [rows]. The states are donated.
+        """
+        layout, streamed = self.layout, self.setup.streamed
+        arrays, most = self.setup.training_shapes, self.setup.trainer.max_steps_per_dispatch
+
+        def train(states, arrays, order, first, count, hparams, keys):
+            done = states.step[0]  # of all trials; of each it would be a condition of many values
+
+            def one(mine):
+                state, numbers, key, *own = mine
+                batches = own[0] if own else order
+
+                def batch_at(i):
+                    return arrays if streamed else self._batch(arrays, batches, first + i)
+
+                return many_steps(
+                    *(self.experiment, batch_at, state, numbers, key, done, count, most)
+                )
+
+            own = [order] if layout.own_batches else []
+            return each_trial(one, (states, hparams, keys, *own), self.width)
+
+        trials, everywhere = PartitionSpec("trial"), PartitionSpec()
+        order_of = trials if layout.own_batches else everywhere
+        spread = self._spread(
+            *(train, trials, everywhere, order_of, everywhere, everywhere, trials, trials)
+        )
+        rows = next(iter(arrays.values())).shape[0]
+        shape = (layout.rows, rows) if layout.own_batches else (rows,)
+        arrays = _placed(arrays, layout.batch if streamed else layout.everywhere)
+        order = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=layout.order)
+        program = jax.jit(spread, donate_argnums=0, out_shardings=layout.trials)
+        step = np.int32(1)
+        keys = layout.stacked(self.setup.key)
+        return program.trace(self.states, arrays, order, step, step, self.hparams, keys)
+
+    def trace_evaluate(self, *, predictions: bool) -> Any:
+        """Trace `evaluate(weights, batch, hparams) -> (sums, predictions)`.
+
+        Each sum over the batch is [rows]; predictions have the axis of trials too, or are None.
+        """
+
+        def evaluate(weights, batch, hparams):
+            def one(mine):
+                (params, model_state), numbers = mine
+                sums, outputs = self.experiment.eval_step(params, model_state, batch, numbers)
+                return (sums, outputs) if predictions else (sums, None)
+
+            return each_trial(one, (weights, hparams), self.width)
+
+        trials, everywhere = PartitionSpec("trial"), PartitionSpec()
+        spread = self._spread(evaluate, trials, everywhere, trials)
+        program = jax.jit(spread, out_shardings=(self.layout.trials, None))
+        batch = _placed(self.setup.evaluation_shapes, self.layout.batch)
+        return program.trace(self.experiment.weights(self.states), batch, self.hparams)
+
+    def _batch(self, arrays: Mapping, order: jax.Array, step: Any) -> dict[str, jax.Array]:
+        size = self.setup.batch_size
+        index = jax.lax.dynamic_slice_in_dim(order, step * size, size)
+        batch = {name: array[index] for name, array in arrays.items()}
+        if self.layout.mesh.shape["data"] == 1:
+            return batch
+        return jax.lax.with_sharding_constraint(batch, self.layout.batch)
+
+    def _spread(self, function: Callable, *specs: PartitionSpec) -> Callable:
+        """Return the function for all trials, each device computing its own.
+
+        No device waits for another within a program: cores that do can wait for ever, as XLA's CPU
+        backend may have no thread left for the one that is waited for.
+        """
+        mesh = self.layout.mesh
+        if mesh.shape["trial"] == 1:
+            return function
+        out = PartitionSpec("trial")
+        return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
 
 
 def each_trial(one: Callable[[Tree], Tree], stack: Tree, width: int) -> Tree:

@@ -60,5 +60,5 @@ Mode = Literal["train", RunMode, "summary", "lr_range", "pretrain"]
 
 
 def is_off(value: Any) -> bool:
-    """Return True for a number that is exactly 0 in the config; a traced number is on."""
-    return isinstance(value, int | float) and value == 0
+    """Return True for null and for a number that is exactly 0 in the config; a traced one is on."""
+    return value is None or (isinstance(value, int | float) and value == 0)

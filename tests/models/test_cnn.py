@@ -31,7 +31,8 @@ def network(layers, shape, classes=10):
 
 
 def layer(kind, shape, **arguments):
-    site = Site(shape, 10, jax.nn.initializers.normal(), nnx.Rngs(0))
+    init = {"kernel_init": jax.nn.initializers.normal(), "rngs": nnx.Rngs(0)}
+    site = Site(shape, 10, init)
     return KINDS[kind](site, **arguments)
 
 

@@ -80,5 +80,5 @@ def test_statistics_of_a_stream_are_those_of_its_first_examples():
         def close(self):
             self.batches = iter([])
 
-    stream = Stream(len(rows), lambda size, seed, train, wanted: Opened(size))
+    stream = Stream(len(rows), lambda size, seed, train: Opened(size))
     np.testing.assert_array_equal(some_examples(stream)["image"], rows)

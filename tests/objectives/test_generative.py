@@ -12,7 +12,7 @@ from experiments.models.layers import Dense, Spectral
 from experiments.objectives import adversarial, losses
 from experiments.objectives.adversarial import energy_distance
 from experiments.objectives.autoencoding import bernoulli_kl
-from experiments.objectives.likelihoods import logistic
+from experiments.objectives.variational import logistic
 from support import composed
 
 KEY = jax.random.key(3)
@@ -212,7 +212,7 @@ def test_the_generator_waits_for_the_discriminator():
 
 def test_spectral_normalisation_makes_the_largest_singular_value_one():
     given = {"kernel_init": jax.nn.initializers.normal(2.0), "rngs": nnx.Rngs(0)}
-    layer = Spectral(Dense(12, 7, use_bias=False, **given), 7)
+    layer = Spectral(Dense(12, 7, use_bias=False, **given))
     layer.train()
     for _ in range(100):
         layer(jnp.ones((1, 12)))

@@ -10,7 +10,6 @@ traced scalar replaces a number of the config, and no callable needs to know.
 import functools
 import importlib
 import inspect
-import itertools
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -28,7 +27,6 @@ SCALARS: dict[Any, tuple[str, Any]] = {
     float: ("a number", (int, float)),
     bool: ("true or false", bool),
     str: ("text", str),
-    None: ("null", type(None)),
     type(None): ("null", type(None)),
 }
 
@@ -81,22 +79,24 @@ def build(node: Any, **extra: Any) -> Any:
 
 def leaves(node: Any, path: str = "") -> list[tuple[str, Any]]:
     """Return every (dotted path, scalar) of a config; list items are addressed by their index."""
-    if isinstance(node, Mapping):
-        items: Iterable[tuple[Any, Any]] = node.items()
-    elif isinstance(node, list | tuple):
-        items = enumerate(node)
-    else:
+    if not isinstance(node, Mapping | list | tuple):
         return [(path, node)]
-    inside = (leaves(value, f"{path}.{key}" if path else str(key)) for key, value in items)
-    return list(itertools.chain.from_iterable(inside))
+    return [leaf for _, where, value in _entries(node, path) for leaf in leaves(value, where)]
+
+
+def _entries(node: Any, path: str) -> Iterator[tuple[Any, str, Any]]:
+    """Yield (key or index, dotted path, value) of what is in a mapping or a list."""
+    if isinstance(node, Mapping | list | tuple):
+        items = node.items() if isinstance(node, Mapping) else enumerate(node)
+        for key, value in items:
+            yield key, f"{path}.{key}" if path else str(key), value
 
 
 def static(node: Any, path: str = "") -> Iterator[str]:
-    """Yield the dotted path of every argument whose annotation says that it is `Static`."""
+    """Yield the dotted path of every argument that is annotated as `Static`."""
     if isinstance(node, Mapping):
         hints = _hints(locate(node["_target_"])) if "_target_" in node else {}
-        for key, value in node.items():
-            where = f"{path}.{key}" if path else str(key)
+        for key, where, value in _entries(node, path):
             if any(isinstance(mark, Static) for mark in typing.get_args(hints.get(key))):
                 yield where
             yield from static(value, where)
@@ -106,14 +106,10 @@ def place(node: Any, values: Mapping[str, Any], path: str = "") -> Any:
     """Return a copy of a config with other values at certain dotted paths, traced or not."""
     if path in values:
         return values[path]
-    if isinstance(node, Mapping):
-        return {
-            key: place(value, values, f"{path}.{key}" if path else str(key))
-            for key, value in node.items()
-        }
-    if isinstance(node, list | tuple):
-        return [place(value, values, f"{path}.{index}") for index, value in enumerate(node)]
-    return node
+    if not isinstance(node, Mapping | list | tuple):
+        return node
+    placed = {key: place(value, values, where) for key, where, value in _entries(node, path)}
+    return placed if isinstance(node, Mapping) else list(placed.values())
 
 
 def check_config(config: Mapping[str, Any]) -> None:
@@ -158,21 +154,17 @@ def check(node: Any, path: str = "") -> None:
         UserError: an argument is unknown, of the wrong type or out of bounds; the message begins
             with its dotted path.
     """
-    if isinstance(node, Mapping):
-        if "_target_" in node:
-            if not isinstance(node["_target_"], str):
-                raise UserError(f"{path}._target_ must be a dotted name, not {node['_target_']!r}")
-            arguments = {key: value for key, value in node.items() if key not in SPECIAL}
-            target = locate(node["_target_"])
-            check_arguments(target, arguments, path)
-            if hasattr(target, "check_config"):  # what annotations cannot say
-                for call in target.check_config(arguments, path) or ():  # further calls to check
-                    check_arguments(*call)
-        for key, value in node.items():
-            check(value, f"{path}.{key}" if path else str(key))
-    elif isinstance(node, list | tuple):
-        for index, value in enumerate(node):
-            check(value, f"{path}.{index}")
+    if isinstance(node, Mapping) and "_target_" in node:
+        if not isinstance(node["_target_"], str):
+            raise UserError(f"{path}._target_ must be a dotted name, not {node['_target_']!r}")
+        arguments = {key: value for key, value in node.items() if key not in SPECIAL}
+        target = locate(node["_target_"])
+        check_arguments(target, arguments, path)
+        if hasattr(target, "check_config"):  # what annotations cannot say
+            for call in target.check_config(arguments, path) or ():  # further calls to check
+                check_arguments(*call)
+    for _, where, value in _entries(node, path):
+        check(value, where)
 
 
 def check_arguments(target: Callable, arguments: Mapping[str, Any], path: str) -> None:
@@ -251,21 +243,26 @@ def _mismatch_inside(values: Iterable[Any], hint: tuple, container: str) -> str 
 
 @functools.cache
 def _parameters(target: Callable) -> Mapping[str, inspect.Parameter]:
+    """Return the parameters that a config may give: not a typed `**`, which the code fills."""
     try:
-        if inspect.isclass(target):  # its metaclass (flax's, say) may hide the signature
-            parameters = dict(inspect.signature(target.__init__).parameters)
-            parameters.pop("self", None)
-            return parameters
-        parameters = dict(inspect.signature(target).parameters)
-        return {n: p for n, p in parameters.items() if p.kind is not p.POSITIONAL_ONLY}
+        parameters = inspect.signature(_function(target)).parameters
     except ValueError:  # a builtin without a signature accepts any argument
         return {"kwargs": inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)}
+    hidden = {n for n, hint in _hints(target).items() if typing.get_origin(hint) is typing.Unpack}
+    hidden |= {n for n, p in parameters.items() if p.kind is p.POSITIONAL_ONLY}
+    if inspect.isclass(target):
+        hidden.add("self")
+    return {n: p for n, p in parameters.items() if n not in hidden}
 
 
 @functools.cache
 def _hints(target: Callable) -> dict[str, Any]:
-    function = target.__init__ if inspect.isclass(target) else target  # type: ignore[misc]
     try:
-        return typing.get_type_hints(function, include_extras=True)
+        return typing.get_type_hints(_function(target), include_extras=True)
     except (NameError, TypeError):  # annotations that only a type checker can resolve
         return {}
+
+
+def _function(target: Callable) -> Callable:
+    """Return the function with a target's signature; the metaclass of a class may hide it."""
+    return target.__init__ if inspect.isclass(target) else target  # type: ignore[misc]

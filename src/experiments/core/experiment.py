@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import math
 import pickle
+import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -42,11 +43,11 @@ class State(NamedTuple):
     opt_state: Tree
     ema: Tree  # averages of (params, model_state), or None
     step: jax.Array | np.int32  # batches seen
-    diverged_at: jax.Array | np.int32  # first step whose loss or gradient was not finite, or -1
+    diverged_at: jax.Array | np.int32  # first step with a loss or gradient not finite, or -1
 
 
 def hyperparameters(config: Mapping[str, Any]) -> dict[str, float]:
-    """The floats of a config that may be traced, by dotted path.
+    """Return the floats of a config that may be traced, by dotted path.
 
     A float that is exactly 0 switches a feature off and stays in the program as that.
     """
@@ -62,7 +63,7 @@ def hyperparameters(config: Mapping[str, Any]) -> dict[str, float]:
 
 @functools.lru_cache(maxsize=256)
 def _floats(pickled: bytes) -> dict[str, float]:
-    """`hyperparameters` of a group; most trials of a study share most of theirs."""
+    """Return those of a group; cached, as most trials of a study share most of theirs."""
     group = pickle.loads(pickled)
     constants = set(static(group))
     return {
@@ -73,13 +74,6 @@ def _floats(pickled: bytes) -> dict[str, float]:
     }
 
 
-class NoKeys:
-    """Stands for `nnx.Rngs` in the constructors of layers that need no key."""
-
-    def params(self) -> None:
-        """The key that `kernel_init` is given."""
-
-
 class Experiment:
     """Model, objective and optimizer of one static configuration as pure functions.
 
@@ -87,7 +81,7 @@ class Experiment:
       config: the composed config as plain dicts.
       spec: shapes of the data; pipeline: from stored examples to model inputs.
       steps_per_epoch, total_steps: what schedules are measured in.
-      examples: gives stored examples, for a model part of whose state follows from the data.
+      examples: gives stored examples, for models with state that follows from the data.
     """
 
     def __init__(
@@ -119,10 +113,8 @@ class Experiment:
         self.frozen = [freeze] if isinstance(freeze, str) else freeze
         self.step = jax.jit(self.train_step)  # traced once for all who need its shapes or call it
 
-    # ------------------------------------------------------------------ objects, inside a trace
-
     def model(self, hparams: Hparams, kernel_init: Any, key: Any = None) -> nnx.Module:
-        """A new model; `kernel_init` fills its weights, a key what draws by `rngs` of its own."""
+        """Return a new model, its weights by `kernel_init`; `key` is for models from elsewhere."""
         return build(
             place(self.config["model"], hparams, "model"),
             input_shape=self.input_shape,
@@ -132,7 +124,7 @@ class Experiment:
         )
 
     def objective(self, hparams: Hparams) -> Any:
-        """What is optimised."""
+        """Return the objective."""
         config = place(dict(self.config), hparams)
         return build(
             config["objective"],
@@ -151,18 +143,16 @@ class Experiment:
         return partitioned(own, rest, due or {})
 
     def learning_rate_factor(self, hparams: Hparams, step: Any) -> jax.Array:
-        """The schedule's factor at a step."""
+        """Return the schedule's factor at a step."""
         schedule = build(place(self.config["schedule"], hparams, "schedule"))
         return schedule(step, self.steps_per_epoch, self.total_steps)
-
-    # ------------------------------------------------------------------ pure functions
 
     def init_weights(
         self, hparams: Hparams, key: jax.Array, found: Mapping[str, Any] | None = None
     ) -> tuple[Tree, Tree]:
-        """New (params, model_state), drawn on the host; not for use inside a trace.
+        """Return new (params, model_state), drawn on the host; not for use inside a trace.
 
-        `found` arrays take the place of new ones of their name and shape.
+        Arrays in `found` take the place of new ones of their name and shape.
         """
         numbers = {name: float(value) for name, value in hparams.items()}
         initializer = build(place(self.config["init"], numbers, "init"))
@@ -178,14 +168,14 @@ class Experiment:
         return params, model_state
 
     def begin(self, weights: tuple[Tree, Tree], hparams: Hparams) -> State:
-        """The state at step 0 with these weights; pure."""
+        """Return the state at step 0 with these weights; pure."""
         averaged = self.config["optim"]["ema_decay"] is not None
         opt_state = self.optimizer(hparams).init(split(weights[0], self.frozen)[0])
         ema = jax.tree.map(jnp.copy, weights) if averaged else None
         return State(*weights, opt_state, ema, jnp.int32(0), jnp.int32(-1))
 
     def init(self, hparams: Hparams, key: jax.Array) -> State:
-        """The state at step 0 with new weights."""
+        """Return the state at step 0 with new weights."""
         return self.begin(self.init_weights(hparams, key), hparams)
 
     def train_step(
@@ -196,9 +186,9 @@ class Experiment:
         key: jax.Array,
         measured: jax.Array | bool = True,
     ) -> tuple[State, dict[str, jax.Array]]:
-        """One update. Returns the new state and scalar metrics of this step.
+        """Update the state once; return the new one and scalar metrics of this step.
 
-        A step whose loss or gradient is not finite changes nothing but the step count. With
+        A step with a loss or gradient that is not finite changes only the step count. With
         `trainer.on_nan=stop` no later step changes anything either. Unless it is `measured` the
         norms of parameters and update are NaN.
         """
@@ -253,9 +243,9 @@ class Experiment:
     def eval_step(
         self, params: Tree, model_state: Tree, batch: Mapping[str, jax.Array], hparams: Hparams
     ) -> tuple[dict[str, jax.Array], jax.Array]:
-        """Sums over the batch of each metric, and the predictions example by example.
+        """Return sums over the batch of each metric, and the predictions example by example.
 
-        Examples whose `mask` [batch] is 0 are padding; the sum `count` is Σ mask.
+        Examples with a `mask` [batch] of 0 are padding; the sum `count` is Σ mask.
         """
         mask = batch["mask"]
         inputs = {name: value for name, value in batch.items() if name != "mask"}
@@ -273,7 +263,7 @@ class Experiment:
     def prepare(
         self, batch: Mapping[str, jax.Array], hparams: Hparams, key: jax.Array, *, train: bool
     ) -> dict[str, jax.Array]:
-        """What the objective sees: images are normalised, cropped, augmented and resized."""
+        """Return a batch as the objective sees it: normalised, cropped, augmented and resized."""
         pipeline = self.pipeline
         if (augment := self.config["data"].get("augment")) is not None:
             augment = build(place(augment, hparams, "data.augment"))
@@ -299,15 +289,15 @@ class Experiment:
         return of(self.config["model"], self._seen) if of else {}
 
     def trained_model(self, hparams: Hparams, params: Tree, model_state: Tree) -> nnx.Module:
-        """The model with these weights as it is evaluated; inside a trace."""
+        """Return the model with these weights as it is evaluated; inside a trace."""
         return self._with(hparams, params, model_state, train=False)
 
     def weights(self, state: State) -> tuple[Tree, Tree]:
-        """(params, model_state) to evaluate with: the averages where there are any."""
+        """Return (params, model_state) to evaluate with: the averages where there are any."""
         return (state.params, state.model_state) if state.ema is None else state.ema
 
     def abstract_state(self, hparams: Hparams) -> State:
-        """Shapes and dtypes of the state; nothing is allocated or compiled."""
+        """Return shapes and dtypes of the state; nothing is allocated or compiled."""
 
         def initial(hparams: Hparams) -> State:
             weights = variables(self.model(hparams, jax.nn.initializers.zeros))
@@ -316,20 +306,18 @@ class Experiment:
 
         return jax.eval_shape(initial, hparams)
 
-    # ------------------------------------------------------------------ inner workings
-
     def _rngs(self, key: jax.Array | None) -> Any:
-        """The `rngs` of a model's constructor.
+        """Return the `rngs` of a model's constructor.
 
         Layers of this package leave drawing to `kernel_init` and get no key, since each of them
         would be a program to compile outside of a trace.
         """
         if self.config["model"]["_target_"].startswith("experiments."):
-            return NoKeys()
+            return types.SimpleNamespace(params=lambda: None)
         return nnx.Rngs(params=jax.random.key(0) if key is None else key)
 
     def _with(self, hparams: Hparams, params: Tree, model_state: Tree, *, train: bool):
-        """The model with these variables, its floats in the run's precision."""
+        """Return the model with these variables, its floats in the run's precision."""
         model = self.model(hparams, lambda key, shape, dtype: jnp.zeros(shape, dtype))
         cast = jax.tree.map(
             lambda a: a.astype(self.precision) if a.dtype == jnp.float32 else a, params
@@ -340,7 +328,7 @@ class Experiment:
         return model
 
     def _seen(self) -> np.ndarray:
-        """Examples as the model sees them in evaluation, without test-time augmentation."""
+        """Return examples as the model sees them in evaluation, without test-time augmentation."""
         if self.examples is None:
             raise ValueError("a part of this model follows from data: hand over examples")
         _, inputs = model_input(self.pipeline(self.examples(), train=False))

@@ -6,6 +6,7 @@ NumPy, so that no program has to be compiled for each shape of a network's weigh
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -22,39 +23,26 @@ STDDEV_WITHIN_TWO = 0.87962566103423978  # of a standard normal variable cut off
 def constant(value: float) -> Initializer:
     """Return an initializer that makes all weights `value`."""
 
-    def init(key: jax.Array, shape: Shape, dtype: Any = np.float32) -> np.ndarray:
-        return np.full(shape, value, dtype)
-
-    return init
+    return _on_host(lambda _, shape: np.full(shape, value))
 
 
 def uniform(low: float, high: float) -> Initializer:
     """Return an initializer that draws from U[low, high)."""
 
-    def init(key: jax.Array, shape: Shape, dtype: Any = np.float32) -> np.ndarray:
-        drawn = generator(key).random(shape, np.float32)
-        return (low + (high - low) * drawn).astype(dtype)
-
-    return init
+    return _on_host(lambda rng, shape: low + (high - low) * rng.random(shape, np.float32))
 
 
 def normal(stddev: float) -> Initializer:
     """Return an initializer that draws from N(0, stddev²)."""
 
-    def init(key: jax.Array, shape: Shape, dtype: Any = np.float32) -> np.ndarray:
-        return (generator(key).standard_normal(shape, np.float32) * stddev).astype(dtype)
-
-    return init
+    return _on_host(lambda rng, shape: rng.standard_normal(shape, np.float32) * stddev)
 
 
 def truncated_normal(stddev: float, lower: float, upper: float) -> Initializer:
     """Return an initializer that draws from N(0, 1) between `lower` and `upper`, times `stddev`."""
 
-    def init(key: jax.Array, shape: Shape, dtype: Any = np.float32) -> np.ndarray:
-        quantiles = generator(key).uniform(special.ndtr(lower), special.ndtr(upper), shape)
-        return (special.ndtri(quantiles) * stddev).astype(dtype)
-
-    return init
+    ends = special.ndtr(lower), special.ndtr(upper)
+    return _on_host(lambda rng, shape: special.ndtri(rng.uniform(*ends, shape)) * stddev)
 
 
 def variance_scaling(
@@ -99,17 +87,17 @@ def orthogonal(scale: float, column_axis: int) -> Initializer:
       neural networks", arXiv:1312.6120.
     """
 
-    def init(key: jax.Array, shape: Shape, dtype: Any = np.float32) -> np.ndarray:
+    def draw(rng: np.random.Generator, shape: Shape) -> np.ndarray:
         columns = shape[column_axis]
         rows = math.prod(shape) // columns
-        drawn = generator(key).standard_normal((max(rows, columns), min(rows, columns)))
+        drawn = rng.standard_normal((max(rows, columns), min(rows, columns)))
         q, r = np.linalg.qr(drawn)
         q = q * np.sign(np.diag(r))  # without it the distribution is not uniform
         q = q.T if rows < columns else q
         others = tuple(np.delete(shape, column_axis))
-        return (scale * np.moveaxis(q.reshape(*others, columns), -1, column_axis)).astype(dtype)
+        return scale * np.moveaxis(q.reshape(*others, columns), -1, column_axis)
 
-    return init
+    return _on_host(draw)
 
 
 def fan(shape: Shape, mode: str) -> float:
@@ -126,6 +114,11 @@ def fan(shape: Shape, mode: str) -> float:
     }[mode]
 
 
-def generator(key: jax.Array) -> np.random.Generator:
-    """Return NumPy's generator for a key of JAX's."""
-    return np.random.default_rng(np.asarray(jax.random.key_data(key)))
+def _on_host(draw: Callable[[np.random.Generator, Shape], np.ndarray]) -> Initializer:
+    """Return the initializer that draws with NumPy's generator for its key."""
+
+    def init(key: jax.Array, shape: Shape, dtype: Any = np.float32) -> np.ndarray:
+        rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+        return draw(rng, shape).astype(dtype)
+
+    return init

@@ -1,4 +1,4 @@
-"""The shape that a model reads: that of the data, or a larger one for small images."""
+"""The shape that a model reads: as the data have it, or larger for small images."""
 
 import math
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ Shape = tuple[int, ...]
 
 
 def model_input_shape(config: Mapping[str, Any], spec: Spec) -> Shape:
-    """The data's shape, with small images brought up to the model's `minimum_size`.
+    """Return the data's shape, with small images enlarged to the model's `minimum_size`.
 
     Raises:
         UserError: the model reads images and these are sequences, or `data.resize` is off and the
@@ -40,7 +40,7 @@ def model_input_shape(config: Mapping[str, Any], spec: Spec) -> Shape:
 
 
 def _check_takes(config: Mapping[str, Any], spec: Spec, shape: Shape, larger: Shape) -> None:
-    """Raises `UserError` where the model comes to nothing on images of `shape`."""
+    """Raise `UserError` if no pixel of images of `shape` is left at the model's end."""
 
     def outputs():
         model = build(

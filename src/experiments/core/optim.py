@@ -189,10 +189,11 @@ def optimizer(
       weight_decay: decoupled decay λ: w ← w − learning rate · λ w (Loshchilov & Hutter 2019).
       l1, l2: penalties l1 · Σ|w| and l2 · ½Σw², added to the gradient.
       regularize_all: also decay and penalise biases and normalisation parameters.
-      clip_norm: largest global gradient norm; clip_value: largest single component.
+      clip_norm: largest global gradient norm.
+      clip_value: largest single component of the gradient.
       trust_ratio: scale each layer's step by ‖w‖/‖step‖, after the weight decay (LAMB).
       accumulate: batches whose gradients are averaged before each update.
-      ema_decay: keep an exponential moving average of the weights and evaluate with it.
+      ema_decay: of an exponential moving average of the weights, which are evaluated; None: none.
     """
     mask = None if regularize_all else regularized
     chain = []

@@ -21,7 +21,7 @@ Patterns = Sequence[str]
 
 
 class Agreement(NamedTuple):
-    """What found weights have to do with wanted ones: names, and shapes as (found, wanted)."""
+    """The names of found weights that fit wanted ones or do not; shapes are (found, wanted)."""
 
     fitting: list[str]
     of_other_shape: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
@@ -30,22 +30,22 @@ class Agreement(NamedTuple):
 
 
 def named(tree: Tree) -> dict[str, Any]:
-    """The leaves of nested dicts by dotted name."""
+    """Return the leaves of nested dicts by dotted name."""
     return {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def name_of(path: tuple) -> str:
-    """A path of `jax.tree_util` as a dotted name."""
+    """Return a path of `jax.tree_util` as a dotted name."""
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Whether a pattern stands for a name or for a module that it is in."""
+    """Return True if a pattern stands for a name or for a module that it is in."""
     return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
 
 
 def check_patterns(patterns: Iterable[str], names: Iterable[str], key: str) -> None:
-    """Raises `UserError` for a pattern of the config's `key` that stands for nothing."""
+    """Raise `UserError` for a pattern of the config's `key` that stands for nothing."""
     names = list(names)
     for pattern in patterns:
         if not any(matches(name, pattern) for name in names):
@@ -55,7 +55,7 @@ def check_patterns(patterns: Iterable[str], names: Iterable[str], key: str) -> N
 
 
 def split(params: Tree, frozen: Patterns) -> tuple[Tree, Tree]:
-    """(those that train, those that stay as they are); `merged` puts them together again."""
+    """Return (trained, frozen) parameters; `merged` puts them together again."""
     parts: tuple[Tree, Tree] = ({}, {})
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         stays = any(matches(name_of(path), pattern) for pattern in frozen)
@@ -67,38 +67,35 @@ def split(params: Tree, frozen: Patterns) -> tuple[Tree, Tree]:
 
 
 def check_frozen(params: Tree, frozen: Patterns) -> None:
-    """Raises `UserError` if `freeze` names what is not there or leaves nothing to train."""
+    """Raise `UserError` if `freeze` names what is not there or leaves nothing to train."""
     check_patterns(frozen, named(params), "freeze")
     if not split(params, frozen)[0]:
         raise UserError(f"freeze={','.join(frozen)} leaves nothing to train")
 
 
 def freeze_statistics(model: nnx.Module, frozen: Patterns) -> None:
-    """Puts frozen modules into evaluation mode: batch statistics are used and not followed."""
+    """Put frozen modules into evaluation mode, so that their batch statistics do not change."""
     for path, module in nnx.iter_modules(model):
         if any(matches(".".join(map(str, path)), pattern) for pattern in frozen):
             module.eval()
 
 
 def agreement(found: Mapping[str, Any], wanted: Tree) -> Agreement:
-    """Compares arrays (or their shapes) by name and shape."""
+    """Compare arrays (or their shapes) by name and shape."""
     shapes = {name: tuple(leaf.shape) for name, leaf in named(wanted).items()}
     given = {name: tuple(leaf.shape) for name, leaf in found.items()}
-    common = given.keys() & shapes.keys()
+    common = sorted(given.keys() & shapes.keys())
+    others = [name for name in common if given[name] != shapes[name]]
     return Agreement(
-        fitting=sorted(name for name in common if given[name] == shapes[name]),
-        of_other_shape={
-            name: (given[name], shapes[name])
-            for name in sorted(common)
-            if given[name] != shapes[name]
-        },
+        fitting=[name for name in common if name not in others],
+        of_other_shape={name: (given[name], shapes[name]) for name in others},
         unwanted=sorted(given.keys() - shapes.keys()),
         new=sorted(name for name in shapes if given.get(name) != shapes[name]),
     )
 
 
 def fitted(found: Mapping[str, Any], wanted: Tree) -> Tree:
-    """`wanted` with the values of `found` wherever name and shape agree."""
+    """Return `wanted` with the values of `found` wherever name and shape agree."""
 
     def chosen(path: tuple, leaf: Any) -> Any:
         other = found.get(name_of(path))

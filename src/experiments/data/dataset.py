@@ -91,30 +91,21 @@ class BatchIterator(Protocol, Iterator[Batch]):
 class Stream:
     """A split too large for memory, read and decoded batch by batch.
 
-    `open(batch_size, seed, train, rows)` starts reading; see `iterate`.
+    `iterate(batch_size, seed, train, rows=None)` starts an iterator over batches of one shape:
+    "image" uint8 [B, H, W, C] and "label" int32 [B]. A `batch_size` of -1 means all examples, and
+    `rows` reads only these rows of each training batch.
+
+    Training never ends: each epoch is `len(self) // batch_size` full batches in an order of its
+    own. Evaluation is one pass in order, and another pass whenever it is iterated again; the last
+    batch is padded with zeros, and "mask", float32 [B], is 1 for examples and 0 for padding. The
+    same seed gives the same batches, bit for bit.
     """
 
     length: int
-    open: Callable[[int, int, bool, range | None], BatchIterator]
+    iterate: Callable[..., BatchIterator]
 
     def __len__(self) -> int:
         return self.length
-
-    def iterate(
-        self, batch_size: int, seed: int, train: bool, rows: range | None = None
-    ) -> BatchIterator:
-        """Iterate over batches of one shape: "image" uint8 [B, H, W, C] and "label" int32 [B].
-
-        Training never ends: each epoch is `len(self) // batch_size` full batches in an order of its
-        own. Evaluation is one pass in order, and another pass whenever it is iterated again; the
-        last batch is padded with zeros, and "mask", float32 [B], is 1 for examples and 0 for
-        padding. The same seed gives the same batches, bit for bit.
-
-        Args:
-            batch_size: -1 means all examples.
-            rows: read only these rows of each training batch.
-        """
-        return self.open(batch_size, seed, train, rows)
 
 
 @dataclass(frozen=True)

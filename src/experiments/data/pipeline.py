@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from experiments.errors import UserError
-from experiments.types import NonNegative, NonNegativeInt
+from experiments.types import NonNegative, NonNegativeInt, is_off
 
 Batch = Mapping[str, Any]
 Crops = Literal["flip", "five_crop", "ten_crop"]
@@ -112,14 +112,14 @@ class Pipeline:
         images = crop_and_flip(images, next(keys), size, augment.crop_padding, augment.flip)
         images = _unit(images)
         key_jitter, key_cutout, key_mixup = keys
-        if _on(augment.jitter):
+        if not is_off(augment.jitter):
             images = _jitter(images, key_jitter, augment.jitter)
-        if _on(augment.pca):
+        if not is_off(augment.pca):
             images = _shift_colours(images, jax.random.fold_in(key_jitter, 1), augment.pca)
         images = (images - mean) / std  # from here on 0 is the mean
         if augment.cutout:
             images = _cutout(images, key_cutout, augment.cutout)
-        if _on(augment.mixup):
+        if not is_off(augment.mixup):
             images, labels = _mixup(images, labels, key_mixup, augment.mixup, self.num_classes)
         return {**batch, "image": images, "label": labels}
 
@@ -138,11 +138,6 @@ def resize(images: Array, shape: Sequence[int]) -> Array:
     """Resize [..., H, W, C] bilinearly to [..., *shape, C], antialiased when shrinking."""
     target = (*images.shape[:-3], *shape, images.shape[-1])
     return jax.image.resize(images, target, method="bilinear")
-
-
-def _on(strength: Any) -> bool:
-    """Tell if a strength is used; a traced one counts as used, as its value is unknown."""
-    return strength is not None and not (isinstance(strength, (int, float)) and strength == 0)
 
 
 def _unit(images: Array) -> Array:

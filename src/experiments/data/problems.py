@@ -99,7 +99,6 @@ class Adding(Problem):
 
     @property
     def spec(self) -> Spec:
-        """Shapes of an example."""
         return self._spec((self.length, 2), 1)
 
     def one(self, key: jax.Array) -> Example:
@@ -142,7 +141,6 @@ class Copy(Problem):
 
     @property
     def spec(self) -> Spec:
-        """Shapes of an example."""
         steps = self.length + self.delay + 1 + (self.length if self.target == "aligned" else 0)
         return self._spec((steps, self.symbols + 2), self.symbols + 2)
 
@@ -186,7 +184,6 @@ class Sine(Problem):
 
     @property
     def spec(self) -> Spec:
-        """Shapes of an example."""
         inputs = (3,) if self.given == "parameters" else (self.length, 1)
         return self._spec(inputs, self.horizon if self.target == "vector" else 1)
 

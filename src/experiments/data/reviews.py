@@ -53,6 +53,8 @@ class Reviews:
     batch_size: PositiveInt | Literal[-1]
     eval_batch_size: PositiveInt | Literal[-1]
 
+    pipeline = AsStored()
+
     @property
     def spec(self) -> Spec:
         """Shapes and classes; reads the description of the data where `num_classes` is None."""
@@ -63,11 +65,6 @@ class Reviews:
         }
         classes = self.num_classes or self._prepared.num_classes
         return Spec((self.length, self.vocabulary), classes, self.limit, stored)
-
-    @property
-    def pipeline(self) -> AsStored:
-        """The part of the training step that prepares each batch."""
-        return AsStored()
 
     def load(self) -> Splits:
         """Read the texts and make the vocabulary.

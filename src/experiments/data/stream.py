@@ -31,7 +31,7 @@ def open_split(
     whole: bool,
     workers: int,
 ) -> Stream:
-    """Open a split, or the part of it at `indices` (int [N]), as a stream; see `Stream.iterate`.
+    """Open a split, or the part of it at `indices` (int [N]), as a stream; see `Stream`.
 
     Args:
         image_size: training pictures are randomly cropped, mirrored and resized to this side
@@ -46,7 +46,9 @@ def open_split(
     records = Records(prepared, split)
     indices = np.arange(len(records)) if indices is None else indices
 
-    def start(batch_size: int, seed: int, train: bool, rows: range | None) -> BatchIterator:
+    def iterate(
+        batch_size: int, seed: int, train: bool, rows: range | None = None
+    ) -> BatchIterator:
         if batch_size == -1:
             batch_size = len(indices)
         data = grain.MapDataset.source(indices).map(records.__getitem__).seed(seed)
@@ -67,7 +69,7 @@ def open_split(
         # Evaluation reads on into the next pass too, because starting the workers takes seconds.
         return _Batches(data.repeat(), workers, None if train else len(data))
 
-    return Stream(len(indices), start)
+    return Stream(len(indices), iterate)
 
 
 class _Rows(grain.MapDataset):
@@ -89,7 +91,7 @@ class _Rows(grain.MapDataset):
 
 
 class _Batches:
-    """An iterator over batches whose state is its position alone.
+    """An iterator over batches with its position as its only state.
 
     A batch follows from the seed and its number, so a position can be resumed with another number
     of workers than it was saved with, unlike the state of Grain's own iterator.
@@ -190,7 +192,7 @@ def random_box(width: int, height: int, rng: np.random.Generator) -> Box:
 
 
 def centre_box(width: int, height: int, resized: float = EVAL_RESIZE) -> Box:
-    """Return the square in the centre whose side is a picture's shorter one over `resized`.
+    """Return the square in the centre; its side is the picture's shorter one over `resized`.
 
     By default this is the part that remains of a picture resized to 256 and cropped to 224.
     """

@@ -47,6 +47,8 @@ class Table:
     batch_size: PositiveInt | Literal[-1]
     eval_batch_size: PositiveInt | Literal[-1]
 
+    pipeline = AsStored()
+
     @property
     def spec(self) -> Spec:
         """Shapes of a window and of its forecast."""
@@ -58,11 +60,6 @@ class Table:
             "unit": ((), "float32"),
         }
         return Spec((self.length, features), 1 if sequence else self.horizon, self.limit, stored)
-
-    @property
-    def pipeline(self) -> AsStored:
-        """The part of the training step that prepares each batch."""
-        return AsStored()
 
     def load(self) -> Splits:
         """Read the file.

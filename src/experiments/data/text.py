@@ -18,6 +18,16 @@ from experiments.errors import UserError
 from experiments.types import Decay, PositiveInt
 
 
+class Windows:
+    """The pipeline of windows of text: the target is the input one character later."""
+
+    def __call__(self, batch: Mapping[str, Any], key: Any = None, *, train: bool) -> dict[str, Any]:
+        """Turn `text` int [B, T + 1] into `tokens` and `target` int32 [B, T]; pass on the rest."""
+        rest = {name: value for name, value in batch.items() if name != "text"}
+        text = batch["text"].astype(jnp.int32)
+        return {"tokens": text[:, :-1], "target": text[:, 1:], **rest}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Text:
     """The characters of a text, from TFDS or from a file of the user's own.
@@ -30,7 +40,7 @@ class Text:
 
     Args:
         name: of the data set in TFDS; one long text in each of its splits train, validation, test.
-        path: a text file (UTF-8) in place of that, of which the end is held out.
+        path: a text file (UTF-8) in place of that; its end is held out.
         version: None takes the newest prepared.
         dir: folder of prepared data; None means $TFDS_DATA_DIR, else ~/tensorflow_datasets.
         num_classes: different characters; None counts them.
@@ -55,19 +65,16 @@ class Text:
     batch_size: PositiveInt | Literal[-1]
     eval_batch_size: PositiveInt | Literal[-1]
 
+    pipeline = Windows()
+
     @property
     def spec(self) -> Spec:
         """Shapes and classes; reads the text only where `num_classes` is None."""
         size = self.num_classes or len(self._characters)
-        stored: dict[str, Any] = {"text": ((self.length + 1,), _dtype(size))}
+        stored: dict[str, Any] = {"text": ((self.length + 1,), np.min_scalar_type(size - 1).name)}
         if self.streams is not None:
             stored["restart"] = ((), "bool")
         return Spec((self.length, size), size, self.limit, stored)
-
-    @property
-    def pipeline(self) -> Windows:
-        """The part of the training step that prepares each batch."""
-        return Windows()
 
     def load(self) -> Splits:
         """Read the text.
@@ -130,7 +137,7 @@ class Text:
 
     @cached_property
     def _characters(self) -> str:
-        """The characters of the whole text, sorted."""
+        """The different characters of the whole text, sorted."""
         return "".join(sorted(set().union(*self._texts.values())))
 
     def _of_file(self, path: Path) -> dict[str, str]:
@@ -150,16 +157,6 @@ class Text:
         }
 
 
-class Windows:
-    """The pipeline of windows of text: the target is the input one character later."""
-
-    def __call__(self, batch: Mapping[str, Any], key: Any = None, *, train: bool) -> dict[str, Any]:
-        """Turn `text` int [B, T + 1] into `tokens` and `target` int32 [B, T]; pass on the rest."""
-        rest = {name: value for name, value in batch.items() if name != "text"}
-        text = batch["text"].astype(jnp.int32)
-        return {"tokens": text[:, :-1], "target": text[:, 1:], **rest}
-
-
 def encode(text: str, characters: str) -> np.ndarray:
     """Return the number of each character, in the smallest type that holds all of them.
 
@@ -171,13 +168,10 @@ def encode(text: str, characters: str) -> np.ndarray:
     if unknown:
         shown = ", ".join(repr(character) for character in unknown[:10])
         raise UserError(f"the training text has no {shown}")
-    return np.fromiter((numbers[c] for c in text), _dtype(len(characters)), len(text))
+    smallest = np.min_scalar_type(len(characters) - 1)
+    return np.fromiter((numbers[c] for c in text), smallest, len(text))
 
 
 def _windows(codes: np.ndarray, length: int) -> np.ndarray:
     """Return windows [N, length + 1], each of which ends with the first character of the next."""
     return np.lib.stride_tricks.sliding_window_view(codes, length + 1)[::length]
-
-
-def _dtype(values: int) -> str:
-    return "uint8" if values <= 2**8 else "uint16" if values <= 2**16 else "int32"

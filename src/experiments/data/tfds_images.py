@@ -1,13 +1,15 @@
 """Labelled images from TensorFlow Datasets, as pictures or row by row as sequences."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import Literal
+from functools import cached_property, partial
+from typing import Any, Literal
 
 import numpy as np
 
+from experiments.data.cache import load_split
 from experiments.data.dataset import Spec, Splits, hold_out
-from experiments.data.pictures import open_splits
 from experiments.data.pipeline import Augment, Pipeline, RowPipeline
 from experiments.data.prepared import Prepared, locate
 from experiments.errors import UserError
@@ -139,17 +141,38 @@ class TfdsImages:
             "validation": (self.validation_split or self.train_split, held_out),
             "test": (self.test_split, None),
         }
-        splits = open_splits(
-            prepared,
-            parts,
-            image_size=self.image_size,
-            whole=self.crop_size is not None,
-            stream=self.stream,
-            resident_limit_mb=self.resident_limit_mb,
-            workers=self.workers,
-            cache_dir=self.cache_dir,
+        return Splits(
+            **self._opened(prepared, parts),
+            class_names=prepared.class_names,
+            fingerprint=prepared.fingerprint,
         )
-        return Splits(**splits, class_names=prepared.class_names, fingerprint=prepared.fingerprint)
+
+    def _opened(
+        self, prepared: Prepared, parts: Mapping[str, tuple[str, np.ndarray | None]]
+    ) -> dict[str, Any]:
+        """Return the splits, as `Arrays` if they fit into memory, else as `Stream`s.
+
+        `parts` has for each of them the split in the prepared data, and the indices of its
+        examples, int [N], or None for all.
+        """
+        names = dict.fromkeys(split for split, _ in parts.values())
+        stream = self.stream
+        if stream is None and self.image_size is None:
+            size = math.prod(prepared.picture_shape) * sum(map(prepared.num_examples, names))
+            stream = size > self.resident_limit_mb * 2**20
+        if stream or self.image_size is not None:
+            from experiments.data.stream import open_split  # imports Grain, which takes seconds
+
+            read = partial(open_split, prepared, image_size=self.image_size, workers=self.workers)
+            whole = self.crop_size is not None
+            return {part: read(*chosen, whole=whole) for part, chosen in parts.items()}
+        resident = {
+            split: load_split(prepared, split, self.cache_dir, self.workers) for split in names
+        }
+        return {
+            part: resident[split] if indices is None else resident[split].take(indices)
+            for part, (split, indices) in parts.items()
+        }
 
     @cached_property
     def _prepared(self) -> Prepared:

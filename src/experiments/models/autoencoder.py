@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,8 @@ import numpy as np
 from flax import nnx
 
 from experiments.errors import UserError
-from experiments.models.layers import ACTIVATIONS, BatchNorm, Conv, Dense, Spectral, flatten
-from experiments.types import Activation, Initializer, PositiveInt
+from experiments.models.layers import ACTIVATIONS, BatchNorm, Conv, Dense, Init, Spectral, flatten
+from experiments.types import Activation, PositiveInt
 
 Norm = Literal["none", "batch", "spectral"]
 
@@ -36,15 +36,13 @@ class Autoencoder(nnx.Module):
         tied: bool,
         input_shape: tuple[int, ...],
         num_classes: int,
-        kernel_init: Initializer,
-        rngs: nnx.Rngs,
+        **init: Unpack[Init],
     ):
         sizes = [math.prod(input_shape), *hidden, latents]
         pairs = list(itertools.pairwise(sizes))
-        self.hidden = nnx.List(Dense(*p, kernel_init=kernel_init, rngs=rngs) for p in pairs)
+        self.hidden = nnx.List(Dense(*p, **init) for p in pairs)
         self.decoder = nnx.List(
-            Offset(before) if tied else Dense(after, before, kernel_init=kernel_init, rngs=rngs)
-            for before, after in pairs
+            Offset(before) if tied else Dense(after, before, **init) for before, after in pairs
         )
         self.activations = [activation] * len(hidden) + [code_activation]
         self.tied = tied
@@ -106,13 +104,11 @@ class ConvAutoencoder(nnx.Module):
         code_activation: Activation,
         input_shape: tuple[int, ...],
         num_classes: int,
-        kernel_init: Initializer,
-        rngs: nnx.Rngs,
+        **init: Unpack[Init],
     ):
-        given: dict[str, Any] = {"kernel_init": kernel_init, "rngs": rngs}
-        self.encoder = ConvEncoder(input_shape, channels, activation=activation, **given)
-        self.code = Dense(self.encoder.features, latents, **given)
-        self.decoder = ConvDecoder(latents, input_shape, channels, activation=activation, **given)
+        self.encoder = ConvEncoder(input_shape, channels, activation=activation, **init)
+        self.code = Dense(self.encoder.features, latents, **init)
+        self.decoder = ConvDecoder(latents, input_shape, channels, activation=activation, **init)
         self.code_activation = code_activation
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
@@ -128,7 +124,7 @@ class ConvAutoencoder(nnx.Module):
 
 
 class Offset(nnx.Module):
-    """A bias that is added: a layer of a decoder with tied weights has no others of its own."""
+    """A bias that is added: all that a decoder's layer with tied weights learns by itself."""
 
     def __init__(self, features: int):
         self.bias = nnx.Param(np.zeros(features, np.float32))
@@ -150,11 +146,11 @@ class DenseStack(nnx.Module):
         classes: int = 0,
         activation: str,
         norm: Norm = "none",
-        **arguments: Any,
+        **init: Unpack[Init],
     ):
         sizes = [sizes[0] + classes, *sizes[1:]]
         pairs = list(itertools.pairwise(sizes))
-        self.layers = nnx.List(linear(*pair, norm, **arguments) for pair in pairs)
+        self.layers = nnx.List(normalised(Dense, norm, *pair, **init) for pair in pairs)
         self.norms = nnx.List(BatchNorm(size) for _, size in pairs if norm == "batch")
         self.activation = activation
         self.features = sizes[-1]
@@ -184,18 +180,14 @@ class ConvEncoder(nnx.Module):
         classes: int = 0,
         activation: str,
         norm: Norm = "none",
-        **arguments: Any,
+        **init: Unpack[Init],
     ):
         if len(input_shape) != 3:
             raise UserError("this model is made of 2-D convolutions: choose data with images")
         sizes = [input_shape[-1] + classes, *channels]
-        strided: dict[str, Any] = {"strides": 2, **arguments}
-        spectral = norm == "spectral"
-        pairs = list(itertools.pairwise(sizes))
-        convs = [Conv(*pair, (3, 3), use_bias=not spectral, **strided) for pair in pairs]
         self.layers = nnx.List(
-            Spectral(conv, pair[1]) if spectral else conv
-            for conv, pair in zip(convs, pairs, strict=True)
+            normalised(Conv, norm, *pair, (3, 3), strides=2, **init)
+            for pair in itertools.pairwise(sizes)
         )
         self.norms = nnx.List(BatchNorm(size) for size in channels[1:] if norm == "batch")
         self.activation = activation
@@ -227,15 +219,14 @@ class ConvDecoder(nnx.Module):
         classes: int = 0,
         activation: str,
         norm: Norm = "none",
-        **arguments: Any,
+        **init: Unpack[Init],
     ):
         self.sides = halved(output_shape[:2], len(channels))[::-1]
         sizes = [*reversed(channels), output_shape[-1]]
         pixels = math.prod(self.sides[0])
-        self.start = Dense(in_features + classes, pixels * sizes[0], **arguments)
+        self.start = Dense(in_features + classes, pixels * sizes[0], **init)
         self.layers = nnx.List(
-            Conv(before, 4 * after, (3, 3), **arguments)
-            for before, after in itertools.pairwise(sizes)
+            Conv(before, 4 * after, (3, 3), **init) for before, after in itertools.pairwise(sizes)
         )
         self.norms = nnx.List(BatchNorm(size) for size in sizes[:-1] if norm == "batch")
         self.activation = activation
@@ -273,8 +264,7 @@ def with_class(x: jax.Array, condition: jax.Array | None) -> jax.Array:
     return jnp.concatenate([x, planes], axis=-1)
 
 
-def linear(in_features: int, features: int, norm: Norm, **arguments: Any) -> nnx.Module:
-    """Return a dense layer, spectrally normalised if `norm` is "spectral"."""
-    if norm != "spectral":
-        return Dense(in_features, features, **arguments)
-    return Spectral(Dense(in_features, features, use_bias=False, **arguments), features)
+def normalised(kind: type[Dense | Conv], norm: Norm, *sizes: Any, **arguments: Any) -> nnx.Module:
+    """Return a linear layer, spectrally normalised if `norm` is "spectral"."""
+    layer = kind(*sizes, use_bias=norm != "spectral", **arguments)
+    return Spectral(layer) if norm == "spectral" else layer

@@ -10,7 +10,7 @@ arguments are the functions of `experiments.models.cnn_layers`.
 import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +20,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from experiments.errors import UserError, suggest
 from experiments.models.cnn_layers import KINDS, Site, by
-from experiments.models.layers import Dropout
-from experiments.types import Initializer
+from experiments.models.layers import Dropout, Init
 
 State = dict[str, np.ndarray]  # by dotted name
 CHUNK = 256  # images at a time, so that their patches fit into a processor's cache
@@ -43,14 +42,13 @@ class CNN(nnx.Module):
         layers: list[str | dict],
         input_shape: tuple[int, ...],
         num_classes: int,
-        kernel_init: Initializer,
-        rngs: nnx.Rngs,
+        **init: Unpack[Init],
     ):
         seen: Counter[str] = Counter()
         shape, names = tuple(input_shape), []
         for index, entry in enumerate(layers):
             kind, arguments = parsed(entry)
-            site = Site(shape, num_classes, kernel_init, rngs)
+            site = Site(shape, num_classes, init)
             try:
                 layer = KINDS[kind](site, **arguments)
                 shape = output_shape(layer, shape)

@@ -14,18 +14,17 @@ from flax import nnx
 
 from experiments.errors import UserError
 from experiments.models import layers
-from experiments.models.layers import ACTIVATIONS, BatchNorm, Conv, Dense, Dropout
-from experiments.ops import convolution, pooling
-from experiments.ops.normalisation import local_response_norm
-from experiments.types import (
-    Activation,
-    Decay,
-    Initializer,
-    NonNegative,
-    NonNegativeInt,
-    Positive,
-    PositiveInt,
+from experiments.models.layers import (
+    ACTIVATIONS,
+    BatchNorm,
+    Conv,
+    Dense,
+    Dropout,
+    Init,
+    local_response_norm,
 )
+from experiments.ops import convolution, pooling
+from experiments.types import Activation, Decay, NonNegative, NonNegativeInt, Positive, PositiveInt
 
 Features = PositiveInt | Literal["classes"]  # "classes": the number that the data have
 Sizes = PositiveInt | list[PositiveInt]  # one number, or one per spatial dimension
@@ -38,16 +37,14 @@ class Site:
 
     shape: tuple[int, ...]
     num_classes: int
-    kernel_init: Initializer
-    rngs: nnx.Rngs
+    init: Init
 
     def conv(self, channels: int, features: int, **arguments: Any) -> Conv:
         """Return a convolution from `channels` to `features`."""
         groups = arguments["groups"]
         if channels % groups or features % groups:
             raise UserError(f"groups={groups} does not divide {channels} and {features} channels")
-        given: dict[str, Any] = {"kernel_init": self.kernel_init, "rngs": self.rngs}
-        return Conv(channels, features, **arguments, **given)
+        return Conv(channels, features, **arguments, **self.init)
 
     def size(self, features: int | str) -> int:
         """Return `features` as a number."""
@@ -113,7 +110,7 @@ class OfData(nnx.Variable):
 
 
 class Whitening(nnx.Module):
-    """A convolution with fixed filters whose outputs are uncorrelated on the training images.
+    """A convolution with fixed filters and outputs that are uncorrelated on the training images.
 
     [batch, H, W, C] to [batch, H − h + 1, W − w + 1, 2 h w C]: the projections on the eigenvectors
     of the patches' covariance, each divided by √(eigenvalue + `epsilon`), and the same negated,
@@ -187,31 +184,10 @@ def depthwise(
 
 
 def whiten(site: Site, /, kernel: Sizes = 2, epsilon: Positive = 5e-4) -> nnx.Module:
-    """A `Whitening`, for the first layer, whose filters are computed with `epsilon`."""
+    """A `Whitening`, for the first layer; `epsilon` is for its filters."""
     if len(site.shape) != 3:
         raise UserError("it needs images")
     return Whitening(site.shape[-1], site.each(kernel))
-
-
-def max_pool(
-    site: Site, /, window: Sizes, stride: Sizes | None = None, padding: Padding = "valid"
-) -> nnx.Module:
-    """Max pooling."""
-    return Function(_pool(pooling.max_pool, site, window, stride, padding))
-
-
-def avg_pool(
-    site: Site, /, window: Sizes, stride: Sizes | None = None, padding: Padding = "valid"
-) -> nnx.Module:
-    """Average pooling."""
-    return Function(_pool(pooling.avg_pool, site, window, stride, padding))
-
-
-def weighted_avg_pool(
-    site: Site, /, window: Sizes, stride: Sizes | None = None, padding: Padding = "valid"
-) -> nnx.Module:
-    """Average pooling with a trainable coefficient and bias per channel."""
-    return WeightedPool(site.shape[-1], _pool(pooling.avg_pool, site, window, stride, padding))
 
 
 def global_avg_pool(site: Site, /) -> nnx.Module:
@@ -252,8 +228,7 @@ def dense(site: Site, /, features: Features, use_bias: bool = True) -> nnx.Modul
     """A fully connected layer."""
     if len(site.shape) != 1:
         raise UserError("a dense layer needs flat features; put flatten or a global pool before it")
-    given: dict[str, Any] = {"kernel_init": site.kernel_init, "rngs": site.rngs}
-    return Dense(site.shape[0], site.size(features), use_bias=use_bias, **given)
+    return Dense(site.shape[0], site.size(features), use_bias=use_bias, **site.init)
 
 
 def flatten(site: Site, /) -> nnx.Module:
@@ -280,38 +255,41 @@ def _activation(name: str) -> Callable[..., nnx.Module]:
     return layer
 
 
-POOLS = (max_pool, avg_pool, weighted_avg_pool, global_avg_pool, global_max_pool)
-OTHERS = (conv, depthwise, whiten, lrn, batch_norm, dropout, dense, flatten, reshape)
+def _pool(
+    function: Callable[..., jax.Array], *, weighted: bool = False
+) -> Callable[..., nnx.Module]:
+    def layer(
+        site: Site, /, window: Sizes, stride: Sizes | None = None, padding: Padding = "valid"
+    ) -> nnx.Module:
+        strides = None if stride is None else site.each(stride)
+        given = {"window": site.each(window), "padding": site.padding(padding)}
+        pool = partial(function, strides=strides, **given)
+        return WeightedPool(site.shape[-1], pool) if weighted else Function(pool)
+
+    return layer
+
+
+BY_NAME = (conv, depthwise, whiten, lrn, batch_norm, dropout, dense, flatten, reshape)
 KINDS: dict[str, Callable[..., nnx.Module]] = {
-    **{layer.__name__: layer for layer in (*POOLS, *OTHERS)},
+    "max_pool": _pool(pooling.max_pool),
+    "avg_pool": _pool(pooling.avg_pool),
+    "weighted_avg_pool": _pool(pooling.avg_pool, weighted=True),
+    **{layer.__name__: layer for layer in (*BY_NAME, global_avg_pool, global_max_pool)},
     **{name: _activation(name) for name in ACTIVATIONS},
 }
 
 
-def _pool(
-    function: Callable[..., jax.Array], site: Site, window: Any, stride: Any, padding: Any
-) -> Callable[[jax.Array], jax.Array]:
-    return partial(
-        function,
-        window=site.each(window),
-        strides=None if stride is None else site.each(stride),
-        padding=site.padding(padding),
-    )
-
-
 def _asymmetric(conv: dict[str, Any]) -> list[dict[str, Any]]:
     """Return one convolution per dimension, each along that dimension only."""
-    parts = []
-    for axis in reversed(range(len(conv["kernel_size"]))):
-        neutral = {"kernel_size": 1, "strides": 1, "padding": 0, "dilation": 1}
-        part = {
-            name: values
-            if isinstance(values, str)
-            else tuple(v if i == axis else neutral[name] for i, v in enumerate(values))
-            for name, values in conv.items()
-        }
-        parts.append(part)
-    return parts
+    neutral = {"kernel_size": 1, "strides": 1, "padding": 0, "dilation": 1}
+
+    def along(axis: int, name: str, values: Any) -> Any:
+        if isinstance(values, str):
+            return values
+        return tuple(v if i == axis else neutral[name] for i, v in enumerate(values))
+
+    axes = reversed(range(len(conv["kernel_size"])))
+    return [{n: along(axis, n, values) for n, values in conv.items()} for axis in axes]
 
 
 def _smaller(conv: dict[str, Any]) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +10,9 @@ import numpy as np
 from flax import nnx
 
 from experiments.models.dense_loop import Layers, Tree, run, segments
-from experiments.models.layers import BatchNorm, Conv, Dense, Dropout, is_small
+from experiments.models.layers import BatchNorm, Conv, Dense, Dropout, Init, drawn, is_small
 from experiments.ops.pooling import avg_pool, global_avg_pool, max_pool
-from experiments.types import Compression, Decay, Initializer, PositiveInt
+from experiments.types import Compression, Decay, PositiveInt
 
 
 class DenseLayer(nnx.Module):
@@ -25,23 +25,17 @@ class DenseLayer(nnx.Module):
     """
 
     def __init__(
-        self,
-        widths: Sequence[int],
-        growth_rate: int,
-        *,
-        bottleneck: bool,
-        kernel_init: Initializer,
-        rngs: nnx.Rngs,
+        self, widths: Sequence[int], growth_rate: int, *, bottleneck: bool, **init: Unpack[Init]
     ):
-        def joined(_key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        def joined(_key: jax.Array, shape: tuple[int, ...], _dtype: Any) -> jax.Array:
             *window, _, features = shape
             shapes = [(*window, width, features) for width in widths]
-            return jnp.concatenate([kernel_init(rngs.params(), s, dtype) for s in shapes], axis=-2)
+            return jnp.concatenate([drawn(s, **init) for s in shapes], axis=-2)
 
-        def stacked(_key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-            return jnp.stack([kernel_init(rngs.params(), shape, dtype) for _ in widths])
+        def stacked(_key: jax.Array, shape: tuple[int, ...], _dtype: Any) -> jax.Array:
+            return jnp.stack([drawn(shape, **init) for _ in widths])
 
-        conv = functools.partial(Conv, use_bias=False, rngs=rngs)
+        conv = functools.partial(Conv, use_bias=False, rngs=init["rngs"])
         width, inner = widths[-1], 4 * growth_rate
         self.norms = nnx.List([BatchNorm(sum(widths))])
         if bottleneck:
@@ -53,7 +47,7 @@ class DenseLayer(nnx.Module):
             self.convs = nnx.List([conv(width, growth_rate, (3, 3), kernel_init=joined)])
 
     def read(self, maps: jax.Array, known: Tree) -> jax.Array:
-        """Return the output of the first convolution for all maps, whose moments are `known`."""
+        """Return the output of the first convolution for all maps, given their moments."""
         return self.convs[0](jax.nn.relu(self.norms[0](maps, known)))
 
     def grow(self, y: jax.Array, known: Tree) -> jax.Array:
@@ -80,14 +74,11 @@ class DenseBlock(nnx.Module):
         *,
         bottleneck: bool,
         dropout: Any,
-        kernel_init: Initializer,
-        rngs: nnx.Rngs,
+        **init: Unpack[Init],
     ):
         self.widths = tuple(channels + layer * growth_rate for layer in range(depth))
         self.depth, self.growth_rate = depth, growth_rate
-        self.layer = DenseLayer(
-            self.widths, growth_rate, bottleneck=bottleneck, kernel_init=kernel_init, rngs=rngs
-        )
+        self.layer = DenseLayer(self.widths, growth_rate, bottleneck=bottleneck, **init)
         self.dropout = Dropout(dropout)
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
@@ -136,10 +127,9 @@ VARIABLES = (nnx.All(nnx.Param, _joined), nnx.Param, _joined, ...)
 class Transition(nnx.Module):
     """Norm, relu, a 1x1 convolution to `features` maps and 2x2 average pooling."""
 
-    def __init__(self, channels: int, features: int, *, kernel_init: Initializer, rngs: nnx.Rngs):
+    def __init__(self, channels: int, features: int, **init: Unpack[Init]):
         self.norm = BatchNorm(channels)
-        arguments: dict[str, Any] = {"kernel_init": kernel_init, "rngs": rngs}
-        self.conv = Conv(channels, features, (1, 1), use_bias=False, **arguments)
+        self.conv = Conv(channels, features, (1, 1), use_bias=False, **init)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return avg_pool(self.conv(jax.nn.relu(self.norm(x))), 2)
@@ -168,14 +158,12 @@ class DenseNet(nnx.Module):
         dropout: Decay,
         input_shape: tuple[int, ...],
         num_classes: int,
-        kernel_init: Initializer,
-        rngs: nnx.Rngs,
+        **init: Unpack[Init],
     ):
-        arguments: dict[str, Any] = {"kernel_init": kernel_init, "rngs": rngs}
         self.small = is_small(input_shape) if stem is None else stem == "cifar"
         kernel, stride, padding = ((3, 3), 1, 1) if self.small else ((7, 7), 2, 3)
         options: dict[str, Any] = {"strides": stride, "padding": padding, "use_bias": False}
-        self.conv = Conv(input_shape[-1], initial, kernel, **options, **arguments)
+        self.conv = Conv(input_shape[-1], initial, kernel, **options, **init)
         self.norm = None if self.small else BatchNorm(initial)
         self.blocks: nnx.List = nnx.List()
         self.transitions: nnx.List = nnx.List()
@@ -183,13 +171,13 @@ class DenseNet(nnx.Module):
         for index, depth in enumerate(blocks):
             if index > 0:
                 features = int(channels * compression)
-                self.transitions.append(Transition(channels, features, **arguments))
+                self.transitions.append(Transition(channels, features, **init))
                 channels = features
-            options = {"bottleneck": bottleneck, "dropout": dropout, **arguments}
+            options = {"bottleneck": bottleneck, "dropout": dropout, **init}
             self.blocks.append(DenseBlock(channels, depth, growth_rate, **options))
             channels += depth * growth_rate
         self.last_norm = BatchNorm(channels)
-        self.output = Dense(channels, num_classes, **arguments)
+        self.output = Dense(channels, num_classes, **init)
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         x = self.conv(x)

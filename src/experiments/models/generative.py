@@ -1,16 +1,16 @@
 """Generative models: variational autoencoders and adversarial networks."""
 
 import math
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments.models.autoencoder import ConvDecoder, ConvEncoder, DenseStack, Norm, linear
-from experiments.models.layers import Dense
-from experiments.types import Activation, Initializer, Likelihood, PositiveInt
+from experiments.models.autoencoder import ConvDecoder, ConvEncoder, DenseStack, Norm, normalised
+from experiments.models.layers import Dense, Init
+from experiments.types import Activation, Likelihood, PositiveInt
 
 
 class Variational(nnx.Module):
@@ -27,10 +27,10 @@ class Variational(nnx.Module):
         latents: int,
         likelihood: Likelihood,
         conditional: bool,
-        **arguments: Any,
+        **init: Unpack[Init],
     ):
         self.encoder = encoder
-        self.moments = Dense(encoder.features, 2 * latents, **arguments)
+        self.moments = Dense(encoder.features, 2 * latents, **init)
         scaled = likelihood != "bernoulli"
         self.log_scale = nnx.Param(np.full((), -1.0, np.float32)) if scaled else None
         self.latents, self.likelihood, self.conditional = latents, likelihood, conditional
@@ -58,17 +58,15 @@ class VAE(Variational):
         conditional: bool,
         input_shape: tuple[int, ...],
         num_classes: int,
-        kernel_init: Initializer,
-        rngs: nnx.Rngs,
+        **init: Unpack[Init],
     ):
-        given: dict[str, Any] = {"kernel_init": kernel_init, "rngs": rngs}
-        classes = num_classes if conditional else 0
-        options = {"classes": classes, "activation": activation, **given}
+        options: dict[str, Any] = {"activation": activation, **init}
+        options["classes"] = num_classes if conditional else 0
         pixels = math.prod(input_shape)
         encoder = DenseStack([pixels, *hidden], **options)
-        super().__init__(encoder, latents, likelihood, conditional, **given)
+        super().__init__(encoder, latents, likelihood, conditional, **init)
         self.decoder = DenseStack([latents, *hidden[::-1]], **options)
-        self.output = Dense(self.decoder.features, pixels, **given)
+        self.output = Dense(self.decoder.features, pixels, **init)
         self.shape = input_shape
 
     def decode(self, z: jax.Array, condition: jax.Array | None) -> jax.Array:
@@ -88,14 +86,12 @@ class ConvVAE(Variational):
         conditional: bool,
         input_shape: tuple[int, ...],
         num_classes: int,
-        kernel_init: Initializer,
-        rngs: nnx.Rngs,
+        **init: Unpack[Init],
     ):
-        given: dict[str, Any] = {"kernel_init": kernel_init, "rngs": rngs}
-        classes = num_classes if conditional else 0
-        options = {"classes": classes, "activation": activation, **given}
+        options: dict[str, Any] = {"activation": activation, **init}
+        options["classes"] = num_classes if conditional else 0
         encoder = ConvEncoder(input_shape, channels, **options)
-        super().__init__(encoder, latents, likelihood, conditional, **given)
+        super().__init__(encoder, latents, likelihood, conditional, **init)
         self.decoder = ConvDecoder(latents, input_shape, channels, **options)
 
     def decode(self, z: jax.Array, condition: jax.Array | None) -> jax.Array:
@@ -117,11 +113,11 @@ class Generator(nnx.Module):
 
 
 class Discriminator(nnx.Module):
-    """Layers from images to one score per example: [batch, ...] to [batch]."""
+    """Layers from images [batch, ...] to scores [batch], higher for images that look real."""
 
-    def __init__(self, trunk: DenseStack | ConvEncoder, norm: Norm, **arguments: Any):
+    def __init__(self, trunk: DenseStack | ConvEncoder, norm: Norm, **init: Unpack[Init]):
         self.trunk = trunk
-        self.output = linear(trunk.features, 1, norm, **arguments)
+        self.output = normalised(Dense, norm, trunk.features, 1, **init)
 
     def __call__(self, x: jax.Array, condition: jax.Array | None) -> jax.Array:
         return self.output(self.trunk(x, condition))[:, 0]
@@ -140,14 +136,6 @@ class Adversarial(nnx.Module):
         self.generator, self.discriminator = generator, discriminator
         self.latents, self.conditional = latents, conditional
 
-    def generate(self, z: jax.Array, condition: jax.Array | None) -> jax.Array:
-        """Return images [batch, H, W, C] of noise [batch, latents]."""
-        return self.generator(z, condition)
-
-    def discriminate(self, x: jax.Array, condition: jax.Array | None) -> jax.Array:
-        """Return scores [batch], higher for images that look real."""
-        return self.discriminator(x, condition)
-
 
 class GAN(Adversarial):
     """Adversarial network of dense layers, the generator's the discriminator's in reverse."""
@@ -163,19 +151,15 @@ class GAN(Adversarial):
         conditional: bool,
         input_shape: tuple[int, ...],
         num_classes: int,
-        kernel_init: Initializer,
-        rngs: nnx.Rngs,
+        **init: Unpack[Init],
     ):
-        given: dict[str, Any] = {"kernel_init": kernel_init, "rngs": rngs}
-        classes = num_classes if conditional else 0
-        options = {"classes": classes, **given}
+        options: dict[str, Any] = {"classes": num_classes if conditional else 0, **init}
         pixels, norm = math.prod(input_shape), discriminator_norm
-        sizes = [latents, *hidden[::-1]]
-        up = DenseStack(sizes, activation=activation, norm="batch", **options)
-        sizes = [pixels, *hidden]
-        down = DenseStack(sizes, activation=discriminator_activation, norm=norm, **options)
-        generator = Generator(up, Dense(up.features, pixels, **given), input_shape)
-        super().__init__(generator, Discriminator(down, norm, **given), latents, conditional)
+        ups, downs = [latents, *hidden[::-1]], [pixels, *hidden]
+        up = DenseStack(ups, activation=activation, norm="batch", **options)
+        down = DenseStack(downs, activation=discriminator_activation, norm=norm, **options)
+        generator = Generator(up, Dense(up.features, pixels, **init), input_shape)
+        super().__init__(generator, Discriminator(down, norm, **init), latents, conditional)
 
 
 class DCGAN(Adversarial):
@@ -195,14 +179,11 @@ class DCGAN(Adversarial):
         conditional: bool,
         input_shape: tuple[int, ...],
         num_classes: int,
-        kernel_init: Initializer,
-        rngs: nnx.Rngs,
+        **init: Unpack[Init],
     ):
-        given: dict[str, Any] = {"kernel_init": kernel_init, "rngs": rngs}
-        classes = num_classes if conditional else 0
-        options = {"classes": classes, **given}
+        options: dict[str, Any] = {"classes": num_classes if conditional else 0, **init}
         sizes, norm = (input_shape, channels), discriminator_norm
         up = ConvDecoder(latents, *sizes, activation=activation, norm="batch", **options)
         down = ConvEncoder(*sizes, activation=discriminator_activation, norm=norm, **options)
-        discriminator = Discriminator(down, norm, **given)
+        discriminator = Discriminator(down, norm, **init)
         super().__init__(Generator(up, None, input_shape), discriminator, latents, conditional)

@@ -1,16 +1,24 @@
 """Network in Network and GoogLeNet: 1x1 convolutions, and global pooling for dense layers."""
 
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from experiments.errors import UserError
-from experiments.models.layers import BatchNorm, Conv, Dense, Dropout, flatten, is_small
-from experiments.ops.normalisation import local_response_norm
+from experiments.models.layers import (
+    BatchNorm,
+    Conv,
+    Dense,
+    Dropout,
+    Init,
+    flatten,
+    is_small,
+    local_response_norm,
+)
 from experiments.ops.pooling import avg_pool, global_avg_pool, max_pool
-from experiments.types import Decay, Initializer, NonNegative, PositiveInt
+from experiments.types import Decay, Initializer, NonNegative, PositiveInt, is_off
 
 CEIL = ((0, 1), (0, 1))  # padding with which a 3x3 pooling at stride 2 gives ceil(size / 2)
 HALFWAY = {(1, 0), (1, 3)}  # stage and position of the modules 4a and 4d, for the auxiliaries
@@ -20,7 +28,7 @@ class NIN(nnx.Module):
     """Network in Network (Lin, Chen & Yan 2014): blocks of a convolution and 1x1 convolutions.
 
     [batch, H, W, C] to logits [batch, num_classes]. There is no dense layer: the last 1x1
-    convolution gives one map per class, whose mean is the class's score (section 3.2). `widths` are
+    convolution gives one map per class; its mean is the class's score (section 3.2). `widths` are
     the channels of each convolution, block by block. Between blocks are 3x3 max pooling at stride 2
     and dropout. Images below 96 pixels get the paper's network for CIFAR-10 (966,986 parameters),
     larger ones the authors' four blocks for ImageNet (7,595,176).
@@ -36,10 +44,8 @@ class NIN(nnx.Module):
         dropout: Decay,
         input_shape: tuple[int, ...],
         num_classes: int,
-        kernel_init: Initializer,
-        rngs: nnx.Rngs,
+        **init: Unpack[Init],
     ):
-        arguments: dict[str, Any] = {"kernel_init": kernel_init, "rngs": rngs}
         small, channels = is_small(input_shape), input_shape[-1]
         # (kernel, stride, padding) of the first convolution of each block
         first = [(5, 1, 2), (5, 1, 2)] if small else [(11, 4, 2), (5, 1, 2)]
@@ -48,11 +54,11 @@ class NIN(nnx.Module):
             kernel, stride, padding = first[index] if index < len(first) else (3, 1, 1)
             convs: nnx.List = nnx.List()
             for features in block:
-                options = {"strides": stride, "padding": padding, **arguments}
+                options: dict[str, Any] = {"strides": stride, "padding": padding, **init}
                 convs.append(Conv(channels, features, (kernel, kernel), **options))
                 channels, (kernel, stride, padding) = features, (1, 1, 0)
             self.blocks.append(convs)
-        self.output = Conv(channels, num_classes, (1, 1), **arguments)
+        self.output = Conv(channels, num_classes, (1, 1), **init)
         self.dropout = Dropout(dropout)
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
@@ -75,11 +81,10 @@ class ConvUnit(nnx.Module):
         *,
         stride: int = 1,
         batch_norm: bool,
-        **arguments: Any,
+        **init: Unpack[Init],
     ):
-        options: dict[str, Any] = {"strides": stride, "padding": kernel // 2, **arguments}
-        options["use_bias"] = not batch_norm
-        self.conv = Conv(channels, features, (kernel, kernel), **options)
+        options: dict[str, Any] = {"padding": kernel // 2, "use_bias": not batch_norm, **init}
+        self.conv = Conv(channels, features, (kernel, kernel), strides=stride, **options)
         self.norm = BatchNorm(features, epsilon=1e-3) if batch_norm else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -103,7 +108,7 @@ class Inception(nnx.Module):
         *,
         large: int,
         kernel_init: Initializer,
-        **arguments: Any,
+        **options: Any,
     ):
         one, reduce3, three, reduce5, five, pooled = widths
         entries = (one, reduce3, reduce5)
@@ -112,11 +117,11 @@ class Inception(nnx.Module):
             kernels = [kernel_init(key, (*shape[:-1], width), dtype) for width in entries]
             return jnp.concatenate(kernels, axis=-1)
 
-        given: dict[str, Any] = {"kernel_init": kernel_init, **arguments}
-        self.entry = ConvUnit(channels, sum(entries), 1, kernel_init=each, **arguments)
-        self.branch3 = ConvUnit(reduce3, three, 3, **given)
-        self.branch5 = ConvUnit(reduce5, five, large, **given)
-        self.pooled = ConvUnit(channels, pooled, 1, **given)
+        self.entry = ConvUnit(channels, sum(entries), 1, kernel_init=each, **options)
+        options["kernel_init"] = kernel_init
+        self.branch3 = ConvUnit(reduce3, three, 3, **options)
+        self.branch5 = ConvUnit(reduce5, five, large, **options)
+        self.pooled = ConvUnit(channels, pooled, 1, **options)
         self.ends = (one, one + reduce3)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -137,14 +142,14 @@ class Auxiliary(nnx.Module):
         hidden: int,
         dropout: Any,
         batch_norm: bool,
-        **arguments: Any,
+        **init: Unpack[Init],
     ):
         height, width, channels = shape
         self.window = min(5, height, width)  # maps of 4 pixels are averaged as a whole
         size = ((height - self.window) // 3 + 1) * ((width - self.window) // 3 + 1)
-        self.conv = ConvUnit(channels, hidden // 8, 1, batch_norm=batch_norm, **arguments)
-        self.hidden = Dense(size * (hidden // 8), hidden, **arguments)
-        self.output = Dense(hidden, num_classes, **arguments)
+        self.conv = ConvUnit(channels, hidden // 8, 1, batch_norm=batch_norm, **init)
+        self.hidden = Dense(size * (hidden // 8), hidden, **init)
+        self.output = Dense(hidden, num_classes, **init)
         self.dropout = Dropout(dropout)
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None) -> jax.Array:
@@ -157,7 +162,7 @@ class GoogLeNet(nnx.Module):
     """GoogLeNet: three convolutions, nine inception modules, one dense layer (Szegedy et al. 2015).
 
     [batch, H, W, C] to logits [batch, num_classes]; in training, unless `auxiliary_weight` is 0, to
-    a tuple of them and the logits of two auxiliary classifiers on modules 4a and 4d, whose losses
+    a tuple of them and the logits of two auxiliary classifiers on modules 4a and 4d; their losses
     count `auxiliary_weight` times (section 5). Without those it has 6,998,552 parameters for 1000
     classes. `stem` and `modules` are the channels of table 1. `batch_norm` replaces biases and
     response normalisation. Images below 96 pixels get a first convolution of 3x3 at stride 1 and no
@@ -180,16 +185,14 @@ class GoogLeNet(nnx.Module):
         auxiliary_dropout: Decay,
         input_shape: tuple[int, ...],
         num_classes: int,
-        kernel_init: Initializer,
-        rngs: nnx.Rngs,
+        **init: Unpack[Init],
     ):
-        given: dict[str, Any] = {"kernel_init": kernel_init, "rngs": rngs}
-        arguments = given | {"batch_norm": batch_norm}
+        units: dict[str, Any] = {"batch_norm": batch_norm, **init}
         small = is_small(input_shape)
         kernel, stride = (3, 1) if small else (7, 2)
-        self.conv1 = ConvUnit(input_shape[-1], stem[0], kernel, stride=stride, **arguments)
-        self.reduce2 = ConvUnit(stem[0], stem[1], 1, **arguments)
-        self.conv2 = ConvUnit(stem[1], stem[2], 3, **arguments)
+        self.conv1 = ConvUnit(input_shape[-1], stem[0], kernel, stride=stride, **units)
+        self.reduce2 = ConvUnit(stem[0], stem[1], 1, **units)
+        self.conv2 = ConvUnit(stem[1], stem[2], 3, **units)
         self.stages: nnx.List = nnx.List()
         channels, shapes = stem[2], []
         halvings = 2 if small else 4  # before the second stage
@@ -197,16 +200,17 @@ class GoogLeNet(nnx.Module):
         for number, stage in enumerate(modules):
             blocks: nnx.List = nnx.List()
             for position, widths in enumerate(stage):
-                blocks.append(Inception(channels, widths, large=large_kernel, **arguments))
+                blocks.append(Inception(channels, widths, large=large_kernel, **units))
                 channels = widths[0] + widths[2] + widths[4] + widths[5]
                 if (number, position) in HALFWAY:
                     shapes.append((*size, channels))
             self.stages.append(blocks)
-        self.output = Dense(channels, num_classes, **given)
-        off = isinstance(auxiliary_weight, int | float) and auxiliary_weight == 0
+        self.output = Dense(channels, num_classes, **init)
         options: dict[str, Any] = {"num_classes": num_classes, "hidden": auxiliary_hidden}
-        options |= {"dropout": auxiliary_dropout, **arguments}
-        self.auxiliaries = nnx.List(Auxiliary(s, **options) for s in ([] if off else shapes))
+        options |= {"dropout": auxiliary_dropout, **units}
+        self.auxiliaries = nnx.List(
+            Auxiliary(s, **options) for s in ([] if is_off(auxiliary_weight) else shapes)
+        )
         self.auxiliary_weight, self.last_pool = auxiliary_weight, last_pool
         self.dropout = Dropout(dropout)
         self.small = small

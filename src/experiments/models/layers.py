@@ -8,6 +8,7 @@ one on the device would compile a program for each length. In training mode (`mo
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -16,25 +17,31 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from experiments.ops import convolution, product
-from experiments.types import Initializer
+from experiments.types import Initializer, is_off
 
 Moments = tuple[jax.Array, jax.Array]  # E[x] and E[x²]
 SAVED = "saved"  # checkpoint name of what `resnet.Repeated` does not compute again backwards
+
+
+class Init(TypedDict):
+    """The arguments by which the weights of every model and layer are drawn."""
+
+    kernel_init: Initializer
+    rngs: nnx.Rngs
+
+
+def drawn(shape: tuple[int, ...], *, kernel_init: Initializer, rngs: nnx.Rngs) -> jax.Array:
+    """Return new weights of a shape."""
+    return kernel_init(rngs.params(), shape, jnp.float32)
 
 
 class Dense(nnx.Module):
     """A fully connected layer, x W + b: [..., in_features] to [..., features]."""
 
     def __init__(
-        self,
-        in_features: int,
-        features: int,
-        *,
-        use_bias: bool = True,
-        kernel_init: Initializer,
-        rngs: nnx.Rngs,
+        self, in_features: int, features: int, *, use_bias: bool = True, **init: Unpack[Init]
     ):
-        self.kernel = nnx.Param(kernel_init(rngs.params(), (in_features, features), jnp.float32))
+        self.kernel = nnx.Param(drawn((in_features, features), **init))
         self.bias = nnx.Param(np.zeros(features, np.float32)) if use_bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -62,11 +69,10 @@ class Conv(nnx.Module):
         groups: int = 1,
         flip_kernel: bool = False,
         use_bias: bool = True,
-        kernel_init: Initializer,
-        rngs: nnx.Rngs,
+        **init: Unpack[Init],
     ):
         shape = (*kernel_size, in_features // groups, features)
-        self.kernel = nnx.Param(kernel_init(rngs.params(), shape, jnp.float32))
+        self.kernel = nnx.Param(drawn(shape, **init))
         self.bias = nnx.Param(np.zeros(features, np.float32)) if use_bias else None
         self.strides, self.padding = strides, padding
         self.dilation, self.groups = dilation, groups
@@ -137,6 +143,26 @@ def _variance(known: Moments) -> jax.Array:
     return jnp.maximum(square - mean**2, 0.0)
 
 
+@jax.named_scope("@local_response_norm")
+def local_response_norm(
+    x: jax.Array, size: int = 5, *, alpha: Any = 1e-4, beta: Any = 0.75, k: Any = 2.0
+) -> jax.Array:
+    """Return x_c / (k + α Σ x_j²)^β, summed over the `size` channels j around c: `[..., C]`.
+
+    There are fewer such channels at both ends. PyTorch's layer takes `size` times this α. The
+    constants, those of the paper by default, may be traced; the sum is in float32 at least.
+
+    References:
+      Krizhevsky et al. 2012, "ImageNet classification with deep convolutional neural networks",
+      section 3.3.
+    """
+    squares = jnp.square(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
+    low = (size - 1) // 2
+    padded = jnp.pad(squares, [(0, 0)] * (x.ndim - 1) + [(low, size - 1 - low)])
+    total = sum(padded[..., shift : shift + x.shape[-1]] for shift in range(size))
+    return x * ((k + alpha * total) ** -beta).astype(x.dtype)
+
+
 class Spectral(nnx.Module):
     """A linear layer without bias divided by its spectral norm, plus a bias (Miyato et al. 2018).
 
@@ -144,7 +170,8 @@ class Spectral(nnx.Module):
     [inputs, features]; in training mode its vector `u` is carried from call to call.
     """
 
-    def __init__(self, layer: Dense | Conv, features: int):
+    def __init__(self, layer: Dense | Conv):
+        features = layer.kernel.shape[-1]
         self.layer = layer
         self.bias = nnx.Param(np.zeros(features, np.float32))
         start = np.random.default_rng(0).normal(size=features).astype(np.float32)
@@ -180,17 +207,16 @@ class Dropout(nnx.Module):
     @property
     def active(self) -> bool:
         """True in training mode, unless the rate is exactly 0."""
-        off = isinstance(self.rate, int | float) and self.rate == 0
-        return not (self.deterministic or off)
+        return not (self.deterministic or is_off(self.rate))
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         if not self.active:
             return x
         if rngs is None:
             raise ValueError("Dropout in training mode needs rngs")
-        keep = 1 - jnp.asarray(self.rate, jnp.float32)
-        mask = jax.random.uniform(rngs.dropout(), x.shape) < keep
-        return jnp.where(mask, x / keep.astype(x.dtype), jnp.zeros((), x.dtype))
+        share = 1 - jnp.asarray(self.rate, jnp.float32)
+        chosen = jax.random.uniform(rngs.dropout(), x.shape) < share
+        return jnp.where(chosen, x / share.astype(x.dtype), jnp.zeros((), x.dtype))
 
 
 def is_small(input_shape: Sequence[int]) -> bool:

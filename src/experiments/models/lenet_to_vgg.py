@@ -1,16 +1,24 @@
 """LeNet-5, AlexNet, ZFNet and VGG: convolutions and pooling, then dense layers."""
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Unpack
 
 import jax
 from flax import nnx
 
 from experiments.errors import UserError
-from experiments.models.layers import ACTIVATIONS, BatchNorm, Conv, Dense, flatten, is_small
+from experiments.models.layers import (
+    ACTIVATIONS,
+    BatchNorm,
+    Conv,
+    Dense,
+    Init,
+    flatten,
+    is_small,
+    local_response_norm,
+)
 from experiments.models.mlp import MLP
-from experiments.ops.normalisation import local_response_norm
 from experiments.ops.pooling import avg_pool, max_pool
-from experiments.types import Activation, Decay, Initializer, PositiveInt
+from experiments.types import Activation, Decay, PositiveInt
 
 
 class LeNet5(nnx.Module):
@@ -31,20 +39,18 @@ class LeNet5(nnx.Module):
         pooling: Literal["average", "max"],
         input_shape: tuple[int, ...],
         num_classes: int,
-        kernel_init: Initializer,
-        rngs: nnx.Rngs,
+        **init: Unpack[Init],
     ):
         height, width, channels = input_shape
-        arguments: dict[str, Any] = {"kernel_init": kernel_init, "rngs": rngs}
         pad = [(2, 2), (2, 2)] if min(height, width) < 32 else "VALID"
-        self.conv1 = Conv(channels, 6, (5, 5), padding=pad, **arguments)
-        self.conv2 = Conv(6, 16, (5, 5), padding="VALID", **arguments)
+        self.conv1 = Conv(channels, 6, (5, 5), padding=pad, **init)
+        self.conv2 = Conv(6, 16, (5, 5), padding="VALID", **init)
         border = 4 if pad != "VALID" else 0
         rows, columns = (((n + border - 4) // 2 - 4) // 2 for n in (height, width))
         # a convolution as large as its input is a dense layer
-        self.conv3 = Dense(rows * columns * 16, 120, **arguments)
-        self.dense = Dense(120, 84, **arguments)
-        self.output = Dense(84, num_classes, **arguments)
+        self.conv3 = Dense(rows * columns * 16, 120, **init)
+        self.dense = Dense(120, 84, **init)
+        self.output = Dense(84, num_classes, **init)
         self.activation = activation
         self.pooling = pooling
 
@@ -83,16 +89,14 @@ class AlexNet(MLP):
         dropout: Decay,
         input_shape: tuple[int, ...],
         num_classes: int,
-        kernel_init: Initializer,
-        rngs: nnx.Rngs,
+        **init: Unpack[Init],
     ):
-        arguments: dict[str, Any] = {"kernel_init": kernel_init, "rngs": rngs}
         small = is_small(input_shape)
         *sides, channels = input_shape
         self.convs: nnx.List = nnx.List()
         for index, (features, window) in enumerate(zip(widths, self.windows(small), strict=True)):
             kernel, stride, padding = window
-            shared = {"groups": groups if index in (1, 3, 4) else 1, **arguments}
+            shared: dict[str, Any] = {"groups": groups if index in (1, 3, 4) else 1, **init}
             size = (kernel, kernel)
             conv = Conv(channels, features, size, strides=stride, padding=padding, **shared)
             self.convs.append(conv)
@@ -106,7 +110,7 @@ class AlexNet(MLP):
             dropout=dropout,
             input_shape=(*sides, channels),
             num_classes=num_classes,
-            **arguments,
+            **init,
         )
         self.response_norm = response_norm
 
@@ -179,16 +183,14 @@ class VGG(MLP):
         activation: Activation,
         input_shape: tuple[int, ...],
         num_classes: int,
-        kernel_init: Initializer,
-        rngs: nnx.Rngs,
+        **init: Unpack[Init],
     ):
         height, width, channels = input_shape
-        arguments: dict[str, Any] = {"kernel_init": kernel_init, "rngs": rngs}
         self.stages: nnx.List = nnx.List()
         for depth, features in zip(stages, widths, strict=True):
             stage: nnx.List = nnx.List()
             for _ in range(depth):
-                conv = Conv(channels, features, (3, 3), padding=1, **arguments)
+                conv = Conv(channels, features, (3, 3), padding=1, **init)
                 stage.append(nnx.List([conv, BatchNorm(features)] if batch_norm else [conv]))
                 channels = features
             self.stages.append(stage)
@@ -199,7 +201,7 @@ class VGG(MLP):
             dropout=dropout,
             input_shape=(height // shrink, width // shrink, channels),
             num_classes=num_classes,
-            **arguments,
+            **init,
         )
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:

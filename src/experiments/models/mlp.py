@@ -3,12 +3,13 @@
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Unpack
 
 import jax
 from flax import nnx
 
-from experiments.models.layers import ACTIVATIONS, Dense, Dropout, flatten
-from experiments.types import Activation, Decay, Initializer, PositiveInt
+from experiments.models.layers import ACTIVATIONS, Dense, Dropout, Init, flatten
+from experiments.types import Activation, Decay, PositiveInt
 
 
 class Perceptron(nnx.Module):
@@ -24,11 +25,9 @@ class Perceptron(nnx.Module):
         activation: Activation,
         input_shape: tuple[int, ...],
         num_classes: int,
-        kernel_init: Initializer,
-        rngs: nnx.Rngs,
+        **init: Unpack[Init],
     ):
-        in_features = math.prod(input_shape)
-        self.output = Dense(in_features, num_classes, kernel_init=kernel_init, rngs=rngs)
+        self.output = Dense(math.prod(input_shape), num_classes, **init)
         self.activation = activation
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
@@ -49,15 +48,11 @@ class MLP(nnx.Module):
         dropout: Decay,
         input_shape: Sequence[int],
         num_classes: int,
-        kernel_init: Initializer,
-        rngs: nnx.Rngs,
+        **init: Unpack[Init],
     ):
         sizes = [math.prod(input_shape), *hidden]
-        self.hidden = nnx.List(
-            Dense(n_in, n_out, kernel_init=kernel_init, rngs=rngs)
-            for n_in, n_out in itertools.pairwise(sizes)
-        )
-        self.output = Dense(sizes[-1], num_classes, kernel_init=kernel_init, rngs=rngs)
+        self.hidden = nnx.List(Dense(*pair, **init) for pair in itertools.pairwise(sizes))
+        self.output = Dense(sizes[-1], num_classes, **init)
         self.dropout = Dropout(dropout)
         self.activation = activation
 

@@ -1,7 +1,7 @@
 """Recurrent networks: readers of a sequence, and writers of one output after the other."""
 
 import math
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +9,10 @@ import numpy as np
 from flax import nnx
 
 from experiments.errors import UserError
-from experiments.models.layers import Dense, flatten
+from experiments.models.layers import Dense, Init, flatten
 from experiments.models.recurrent_layers import CellName, Reader, Stack, real_steps
 from experiments.ops.recurrence import Carry
-from experiments.types import Decay, Initializer, PositiveInt
+from experiments.types import Decay, PositiveInt
 
 Carries = list[list[Carry]]
 
@@ -56,16 +56,14 @@ class Recurrent(nnx.Module):
         streams: PositiveInt | None,
         input_shape: tuple[int, ...],
         num_classes: int,
-        kernel_init: Initializer,
-        rngs: nnx.Rngs,
+        **init: Unpack[Init],
     ):
-        given: dict[str, Any] = {"kernel_init": kernel_init, "rngs": rngs}
         options: dict[str, Any] = {"dropout": dropout, "layer_norm": layer_norm}
-        options |= {"forget_bias": forget_bias, "bidirectional": bidirectional, **given}
+        options |= {"forget_bias": forget_bias, "bidirectional": bidirectional, **init}
         features = math.prod(input_shape[1:])  # per step; a vector is a sequence of scalars
-        self.reader = Reader(features, embedding, **given)
+        self.reader = Reader(features, embedding, **init)
         self.stack = Stack(cell, embedding or features, hidden, layers, **options)
-        self.output = Dense(self.stack.width, num_classes, **given)
+        self.output = Dense(self.stack.width, num_classes, **init)
         self.bidirectional, self.streams = bidirectional, streams
         if streams is None:
             self.carried = None
@@ -143,9 +141,9 @@ class Recurrent(nnx.Module):
 class Writer(nnx.Module):
     """A decoder: each step reads the previous output, the first one zeros."""
 
-    def __init__(self, stack: Stack, outputs: int, *, kernel_init: Initializer, rngs: nnx.Rngs):
+    def __init__(self, stack: Stack, outputs: int, **init: Unpack[Init]):
         self.stack = stack  # of `outputs` input features
-        self.output = Dense(stack.width, outputs, kernel_init=kernel_init, rngs=rngs)
+        self.output = Dense(stack.width, outputs, **init)
         self.outputs = outputs
 
     def teacher_forced(
@@ -210,17 +208,15 @@ class EncoderDecoder(nnx.Module):
         embedding: PositiveInt | None,
         input_shape: tuple[int, ...],
         num_classes: int,
-        kernel_init: Initializer,
-        rngs: nnx.Rngs,
+        **init: Unpack[Init],
     ):
-        given: dict[str, Any] = {"kernel_init": kernel_init, "rngs": rngs}
         options: dict[str, Any] = {"dropout": dropout, "layer_norm": layer_norm}
-        options |= {"forget_bias": forget_bias, **given}
+        options |= {"forget_bias": forget_bias, **init}
         features = math.prod(input_shape[1:])  # per step; a vector is a sequence of scalars
-        self.reader = Reader(features, embedding, **given)
+        self.reader = Reader(features, embedding, **init)
         self.encoder = Stack(cell, embedding or features, hidden, layers, **options)
         decoder = Stack(cell, num_classes, hidden, layers, **options)
-        self.writer = Writer(decoder, num_classes, **given)
+        self.writer = Writer(decoder, num_classes, **init)
 
     def __call__(
         self,
@@ -271,16 +267,14 @@ class VectorToSequence(nnx.Module):
         forget_bias: float,
         input_shape: tuple[int, ...],
         num_classes: int,
-        kernel_init: Initializer,
-        rngs: nnx.Rngs,
+        **init: Unpack[Init],
     ):
-        given: dict[str, Any] = {"kernel_init": kernel_init, "rngs": rngs}
         options: dict[str, Any] = {"dropout": dropout, "layer_norm": layer_norm}
-        options |= {"forget_bias": forget_bias, **given}
+        options |= {"forget_bias": forget_bias, **init}
         stack = Stack(cell, num_classes, hidden, layers, **options)
         self.states = stack.layers[0][0].cell.states
-        self.start = Dense(math.prod(input_shape), layers * self.states * hidden, **given)
-        self.writer = Writer(stack, num_classes, **given)
+        self.start = Dense(math.prod(input_shape), layers * self.states * hidden, **init)
+        self.writer = Writer(stack, num_classes, **init)
 
     def __call__(
         self, x: jax.Array, *, steps: int | None = None, rngs: nnx.Rngs | None = None

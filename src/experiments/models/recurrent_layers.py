@@ -18,7 +18,7 @@ outside of the recurrence.
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -26,11 +26,10 @@ import numpy as np
 from flax import nnx
 
 from experiments.errors import UserError
-from experiments.models.layers import Dropout
+from experiments.models.layers import Dropout, Init, drawn
 from experiments.ops.lstm import is_worth_it, lstm
 from experiments.ops.product import matmul
 from experiments.ops.recurrence import Carry, Cell, Parameters, join, recur
-from experiments.types import Initializer
 
 CellName = Literal["rnn", "lstm", "peephole_lstm", "gru"]
 FORGET_GATE = 1  # its index among the gates of an LSTM
@@ -104,15 +103,14 @@ class Direction(nnx.Module):
         *,
         layer_norm: bool,
         forget_bias: Any,
-        kernel_init: Initializer,
-        rngs: nnx.Rngs,
+        **init: Unpack[Init],
     ):
         self.cell = (NORMALISED_CELLS if layer_norm else CELLS)[cell]
         self.hidden = hidden
         gates = self.cell.gates
 
         def kernel(rows: int) -> nnx.Param:  # each gate is drawn like a layer
-            blocks = [kernel_init(rngs.params(), (rows, hidden), jnp.float32) for _ in range(gates)]
+            blocks = [drawn((rows, hidden), **init) for _ in range(gates)]
             return nnx.Param(jnp.concatenate(blocks, axis=1))
 
         def constant(value: float, *shape: int) -> nnx.Param:
@@ -140,18 +138,18 @@ class Direction(nnx.Module):
         return (jnp.zeros((batch, self.hidden), dtype),) * self.cell.states
 
     def __call__(
-        self, x: jax.Array, carry: Carry, keep: jax.Array | None, *, reverse: bool = False
+        self, x: jax.Array, carry: Carry, mask: jax.Array | None, *, reverse: bool = False
     ) -> tuple[jax.Array, Carry]:
         """Return the outputs and the last carry.
 
-        `keep` is bool [T, B, 1] or None: where False, the state does not change. With `reverse` the
+        `mask` is bool [T, B, 1] or None: where False, the state does not change. With `reverse` the
         last step comes first.
         """
         # transposed before the projection, which is larger; XLA may then drop the copy altogether
         x = vectors(jnp.swapaxes(x, 0, 1), self.kernel[...])
         kernel, recurrent, bias = self.kernel[...], self.recurrent_kernel[...], self.bias[...]
         if self.cell is CELLS["lstm"] and x.ndim == 3 and is_worth_it(x, recurrent):
-            outputs, end = lstm(reverse, x, kernel, recurrent, bias, carry, keep)
+            outputs, end = lstm(reverse, x, kernel, recurrent, bias, carry, mask)
             return jnp.swapaxes(outputs, 0, 1), end
         projected = project(x, kernel)
         if self.input_scale is not None:
@@ -159,7 +157,7 @@ class Direction(nnx.Module):
         own = {name: parameter[...] for name, parameter in self.own.items()}
         apart = self.cell.apart * self.hidden
         outputs, end = recur(
-            self.cell.update, apart, reverse, projected, bias, recurrent, own, carry, keep
+            self.cell.update, apart, reverse, projected, bias, recurrent, own, carry, mask
         )
         return jnp.swapaxes(outputs, 0, 1), end
 
@@ -199,14 +197,14 @@ class Stack(nnx.Module):
         self,
         x: jax.Array,
         carries: Sequence[Sequence[Carry]],
-        keep: jax.Array | None = None,
+        mask: jax.Array | None = None,
         rngs: nnx.Rngs | None = None,
     ) -> tuple[jax.Array, list[list[Carry]]]:
         """Return the outputs of the top layer and the last state of each layer and direction."""
         ends = []
         for layer, starts in zip(self.layers, carries, strict=True):
             both = [
-                direction(x, carry, keep, reverse=bool(index))
+                direction(x, carry, mask, reverse=bool(index))
                 for index, (direction, carry) in enumerate(zip(layer, starts, strict=True))
             ]
             x = self.dropout(jnp.concatenate([outputs for outputs, _ in both], -1), rngs=rngs)
@@ -220,14 +218,9 @@ class Reader(nnx.Module):
     With an `embedding` each token becomes a learned vector of that size.
     """
 
-    def __init__(
-        self, features: int, embedding: int | None, *, kernel_init: Initializer, rngs: nnx.Rngs
-    ):
-        if embedding is None:
-            self.table = None
-        else:
-            table = kernel_init(rngs.params(), (features, embedding), jnp.float32)
-            self.table = nnx.Param(table)
+    def __init__(self, features: int, embedding: int | None, **init: Unpack[Init]):
+        table = None if embedding is None else drawn((features, embedding), **init)
+        self.table = None if table is None else nnx.Param(table)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         if jnp.issubdtype(x.dtype, jnp.integer):
@@ -240,8 +233,8 @@ class Reader(nnx.Module):
 def vectors(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Return tokens [B, T] as one-hot vectors if there are few different ones; else `x` as it is.
 
-    With few tokens a matrix product is faster than a look-up of rows, whose gradient is one
-    addition after the other.
+    With few tokens a matrix product is faster than a look-up of rows, because the gradient of a
+    look-up is one addition after the other.
     """
     if jnp.issubdtype(x.dtype, jnp.integer) and len(kernel) <= ONE_HOT:
         return jax.nn.one_hot(x, len(kernel), dtype=kernel.dtype)

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +10,9 @@ import numpy as np
 from flax import nnx
 
 from experiments.errors import UserError
-from experiments.models.layers import SAVED, BatchNorm, Conv, Dense, is_small
+from experiments.models.layers import SAVED, BatchNorm, Conv, Dense, Init, drawn, is_small
 from experiments.ops.pooling import global_avg_pool, max_pool
-from experiments.types import Initializer, PositiveInt
+from experiments.types import PositiveInt
 
 Shortcut = Literal["projection", "identity", "none"]
 EXPANSION = {"basic": 1, "bottleneck": 4}
@@ -43,10 +43,9 @@ class Block(nnx.Module):
         shortcut: Shortcut,
         zero_gamma: bool,
         pre_activation: bool,
-        kernel_init: Initializer,
-        rngs: nnx.Rngs,
+        **init: Unpack[Init],
     ):
-        arguments: dict[str, Any] = {"use_bias": False, "kernel_init": kernel_init, "rngs": rngs}
+        conv = functools.partial(Conv, use_bias=False, **init)
         out = features * EXPANSION[kind]
         kernels, strides = ([3, 3], [stride, 1])
         sizes = [channels, features, out]
@@ -54,7 +53,7 @@ class Block(nnx.Module):
             kernels, strides = [1, 3, 1], [1, stride, 1]
             sizes = [channels, features, features, out]
         self.convs = nnx.List(
-            Conv(n_in, n_out, (k, k), strides=s, padding=k // 2, **arguments)
+            conv(n_in, n_out, (k, k), strides=s, padding=k // 2)
             for n_in, n_out, k, s in zip(sizes, sizes[1:], kernels, strides, strict=False)
         )
         self.norms = nnx.List(map(BatchNorm, sizes[:-1] if pre_activation else sizes[1:]))
@@ -62,7 +61,7 @@ class Block(nnx.Module):
             self.norms[-1].scale = nnx.Param(np.zeros(out, np.float32))
         project = shortcut == "projection" and (stride > 1 or channels != out)
         self.projection = (
-            Conv(channels, out, (1, 1), strides=stride, padding=0, **arguments) if project else None
+            conv(channels, out, (1, 1), strides=stride, padding=0) if project else None
         )
         self.projection_norm = BatchNorm(out) if project and not pre_activation else None
         self.shortcut, self.stride, self.widening = shortcut, stride, out - channels
@@ -101,22 +100,14 @@ class Repeated(nnx.Module):
     Args:
       make: returns a new block; called with the `kernel_init` that draws its weights.
       depth: number of blocks.
-      kernel_init: draws the weights of one block.
-      rngs: the keys to draw with.
+      init: of one block.
     """
 
     inside = "block"  # the attribute with the variables of all blocks
 
-    def __init__(
-        self,
-        make: Callable[..., nnx.Module],
-        depth: int,
-        *,
-        kernel_init: Initializer,
-        rngs: nnx.Rngs,
-    ):
-        def every(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-            return jnp.stack([kernel_init(rngs.params(), shape, dtype) for _ in range(depth)])
+    def __init__(self, make: Callable[..., nnx.Module], depth: int, **init: Unpack[Init]):
+        def every(_key: jax.Array, shape: tuple[int, ...], _dtype: Any) -> jax.Array:
+            return jnp.stack([drawn(shape, **init) for _ in range(depth)])
 
         self.depth = depth
         self.block = make(kernel_init=every)
@@ -166,31 +157,29 @@ class ResNet(nnx.Module):
         pre_activation: bool,
         input_shape: tuple[int, ...],
         num_classes: int,
-        kernel_init: Initializer,
-        rngs: nnx.Rngs,
+        **init: Unpack[Init],
     ):
-        arguments: dict[str, Any] = {"kernel_init": kernel_init, "rngs": rngs}
         small = is_small(input_shape) if stem is None else stem == "cifar"
         kernel, stride, padding = ((3, 3), 1, 1) if small else ((7, 7), 2, 3)
         channels, self.pool = widths[0], not small
         options: dict[str, Any] = {"strides": stride, "padding": padding, "use_bias": False}
-        self.conv = Conv(input_shape[-1], channels, kernel, **options, **arguments)
+        self.conv = Conv(input_shape[-1], channels, kernel, **options, **init)
         self.norm = None if pre_activation else BatchNorm(channels)
         options = {"kind": block, "shortcut": shortcut, "zero_gamma": zero_gamma}
-        options |= {"pre_activation": pre_activation, "rngs": rngs}
+        options |= {"pre_activation": pre_activation, **init}
         self.stages: nnx.List = nnx.List()
         for index, (depth, features) in enumerate(zip(stages, widths, strict=True)):
             make = functools.partial(Block, channels, features, **options)
-            stage: nnx.List = nnx.List([make(stride=2 if index else 1, kernel_init=kernel_init)])
+            stage: nnx.List = nnx.List([make(stride=2 if index else 1)])
             channels = features * EXPANSION[block]
             make = functools.partial(Block, channels, features, stride=1, **options)
             if depth > MANY:
-                stage.append(Repeated(make, depth - 1, **arguments))
+                stage.append(Repeated(make, depth - 1, **init))
             else:
-                stage.extend(make(kernel_init=kernel_init) for _ in range(depth - 1))
+                stage.extend(make() for _ in range(depth - 1))
             self.stages.append(stage)
         self.last_norm = BatchNorm(channels) if pre_activation else None
-        self.output = Dense(channels, num_classes, **arguments)
+        self.output = Dense(channels, num_classes, **init)
 
     @staticmethod
     def check_config(arguments: dict[str, Any], path: str) -> None:

@@ -23,17 +23,7 @@ from experiments.types import Fraction, NonNegative, Positive, PositiveInt
 Pair = tuple[jax.Array, jax.Array]
 
 
-def adversarial(middle: float | None) -> Callable[[Callable], Callable]:
-    """Mark a loss as one of the discriminator's scores, with its `middle`."""
-
-    def mark(function: Callable) -> Callable:
-        function.takes, function.head, function.middle = "scores", "identity", middle  # type: ignore[attr-defined]
-        return function
-
-    return mark
-
-
-@adversarial(middle=0.0)
+@losses.loss(takes="scores", head="identity", middle=0.0)
 def minimax(real: jax.Array, fake: jax.Array, *, label_smoothing: Fraction) -> Pair:
     """Return −log D(x) − log(1 − D(G(z))) and log(1 − D(G(z))).
 
@@ -46,26 +36,26 @@ def minimax(real: jax.Array, fake: jax.Array, *, label_smoothing: Fraction) -> P
     return _discriminator(real, fake, label_smoothing), -jax.nn.softplus(fake)
 
 
-@adversarial(middle=0.0)
+@losses.loss(takes="scores", head="identity", middle=0.0)
 def non_saturating(real: jax.Array, fake: jax.Array, *, label_smoothing: Fraction) -> Pair:
     """Return `minimax`'s losses, but −log D(G(z)) of the generator (Goodfellow 2014, section 3)."""
     return _discriminator(real, fake, label_smoothing), jax.nn.softplus(-fake)
 
 
-@adversarial(middle=0.5)
+@losses.loss(takes="scores", head="identity", middle=0.5)
 def least_squares(real: jax.Array, fake: jax.Array, *, label_smoothing: Fraction) -> Pair:
     """Return ½(D(x) − 1)² + ½D(G(z))² and ½(D(G(z)) − 1)² (Mao et al. 2017, eq. 9)."""
     wanted = 1 - label_smoothing
     return 0.5 * (real - wanted) ** 2 + 0.5 * fake**2, 0.5 * (fake - 1) ** 2
 
 
-@adversarial(middle=0.0)
+@losses.loss(takes="scores", head="identity", middle=0.0)
 def hinge(real: jax.Array, fake: jax.Array, *, margin: Positive) -> Pair:
     """Return max(0, m − D(x)) + max(0, m + D(G(z))) and −D(G(z)) (Lim & Ye 2017)."""
     return jax.nn.relu(margin - real) + jax.nn.relu(margin + fake), -fake
 
 
-@adversarial(middle=None)
+@losses.loss(takes="scores", head="identity", middle=None)
 def wasserstein_gp(real: jax.Array, fake: jax.Array, *, gradient_penalty: NonNegative) -> Pair:
     """Return D(G(z)) − D(x) and −D(G(z)).
 
@@ -145,7 +135,7 @@ class Adversarial:
         real = image_of(batch)
         condition = class_of(batch, self.num_classes) if model.conditional else None
         z = jax.random.normal(rngs.sample(), (real.shape[0], model.latents)).astype(real.dtype)
-        fake = model.generate(z, condition)
+        fake = model.generator(z, condition)
 
         opponent = constant_copy(model)  # before the discriminator's own statistics move on
         on_real = self.score(model, real, condition)
@@ -172,7 +162,7 @@ class Adversarial:
 
     def score(self, model: Any, images: jax.Array, condition: jax.Array | None) -> jax.Array:
         """Return the discriminator's scores [batch]."""
-        return full_precision(model.discriminate(images, condition))
+        return full_precision(model.discriminator(images, condition))
 
     def penalty(
         self,

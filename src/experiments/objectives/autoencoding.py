@@ -1,5 +1,6 @@
 """Autoencoding: the target is the input itself, perhaps from a corrupted copy of it."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from experiments.objectives.classification import HEADS, Classification, Metrics
 from experiments.types import Decay, Fraction, Head, NonNegative, NonNegativeInt, is_off
 
 
+@dataclass(kw_only=True, eq=False)
 class Autoencoding:
     """Reconstruction of images in 0..1, the loss being summed over the pixels.
 
@@ -34,31 +36,23 @@ class Autoencoding:
       2007, "Greedy layer-wise training of deep networks".
     """
 
-    kind = "autoencoding"
+    loss: Any
+    head: Head | None
+    noise: NonNegative
+    masking: Decay
+    kl_weight: NonNegative
+    kl_target: Fraction
+    l1_weight: NonNegative
+    contraction: NonNegative
+    epochs_a_layer: NonNegativeInt
+    num_classes: int
 
+    kind = "autoencoding"
     monitor = ("loss", "min")
     pixels = (0.0, 1.0)
 
-    def __init__(
-        self,
-        *,
-        loss: Any,
-        head: Head | None,
-        noise: NonNegative,
-        masking: Decay,
-        kl_weight: NonNegative,
-        kl_target: Fraction,
-        l1_weight: NonNegative,
-        contraction: NonNegative,
-        epochs_a_layer: NonNegativeInt,
-        num_classes: int,
-    ):
-        self.output = Classification(loss=loss, head=head, num_classes=num_classes)
-        self.loss = loss
-        self.noise, self.masking = noise, masking
-        self.kl_weight, self.kl_target, self.l1_weight = kl_weight, kl_target, l1_weight
-        self.contraction = contraction
-        self.epochs_a_layer = epochs_a_layer
+    def __post_init__(self) -> None:
+        self.output = Classification(loss=self.loss, head=self.head, num_classes=self.num_classes)
 
     def __call__(
         self, model: Any, batch: dict, rngs: nnx.Rngs, epoch: Any
@@ -90,7 +84,7 @@ class Autoencoding:
 
     @property
     def shown_head(self) -> str:
-        """Return the name of the head that turns raw outputs into pixels."""
+        """The name of the head that turns raw outputs into pixels."""
         function = getattr(self.loss, "func", self.loss)
         return function.head if self.output.takes == "logits" else self.output.head
 
@@ -120,7 +114,7 @@ class Autoencoding:
         return cost
 
     def layerwise(self, model: Any, seen: jax.Array, whole: jax.Array, epoch: Any) -> jax.Array:
-        """Return the loss of the layer that is trained at this epoch, `whole` after the last one.
+        """Return the loss of the layer that is trained at this epoch; after all of them, `whole`.
 
         Raises:
           UserError: the model cannot restore the input of a single layer.

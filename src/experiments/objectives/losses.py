@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from experiments.types import Fraction, Positive
 
 
-def loss(takes: str, head: str) -> Callable[[Callable], Callable]:
-    """Mark a loss with what it `takes` and the output `head` that goes with it."""
+def loss(takes: str, head: str, **others: float | None) -> Callable[[Callable], Callable]:
+    """Give a loss the attributes `takes`, `head` and perhaps `others`."""
 
     def mark(function: Callable) -> Callable:
-        function.takes, function.head = takes, head  # type: ignore[attr-defined]
+        vars(function).update(takes=takes, head=head, **others)
         return function
 
     return mark

@@ -222,7 +222,7 @@ def _patches_conv(x, kernel, strides, pads, dilation):
 
 
 def _stack_taps(x, axis, k, stride, dilation):
-    """Replace `axis` by the windows along it, whose taps go in front of the channels."""
+    """Replace `axis` by the windows along it; their taps go in front of the channels."""
     size = x.shape[axis]
     span = size - dilation * (k - 1)
     taps = [

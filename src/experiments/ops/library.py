@@ -20,7 +20,7 @@ from experiments.machine import user_cache
 log = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
-SOURCES = ("products.c", "lstm.c")
+SOURCES = sorted(FOLDER.glob("*.c"))
 FUNCTIONS = ("multiply_windows", "sum_windows", "lstm_forward", "lstm_backward")
 NEEDED = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "amx_tile", "amx_bf16"}
 FLAGS = ["-O3", "-std=gnu11", "-shared", "-fPIC"]
@@ -71,8 +71,8 @@ def target(function: str) -> str:
 def version() -> str:
     """Return a hash of everything that the library is compiled from."""
     known = hashlib.sha256(repr(FLAGS).encode())
-    headers = [FOLDER / "units.h", _headers() / "xla/ffi/api/c_api.h"]
-    for source in [*(FOLDER / name for name in SOURCES), *headers]:
+    headers = [*sorted(FOLDER.glob("*.h")), _headers() / "xla/ffi/api/c_api.h"]
+    for source in [*SOURCES, *headers]:
         known.update(source.read_bytes())
     return known.hexdigest()[:16]
 
@@ -108,9 +108,8 @@ def _compiler() -> list[str]:
 
 def _compile(path: Path, compiler: list[str]) -> subprocess.Popen[str]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    sources = [str(FOLDER / name) for name in SOURCES]
     return subprocess.Popen(
-        ["sh", "-c", COMPILE, str(path), *compiler, *FLAGS, f"-I{_headers()}", *sources],
+        ["sh", "-c", COMPILE, str(path), *compiler, *FLAGS, f"-I{_headers()}", *map(str, SOURCES)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

@@ -24,8 +24,8 @@ typedef struct {
   long wide, packed_size; /* numbers of a row of factors, and of a trial's packed kernels */
   const float *x, *kernel, *recurrent, *bias, *h0, *c0;
   long x_stride, kernel_stride, recurrent_stride, bias_stride, h0_stride, c0_stride;
-  const uint8_t* keep; /* where 0, the state stays as it is */
-  long keep_stride;
+  const uint8_t* mask; /* where 0, the state stays as it is */
+  long mask_stride;
   float *outputs, *gates, *cells; /* of the forward pass; no gates if there is no backward pass */
   const float *saved, *c, *d_outputs, *after_h, *after_c; /* of the backward pass */
   long saved_stride, c_stride, d_outputs_stride, after_h_stride, after_c_stride;
@@ -58,7 +58,7 @@ static long at(const Sequences* p, long start, Part part, long time, long width)
 }
 
 static int moves_on(const Sequences* p, Part part, long time, long row) {
-  return p->keep[at(p, part.trial * p->keep_stride, part, time, 1) + row];
+  return p->mask[at(p, part.trial * p->mask_stride, part, time, 1) + row];
 }
 
 static void store_split(__m512 x, bf16* high, bf16* low) {
@@ -88,7 +88,7 @@ static void pack_gates(const void* context, long unit) {
 
 /* Computes gates and states of 16 units of a row from its pre-activations [i f g o]. */
 static void step_forwards(const Sequences* p, const float* z, const float* bias, long unit,
-                          const float* h, const float* c, int keep, float* gates, float* output,
+                          const float* h, const float* c, int mask, float* gates, float* output,
                           float* cell, bf16* high, bf16* low) {
   __mmask16 live = first(p->hidden - unit);
   __m512 gate[GATE_COUNT];
@@ -101,7 +101,7 @@ static void step_forwards(const Sequences* p, const float* z, const float* bias,
   __m512 before = _mm512_maskz_loadu_ps(live, c + unit);
   __m512 state = _mm512_fmadd_ps(gate[F], before, _mm512_mul_ps(gate[I], gate[G]));
   __m512 seen = _mm512_mul_ps(gate[O], hyperbolic_tangent(state));
-  if (!keep) state = before, seen = _mm512_maskz_loadu_ps(live, h + unit);
+  if (!mask) state = before, seen = _mm512_maskz_loadu_ps(live, h + unit);
   _mm512_mask_storeu_ps(cell + unit, live, state);
   _mm512_mask_storeu_ps(output + unit, live, seen);
   store_split(seen, high, low);
@@ -174,7 +174,7 @@ static void pack_transposed(const void* context, long unit) {
  * `sums`, and that of the cell before. `dh` becomes the gradient of the output, which passes to the
  * output before where the state stays as it is. */
 static void step_back(const Sequences* p, long unit, const float* gates, const float* cell,
-                      const float* before, const float* d_output, int keep, float* dh, float* dc,
+                      const float* before, const float* d_output, int mask, float* dh, float* dc,
                       float* dz, __m512 sums[GATE_COUNT], bf16* high, bf16* low) {
   __mmask16 live = first(p->hidden - unit);
   __m512 gate[GATE_COUNT], d[GATE_COUNT], one = _mm512_set1_ps(1);
@@ -190,13 +190,13 @@ static void step_back(const Sequences* p, long unit, const float* gates, const f
   d[O] = _mm512_mul_ps(_mm512_mul_ps(h, seen), gate[O]);
   for (int k = 0; k < GATE_COUNT; k++) {
     if (k != G) d[k] = _mm512_fnmadd_ps(d[k], gate[k], d[k]);
-    if (!keep) d[k] = _mm512_setzero_ps();
+    if (!mask) d[k] = _mm512_setzero_ps();
     sums[k] = _mm512_add_ps(sums[k], d[k]);
     _mm512_mask_storeu_ps(dz + k * p->hidden + unit, live, d[k]);
     store_split(d[k], high + k * p->deep_h + unit, low + k * p->deep_h + unit);
   }
   _mm512_store_ps(dh + unit, h);
-  if (keep) _mm512_store_ps(dc + unit, _mm512_mul_ps(c, gate[F]));
+  if (mask) _mm512_store_ps(dc + unit, _mm512_mul_ps(c, gate[F]));
 }
 
 static void backwards(const void* context, long unit) {
@@ -280,7 +280,7 @@ static double work(const Sequences* p) {
 }
 
 /* Maps (x [trials, steps, batch, inputs], kernel [trials, inputs, 4 hidden], recurrent [trials, hidden,
- * 4 hidden], bias [trials, 4 hidden], h0 and c0 [trials, batch, hidden], keep [trials, steps, batch])
+ * 4 hidden], bias [trials, 4 hidden], h0 and c0 [trials, batch, hidden], mask [trials, steps, batch])
  * to outputs and cells [trials, steps, batch, hidden], gates [trials, steps, batch, 4 hidden or 0] */
 XLA_FFI_Error* lstm_forward(XLA_FFI_CallFrame* frame) {
   if (asks_for_version(frame)) return NULL;
@@ -290,7 +290,7 @@ XLA_FFI_Error* lstm_forward(XLA_FFI_CallFrame* frame) {
   p.x = take_array(frame, 0, &p.x_stride), p.kernel = take_array(frame, 1, &p.kernel_stride);
   p.recurrent = take_array(frame, 2, &p.recurrent_stride), p.bias = take_array(frame, 3, &p.bias_stride);
   p.h0 = take_array(frame, 4, &p.h0_stride), p.c0 = take_array(frame, 5, &p.c0_stride);
-  p.keep = take_array(frame, 6, &p.keep_stride);
+  p.mask = take_array(frame, 6, &p.mask_stride);
   p.outputs = outputs->data, p.cells = cells->data, p.gates = gates->dims[3] ? gates->data : NULL;
   p.wide = spread(p.deep_x + p.deep_h), p.packed_size = p.blocks * 8 * BLOCK * ((p.deep_x + p.deep_h) / DEPTH);
   p.packed = workspace(ALL_PACKED, p.trials * p.packed_size * sizeof(bf16));
@@ -300,7 +300,7 @@ XLA_FFI_Error* lstm_forward(XLA_FFI_CallFrame* frame) {
 }
 
 /* Maps (gates [trials, steps, batch, 4 hidden], cells [trials, steps, batch, hidden], c0 [trials, batch,
- * hidden], recurrent [trials, hidden, 4 hidden], keep [trials, steps, batch] and the gradients of
+ * hidden], recurrent [trials, hidden, 4 hidden], mask [trials, steps, batch] and the gradients of
  * outputs [trials, steps, batch, hidden], of the last of them and of the last cells [trials, batch,
  * hidden]) to the gradients of pre-activations [trials, steps, batch, 4 hidden], h0 and c0 [trials,
  * batch, hidden], and of the bias [trials, batch / 32, 4 hidden], which are yet to be summed */
@@ -311,7 +311,7 @@ XLA_FFI_Error* lstm_backward(XLA_FFI_CallFrame* frame) {
   Sequences p = sequences(frame, cells->dims, 0, dz->dims[0]);
   p.saved = take_array(frame, 0, &p.saved_stride), p.c = take_array(frame, 1, &p.c_stride);
   p.c0 = take_array(frame, 2, &p.c0_stride), p.recurrent = take_array(frame, 3, &p.recurrent_stride);
-  p.keep = take_array(frame, 4, &p.keep_stride), p.d_outputs = take_array(frame, 5, &p.d_outputs_stride);
+  p.mask = take_array(frame, 4, &p.mask_stride), p.d_outputs = take_array(frame, 5, &p.d_outputs_stride);
   p.after_h = take_array(frame, 6, &p.after_h_stride), p.after_c = take_array(frame, 7, &p.after_c_stride);
   p.dz = dz->data, p.dh0 = dh0->data, p.dc0 = dc0->data, p.db = db->data;
   long panels = p.deep_h / (2 * TILE);

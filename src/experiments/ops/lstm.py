@@ -19,7 +19,7 @@ from experiments.ops.product import is_xla_only, kernel_gradient, matmul, usable
 from experiments.ops.recurrence import Carry
 
 WORTH = 64  # fewest steps of all sequences together for which packing the kernels pays
-ROWS = 32  # sequences whose gradients of the bias are summed in C; the sums are added up here
+ROWS = 32  # sequences with one sum of the bias's gradients from C; the sums are added up here
 
 
 def is_worth_it(x: jax.Array, recurrent: jax.Array) -> bool:
@@ -36,26 +36,26 @@ def lstm(
     recurrent: jax.Array,
     bias: jax.Array,
     start: Carry,
-    keep: jax.Array | None,
+    mask: jax.Array | None,
 ) -> tuple[jax.Array, Carry]:
     """Return the outputs of all steps [T, B, H], and output and cells [B, H] after the last one.
 
     Args:
       reverse: from the last step to the first.
       x: [T, B, F], the inputs.
-      kernel: [F, 4 · H], projects them to the gates i, f, g and o (`models.cells`).
+      kernel: [F, 4 · H], projects them to the gates i, f, g and o (`models.recurrent_layers`).
       recurrent: [H, 4 · H], projects the output of the step before.
       bias: [4 · H].
       start: output and cells before the first step.
-      keep: bool [T, B, 1]; where False the state stays as it is. None: True everywhere.
+      mask: bool [T, B, 1]; where False the state stays as it is. None: True everywhere.
     """
-    return _forward(reverse, x, kernel, recurrent, bias, start, keep, save=False)[0]
+    return _forward(reverse, x, kernel, recurrent, bias, start, mask, save=False)[0]
 
 
-def _forward(reverse, x, kernel, recurrent, bias, start, keep, save=True):
-    moves = jnp.ones(x.shape[:2], bool) if keep is None else keep[..., 0]
+def _forward(reverse, x, kernel, recurrent, bias, start, mask, save=True):
+    moves = jnp.ones(x.shape[:2], bool) if mask is None else mask[..., 0]
     factors = (x, kernel, recurrent, bias, *start, moves)
-    outputs, cells, gates = _one_trial(_run, *factors, reverse=reverse, save=save)
+    outputs, cells, gates = _one_trial(lstm_p, *factors, reverse=reverse, save=save)
     last = 0 if reverse else -1
     residuals = (x, kernel, recurrent, start, moves, outputs, cells, gates)
     return (outputs, (outputs[last], cells[last])), residuals
@@ -65,7 +65,7 @@ def _backward(reverse, residuals, cotangents):
     x, kernel, recurrent, start, moves, outputs, cells, gates = residuals
     d_outputs, d_ends = cotangents
     factors = (gates, cells, start[1], recurrent, moves, d_outputs, *d_ends)
-    dz, dh, dc, d_bias = _one_trial(_run_back, *factors, reverse=reverse)
+    dz, dh, dc, d_bias = _one_trial(lstm_back_p, *factors, reverse=reverse)
     rows = dz.reshape(-1, dz.shape[-1])
     d_kernel, d_recurrent = (
         kernel_gradient(seen.reshape(-1, seen.shape[-1]), rows)
@@ -125,16 +125,9 @@ lstm_p, lstm_back_p = Primitive("lstm_forward"), Primitive("lstm_backward")
 lstm_p.multiple_results = lstm_back_p.multiple_results = True
 
 
-def _run(*factors: jax.Array, reverse: bool, save: bool) -> list[jax.Array]:
-    return lstm_p.bind(*factors, reverse=reverse, save=save)
-
-
-def _run_back(*factors: jax.Array, reverse: bool) -> list[jax.Array]:
-    return lstm_back_p.bind(*factors, reverse=reverse)
-
-
-def _one_trial(run: Any, *factors: jax.Array, **parameters: bool) -> list[jax.Array]:
-    return [result[0] for result in run(*(factor[None] for factor in factors), **parameters)]
+def _one_trial(primitive: Any, *factors: jax.Array, **parameters: bool) -> list[jax.Array]:
+    results = primitive.bind(*(factor[None] for factor in factors), **parameters)
+    return [result[0] for result in results]
 
 
 @lstm_p.def_abstract_eval
@@ -175,7 +168,7 @@ def _in_place(context: Any) -> Aliases:
     return {0: 0} if gates.shape == dz.shape else {}
 
 
-define(lstm_p, _run, lambda reverse, save: [reverse])
-define(lstm_back_p, _run_back, lambda reverse: [reverse], _in_place)
+define(lstm_p, lambda reverse, save: [reverse])
+define(lstm_back_p, lambda reverse: [reverse], _in_place)
 ad.primitive_jvps[lstm_p] = functools.partial(_derive, _steps)
 ad.primitive_jvps[lstm_back_p] = functools.partial(_derive, _steps_back)

@@ -52,20 +52,14 @@ def avg_pool(
     *,
     strides: int | Sequence[int] | None = None,
     padding: Padding = "VALID",
-    count_include_pad: bool = False,
 ) -> jax.Array:
     """Return the mean of each window of `x` `[N, *spatial, C]`, as `[N, *out, C]`.
 
-    Args:
-        x, window, strides, padding: as in `max_pool`.
-        count_include_pad: divide by the window's size everywhere (PyTorch's default), rather than
-            by the number of values in the window that are not padding (Keras).
+    Padding does not count, as in Keras. The arguments are those of `max_pool`.
     """
-    views = _views(x, window, strides, padding, 0)
-    if count_include_pad:
-        return sum(views) / len(views)
     ones = jnp.ones((1, *x.shape[1:-1], 1), x.dtype)
-    return sum(views) / sum(_views(ones, window, strides, padding, 0))
+    total, count = (sum(_views(a, window, strides, padding, 0)) for a in (x, ones))
+    return total / count
 
 
 @jax.named_scope("@global_avg_pool")

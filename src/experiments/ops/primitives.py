@@ -21,7 +21,6 @@ Aliases = dict[int, int]  # index of an operand: that of the result which takes 
 
 def define(
     primitive: Primitive,
-    operation: Callable[..., Any],
     options: Callable[..., list[int]],
     aliases: Callable[[Any], Aliases] = lambda context: {},
 ) -> None:
@@ -29,9 +28,8 @@ def define(
 
     Args:
       primitive: has the name of a function of the library.
-      operation: binds the primitive to arrays and its parameters.
       options: gives the integers that are passed to the function, from the parameters.
-      aliases: gives the operands whose memory results take, from the context of the lowering.
+      aliases: gives the results that take the memory of operands, from the context of the lowering.
     """
 
     def lower(context, *operands, **parameters):
@@ -43,10 +41,10 @@ def define(
         return rule(context, *operands, options=np.array(options(**parameters), np.int64))
 
     def run(*arrays, **parameters):
-        return jax.jit(functools.partial(operation, **parameters))(*arrays)
+        return jax.jit(functools.partial(primitive.bind, **parameters))(*arrays)
 
     mlir.register_lowering(primitive, lower, platform="cpu")
-    batching.primitive_batchers[primitive] = functools.partial(_batch, operation)
+    batching.primitive_batchers[primitive] = functools.partial(_batch, primitive)
     primitive.def_impl(run)
 
 
@@ -56,12 +54,12 @@ def trials(*arrays: Any) -> int:
 
 
 def _batch(
-    operation: Callable[..., Any],
+    primitive: Primitive,
     arrays: Sequence[jax.Array],
     axes: Sequence[int | None],
     **parameters: Any,
 ) -> tuple[Any, Any]:
-    """Apply the operation to arrays with a new mapped axis, by the number of trials times it."""
+    """Bind arrays with a new mapped axis; its length multiplies the number of trials."""
     size = next(a.shape[i] for a, i in zip(arrays, axes, strict=True) if i is not None)
     arrays = [
         a[None] if i is None else jnp.moveaxis(a, i, 0) for a, i in zip(arrays, axes, strict=True)
@@ -72,6 +70,6 @@ def _batch(
         if a.shape[:2] != (1, 1):  # one that belongs to all trials may stay so
             a = jnp.broadcast_to(a, (size, old, *a.shape[2:]))
         flat.append(a.reshape(-1, *a.shape[2:]))
-    results = operation(*flat, **parameters)
+    results = primitive.bind(*flat, **parameters)
     results = jax.tree.map(lambda r: r.reshape(size, old, *r.shape[1:]), results)
     return results, jax.tree.map(lambda _: 0, results)

@@ -1,10 +1,10 @@
-"""Matrix products and convolutions at stride 1 by the matrix units of a processor (`products.c`).
+"""Matrix products and convolutions at stride 1 by the matrix units of a processor.
 
-There are three operations, each linear in both of its factors: outputs, the gradient of the inputs
-and that of the kernel. Each is the derivative of the others, so that gradients of gradients,
-forward mode and vmap work. Results are as exact as JAX's precision "high": they differ from those
-in float32 by some 5e-6 of the largest. With `JAX_DEFAULT_MATMUL_PRECISION=highest` XLA computes all
-of them.
+There are three operations, each linear in both of its factors: outputs and the gradient of the
+inputs (`multiply_windows.c`), and the gradient of the kernel (`sum_windows.c`). Each is the
+derivative of the others, so that gradients of gradients, forward mode and vmap work. Results are as
+exact as JAX's precision "high": they differ from those in float32 by some 5e-6 of the largest. With
+`JAX_DEFAULT_MATMUL_PRECISION=highest` XLA computes all of them.
 """
 
 import contextlib
@@ -86,7 +86,7 @@ def _matmul(x: jax.Array, kernel: jax.Array, in_loop: bool, bf16: bool) -> jax.A
     if not (in_loop or math.prod(x.shape[:-1]) >= ROWS) or not usable(x, kernel):
         return x @ kernel
     places, window = x.reshape(1, -1, 1, 1, x.shape[-1]), kernel.reshape(1, 1, 1, *kernel.shape)
-    y = _multiply(places, window, pads=(0, 0, 0, 0), bf16=bf16, transposed=False)
+    y = multiply_p.bind(places, window, pads=(0, 0, 0, 0), bf16=bf16, transposed=False)
     return y.reshape(*x.shape[:-1], kernel.shape[1])
 
 
@@ -95,7 +95,7 @@ def kernel_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
     if is_xla_only() or 2 * x.size * dy.shape[1] < WORTH or not usable(x, dy):
         return x.T @ dy
     x, dy = (a.reshape(1, -1, 1, 1, a.shape[1]) for a in (x, dy))
-    return _sum(x, dy, pads=(0, 0, 0, 0), bf16=False, window=(1, 1))[0, 0, 0]
+    return sum_p.bind(x, dy, pads=(0, 0, 0, 0), bf16=False, window=(1, 1))[0, 0, 0]
 
 
 def multiply_windows(
@@ -111,7 +111,7 @@ def multiply_windows(
     Returns:
       `[N, H', W', O]` with `H' = H + top + bottom - kh + 1` and `W' = W + left + right - kw + 1`.
     """
-    return _multiply(x[None], kernel[None], pads=pads, bf16=bf16, transposed=False)[0]
+    return multiply_p.bind(x[None], kernel[None], pads=pads, bf16=bf16, transposed=False)[0]
 
 
 def is_worth_it(x: jax.Array, kernel: jax.Array, pads: Sequence[tuple[int, int]]) -> bool:
@@ -120,18 +120,6 @@ def is_worth_it(x: jax.Array, kernel: jax.Array, pads: Sequence[tuple[int, int]]
         return False
     out = [n + sum(p) - k + 1 for n, k, p in zip(x.shape[1:], kernel.shape, pads, strict=False)]
     return 2 * x.shape[0] * math.prod(out) * math.prod(kernel.shape) >= WORTH
-
-
-def _multiply(
-    x: jax.Array, kernel: jax.Array, *, pads: Pads, bf16: bool, transposed: bool
-) -> jax.Array:
-    return multiply_p.bind(x, kernel, pads=pads, bf16=bf16, transposed=transposed)
-
-
-def _sum(
-    x: jax.Array, dy: jax.Array, *, pads: Pads, bf16: bool, window: tuple[int, int]
-) -> jax.Array:
-    return sum_p.bind(x, dy, pads=pads, bf16=bf16, window=window)
 
 
 def _gradient_pads(pads: Pads, window: Sequence[int]) -> Pads:
@@ -165,7 +153,7 @@ def _(x, dy, *, pads, bf16, window):
 
 def _gradient_of_x(dy, x, kernel, *, pads, bf16, transposed):
     window = kernel.shape[1:3]
-    dx = _multiply(
+    dx = multiply_p.bind(
         dy, kernel, pads=_gradient_pads(pads, window), bf16=bf16, transposed=not transposed
     )
     return _of_trials(dx, x.aval.shape[0])
@@ -174,19 +162,21 @@ def _gradient_of_x(dy, x, kernel, *, pads, bf16, transposed):
 def _gradient_of_kernel(dy, x, kernel, *, pads, bf16, transposed):
     window = kernel.aval.shape[1:3]
     if transposed:
-        dk = _sum(dy, x, pads=_gradient_pads(pads, window), bf16=bf16, window=window)
+        dk = sum_p.bind(dy, x, pads=_gradient_pads(pads, window), bf16=bf16, window=window)
     else:
-        dk = _sum(x, dy, pads=pads, bf16=bf16, window=window)
+        dk = sum_p.bind(x, dy, pads=pads, bf16=bf16, window=window)
     return _of_trials(dk, kernel.aval.shape[0])
 
 
 def _gradient_of_seen(dk, x, dy, *, pads, bf16, window):
-    dx = _multiply(dy, dk, pads=_gradient_pads(pads, window), bf16=bf16, transposed=True)
+    dx = multiply_p.bind(dy, dk, pads=_gradient_pads(pads, window), bf16=bf16, transposed=True)
     return _of_trials(dx, x.aval.shape[0])
 
 
 def _gradient_of_gradient(dk, x, dy, *, pads, bf16, window):
-    return _of_trials(_multiply(x, dk, pads=pads, bf16=bf16, transposed=False), dy.aval.shape[0])
+    return _of_trials(
+        multiply_p.bind(x, dk, pads=pads, bf16=bf16, transposed=False), dy.aval.shape[0]
+    )
 
 
 def _of_trials(gradient, count):
@@ -202,5 +192,5 @@ def _options(*, pads: Pads, bf16: bool, transposed: bool = False, **_: Any) -> l
     return [*pads, bf16, transposed]
 
 
-define(multiply_p, _multiply, _options)
-define(sum_p, _sum, _options)
+define(multiply_p, _options)
+define(sum_p, _options)

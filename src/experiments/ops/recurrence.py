@@ -25,8 +25,8 @@ class Cell(NamedTuple):
     """A recurrent cell.
 
     Args:
-      update: `update(z, carry, parameters)` gives the next carry, a tuple of `states` arrays [B, H]
-        of which the first is the output; z is `join` of the projections of input and output, both
+      update: `update(z, carry, parameters)` gives the next carry: `states` arrays [B, H], the first
+        of them the output; z is `join` of the projections of input and output, both
         [B, gates · H].
       gates: number of gates.
       states: number of arrays of the carry.
@@ -44,12 +44,8 @@ def join(inputs: jax.Array, recurrent: jax.Array, width: int) -> jax.Array:
     if width == 0:
         return inputs + recurrent
     summed = inputs.shape[-1] - width
-    parts = (
-        inputs[..., :summed] + recurrent[..., :summed],
-        inputs[..., summed:],
-        recurrent[..., summed:],
-    )
-    return jnp.concatenate(parts, axis=-1)
+    sums = inputs[..., :summed] + recurrent[..., :summed]
+    return jnp.concatenate([sums, inputs[..., summed:], recurrent[..., summed:]], axis=-1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -62,7 +58,7 @@ def recur(
     kernel: jax.Array,
     parameters: Parameters,
     carry: Carry,
-    keep: jax.Array | None,
+    mask: jax.Array | None,
 ) -> tuple[jax.Array, Carry]:
     """Return the outputs of all steps [T, B, H] and the carry after the last one.
 
@@ -75,24 +71,24 @@ def recur(
       kernel: [H, G], projects the output of the step before.
       parameters: small arrays that `update` needs.
       carry: where to start, each [B, H].
-      keep: bool [T, B, 1]; where False the carry stays as it is. None: True everywhere.
+      mask: bool [T, B, 1]; where False the carry stays as it is. None: True everywhere.
     """
-    return _forward(update, apart, reverse, inputs, bias, kernel, parameters, carry, keep)[0]
+    return _forward(update, apart, reverse, inputs, bias, kernel, parameters, carry, mask)[0]
 
 
-def _forward(update, apart, reverse, inputs, bias, kernel, parameters, carry, keep):
+def _forward(update, apart, reverse, inputs, bias, kernel, parameters, carry, mask):
     def step(carry, at):
-        inputs, keep = at
+        inputs, mask = at
         z = join(inputs + bias, matmul(carry[0], kernel, in_loop=True), apart)
-        new = _held(update(z, carry, parameters), carry, keep)
+        new = _held(update(z, carry, parameters), carry, mask)
         return new, (new[0], z, carry)
 
-    last, (outputs, z, carries) = jax.lax.scan(step, carry, (inputs, keep), reverse=reverse)
-    return (outputs, last), (z, carries, kernel, parameters, keep)
+    last, (outputs, z, carries) = jax.lax.scan(step, carry, (inputs, mask), reverse=reverse)
+    return (outputs, last), (z, carries, kernel, parameters, mask)
 
 
 def _backward(update, apart, reverse, residuals, cotangents):
-    z, carries, kernel, parameters, keep = residuals
+    z, carries, kernel, parameters, mask = residuals
     d_outputs, d_last = cotangents
     transposed = kernel.T
     summed = kernel.shape[1] - apart
@@ -104,16 +100,16 @@ def _backward(update, apart, reverse, residuals, cotangents):
 
     def step(after, at):
         d_carry, d_parameters = after
-        d_output, z, carry, keep = at
+        d_output, z, carry, mask = at
         d_carry = (d_carry[0] + d_output, *d_carry[1:])
-        _, pull = jax.vjp(lambda *a: _held(update(*a), a[1], keep), z, carry, parameters)
+        _, pull = jax.vjp(lambda *a: _held(update(*a), a[1], mask), z, carry, parameters)
         dz, d_before, d_own = pull(d_carry)
         d_before = (d_before[0] + matmul(of_recurrent(dz), transposed, in_loop=True), *d_before[1:])
         return (d_before, jax.tree.map(jnp.add, d_parameters, d_own)), dz
 
     zeros = jax.tree.map(jnp.zeros_like, parameters)
     after = (d_last, zeros)
-    scanned = (d_outputs, z, carries, keep)
+    scanned = (d_outputs, z, carries, mask)
     (d_carry, d_parameters), dz = jax.lax.scan(step, after, scanned, reverse=not reverse)
     before = carries[0].reshape(-1, kernel.shape[0])
     d_kernel = kernel_gradient(before, of_recurrent(dz).reshape(-1, kernel.shape[1]))
@@ -122,11 +118,11 @@ def _backward(update, apart, reverse, residuals, cotangents):
     return d_inputs, d_bias, d_kernel, d_parameters, d_carry, None
 
 
-def _held(new: Carry, old: Carry, keep: jax.Array | None) -> Carry:
-    """Return `new` where `keep`, else `old`."""
-    if keep is None:
+def _held(new: Carry, old: Carry, mask: jax.Array | None) -> Carry:
+    """Return `new` where `mask`, else `old`."""
+    if mask is None:
         return new
-    return tuple(jnp.where(keep, n, o) for n, o in zip(new, old, strict=True))
+    return tuple(jnp.where(mask, n, o) for n, o in zip(new, old, strict=True))
 
 
 recur.defvjp(_forward, _backward)

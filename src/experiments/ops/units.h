@@ -1,6 +1,6 @@
 /* Common parts of the operations by the matrix units (AMX) of a processor.
  *
- * The units multiply bfloat16. A float is split into a high and a low part, two bfloat16 whose sum is
+ * The units multiply bfloat16. A float is split into a high and a low part, two bfloat16; their sum is
  * exact to 2^-17 of it. A product of two floats is the sum of three products, high high + high low +
  * low high, which are added in float32 (Henry, Tang & Heinecke, "Leveraging the bfloat16 artificial
  * intelligence datatype for higher-precision computations", 2019). Errors are some 2^-17 of the
@@ -18,8 +18,6 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include "xla/ffi/api/c_api.h"
 
@@ -99,24 +97,9 @@ static inline void share(const XLA_FFI_CallFrame* frame, Work* work, const void*
   leave(job);
 }
 
-/* ---- Working memory, which a thread holds from call to call -------------------------------- */
-
-enum { SLOTS = 8 };
-
-static _Thread_local struct {
-  void* at;
-  size_t size;
-} slots[SLOTS];
-
-static inline void* workspace(int place, size_t size) {
-  if (slots[place].size < size) {
-    free(slots[place].at);
-    slots[place].size = parts(size, 4096) * 4096;
-    slots[place].at = aligned_alloc(4096, slots[place].size);
-    if (!slots[place].at) abort();
-  }
-  return slots[place].at;
-}
+/* Returns memory of at least `size` bytes, which the thread holds from call to call; there are 8
+ * places for it. */
+__attribute__((visibility("hidden"))) void* workspace(int place, size_t size);
 
 /* ---- High and low parts of vectors of 16 numbers -------------------------------------------- */
 

@@ -89,7 +89,7 @@ def both_axes(matrix: np.ndarray, x: jax.Array) -> jax.Array:
 
 
 def unstack(x: jax.Array, axis: int) -> list[jax.Array]:
-    """Return the slices of `x` along `axis`, by a split, whose gradient is one concatenation."""
+    """Return the slices of `x` along `axis` by a split; its gradient is one concatenation."""
     return [jnp.squeeze(part, axis) for part in lax.split(x, [1] * x.shape[axis], axis)]
 
 

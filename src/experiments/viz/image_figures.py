@@ -136,7 +136,7 @@ def _decode(objective: Any, model: Any, z: jax.Array, labels: jax.Array) -> jax.
 
 
 def _generate(objective: Any, model: Any, z: jax.Array, labels: jax.Array) -> jax.Array:
-    return (model.generate(z, _condition(objective, model, labels)) + 1) / 2
+    return (model.generator(z, _condition(objective, model, labels)) + 1) / 2
 
 
 def _condition(objective: Any, model: Any, labels: jax.Array) -> jax.Array | None:

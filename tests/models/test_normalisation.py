@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.ops.normalisation import local_response_norm
+from experiments.models.layers import local_response_norm
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 5, 9])

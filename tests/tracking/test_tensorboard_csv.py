@@ -11,11 +11,10 @@ from matplotlib.figure import Figure
 from experiments.core.config import tracker_nodes
 from experiments.errors import UserError
 from experiments.tracking import tensorboard
-from experiments.tracking.choice import chosen
 from experiments.tracking.csv import Csv
 from experiments.tracking.jsonl import JsonLines
 from experiments.tracking.tensorboard import TensorBoard
-from experiments.tracking.tracker import Trackers
+from experiments.tracking.tracker import Background, Trackers, chosen
 from support import composed
 
 
@@ -108,7 +107,7 @@ def test_csv_has_a_row_per_event_and_a_column_per_metric(run_info):
 )
 def test_the_logger_is_one_choice_or_several(choice, kinds):
     logger = composed(f"logger={choice}")["logger"]
-    followed = [getattr(tracker, "tracker", tracker) for tracker in chosen(logger)]
+    followed = [t.trackers[0] if isinstance(t, Background) else t for t in chosen(logger)]
     assert [type(tracker).__name__ for tracker in followed] == kinds
 
 

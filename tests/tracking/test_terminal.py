@@ -145,10 +145,10 @@ def test_number(value, text):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(870, "870"), (999.7, "1.00k"), (12345, "12.3k"), (123456, "123k"), (4.56e6, "4.56M")],
+    [(870, "870"), (999.7, "1.00 k"), (12345, "12.3 k"), (123456, "123 k"), (4.56e6, "4.56 M")],
 )
-def test_count(value, text):
-    assert terminal._count(value) == text
+def test_quantity(value, text):
+    assert terminal.quantity(value) == text
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(42, "42s"), (187, "3:07"), (3729, "1:02:09")])

@@ -4,8 +4,7 @@ import threading
 import pytest
 
 from experiments.errors import UserError
-from experiments.tracking.choice import Background
-from experiments.tracking.tracker import Tracker, Trackers
+from experiments.tracking.tracker import Background, Tracker, Trackers
 
 
 class Notes(Tracker):

@@ -10,10 +10,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from experiments.tracking import wandb as tracking
-from experiments.tracking.description import flatten
 from experiments.tracking.jsonl import METRICS, JsonLines, read_history
 from experiments.tracking.tracker import Trackers
-from experiments.tracking.wandb import Wandb
+from experiments.tracking.wandb import Wandb, flatten
 from wandb_server import reader
 from wandb_server.server import serve
 

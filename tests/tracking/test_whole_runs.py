@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.tracking.choice import Background
 from experiments.tracking.jsonl import METRICS, read_history
+from experiments.tracking.tracker import Background
 from experiments.training.evaluation import Evaluator
 from support import ROOT, lines_of
 from wandb_server import reader

@@ -9,6 +9,7 @@ from rich.console import Console, JustifyMethod
 from rich.table import Table
 
 from experiments.tracking.jsonl import write_json
+from experiments.tracking.terminal import quantity
 from experiments.viz.summary import Layer, Summary, summarize
 
 WIDTH = 120  # of the table where there is no terminal to ask
@@ -56,15 +57,6 @@ def table(summary: Summary) -> Table:
     for layer in summary.layers:
         shown.add_row(*_cells(layer))
     return shown
-
-
-def quantity(value: float, unit: str = "") -> str:
-    """Return three digits and a prefix: `870`, `12.3 k`, `4.56 M`."""
-    prefix, larger = "", iter("kMGTPE")
-    while value >= 999.5:
-        value, prefix = value / 1000, next(larger)
-    number = f"{value:#.3g}".rstrip(".") if prefix else f"{value:.0f}"
-    return f"{number} {prefix}{unit}".strip()
 
 
 def _cells(layer: Layer) -> tuple[str, ...]:

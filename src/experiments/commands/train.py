@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from experiments.errors import EXIT_CODES, Exit
-from experiments.tracking.choice import chosen
 from experiments.tracking.jsonl import JsonLines
 from experiments.tracking.terminal import Terminal
-from experiments.tracking.tracker import Trackers
+from experiments.tracking.tracker import Trackers, chosen
 from experiments.training.distributed import is_first
 from experiments.training.loop import fit
 from experiments.training.run_folder import exclusive

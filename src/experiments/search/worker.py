@@ -20,9 +20,8 @@ from experiments.errors import EXIT_CODES, Exit, UserError
 from experiments.search.configs import Configs, assignments, resolved
 from experiments.search.results import WINNER, Overviews, values_of, winner_of, write_results
 from experiments.search.study import Study, Trial
-from experiments.tracking.choice import chosen
 from experiments.tracking.jsonl import JsonLines
-from experiments.tracking.tracker import Tracker, Trackers
+from experiments.tracking.tracker import Tracker, Trackers, chosen
 from experiments.training.loop import fit
 from experiments.training.run_folder import exclusive
 from experiments.training.runtime import announce, set_up_compiler, split_processor

@@ -18,8 +18,7 @@ from experiments.tracking.tracker import RunInfo, Tracker
 
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
-
-_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+NON_FINITE = ("NaN", "Infinity", "-Infinity")
 
 
 class JsonLines(Tracker):
@@ -105,27 +104,22 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         event = json.loads(line)
     except ValueError:
         return None
-    return {k: _NON_FINITE.get(v, v) if isinstance(v, str) else v for k, v in event.items()}
+    return {k: float(v) if v in NON_FINITE else v for k, v in event.items()}
 
 
 def _dumps(value: object, indent: int | None = None) -> str:
-    try:  # most lines are finite, and this is faster for them
-        return json.dumps(value, indent=indent, allow_nan=False, default=_plain)
-    except ValueError:
-        return json.dumps(_valid(value), indent=indent, allow_nan=False, default=_plain)
+    def plain(value: Any) -> object:  # a scalar of NumPy or JAX, or a path
+        return value.item() if hasattr(value, "item") else str(value)
+
+    return json.dumps(_valid(value), indent=indent, allow_nan=False, default=plain)
 
 
 def _valid(value: object) -> object:
     if isinstance(value, Mapping):
         return {k: _valid(v) for k, v in value.items()}
     if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+        return json.dumps(value)  # Python writes the names without quotes
     return value
-
-
-def _plain(value: object) -> object:
-    """Return NumPy and JAX scalars as Python numbers, anything else (a path) as text."""
-    return value.item() if hasattr(value, "item") else str(value)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -15,11 +16,8 @@ from rich.text import Text
 
 from experiments.tracking.tracker import SUCCESS, RunInfo, Tracker
 
-LINE_EVERY = 5.0
-"""Seconds between plain lines."""
-
-EPOCH_EVERY = 1.0
-"""Seconds between plain lines that report a validation."""
+LINE_EVERY = 5.0  # seconds between plain lines
+EPOCH_EVERY = 1.0  # seconds between plain lines that report a validation
 
 
 class Terminal(Tracker):
@@ -35,7 +33,7 @@ class Terminal(Tracker):
         self._bar: _Bar | None = None
         self._validation: dict[str, float] = {}
         self._first: tuple[int, float] | None = None
-        self._last_line = 0.0
+        self._last_line = -math.inf
 
     def status(self, text: str) -> None:
         if self._console.is_terminal:
@@ -56,37 +54,38 @@ class Terminal(Tracker):
         run = self._run
         assert run, "log() before start()"
         now = time.monotonic()
-        validation = {k: v for k, v in scalars.items() if k.startswith("val/")}
-        validated = bool(validation) and validation != self._validation
+        validation = _of_split("val", scalars)
+        every = EPOCH_EVERY if validation and validation != self._validation else LINE_EVERY
         self._validation = validation or self._validation
         self._first = self._first or (step, now)
         if self._bar:
             self._bar.metrics = _metrics({**scalars, **self._validation})
-            position = _position(run, step, scalars)
-            self._bar.update(
-                self._bar.task, completed=step, description="training", position=position
-            )
-        elif self._due(now, EPOCH_EVERY if validated else LINE_EVERY, step >= run.total_steps):
-            parts = _position(run, step, scalars), _metrics(scalars), self._left(run, step, now)
+            shown: dict[str, Any] = {"position": _position(run, step, scalars)}
+            self._bar.update(self._bar.task, completed=step, description="training", **shown)
+        elif now - self._last_line >= every or step >= run.total_steps:
+            (first, began), left = self._first, ""
+            if first < step < run.total_steps:
+                seconds = (run.total_steps - step) * (now - began) / (step - first)
+                left = f"{duration(seconds)} left"
+            parts = _position(run, step, scalars), _metrics(scalars), left
             self._print("  ".join(filter(None, parts)))
             self._last_line = now
 
-    def progress(self, step: int, scalars: Mapping[str, float]) -> None:
-        self.log(step, scalars)
+    progress = log
 
-    def finish(self, summary: Mapping[str, object], status: str) -> None:
+    def finish(self, summary: Mapping[str, Any], status: str) -> None:
         if self._bar:
             self._bar.stop()
             self._bar = None
         if self._run is None:  # it ended before its first step
             return
-        seconds, speed = summary.get("seconds"), summary.get("examples_per_second")
-        test = _metrics({k: v for k, v in summary.items() if k.startswith("test/")})
+        line = summary.get("best") or {}
+        best = _metrics(_of_split("val", line))
         lines = {
-            "best": _best(summary),
-            "test": test.removeprefix("test "),
-            "time": duration(seconds) if isinstance(seconds, (int, float)) else "",
-            "speed": f"{_count(speed)} examples/s" if isinstance(speed, (int, float)) else "",
+            "best": f"{best} @ epoch {line['epoch']:g}" if best else "",
+            "test": _metrics(_of_split("test", summary)).removeprefix("test "),
+            "time": duration(summary["seconds"]) if "seconds" in summary else "",
+            "speed": _speed(summary),
             "parameters": f"{self._run.parameters:,}",
             "run folder": str(self._run.directory),
             "W&B": str(summary.get("wandb") or ""),
@@ -98,15 +97,6 @@ class Terminal(Tracker):
                 text.append(f"\n{label:<12}", style="dim").append(value)
         # Not folded: paths and commands are there to be copied.
         self._console.print(text, soft_wrap=True)
-
-    def _due(self, now: float, every: float, last: bool) -> bool:
-        return self._last_line == 0.0 or now - self._last_line >= every or last
-
-    def _left(self, run: RunInfo, step: int, now: float) -> str:
-        first, began = self._first or (step, now)
-        if step == first or step >= run.total_steps:
-            return ""
-        return f"{duration((run.total_steps - step) * (now - began) / (step - first))} left"
 
     def _print(self, text: str) -> None:
         # Not through Rich, which would fold lines at 80 columns for a pipe.
@@ -159,8 +149,17 @@ def _position(run: RunInfo, step: int, scalars: Mapping[str, float]) -> str:
     total, per_epoch = run.total_steps, max(run.steps_per_epoch, 1)
     epoch = scalars.get("epoch", step / per_epoch)
     text = f"{step:>{len(str(total))}}/{total}  epoch {epoch:.2f}/{total / per_epoch:g}"
+    speed = _speed(scalars)
+    return f"{text}  {speed:>16}" if speed else text
+
+
+def _speed(scalars: Mapping[str, Any]) -> str:
     speed = scalars.get("examples_per_second")
-    return text + (f"  {_count(speed):>5} examples/s" if speed else "")
+    return f"{quantity(speed).replace(' ', '')} examples/s" if speed else ""
+
+
+def _of_split(split: str, scalars: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in scalars.items() if name.startswith(f"{split}/")}
 
 
 def _metrics(scalars: Mapping[str, Any]) -> str:
@@ -173,27 +172,18 @@ def _metrics(scalars: Mapping[str, Any]) -> str:
     return " | ".join(groups.values())
 
 
-def _best(summary: Mapping[str, object]) -> str:
-    """Return the metrics of the best epoch, whose log line the summary holds under `best`."""
-    line = summary.get("best")
-    if not isinstance(line, Mapping):
-        return ""
-    text = _metrics({k: v for k, v in line.items() if k.startswith("val/")})
-    return f"{text} @ epoch {line['epoch']:g}" if text and "epoch" in line else text
-
-
 def number(value: float) -> str:
     """Format with four significant digits: `0.1000`, `12.35`, `1.000e-05`; integers as they are."""
     return str(value) if isinstance(value, int) else f"{value:#.4g}".rstrip(".")
 
 
-def _count(value: float) -> str:
-    """Format with three digits and a unit: `870`, `12.3k`, `4.56M`."""
-    for unit in ("", "k", "M"):
-        if value < 999.5:
-            return f"{value:#.3g}{unit}".replace(f".{unit}", unit) if unit else f"{value:.0f}"
-        value /= 1000
-    return f"{value:.3g}G"
+def quantity(value: float, unit: str = "") -> str:
+    """Format with three digits and a prefix: `870`, `12.3 k`, `4.56 M`."""
+    prefix, larger = "", iter("kMGTPE")
+    while value >= 999.5:
+        value, prefix = value / 1000, next(larger)
+    digits = f"{value:#.3g}".rstrip(".") if prefix else f"{value:.0f}"
+    return f"{digits} {prefix}{unit}".strip()
 
 
 def duration(seconds: float) -> str:

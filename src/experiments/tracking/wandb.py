@@ -7,6 +7,7 @@ that is slow, dead or absent costs a bounded time and no data.
 import json
 import logging
 import os
+import re
 import shlex
 import signal
 import sys
@@ -16,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.tracking import description
+import yaml
+
 from experiments.tracking.jsonl import METRICS, read_history, write_json
 from experiments.tracking.tracker import SUCCESS, RunInfo, Tracker
 
@@ -26,6 +28,9 @@ STATE = "wandb_run.json"  # in the run folder: the id under which a resumed run 
 START_TIMEOUT = 6.0  # seconds for a server to accept a run before it goes on offline
 # in the environment of an agent's run: a file that exists once the machine is wanted back
 WANTED_BACK = "EXPERIMENTS_WANTED_BACK"
+SECRET = re.compile(r"(api_?key|(access|auth)_?token|password|secret)$", re.IGNORECASE)
+
+SIZES = ("parameters", "total_steps", "steps_per_epoch", "batch_size")
 
 Mode = Literal["online", "offline", "disabled"]
 
@@ -85,7 +90,9 @@ class Wandb(Tracker):
         lock = Path(sys.argv[0]).resolve().with_name("requirements.lock")
         if lock.is_file():
             self._run.save(lock, base_path=lock.parent, policy="now")
-        self._last_step = _LastStep(run.directory / "wandb" / "last_step")
+        # a file with the last step that W&B was given: offline, nothing else has it after a crash
+        path = run.directory / "wandb" / "last_step"
+        self._last_step = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         if run.start_step is not None:
             self._continue(run, run.start_step)
         log.info("W&B: %s", self.location)
@@ -93,7 +100,7 @@ class Wandb(Tracker):
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
         if self._run is not None and step >= self._next_step:
             self._run.log(dict(scalars), step=step)
-            self._last_step.write(step)
+            os.pwrite(self._last_step, b"%20d" % step, 0)
 
     def figure(self, step: int, name: str, path: Path) -> None:
         if self._run is not None and step >= self._next_step:
@@ -119,7 +126,7 @@ class Wandb(Tracker):
         run, self._run = self._run, None
         try:
             values = {k: v for k, v in summary.items() if k != "wandb"}
-            run.summary.update({**description.flatten(values), "status": status})
+            run.summary.update({**flatten(values), "status": status})
             wanted_back = os.environ.get(WANTED_BACK)
             if status == "interrupted" and wanted_back and Path(wanted_back).exists():
                 run.mark_preempting()  # so that the server gives it to an agent again
@@ -131,7 +138,7 @@ class Wandb(Tracker):
                 run.sync_dir,
             )
         finally:
-            self._last_step.close()
+            os.close(self._last_step)
             with _client:
                 _close()
 
@@ -152,7 +159,8 @@ class Wandb(Tracker):
             init_timeout=START_TIMEOUT,
             finish_timeout=self.finish_timeout,
             finish_timeout_raises=True,
-            stop_fn=_stop,
+            # a run that is stopped on W&B's page ends as if a scheduler had stopped it
+            stop_fn=lambda: os.kill(os.getpid(), signal.SIGTERM),
             # undocumented, and refused where the client no longer has it
             x_transaction_log_flush_interval=1.0,  # a killed run loses 1 s offline, not 15 s
         )
@@ -162,9 +170,9 @@ class Wandb(Tracker):
             "name": self.name or run.name,
             "group": self.group,
             "job_type": self.job_type or "train",
-            "tags": self.tags or description.tags(run.config),
-            "notes": self.notes or description.note(run.directory),
-            "config": description.values(run),
+            "tags": self.tags or _tags(run.config),
+            "notes": self.notes or _note(run.directory),
+            "config": flatten(run.config) | {f"run.{name}": getattr(run, name) for name in SIZES},
             "dir": run.directory,
             "id": run_id,
             "resume": "allow" if run_id and mode == "online" else None,
@@ -188,28 +196,11 @@ class Wandb(Tracker):
         are left out, since it would refuse or renumber them; those that never reached the server
         are sent again from `metrics.jsonl`.
         """
-        offline = self._run.offline
-        self._next_step = self._last_step.read() + 1 if offline else self._run.starting_step
+        offline = int(os.pread(self._last_step, 20, 0) or -1) + 1
+        self._next_step = offline if self._run.offline else self._run.starting_step
         for event in read_history(run.directory / METRICS):
             if self._next_step <= event["step"] <= start_step:
                 self.log(int(event.pop("step")), event)
-
-
-class _LastStep:
-    """A file with the last step that W&B was given: offline, nothing else has it after a crash."""
-
-    def __init__(self, path: Path):
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-
-    def read(self) -> int:
-        text = os.pread(self._fd, 20, 0)
-        return int(text) if text.strip() else -1
-
-    def write(self, step: int) -> None:
-        os.pwrite(self._fd, b"%20d" % step, 0)
-
-    def close(self) -> None:
-        os.close(self._fd)
 
 
 def _usable(mode: str | None) -> Mode:
@@ -231,11 +222,6 @@ def _usable(mode: str | None) -> Mode:
     return "offline"
 
 
-def _stop() -> None:
-    """End the run as a scheduler would, when it is stopped on W&B's page."""
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
 def _close() -> None:
     """End the service process of the client with its last run.
 
@@ -255,3 +241,34 @@ def _close() -> None:
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested mappings to dotted keys, `optim.learning_rate`, without anything secret.
+
+    W&B filters and plots top-level keys, and a sweep names its parameters this way.
+    """
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if SECRET.search(str(key)):
+            continue
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _tags(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the objective, model and data of a run, such as Classification, LeNet5, mnist."""
+    classes = [config.get(group, {}).get("_target_") for group in ("objective", "model")]
+    names = [target.rpartition(".")[2] for target in classes if target]
+    return (*names, *filter(None, [config.get("data", {}).get("name")]))
+
+
+def _note(directory: Path) -> str | None:
+    """Return the overrides of the run in `directory`, without anything secret; None without any."""
+    path = directory / ".hydra" / "overrides.yaml"
+    overrides = yaml.safe_load(path.read_text()) if path.is_file() else None
+    said = [o for o in overrides or [] if not SECRET.search(str(o).partition("=")[0])]
+    return " ".join(said) or None

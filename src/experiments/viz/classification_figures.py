@@ -2,24 +2,18 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from experiments.viz.figures import INK, RIGHT, TITLE, WRONG, curves_of, new_figure
+from experiments.viz.figures import INK, PICTURE, RIGHT, TITLE, WRONG, curves_of, new_figure
 from experiments.viz.trial_view import Drawings, Predictions, TrialView, Weights
 
 CELLS = 12  # most classes for which confusions are written as numbers
 SHOWN = 16  # most examples in a grid of predictions
 CELL, SIDE = (1.7, 2.0), 1.6  # inches of an example in it, and of the longer side of its image
-
-
-def unknown(trial: TrialView, weights: Weights, predictions: Predictions) -> Drawings:
-    """Return the figures of an objective of unknown kind."""
-    return Drawings(curves_of(trial, "loss", "accuracy"))
 
 
 def classification(trial: TrialView, weights: Weights, predictions: Predictions) -> Drawings:
@@ -39,16 +33,14 @@ def classification(trial: TrialView, weights: Weights, predictions: Predictions)
 
 
 def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
-    """Draw a confusion matrix.
+    """Draw a confusion matrix, coloured by the share of a true class (a row).
 
-    Colour is the share of a true class (a row). Up to 12 classes have their counts written in;
-    beyond that the commonest confusions are listed at the side.
+    Up to 12 classes have their counts written in; of more the commonest confusions are listed.
 
     Args:
       counts: `[C, C]`, examples of true class (row) predicted as class (column).
       class_names: `C` names.
     """
-    counts = np.asarray(counts)
     classes, total = len(counts), counts.sum()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     small = classes <= CELLS
@@ -110,17 +102,14 @@ def sample_predictions(
         middle = CELL[0] * (at % columns + 0.5)
         bottom = CELL[1] * (at // columns + 1) - 0.05
         predicted = int(np.argmax(np.nan_to_num(probability, nan=-1.0)))
-        is_right = predicted == label
-        title = f"{_short(class_names[predicted])}  {_percent(probability[predicted])}"
+        is_right, share = predicted == label, probability[predicted]
+        title = f"{_short(class_names[predicted])}  {f'{share:.0%}' if share == share else '?'}"
         if not is_right:
             title += f"\ntrue: {_short(class_names[int(label)])}"
         picture = np.clip(np.nan_to_num(np.asarray(image, np.float32)), 0, 1)
         high, wide = SIDE / max(picture.shape[:2]) * np.array(picture.shape[:2])
-        if picture.shape[-1] == 1:
-            picture = picture[..., 0]
         extent = (middle - wide / 2, middle + wide / 2, bottom, bottom - high)
-        shown: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 1, "interpolation": "nearest"}
-        ax.imshow(picture, extent=extent, aspect="auto", **shown)
+        ax.imshow(picture, extent=extent, aspect="auto", **PICTURE)
         colour = RIGHT if is_right else WRONG
         ax.text(middle, bottom - high - 0.04, title, color=colour, fontsize=8.5, ha="center")
     return figure
@@ -138,16 +127,11 @@ def _worst_confusions(ax: Axes, counts: np.ndarray, class_names: Sequence[str]) 
         for r, c in zip(rows, columns, strict=True)
         if errors[r, c]
     ]
-    style: dict[str, Any] = {"family": "monospace", "fontsize": 8, "linespacing": 1.6}
-    text = "\n".join(lines) or "none"
-    ax.text(0, 0.98, text, va="top", color=INK, transform=ax.transAxes, **style)
+    text = ax.text(0, 0.98, "\n".join(lines) or "none", transform=ax.transAxes)
+    text.set(va="top", color=INK, family="monospace", fontsize=8, linespacing=1.6)
 
 
 def _short(name: object, most: int = 16) -> str:
     text = str(name)
     head = most // 2
     return text if len(text) <= most else f"{text[:head]}…{text[head + 1 - most :]}"
-
-
-def _percent(share: float) -> str:
-    return f"{share:.0%}" if math.isfinite(share) else "?"

@@ -14,8 +14,7 @@ from experiments.tracking.jsonl import write_whole
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FRAME = 250
-"""Milliseconds that a picture of an animation is shown."""
+FRAME = 250  # milliseconds that a picture of an animation is shown
 
 submit = ThreadPoolExecutor(1, thread_name_prefix="figures").submit
 """Call a function in the thread, after all calls before it, and return its future."""

@@ -6,6 +6,7 @@ where a figure is wanted.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,6 +21,8 @@ from experiments.viz.trial_view import TrialView
 INK, FAINT, GRID = "#24292f", "#6e7781", "#e6e8eb"
 COLOURS = {"train": "#4878a8", "val": "#d9822b", "test": "#6a51a3"}
 TITLE: dict[str, Any] = {"loc": "left", "fontsize": 10, "color": INK, "fontweight": "bold"}
+LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 8, "labelcolor": INK}
+PICTURE: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 1, "interpolation": "nearest"}
 RIGHT, WRONG = "#1a7f37", "#c4232b"
 
 SMOOTH_FROM = 100  # points from which a training curve is smoothed, over its faint raw values
@@ -33,6 +36,14 @@ Points = tuple[np.ndarray, np.ndarray]
 def new_figure(width: float, height: float, layout: Any = "constrained") -> Figure:
     """Return an empty figure of a size in inches."""
     return Figure(figsize=(width, height), dpi=120, layout=layout, facecolor="white")
+
+
+def one_panel(width: float, height: float, title: str) -> tuple[Figure, Axes]:
+    """Return a figure of one panel below a title, and its axes."""
+    figure = new_figure(width, height)
+    ax = figure.subplots()
+    ax.set_title(title, **TITLE)
+    return figure, ax
 
 
 def plain_axes(ax: Axes) -> None:
@@ -86,8 +97,7 @@ def range_figure(rows: Sequence[dict[str, Any]]) -> Figure:
     Args:
       rows: `learning_rate`, `status`, `train/loss` and `val/loss` of each rate, rates rising.
     """
-    figure = new_figure(5.6, 3.6)
-    ax = figure.subplots()
+    figure, ax = one_panel(5.6, 3.6, "loss after the same number of steps")
     plain_axes(ax)
     rates = np.array([row["learning_rate"] for row in rows])
     highest = 0.0
@@ -109,8 +119,7 @@ def range_figure(rows: Sequence[dict[str, Any]]) -> Figure:
         ax.set_ylim(0, CEILING * highest)
     ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     ax.set_xlabel("learning rate")
-    ax.set_title("loss after the same number of steps", **TITLE)
-    ax.legend(frameon=False, fontsize=8, labelcolor=INK)
+    ax.legend(**LEGEND)
     return figure
 
 
@@ -126,21 +135,22 @@ def _metric_panel(ax: Axes, history: Sequence[dict], metric: str) -> None:
             best = np.argmax if metric in LARGE_IS_GOOD else np.argmin
             _evaluations(ax, points, colour, split, best)
     ax.set_title(metric, **TITLE)
-    values = np.concatenate(drawn)
     if metric == "loss":
-        _scale(ax, values)
-    _mark_divergence(ax, history, f"train/{metric}")
-    ax.legend(frameon=False, fontsize=8, labelcolor=INK)
+        _scale(ax, np.concatenate(drawn))
+    bad = [e["step"] for e in history if not math.isfinite(float(e.get(f"train/{metric}", 0)))]
+    if bad:
+        label = f"not finite from step {bad[0]:g}"
+        ax.axvline(bad[0], color=WRONG, linewidth=1.2, linestyle=(0, (2, 2)), label=label)
+    ax.legend(**LEGEND)
 
 
 def _training_curve(ax: Axes, points: Points, colour: str) -> None:
     steps, values = points
-    if len(steps) < SMOOTH_FROM:
-        marker = "o" if len(steps) == 1 else None
-        ax.plot(steps, values, color=colour, linewidth=1.4, marker=marker, ms=4, label="train")
-        return
-    ax.plot(steps, values, color=colour, linewidth=0.6, alpha=0.3)
-    ax.plot(steps, _smooth(values), color=colour, linewidth=1.4, label="train (smoothed)")
+    label, marker = "train", "o" if len(steps) == 1 else None
+    if len(steps) >= SMOOTH_FROM:
+        ax.plot(steps, values, color=colour, linewidth=0.6, alpha=0.3)
+        label, values = "train (smoothed)", _smooth(values)
+    ax.plot(steps, values, color=colour, linewidth=1.4, marker=marker, ms=4, label=label)
 
 
 def _evaluations(ax: Axes, points: Points, colour: str, split: str, best: Callable) -> None:
@@ -157,13 +167,6 @@ def _evaluations(ax: Axes, points: Points, colour: str, split: str, best: Callab
     ax.plot(steps[at], values[at], marker="o", linestyle="", label=label, **ring)
 
 
-def _mark_divergence(ax: Axes, history: Sequence[dict], key: str) -> None:
-    bad = [e["step"] for e in history if key in e and not math.isfinite(float(e[key]))]
-    if bad:
-        label = f"not finite from step {bad[0]:g}"
-        ax.axvline(bad[0], color=WRONG, linewidth=1.2, linestyle=(0, (2, 2)), label=label)
-
-
 def _series(history: Sequence[dict], key: str) -> Points | tuple[()]:
     """Return the steps and the finite values of a metric; empty if there are none."""
     points = np.array([(e["step"], float(e[key])) for e in history if key in e]).reshape(-1, 2)
@@ -174,12 +177,9 @@ def _series(history: Sequence[dict], key: str) -> Points | tuple[()]:
 def _smooth(values: np.ndarray) -> np.ndarray:
     """Average exponentially over about a fiftieth of the curve, without start-up bias."""
     decay = 1 - 50 / len(values)
-    average, weight, smooth = 0.0, 0.0, np.empty(len(values))
-    for i, value in enumerate(values):
-        average = decay * average + (1 - decay) * value
-        weight = decay * weight + (1 - decay)
-        smooth[i] = average / weight
-    return smooth
+    both = (1 - decay) * np.stack([values, np.ones(len(values))], axis=1)
+    averages = np.array(list(itertools.accumulate(both, lambda mean, x: decay * mean + x)))
+    return averages[:, 0] / averages[:, 1]
 
 
 def _scale(ax: Axes, values: np.ndarray) -> None:

@@ -3,9 +3,6 @@
 Matrix products and convolutions count, with two operations (multiply, add) per pair of factors.
 Zeros of padding and dilation that a formula need not touch do not. Biases, activations,
 normalisation and pooling are not counted.
-
-Training chooses by `cost` how many trials to train side by side and what to spend on compiling; the
-summary of a model shows `operations` by layer.
 """
 
 import math
@@ -68,7 +65,7 @@ def cost(jaxpr: Any) -> Cost:
 
 
 def size_in_bytes(array: Any) -> int:
-    """Return the bytes of an array or of something with a shape and a dtype."""
+    """Return the bytes of something with a shape and a dtype."""
     return math.prod(array.shape) * array.dtype.itemsize
 
 

@@ -1,5 +1,6 @@
 """Figures of models that generate images: autoencoders, VAEs and adversarial networks."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import NormalDist
@@ -12,7 +13,7 @@ from flax import nnx
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from experiments.viz.figures import FAINT, INK, TITLE, curves_of, new_figure
+from experiments.viz.figures import FAINT, INK, PICTURE, curves_of, new_figure, one_panel
 from experiments.viz.trial_view import Drawings, Predictions, TrialView, Weights
 
 SHOWN = 16  # examples in a row
@@ -27,15 +28,13 @@ COLOURED = 20  # most classes that have a colour each
 
 def autoencoding(trial: TrialView, weights: Weights, predictions: Predictions) -> Drawings:
     """Return inputs beside reconstructions, a map of the codes and the first layer."""
-    shown = {name: np.asarray(array) for name, array in predictions.outputs.items()}
     images, labels = _examples(trial, trial.split, SCATTERED)
     codes = trial.apply(_code, weights, images)
-    params = weights[0]
+    params, shown = weights[0], predictions.outputs
     layers = params["hidden"] if "hidden" in params else params["encoder"]["layers"]
-    seen = (shown["clean"], shown["seen"], shown["reconstruction"])
     figures = {
         **curves_of(trial, "loss", "squared_error"),
-        "reconstructions": lambda: _beside(*seen),
+        "reconstructions": lambda: _beside(shown["clean"], shown["seen"], shown["reconstruction"]),
         "latents": lambda: latent_map(codes, labels, trial.labels),
         **_first_layer(trial, layers),
     }
@@ -51,15 +50,10 @@ def autoencoding_during(trial: TrialView, weights: Weights) -> Drawings:
 
 def variational(trial: TrialView, weights: Weights, predictions: Predictions) -> Drawings:
     """Return reconstructions, samples, interpolations and the latents as a map."""
-    shown = {name: np.asarray(array) for name, array in predictions.outputs.items()}
+    shown = predictions.outputs
     images, labels = _examples(trial, trial.split, SCATTERED)
     means = trial.apply(_encode, weights, images, labels)
-
-    def interpolation() -> Figure:
-        ends, classes = means[: 2 * PAIRS], labels[: 2 * PAIRS : 2]
-        path = between(ends[0::2], ends[1::2])
-        decoded = trial.apply(_decode, weights, path, np.repeat(classes, STEPS))
-        return grid(decoded, "from one test example to another", STEPS)
+    ends = means[: 2 * PAIRS], labels[: 2 * PAIRS : 2], "from one test example to another"
 
     def manifold() -> Figure:
         quantiles = [NormalDist().inv_cdf((i + 0.5) / SIDE) for i in range(SIDE)]
@@ -74,7 +68,7 @@ def variational(trial: TrialView, weights: Weights, predictions: Predictions) ->
             {"input": shown["target"], "reconstruction": shown["reconstruction"]}
         ),
         **variational_during(trial, weights).figures,
-        "interpolation": interpolation,
+        "interpolation": lambda: _interpolation(trial, weights, _decode, *ends),
         "latents": lambda: latent_map(means, labels, trial.labels),
         **_first_layer(trial, weights[0]["encoder"].get("layers", {})),
     }
@@ -89,17 +83,12 @@ def variational_during(trial: TrialView, weights: Weights) -> Drawings:
 def adversarial(trial: TrialView, weights: Weights, predictions: Predictions) -> Drawings:
     """Return samples, interpolations, and the classes that a classifier sees in samples."""
     losses = ("discriminator_loss", "generator_loss", "real_accuracy", "fake_accuracy")
-
-    def interpolation() -> Figure:
-        z = _noise(2 * PAIRS, trial.config["model"]["latents"])
-        labels = np.repeat(np.arange(PAIRS) % trial.classes, STEPS)
-        images = trial.apply(_generate, weights, between(z[0::2], z[1::2]), labels)
-        return grid(images, "from one sample to another", STEPS)
-
+    z, labels = _noise(trial, 2 * PAIRS), np.arange(PAIRS) % trial.classes
+    ends = z, labels, "from one sample to another"
     figures = {
         **curves_of(trial, *losses),
         "samples": lambda: _samples(trial, weights, _generate),
-        "interpolation": interpolation,
+        "interpolation": lambda: _interpolation(trial, weights, _generate, *ends),
     }
     if trial.classifier is None:
         return Drawings(figures)
@@ -145,23 +134,40 @@ def _condition(objective: Any, model: Any, labels: jax.Array) -> jax.Array | Non
 
 def _samples(trial: TrialView, weights: Weights, function: Callable) -> Figure:
     """Draw images of the same noise every time; of a conditional model a class per column."""
-    model = trial.config["model"]
     labels = np.arange(SAMPLES) % trial.classes
-    images = trial.apply(function, weights, _noise(SAMPLES, model["latents"]), labels)
-    return grid(images, "samples", trial.classes if model["conditional"] else None)
+    images = trial.apply(function, weights, _noise(trial, SAMPLES), labels)
+    conditional = trial.config["model"]["conditional"]
+    return grid(images, "samples", trial.classes if conditional else None)
+
+
+def _interpolation(
+    trial: TrialView,
+    weights: Weights,
+    function: Callable,
+    ends: np.ndarray,
+    classes: np.ndarray,
+    title: str,
+) -> Figure:
+    """Draw a row for each pair of latents that follow each other in `ends` [2 PAIRS, latents]."""
+    share = np.linspace(0, 1, STEPS)[None, :, None]
+    points = (1 - share) * ends[0::2, None] + share * ends[1::2, None]
+    z = points.reshape(-1, ends.shape[1]).astype(np.float32)
+    images = trial.apply(function, weights, z, np.repeat(classes, STEPS))
+    return grid(images, title, STEPS)
 
 
 def _scored(trial: TrialView, weights: Weights, split: str) -> tuple[dict[str, float], np.ndarray]:
     """Score as many samples as there are real images; see `Classifier.score`."""
     assert trial.classifier is not None
     real, labels = _examples(trial, split, SCORED)
-    z = _noise(len(real), trial.config["model"]["latents"])
+    z = _noise(trial, len(real))
     return trial.classifier().score(trial.apply(_generate, weights, z, labels), real)
 
 
-def _noise(count: int, latents: int) -> np.ndarray:
+def _noise(trial: TrialView, count: int) -> np.ndarray:
     """Return the same latents every time: [count, latents]."""
-    return np.asarray(jax.random.normal(jax.random.key(0), (count, latents)))
+    shape = (count, trial.config["model"]["latents"])
+    return np.asarray(jax.random.normal(jax.random.key(0), shape))
 
 
 def _examples(trial: TrialView, split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -183,36 +189,15 @@ def _first_layer(trial: TrialView, layers: Mapping[Any, Any]) -> dict[str, Calla
     if kernel.ndim != 4:
         return {}
     kernels = np.moveaxis(kernel, -1, 0)[:100]  # each is scaled to its own range
-    low = kernels.min(axis=(1, 2, 3), keepdims=True)
-    high = kernels.max(axis=(1, 2, 3), keepdims=True)
+    low, high = (f(kernels, axis=(1, 2, 3), keepdims=True) for f in (np.min, np.max))
     shown = (kernels - low) / np.maximum(high - low, 1e-12)
     return {"first_layer": lambda: grid(shown, "features of the first layer")}
 
 
 def _beside(clean: np.ndarray, seen: np.ndarray, restored: np.ndarray) -> Figure:
     """Draw the clean input, the corrupted input if there is one, and the output."""
-    groups = {"input": clean, "reconstruction": restored}
-    if not np.array_equal(clean, seen):
-        groups = {"clean": clean, "input": seen, "reconstruction": restored}
-    return rows(groups)
-
-
-def between(start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """Return points on straight lines: from [n, d] twice to [n · STEPS, d]."""
-    share = np.linspace(0, 1, STEPS)[None, :, None]
-    points = (1 - share) * start[:, None] + share * end[:, None]
-    return points.reshape(-1, start.shape[1]).astype(np.float32)
-
-
-def principal(points: np.ndarray) -> tuple[np.ndarray, str]:
-    """Return points [n, 2] and their name: latents if there are two, else principal components."""
-    if points.shape[1] == 2:
-        return points, "latents"
-    if points.shape[1] == 1:
-        return np.concatenate([points, np.zeros_like(points)], axis=1), "latent"
-    centred = points - points.mean(axis=0)
-    _, _, axes = np.linalg.svd(centred, full_matrices=False)
-    return centred @ axes[:2].T, "first two principal components of the latents"
+    corrupted = {} if np.array_equal(clean, seen) else {"clean": clean}
+    return rows(corrupted | {"input": seen, "reconstruction": restored})
 
 
 # ---------------------------------------------------------------------- from arrays to figures
@@ -237,43 +222,43 @@ def grid(images: np.ndarray, title: str, columns: int | None = None) -> Figure:
     """Draw images `[n, H, W, C]` in 0..1 row by row, in a square unless `columns` is given."""
     columns = columns or math.ceil(math.sqrt(len(images)))
     lines = math.ceil(len(images) / columns)
-    figure = new_figure(0.6 * columns + 0.2, 0.6 * lines + 0.5)
-    ax = figure.subplots()
+    figure, ax = one_panel(0.6 * columns + 0.2, 0.6 * lines + 0.5, title)
     _picture(ax, mosaic(images, columns))
-    ax.set_title(title, **TITLE)
     return figure
 
 
 def latent_map(codes: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Figure:
-    """Draw codes `[n, d]` in two dimensions, coloured by their class `[n]`."""
-    points, title = principal(codes)
-    figure = new_figure(6.0, 5.2)
-    ax = figure.subplots()
-    ax.set_title(title, **TITLE)
+    """Draw codes `[n, d]` by their latents or principal components, coloured by class `[n]`."""
+    points, title = codes, "latents"
+    if codes.shape[1] == 1:
+        points, title = np.pad(codes, ((0, 0), (0, 1))), "latent"
+    elif codes.shape[1] > 2:
+        centred = codes - codes.mean(axis=0)
+        axes = np.linalg.svd(centred, full_matrices=False)[2]
+        points, title = centred @ axes[:2].T, "first two principal components of the latents"
+    figure, ax = one_panel(6.0, 5.2, title)
     ax.set_aspect("equal", adjustable="datalim")
     ax.tick_params(colors=FAINT, labelcolor=INK, labelsize=8)
     ax.spines[:].set_color(FAINT)
-    dots: dict[str, Any] = {"s": 6, "alpha": 0.6, "linewidths": 0}
+    dots = functools.partial(ax.scatter, s=6, alpha=0.6, linewidths=0)
     if len(names) > COLOURED:
-        ax.scatter(*points.T, color=INK, **dots)
+        dots(*points.T, color=INK)
         return figure
     for index, name in enumerate(names):
         colour = colormaps["tab20" if index >= 10 else "tab10"](index % 20)
-        ax.scatter(*points[labels == index].T, color=colour, label=name, **dots)
+        dots(*points[labels == index].T, color=colour, label=name)
     ax.legend(frameon=False, fontsize=8, markerscale=3, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
 def shares(counts: np.ndarray, names: Sequence[str], title: str) -> Figure:
     """Draw the numbers of samples taken for each class `[classes]`, and a line at their mean."""
-    figure = new_figure(max(0.45 * len(names) + 1, 4.0), 3.0)
-    ax = figure.subplots()
+    figure, ax = one_panel(max(0.45 * len(names) + 1, 4.0), 3.0, title)
     ax.bar(range(len(counts)), counts, color="#4878a8")
     ax.axhline(counts.sum() / len(counts), color=INK, linewidth=1, linestyle=(0, (3, 3)))
     ax.set_xticks(range(len(counts)), [str(name)[:12] for name in names], fontsize=8)
     ax.spines[["top", "right"]].set_visible(False)
     ax.tick_params(colors=FAINT, labelcolor=INK, labelsize=8)
-    ax.set_title(title, **TITLE)
     return figure
 
 
@@ -291,7 +276,6 @@ def mosaic(images: np.ndarray, columns: int) -> np.ndarray:
 def _picture(ax: Any, image: np.ndarray) -> None:
     if image.shape[-1] not in (3, 4):  # a kernel may have many channels: draw their mean
         image = image.mean(axis=-1)
-    ax.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    ax.set_xticks([])
-    ax.set_yticks([])
+    ax.imshow(image, **PICTURE)
+    ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(False)

@@ -17,15 +17,15 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.errors import UserError
-from experiments.tracking.description import flatten
 from experiments.tracking.jsonl import METRICS, SUMMARY, read_history
 from experiments.tracking.terminal import number
+from experiments.tracking.wandb import flatten
 from experiments.viz import page
 
 PAGE = "report.html"
 MOST_PICTURED = 24  # runs of a family whose figures are in the page; each weighs some 100 kB
+# parts of a config that change no result
 UNIMPORTANT = ("name", "resume", "checkpoint", "mode", "logger", "cluster", "nodes")
-"""Parts of a config that change no result."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,8 @@ def compare_runs(folder: Path) -> None:
         UserError: there is no finished run below `folder`.
     """
     runs = read_runs(folder)
+    if not runs:
+        raise UserError(f"there is no finished run (summary.json) below {folder}")
     console = Console()
     for family in families(runs):
         console.print(_terminal_table(family))
@@ -95,14 +97,8 @@ def compare_runs(folder: Path) -> None:
 
 
 def read_runs(folder: Path) -> list[RunData]:
-    """Return every run below `folder` that has ended.
-
-    Raises:
-        UserError: there is none.
-    """
-    if runs := [read_run(path.parent, folder) for path in sorted(folder.rglob(SUMMARY))]:
-        return runs
-    raise UserError(f"there is no finished run (summary.json) below {folder}")
+    """Return every run below `folder` that has ended."""
+    return [read_run(path.parent, folder) for path in sorted(folder.rglob(SUMMARY))]
 
 
 def read_run(path: Path, folder: Path) -> RunData:
@@ -119,12 +115,17 @@ def read_run(path: Path, folder: Path) -> RunData:
     )
 
 
-def families(runs: Iterable[RunData]) -> list[list[RunData]]:
+def families(runs: Sequence[RunData]) -> list[list[RunData]]:
     """Group the runs by their metric; within a group the best comes first."""
-    found: dict[str, list[RunData]] = defaultdict(list)
-    for run in runs:
+
+    def rank(run: RunData) -> float:
+        sign = -1 if run.summary.get("monitor_mode") == "max" else 1
+        return math.inf if run.value is None else sign * run.value
+
+    found: dict[str, list[RunData]] = {run.metric: [] for run in runs}
+    for run in sorted(runs, key=rank):
         found[run.metric].append(run)
-    return [_ranked(family) for family in found.values()]
+    return list(found.values())
 
 
 def differences(runs: Sequence[RunData]) -> list[str]:
@@ -178,11 +179,6 @@ def learning_curves(runs: Sequence[RunData]) -> go.Figure:
     return figure.update_layout(xaxis_title="epoch", yaxis_title=runs[0].metric, showlegend=True)
 
 
-def _ranked(runs: Sequence[RunData]) -> list[RunData]:
-    sign = -1 if runs[0].summary.get("monitor_mode") == "max" else 1
-    return sorted(runs, key=lambda run: math.inf if run.value is None else sign * run.value)
-
-
 def _terminal_table(runs: Sequence[RunData]) -> Table:
     table = Table(box=None, header_style="bold")
     table.add_column("run", overflow="fold")  # a run must stay readable as a path
@@ -205,20 +201,23 @@ def _comparison(runs: Sequence[RunData]) -> str:
         summary, best = run.summary, run.summary.get("best", {})
         scores = (run.value, run.tested, best.get("epoch"), summary.get("seconds"))
         parameters = f"{summary['parameters']:,}" if "parameters" in summary else ""
-        values = [page.cell(run.config.get(name, "")) for name in names]
-        status = str(summary.get("status"))
-        lines.append([run.name, status, *map(_text, scores), parameters, *values])
+        shown = [run.name, str(summary.get("status")), *map(_text, scores), parameters]
+        lines.append(shown + _values(run, names))
     return page.table([*head, *names], lines)
 
 
 def _spreads(groups: Sequence[Sequence[RunData]]) -> str:
     """Return a table with a row per group of replicates."""
     names = differences([group[0] for group in groups])
-    lines = []
-    for group in groups:
-        values = [page.cell(group[0].config.get(name, "")) for name in names]
-        lines.append([group[0].name, str(len(group)), *map(number, spread(group)), *values])
+    lines = [
+        [group[0].name, str(len(group)), *map(number, spread(group)), *_values(group[0], names)]
+        for group in groups
+    ]
     return page.table(["first", "runs", "mean", "± std", "smallest", "largest", *names], lines)
+
+
+def _values(run: RunData, names: Sequence[str]) -> list[str]:
+    return [page.cell(run.config.get(name, "")) for name in names]
 
 
 def _text(value: Any) -> str:

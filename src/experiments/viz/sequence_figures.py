@@ -20,6 +20,7 @@ from experiments.viz.figures import (
     WRONG,
     curves_of,
     new_figure,
+    one_panel,
     plain_axes,
 )
 from experiments.viz.trial_view import Drawings, Predictions, TrialView, Weights
@@ -42,7 +43,6 @@ def regression(trial: TrialView, weights: Weights, predictions: Predictions) -> 
     target = np.asarray(batch["target"])
     if target[0].size == 1:
         tolerance = trial.objective.tolerance
-        tolerance = None if tolerance is None else float(tolerance)
         figures["outputs"] = lambda: against_target(*_all_outputs(trial, weights), tolerance)
         return Drawings(figures)
     target = target.reshape(len(target), -1)
@@ -79,27 +79,34 @@ def language(trial: TrialView, weights: Weights, predictions: Predictions) -> Dr
 
 def language_during(trial: TrialView, weights: Weights) -> Drawings:
     """Return text that the model generates at several temperatures."""
-    model = (trial.experiment, trial.hparams, weights, "".join(trial.class_names))
-    options: dict[str, Any] = {"length": LENGTH, "prompt": None, "seed": trial.config["seed"]}
+    write = functools.partial(
+        generate,
+        trial.experiment,
+        trial.hparams,
+        weights,
+        "".join(trial.class_names),
+        length=LENGTH,
+        prompt=None,
+        seed=trial.config["seed"],
+    )
 
     def texts() -> Figure:
-        written = [(t, generate(*model, temperature=t, **options)) for t in TEMPERATURES]
-        return written_text([(f"temperature {t}", text) for t, text in written])
+        return written_text([(f"temperature {t}", write(temperature=t)) for t in TEMPERATURES])
 
     return Drawings({"generated_text": texts})
 
 
 def _all_outputs(trial: TrialView, weights: Weights) -> tuple[np.ndarray, np.ndarray]:
     """Return the targets and outputs [N] of a split, one number per example."""
-    targets, outputs = [], []
+    pairs = []
     for batch in trial.batches(trial.split):
-        real = np.asarray(batch["mask"]) > 0
         stored = {name: array for name, array in batch.items() if name != "mask"}
-        prepared = trial.experiment.pipeline(stored, None, train=False)
-        targets.append(np.ravel(prepared["target"])[real])
-        predicted = _evaluate(trial.experiment, trial.hparams, weights, batch)
-        outputs.append(np.ravel(predicted)[real])
-    return np.concatenate(targets), np.concatenate(outputs)
+        target = trial.experiment.pipeline(stored, None, train=False)["target"]
+        output = _evaluate(trial.experiment, trial.hparams, weights, batch)
+        real = np.asarray(batch["mask"]) > 0
+        pairs.append(np.stack([np.ravel(target), np.ravel(output)])[:, real])
+    targets, outputs = np.concatenate(pairs, axis=1)
+    return targets, outputs
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -109,16 +116,18 @@ def _evaluate(experiment: Any, hparams: Any, weights: Weights, batch: Any) -> ja
 
 def written_text(texts: Sequence[tuple[str, str]]) -> Figure:
     """Draw text that a language model generated: a column for each (title, text)."""
-    columns = [(title, _wrapped(text)) for title, text in texts]
-    tallest = max(len(lines) for _, lines in columns)
-    figure = new_figure(len(columns) * (WIDTH * CHARACTER + 0.3), LINE * tallest + 0.6)
+    columns = [
+        [_plain(part) for line in text.split("\n") for part in textwrap.wrap(line, WIDTH) or [""]]
+        for _, text in texts
+    ]
+    height = LINE * max(map(len, columns)) + 0.6
+    figure = new_figure(len(columns) * (WIDTH * CHARACTER + 0.3), height)
     axes = figure.subplots(1, len(columns), squeeze=False)[0]
-    for ax, (title, lines) in zip(axes, columns, strict=True):
+    for ax, (title, _), lines in zip(axes, texts, columns, strict=True):
         ax.set_axis_off()
         ax.set_title(title, **TITLE)
-        shown = "\n".join(_plain(line) for line in lines)
-        style: dict[str, Any] = {"family": "monospace", "fontsize": 8, "linespacing": 1.3}
-        ax.text(0, 1, shown, va="top", color=INK, transform=ax.transAxes, **style)
+        shown = ax.text(0, 1, "\n".join(lines), transform=ax.transAxes)
+        shown.set(va="top", color=INK, family="monospace", fontsize=8, linespacing=1.3)
     return figure
 
 
@@ -135,8 +144,9 @@ def surprise(text: str, nats: np.ndarray) -> Figure:
             lines[-1].append((character, float(value)))
         if character == "\n" or len(lines[-1]) == WIDTH:
             lines.append([])
-    figure = new_figure(WIDTH * CHARACTER * 1.35 + 1.0, LINE * 1.2 * len(lines) + 0.6)
-    ax = figure.subplots()
+    title = f"{np.mean(nats):.3f} nats per character"
+    width, height = WIDTH * CHARACTER * 1.35 + 1.0, LINE * 1.2 * len(lines) + 0.6
+    figure, ax = one_panel(width, height, title)
     shades = np.full((len(lines), WIDTH), np.nan)
     for row, line in enumerate(lines):
         for column, (character, value) in enumerate(line):
@@ -145,7 +155,6 @@ def surprise(text: str, nats: np.ndarray) -> Figure:
             ax.text(column, row, _plain(character), color=colour, **TOKEN)
     picture = ax.imshow(shades, cmap="Oranges", vmin=0, vmax=5, aspect="auto")
     ax.set_axis_off()
-    ax.set_title(f"{np.mean(nats):.3f} nats per character", **TITLE)
     bar = figure.colorbar(picture, ax=ax, shrink=0.6, pad=0.01)
     bar.set_label("nats", color=INK, fontsize=8)
     bar.ax.tick_params(labelsize=7, colors=FAINT, labelcolor=INK)
@@ -167,14 +176,12 @@ def forecasts(read: np.ndarray, targets: np.ndarray, outputs: np.ndarray) -> Fig
     axes = list(figure.subplots(lines, columns, squeeze=False).ravel())
     for ax in axes[count:]:
         ax.set_axis_off()
-    before = np.arange(-read.shape[1], 0)
-    after = np.arange(targets.shape[1])
-    mark = "o" if len(after) == 1 else None
+    before, after = np.arange(-read.shape[1], 0), np.arange(targets.shape[1])
+    line: dict[str, Any] = {"linewidth": 1.4, "marker": "o" if len(after) == 1 else None, "ms": 4}
     for ax, past, target, output in zip(axes[:count], read, targets, outputs, strict=False):
         plain_axes(ax)
         if len(before):
             ax.plot(before, past, color=FAINT, linewidth=1.0, label="read")
-        line: dict[str, Any] = {"linewidth": 1.4, "marker": mark, "ms": 4}
         ax.plot(after, target, color=INK, label="true", **line)
         ax.plot(after, output, color=COLOURS["val"], label="forecast", **line)
         ax.set_xlabel("step")
@@ -184,8 +191,8 @@ def forecasts(read: np.ndarray, targets: np.ndarray, outputs: np.ndarray) -> Fig
 
 def against_target(targets: np.ndarray, outputs: np.ndarray, tolerance: float | None) -> Figure:
     """Draw outputs over targets, both [n]; dashed lines bound the errors within tolerance."""
-    figure = new_figure(3.8, 3.6)
-    ax = figure.subplots()
+    title = f"mean squared error {np.mean((outputs - targets) ** 2):.2g}"
+    figure, ax = one_panel(3.8, 3.6, title)
     plain_axes(ax)
     ends = np.array([targets.min(), targets.max()])
     ax.plot(ends, ends, color=FAINT, linewidth=1.0)
@@ -195,7 +202,6 @@ def against_target(targets: np.ndarray, outputs: np.ndarray, tolerance: float | 
     ax.plot(targets, outputs, ".", color=COLOURS["val"], ms=4)
     ax.set_xlabel("target")
     ax.set_ylabel("output", color=INK, fontsize=9)
-    ax.set_title(f"mean squared error {np.mean((outputs - targets) ** 2):.2g}", **TITLE)
     return figure
 
 
@@ -213,8 +219,8 @@ def labelled(
     steps = max(tokens.shape[1], targets.shape[1])
     figure = new_figure(min(0.2 * steps + 1.2, 16), 0.75 * n + 0.3)
     axes = figure.subplots(n, 1, squeeze=False)[:, 0]
-    sequences = zip(axes, tokens, targets, predicted, counts, strict=False)
-    for ax, read, target, output, counted in sequences:
+    rows = zip(axes, tokens, targets, predicted, counts, strict=False)
+    for ax, read, target, output, counted in rows:
         ax.set_xlim(-0.5, steps - 0.5)
         ax.set_ylim(2.5, -0.5)
         ax.set_yticks(range(3), ["input", "target", "predicted"], fontsize=7)
@@ -230,10 +236,6 @@ def labelled(
             for column, (value, colour) in enumerate(zip(values, colours, strict=True)):
                 ax.text(column, row, str(value), color=str(colour), **TOKEN | {"fontsize": 7})
     return figure
-
-
-def _wrapped(text: str) -> list[str]:
-    return [part for line in text.split("\n") for part in textwrap.wrap(line, WIDTH) or [""]]
 
 
 def _plain(text: str) -> str:

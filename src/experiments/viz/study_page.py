@@ -66,7 +66,6 @@ class StudyData:
 
     @property
     def minimized(self) -> bool:
-        """True if smaller values are better."""
         return self.study.direction == optuna.study.StudyDirection.MINIMIZE
 
     @functools.cached_property
@@ -135,9 +134,9 @@ def study_figures(data: StudyData) -> dict[str, Figure]:
     figures["learning_curves"] = Figure(figsize=(6, 4), layout="constrained")
     ax = figures["learning_curves"].subplots()
     for trial, colour in _worst_first(data):
-        epochs, values = _curve(trial)
-        style, width = "-" if len(epochs) > 1 else ".", 2.5 if trial is data.ranked[0] else 1.2
-        ax.plot(epochs, values, style, color=colour, linewidth=width)
+        curve = trial.intermediate_values
+        style, width = "-" if len(curve) > 1 else ".", 2.5 if trial is data.ranked[0] else 1.2
+        ax.plot(curve.keys(), curve.values(), style, color=colour, linewidth=width)
     ax.set(xlabel="epoch", ylabel=data.metric, title=TITLES["learning_curves"])
     return figures
 
@@ -146,7 +145,7 @@ def learning_curves(data: StudyData) -> go.Figure:
     """Draw the metric of every trial by epoch, coloured by rank, the best on top."""
     figure = go.Figure()
     for trial, colour in _worst_first(data):
-        epochs, values = _curve(trial)
+        epochs, values = list(trial.intermediate_values), list(trial.intermediate_values.values())
         mode = "lines" if len(epochs) > 1 else "markers"
         line = {"color": colour, "width": 3 if trial is data.ranked[0] else 1.3}
         shown = {"text": [_description(trial)] * len(epochs), "hoverinfo": "x+y+text"}
@@ -167,9 +166,8 @@ def comparison(studies: Sequence[StudyData]) -> Figure:
         for trial, colour in _worst_first(data):
             if shown.keys() <= trial.params.keys():
                 ax.plot(*(trial.params[name] for name in shown), "o", color=colour)
-        xlabel, ylabel = shown
-        xscale, yscale = ("log" if log else "linear" for log in shown.values())
-        ax.set(xlabel=xlabel, ylabel=ylabel, xscale=xscale, yscale=yscale)
+        for axis, (name, log) in zip("xy", shown.items(), strict=True):
+            ax.set(**{f"{axis}label": name, f"{axis}scale": "log" if log else "linear"})
         ax.set_title(f"{data.method}: {len(data.ranked)} trials; darker is better", fontsize=9)
         ax.sharex(maps[0])
         ax.sharey(maps[0])
@@ -208,11 +206,6 @@ def _optuna_charts(data: StudyData, plots: ModuleType) -> dict[str, Any]:
 def _worst_first(data: StudyData) -> list[tuple[FrozenTrial, str]]:
     """Return the trials with a value and their colours, in an order that draws the best on top."""
     return list(zip(data.ranked, page.rank_colours(len(data.ranked)), strict=True))[::-1]
-
-
-def _curve(trial: FrozenTrial) -> tuple[list[int], list[float]]:
-    """Return the epochs of a trial, and the metric after each."""
-    return list(trial.intermediate_values), list(trial.intermediate_values.values())
 
 
 def _description(trial: FrozenTrial) -> str:

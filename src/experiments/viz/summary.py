@@ -149,7 +149,6 @@ class MarkedExperiment(Experiment):
 
 
 def _module_of(operation: Operation, has_modules: Mapping[str, bool]) -> str:
-    """Return the innermost module of an operation."""
     return next((name for name in reversed(operation.layers) if name in has_modules), REST)
 
 
@@ -204,20 +203,19 @@ def _of_turn(layer: Layer, shapes: Shapes, loop: Loop, turn: int, part: str) -> 
     Where turns differ in the channels that they read, parameters are joined along those, and
     operations are counted as if no turn computed more than it has to.
     """
-    output = (layer.output_shape, layer.output_bytes)
+    shape, size = layer.output_shape, layer.output_bytes
     if (widths := loop.widths_of(part)) is None:
         share, whole = 1, loop.depth
-        shapes = [shape[1:] for shape in shapes]
+        shapes = [stacked[1:] for stacked in shapes]
     else:
         share, whole, joined = widths.own[turn], widths.computed, sum(widths.own)
-        shapes = [tuple(share if n == joined else n for n in shape) for shape in shapes]
+        shapes = [tuple(share if n == joined else n for n in each) for each in shapes]
         if not layer.flops:  # a normalisation: its output is as wide as its input
-            *places, channels = layer.output_shape
-            output = ((*places, share), layer.output_bytes // channels * share)
+            shape, size = (*shape[:-1], share), size // shape[-1] * share
     return replace(
         layer,
-        output_shape=output[0],
-        output_bytes=output[1],
+        output_shape=shape,
+        output_bytes=size,
         parameters=_size(shapes),
         arithmetic=arithmetic(shapes),
         flops=layer.flops * share // whole,

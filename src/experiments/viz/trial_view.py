@@ -84,12 +84,10 @@ class TrialView:
 
     @property
     def objective(self) -> Any:
-        """The objective of its training."""
         return self.experiment.objective(self.hparams)
 
     @property
     def classes(self) -> int:
-        """The number of classes."""
         return self.experiment.spec.num_classes
 
     @property
@@ -149,6 +147,7 @@ def figures_of(kind: str) -> KindOfFigures:
     from experiments.viz import classification_figures as classes
     from experiments.viz import image_figures as images
     from experiments.viz import sequence_figures as sequences
+    from experiments.viz.figures import curves_of
 
     kinds = {
         "classification": KindOfFigures(classes.classification),
@@ -159,4 +158,5 @@ def figures_of(kind: str) -> KindOfFigures:
         "variational": KindOfFigures(images.variational, images.variational_during, ("samples",)),
         "adversarial": KindOfFigures(images.adversarial, images.adversarial_during, ("samples",)),
     }
-    return kinds.get(kind) or KindOfFigures(classes.unknown)
+    curves = KindOfFigures(lambda trial, *_: Drawings(curves_of(trial, "loss", "accuracy")))
+    return kinds.get(kind, curves)

@@ -21,11 +21,12 @@ from experiments.viz.page import rank_colours
 from experiments.viz.runs_page import RunData, differences, read_run
 from experiments.viz.wandb_specification import specification, with_flat_keys
 
-# the parameters of a view where no runs say which ones were varied
+# the parameters of a view if no runs say which ones were varied
 PARAMETERS = ("optim.learning_rate", "optim.weight_decay", "model.dropout", "data.batch_size")
 SEARCHED_PARTS = ("model", "objective", "loss", "init", "optim", "schedule", "data", "seed")
 MOST_PARAMETERS = 8  # axes that fit a plot of parallel coordinates
 LOGARITHMIC = ("learning_rate", "weight_decay", "l1", "l2", "beta", "scale", "stddev")
+TRAINING = ("train/loss", "learning_rate", "grad_norm", "examples_per_second")
 SYSTEM = ("cpu", "memory_percent", "gpu.0.gpu", "gpu.0.memoryAllocated", "proc.memory.rssMB")
 
 
@@ -71,8 +72,9 @@ def publish(target: str, conf: Path) -> None:
     online = wandb.login(prompt=False, verify=False)
     # nobody can be asked about the project without an account
     entity = (entity or wandb.Api().default_entity or "") if online else ""
-    views = {family.name: workspace(family, entity, project) for family in families}
-    for name, dashboard in (views | {"report": report(families, entity, project)}).items():
+    where: dict[str, Any] = {"entity": entity, "project": project}
+    views = {family.name: workspace(family, where) for family in families}
+    for name, dashboard in (views | {"report": report(families, where)}).items():
         if online:
             dashboard.save()
             print(f"{name}: {dashboard.url}")
@@ -136,36 +138,27 @@ def panels(family: Family) -> dict[str, list[Any]]:
         wr.ScatterPlot(title=f"{family.metric} by {name}", x=wr.Config(name), y=best, log_x=True)
         for name in dict.fromkeys(["optim.learning_rate", *logarithmic])
     ]
-    curves = {
-        "Validation": dict.fromkeys([family.metric, "val/loss"]),
-        "Training": ("train/loss", "learning_rate", "grad_norm", "examples_per_second"),
-    }
+    importance = wr.ParameterImportancePlot(with_respect_to=f"best.{family.metric}")
+    validation = dict.fromkeys([family.metric, "val/loss"])
     shown: dict[str, list[Any]] = {
-        title: [wr.LinePlot(title=name, x="epoch", y=[name]) for name in names]
-        for title, names in curves.items()
-    } | {
-        "Search": [
-            wr.ParallelCoordinatesPlot(columns=axes),
-            wr.ParameterImportancePlot(with_respect_to=f"best.{family.metric}"),
-            *scatter,
-        ],
+        "Validation": [wr.LinePlot(title=name, x="epoch", y=[name]) for name in validation],
+        "Training": [wr.LinePlot(title=name, x="epoch", y=[name]) for name in TRAINING],
+        "Search": [wr.ParallelCoordinatesPlot(columns=axes), importance, *scatter],
         "Comparison": [wr.RunComparer(diff_only="split")],
         "System": [wr.LinePlot(title=name, y=[f"system/{name}"]) for name in SYSTEM],
+        "Figures": [wr.MediaBrowser(title=name, media_keys=[name]) for name in family.media],
     }
-    if family.media:
-        shown["Figures"] = [wr.MediaBrowser(title=name, media_keys=[name]) for name in family.media]
-    return shown
+    return {title: found for title, found in shown.items() if found}
 
 
-def workspace(family: Family, entity: str, project: str) -> Any:
+def workspace(family: Family, where: Mapping[str, Any]) -> Any:
     """Return the saved view of a family: its own runs, best first and coloured by rank."""
     import wandb_workspaces.workspaces as ws
     from wandb_workspaces.expr import Ordering, Summary, Tags
 
     colours = rank_colours(len(family.ranked))[::-1]  # the best is the brightest
     view = ws.Workspace(
-        entity=entity,
-        project=project,
+        **where,
         name=family.name,
         sections=[
             ws.Section(name=title, panels=inside, is_open=title != "System")
@@ -175,17 +168,14 @@ def workspace(family: Family, entity: str, project: str) -> Any:
         runset_settings=ws.RunsetSettings(
             filters=[Tags().isin([family.name])],
             order=[Ordering(Summary(f"best.{family.metric}"), ascending=family.goal == "min")],
-            run_settings={
-                run: ws.RunSettings(color=colour)
-                for run, colour in zip(family.ranked, colours, strict=True)
-            },
+            run_settings=dict(zip(family.ranked, map(ws.RunSettings, colours), strict=True)),
             pinned_columns=[f"summary:best.{family.metric}"],
         ),
     )
     return with_flat_keys(view)
 
 
-def report(families: Sequence[Family], entity: str, project: str) -> Any:
+def report(families: Sequence[Family], where: Mapping[str, Any]) -> Any:
     """Return one document with the panels of every family."""
     import wandb_workspaces.reports.v2 as wr
     from wandb_workspaces.expr import Tags
@@ -193,8 +183,7 @@ def report(families: Sequence[Family], entity: str, project: str) -> Any:
     blocks: list[Any] = [wr.TableOfContents()]
     for family in families:
         runs = wr.Runset(
-            entity=entity,
-            project=project,
+            **where,
             name=family.name,
             filters=[Tags().isin([family.name])],
             order=[wr.OrderBy(f"best.{family.metric}", ascending=family.goal == "min")],
@@ -202,5 +191,5 @@ def report(families: Sequence[Family], entity: str, project: str) -> Any:
         blocks.append(wr.H1(family.name))
         for title, inside in panels(family).items():
             blocks += [wr.H2(title), wr.PanelGrid(runsets=[runs], panels=inside)]
-    title = f"The runs of {project}"
-    return with_flat_keys(wr.Report(entity=entity, project=project, title=title, blocks=blocks))
+    title = f"The runs of {where['project']}"
+    return with_flat_keys(wr.Report(**where, title=title, blocks=blocks))

@@ -4,13 +4,12 @@ import sys
 from pathlib import Path
 
 from experiments.cli.main import command_line
+from experiments.cli.sweep import sweep
 
 CONFIG = Path(__file__).resolve().parent / "conf"
 
 
 def main() -> None:
-    from experiments.search.command import sweep  # imports Optuna, which `run.py` has no need of
-
     sweep(sys.argv[1:], CONFIG)
 
 

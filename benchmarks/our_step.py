@@ -22,10 +22,11 @@ from benchmarks import gpu
 from benchmarks.steps import BATCHES, CASES, sized
 from benchmarks.turns import ROOT, serve
 from experiments.core.params import count_parameters
+from experiments.machine import StopRequest
 from experiments.tracking.tracker import Trackers
 from experiments.training.setup import Setup, Setups
 from experiments.training.stack import Stack
-from experiments.training.trial import StopRequest, Trial
+from experiments.training.trial import Trial
 from experiments.viz.summary import summarize
 
 

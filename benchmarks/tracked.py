@@ -25,12 +25,13 @@ from benchmarks.our_step import on_noise
 from benchmarks.results import alternate
 from benchmarks.steps import BATCHES, CASES, sized
 from experiments.core.rng import root_key
+from experiments.machine import StopRequest
 from experiments.tracking.jsonl import JsonLines
 from experiments.tracking.terminal import Terminal
 from experiments.tracking.tracker import Tracker, Trackers, chosen
 from experiments.training.loop import fit
 from experiments.training.setup import Setups
-from experiments.training.trial import StopRequest, Trial
+from experiments.training.trial import Trial
 
 
 class Clock(Tracker):

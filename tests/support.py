@@ -15,11 +15,12 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
+from experiments.machine import StopRequest
 from experiments.tracking.jsonl import METRICS, JsonLines
 from experiments.tracking.tracker import Tracker, Trackers
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.setup import Setups
-from experiments.training.trial import StopRequest, Trial
+from experiments.training.trial import Trial
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMES = {"examples_per_second", "seconds", "training_seconds"}

@@ -1,15 +1,44 @@
-"""The machine: its processor and memory as far as this process may use them, and its folders."""
+"""The machine: its processor and memory as far as this process may use them, folders, signals."""
 
 import ctypes
 import gc
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 CONTROL_GROUPS = Path("/sys/fs/cgroup")  # of Linux, version 2
 GARBAGE_USUALLY = gc.get_threshold()
 GARBAGE_SELDOM = (100_000, 50, 100)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class StopRequest:
+    """While entered, a signal sets `name` and the training stops at the next step.
+
+    A second Ctrl-C raises `KeyboardInterrupt` at once. `status` is what a trial then ends with.
+    """
+
+    status = "interrupted"
+
+    def __init__(self, signals: tuple[int, ...] = STOP_SIGNALS):
+        self.name: str | None = None
+        self.signals = signals
+
+    def __enter__(self) -> "StopRequest":
+        self._previous = {number: signal.signal(number, self._note) for number in self.signals}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if self.name is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.name = signal.Signals(number).name
 
 
 def user_cache() -> Path:

@@ -4,31 +4,20 @@ Hydra loads plugins only from a package of this name, at every start: this file 
 that is not needed for that.
 """
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 
-@dataclass
-class Settings:
-    """`options`: the search's own keys, such as n_trials, as `cli.overrides` passes them on."""
-
-    _target_: str = "hydra_plugins.experiments_sweeper.StudySweeper"
-    options: dict[str, Any] = field(default_factory=dict)
-
-
-ConfigStore.instance().store(
-    group="hydra/sweeper", name="experiments", node=Settings, provider="experiments"
-)
-
-
 class StudySweeper(Sweeper):
-    """Searches with the engine behind `sweep.py`; the study is in `hydra.sweep.dir`."""
+    """Searches with the engine behind `sweep.py`; the study is in `hydra.sweep.dir`.
+
+    Args:
+      options: the search's own keys, such as n_trials, as `cli.startup` passes them on.
+    """
 
     def __init__(self, options: DictConfig):
         self.options: Any = OmegaConf.to_container(options)
@@ -45,11 +34,11 @@ class StudySweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> None:
         """Make the study, train its trials and show them; raise `Exit` if it is cut short."""
         from experiments.cli.main import job
-        from experiments.search.command import begin
         from experiments.search.local import standing_by
 
         options, config_folder = self.options, self.config_folder
         with job(), standing_by(options, config_folder) as workers:
+            from experiments.search.actions import begin
             from experiments.search.plan import plan_of_arguments
 
             plan = plan_of_arguments(arguments, options, config_folder)

@@ -12,7 +12,7 @@ from support import ROOT
 @pytest.mark.parametrize(
     ("imported", "absent"),
     [
-        ("experiments.search.command", {"jax", "optuna", "hydra"}),  # workers start soon
+        ("experiments.cli.sweep", {"jax", "optuna", "hydra"}),  # workers start soon
         ("experiments.search.plan", {"jax"}),
         ("experiments.search.worker", {"hydra", "omegaconf"}),  # configs come from the launcher
     ],

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from experiments.cli.sweep import sweep as run_sweep
 from experiments.core.config import check
 from experiments.errors import UserError
-from experiments.search import command
 from experiments.search.slurm import Task, cancel_jobs, jobs, read_cluster
 from experiments.training.run_folder import saved_steps
 from slurm_cluster.cluster import Cluster, UnavailableError
@@ -55,7 +55,7 @@ def sweep(cluster, capsys) -> Callable[..., str]:
     """Return the text that `sweep.py` prints."""
 
     def call(*arguments: str) -> str:
-        command.sweep(arguments, ROOT / "conf")
+        run_sweep(arguments, ROOT / "conf")
         return capsys.readouterr().out
 
     return call

@@ -62,12 +62,10 @@ def test_the_screen_has_a_row_per_worker_that_lives(make_study):
     study = make_study()
     now = {"step": 40, "total_steps": 100, "epoch": 2.0, "trials": 128, "diverged": 3}
     now |= {"examples_per_second": 1e5, "val/accuracy": 0.9123}
-    overviews = Overviews(study)
     for study.worker in ("here", "dead"):
-        overviews.written = float("-inf")
-        overviews.write(now)
-    overviews.of("torn").write_text("{")
-    os.utime(overviews.of("dead"), (0, 0))
+        Overviews(study).write(now)
+    (study.folder / "workers" / "torn.json").write_text("{")
+    os.utime(study.folder / "workers" / "dead.json", (0, 0))
     console = Console(file=io.StringIO(), width=100)
     console.print(screen(study))
     shown = console.file.getvalue()

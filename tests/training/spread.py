@@ -10,11 +10,11 @@ from pathlib import Path
 
 import jax
 
+from experiments.machine import StopRequest
 from experiments.tracking.tracker import Tracker
 from experiments.training import runtime, stack
 from experiments.training.loop import fit
 from experiments.training.setup import Setups
-from experiments.training.trial import StopRequest
 from support import trial_of
 
 

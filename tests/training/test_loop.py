@@ -9,13 +9,13 @@ import orbax.checkpoint as ocp
 import pytest
 
 from experiments.core.rng import root_key
+from experiments.machine import StopRequest
 from experiments.tracking.jsonl import JsonLines, read_history
 from experiments.tracking.tracker import Tracker
 from experiments.training.loop import fit
 from experiments.training.runtime import CPU_OPTIONS, SHORT, SHORT_OPTIONS, compiler_options
 from experiments.training.setup import Setups
 from experiments.training.step import Compiled
-from experiments.training.trial import StopRequest
 from support import composed, killed_after_saving, timeless, trial_of
 
 SMALL = ["model.hidden=[16]", "trainer.figures=false", "trainer.log_every=8"]

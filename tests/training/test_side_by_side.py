@@ -13,13 +13,14 @@ import jax
 import numpy as np
 import pytest
 
+from experiments.machine import StopRequest
 from experiments.tracking.jsonl import read_history
 from experiments.tracking.tracker import Tracker
 from experiments.training.checkpoints import load
 from experiments.training.loop import fit
 from experiments.training.setup import Setups
 from experiments.training.step import Compiled
-from experiments.training.trial import StopRequest, overview
+from experiments.training.trial import overview
 from support import ROOT, composed, killed_after_saving, trial_of
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from experiments import machine
+from experiments.cli.startup import for_hydra
 from experiments.errors import Exit
 
 # Hydra, OmegaConf and JAX are imported where they are used: `--help` has to be quick, and the
@@ -46,8 +47,6 @@ def command_line(main: Callable[[], Any], *, hydra: bool = True) -> int:
     sys.unraisablehook = _report_unraisable
     try:
         if hydra:
-            from experiments.cli.overrides import for_hydra
-
             sys.argv[1:] = for_hydra(sys.argv[1:])
         main()
     except KeyboardInterrupt:

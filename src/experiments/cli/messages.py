@@ -11,7 +11,10 @@ from pathlib import Path
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments.cli.sweep import RENAMED, SEARCH_KEYS
+from experiments.core.config import leaves
 from experiments.errors import UserError, suggest
+from experiments.search.configs import Configs
 
 # errors of the system that the user can correct: a full disk, a folder that cannot be written
 CORRECTABLE = (
@@ -71,8 +74,6 @@ def _bad_override(message: str) -> str:
     if near:
         near = re.sub(r"'([^']+)'", rf"'{parent}.\1'", near)
     elif "-m" in sys.argv or Path(sys.argv[0]).name == "sweep.py":
-        from experiments.search.command import RENAMED, SEARCH_KEYS
-
         keys += SEARCH_KEYS
         near = suggest(RENAMED.get(key, key), keys)
     return f"{key}: there is no such key{near or suggest(key, keys)}"
@@ -80,9 +81,6 @@ def _bad_override(message: str) -> str:
 
 def _valid_keys() -> list[str]:
     """Return the keys and groups of the config that the rest of the command line describes."""
-    from experiments.core.config import leaves
-    from experiments.search.configs import Configs
-
     choices = [a for a in sys.argv[1:] if re.fullmatch(r"[a-z_]+=[\w.\-]+", a)]
     folder = Path(sys.argv[0]).resolve().parent / "conf"
     for overrides in (choices, []):  # the misspelt name may be among the choices

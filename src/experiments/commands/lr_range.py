@@ -8,6 +8,7 @@ import contextlib
 import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,16 @@ import numpy as np
 from experiments.core.config import build
 from experiments.core.params import count_parameters
 from experiments.errors import UserError
+from experiments.machine import StopRequest
 from experiments.tracking.jsonl import JsonLines, write_json
 from experiments.tracking.terminal import Terminal, number
-from experiments.tracking.tracker import RunInfo, Trackers
+from experiments.tracking.tracker import Trackers
 from experiments.training.loop import fit
 from experiments.training.options import LrRange
 from experiments.training.run_folder import exclusive
 from experiments.training.runtime import announce, split_processor
 from experiments.training.setup import Setups
-from experiments.training.trial import StopRequest, Trial, overview
+from experiments.training.trial import Trial, overview
 from experiments.viz.drawing import save
 from experiments.viz.figures import range_figure
 
@@ -76,23 +78,10 @@ def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
 
 @contextlib.contextmanager
 def shown_together(trials: Sequence[Trial], directory: Path, name: str) -> Iterator[Callable]:
-    """Show trials in the terminal as if they were one run; yields what `fit` calls.
-
-    Args:
-      name: of all of them together.
-    """
-    setup, began, terminal = trials[0].setup, time.perf_counter(), Terminal()
-    terminal.start(
-        RunInfo(
-            directory=directory,
-            name=name,
-            config=dict(trials[0].config),
-            total_steps=setup.experiment.total_steps,
-            steps_per_epoch=setup.experiment.steps_per_epoch,
-            batch_size=setup.batch_size,
-            parameters=count_parameters(setup.shapes.params),
-        )
-    )
+    """Show trials in the terminal as one run with this name; yields what `fit` calls."""
+    first, began, terminal = trials[0], time.perf_counter(), Terminal()
+    info = first.info(count_parameters(first.setup.shapes.params))
+    terminal.start(replace(info, directory=directory, name=name))
     status = "failed"
     try:
         yield lambda trials, step: terminal.log(step, overview(trials, step))

@@ -1,5 +1,6 @@
 """`mode=summary`: a model layer by layer, without data, devices or a compiler."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,26 +11,24 @@ from rich.table import Table
 
 from experiments.tracking.jsonl import write_json
 from experiments.tracking.terminal import quantity
-from experiments.viz.summary import Layer, Summary, summarize
+from experiments.viz.summary import Layer, summarize
 
 WIDTH = 120  # of the table where there is no terminal to ask
 TOTALS = ("parameters", "flops", "training_flops", "output_bytes")
-COLUMNS: dict[str, JustifyMethod] = {
-    "layer": "left",
-    "output": "left",
-    "parameters": "right",
-    "": "left",
-    "FLOPs": "right",
-    "training": "right",
-    "memory": "right",
-}
+COLUMNS = ("layer", "output", "parameters", "", "FLOPs", "training", "memory")
+NUMBERS = ("parameters", "FLOPs", "training", "memory")  # of the columns
 
 
 def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
     """Print the table and write `model_summary.json`."""
     summary = summarize(config)
-    write_json(directory / "model_summary.json", as_json(summary))
-    Console(width=None if Console().is_terminal else WIDTH).print(table(summary))
+    totals: dict[str, Any] = {name: summary.total(name) for name in TOTALS}
+    sizes = {"batch_size": summary.batch_size, "state_bytes": summary.state_bytes}
+    written = {f"total_{name}": total for name, total in totals.items()} | sizes
+    written["layers"] = [asdict(layer) for layer in summary.layers]
+    write_json(directory / "model_summary.json", written)
+    shown = table(summary.layers, Layer("total", **totals))
+    Console(width=None if Console().is_terminal else WIDTH).print(shown)
     print(
         f"FLOPs: 2 per multiply-add of products and convolutions; forward for one example, "
         f"training for a step of {summary.batch_size}\n"
@@ -38,23 +37,14 @@ def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
     )
 
 
-def as_json(summary: Summary) -> dict[str, Any]:
-    """Return the contents of `model_summary.json`."""
-    totals = {f"total_{name}": summary.total(name) for name in TOTALS}
-    rest = {"batch_size": summary.batch_size, "state_bytes": summary.state_bytes}
-    return totals | rest | {"layers": [asdict(layer) for layer in summary.layers]}
-
-
-def table(summary: Summary) -> Table:
+def table(layers: Sequence[Layer], totals: Layer) -> Table:
     """Return one row per layer and one of totals."""
     shown = Table(box=box.SIMPLE_HEAD, show_footer=True, padding=0)
-    totals = Layer("total")
-    for name in TOTALS:
-        setattr(totals, name, summary.total(name))
-    for cell, (title, justify) in zip(_cells(totals), COLUMNS.items(), strict=True):
+    for cell, title in zip(_cells(totals), COLUMNS, strict=True):
+        justify: JustifyMethod = "right" if title in NUMBERS else "left"
         folds = title in ("layer", "")  # where a terminal is narrow
         shown.add_column(title, cell, justify=justify, no_wrap=not folds, overflow="fold")
-    for layer in summary.layers:
+    for layer in layers:
         shown.add_row(*_cells(layer))
     return shown
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.errors import EXIT_CODES, Exit
+from experiments.machine import StopRequest
 from experiments.tracking.jsonl import JsonLines
 from experiments.tracking.terminal import Terminal
 from experiments.tracking.tracker import Trackers, chosen
@@ -13,7 +14,7 @@ from experiments.training.loop import fit
 from experiments.training.run_folder import exclusive
 from experiments.training.runtime import announce
 from experiments.training.setup import Setups
-from experiments.training.trial import StopRequest, Trial
+from experiments.training.trial import Trial
 
 
 def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:

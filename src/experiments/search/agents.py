@@ -11,33 +11,27 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.errors import EXIT_CODES, Exit, UserError
+from experiments.machine import STOP_SIGNALS
 from experiments.search.configs import Configs
 from experiments.search.local import worker_count
 from experiments.search.readers import SweepFile, read_sweep_file
 from experiments.search.slurm import Task, read_cluster, run_command
 from experiments.tracking.wandb import WANTED_BACK
-from experiments.training.trial import SIGNALS
 
 OPTIONS = ("engine", "study", "workers", "cluster")
 
 
 def begin(
-    path: Path,
-    overrides: Sequence[str],
-    options: Mapping[str, Any],
-    config_folder: Path,
-    folder: Path,
+    path: Path, overrides: Sequence[str], options: dict, config_folder: Path, folder: Path
 ) -> None:
     """Register a sweep and start its agents; wait for them, or say where they are queued.
 
-    Args:
-      path: of the sweep file.
-      folder: of the study; it is made.
+    `path` is of the sweep file, `folder` of the study; it is made.
 
     Raises:
         UserError: an option is not for this engine, or the server does not take the sweep.
@@ -106,7 +100,7 @@ def agent(sweep: str) -> int:
                 wanted_back.touch()
                 child.terminate()
 
-        for number in SIGNALS:
+        for number in STOP_SIGNALS:
             signal.signal(number, stop)
         code = child.wait()
         return EXIT_CODES["interrupted"] if wanted_back.exists() else code

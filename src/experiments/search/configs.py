@@ -22,17 +22,16 @@ class Configs:
         self.folder, self.overrides = folder, tuple(overrides)
         self._composed: dict[tuple, dict[str, Any]] = {}
 
-    def compose(self, values: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def compose(self, values: Mapping[str, Any] = {}) -> dict[str, Any]:
         """Return the config with other `values`, by dotted path or group; without interpolating.
 
         Composing by Hydra is slow: configs that differ in values alone are copies of one.
         """
-        values = values or {}
         chosen = {key: value for key, value in values.items() if key in self.groups or "@" in key}
         others = {path: value for path, value in values.items() if path not in chosen}
         return place(self._of_choices(chosen), others)
 
-    def plain(self, values: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def plain(self, values: Mapping[str, Any] = {}) -> dict[str, Any]:
         """Return the same with interpolations resolved."""
         return resolved(self.compose(values))
 
@@ -93,10 +92,8 @@ class Configs:
             GlobalHydra.instance().hydra = before
 
 
-@functools.lru_cache(maxsize=8)
-def configs_of(folder: Path, overrides: tuple[str, ...]) -> Configs:
-    """Return the one `Configs` of this process for these arguments."""
-    return Configs(folder, overrides)
+# returns the one `Configs` of this process for these arguments
+configs_of = functools.lru_cache(maxsize=8)(Configs)
 
 
 def resolved(config: dict[str, Any]) -> dict[str, Any]:

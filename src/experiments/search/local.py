@@ -5,7 +5,6 @@ still plans the study.
 """
 
 import contextlib
-import importlib
 import os
 import pickle
 import signal
@@ -14,17 +13,15 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from experiments.core.config import mismatch
 from experiments.errors import UserError
+from experiments.machine import StopRequest
 from experiments.types import PositiveInt
 
 if TYPE_CHECKING:
-    from experiments.search.configs import Configs
     from experiments.search.study import Study
 
 LOGS = "workers"  # in the folder of the study: the text that they print
@@ -34,54 +31,36 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 MEMORY = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 
 
-def study_to_work_on(name: str) -> "tuple[Path, Configs] | None":
-    """Wait for the study that the launcher has this worker work on; None if it names none.
+class Process(subprocess.Popen):
+    """A worker process on its share of the cores and GPUs: number `slot` of `count` shares."""
 
-    It imports what it needs while it waits, and from then on prints into the log of `name`.
-    """
-    importlib.import_module("experiments.search.worker")
-    try:
-        folder, configs = pickle.load(sys.stdin.buffer)
-    except EOFError:  # the launcher has ended, or made no study
-        return None
-    with (folder / LOGS / f"{name}.log").open("w") as log:
-        for stream in (sys.stdout, sys.stderr):
-            os.dup2(log.fileno(), stream.fileno())
-    return folder, configs
-
-
-@dataclass(frozen=True)
-class Process:
-    """A worker process; `slot` is the number of its share of the machine."""
-
-    name: str
-    slot: int
-    popen: subprocess.Popen
+    def __init__(self, sweep: Path, slot: int, count: int):
+        self.name, self.slot = f"local-{slot}-{uuid.uuid4().hex[:6]}", slot
+        super().__init__(
+            [sys.executable, str(sweep), "worker=-", f"name={self.name}"],
+            stdin=subprocess.PIPE,
+            env=environment(slot, count),
+            start_new_session=True,  # Ctrl-C in the terminal is for the launcher alone
+        )
+        if hasattr(os, "sched_setaffinity"):  # macOS divides its cores itself
+            cores = sorted(os.sched_getaffinity(0))  # XLA makes as many threads as it may use
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(self.pid, cores[slot::count] or [cores[slot % len(cores)]])
 
     def begin(self, study: "Study") -> None:
-        """Name it the study to work on, for which it waits in `study_to_work_on`."""
-        assert self.popen.stdin is not None
+        """Name it the study to work on, for which it waits in `actions.worker`."""
+        assert self.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it has ended, which is noticed later
-            self.popen.stdin.write(pickle.dumps((study.folder, study.configs)))
-            self.popen.stdin.close()
+            self.stdin.write(pickle.dumps((study.folder, study.configs)))
+            self.stdin.close()
 
 
 class Workers:
-    """`count` workers, which start at once.
-
-    Args:
-      sweep: the path of `sweep.py`.
-    """
+    """`count` workers, which start at once as processes of `sweep`, the path of `sweep.py`."""
 
     def __init__(self, count: int, sweep: Path):
         self.count, self.sweep = count, sweep
-        self.running = [self._start(slot) for slot in range(count)]
-
-    def kill(self) -> None:
-        """End those that still run."""
-        for process in self.running:
-            process.popen.kill()
-            process.popen.wait()
+        self.running = [Process(sweep, slot, count) for slot in range(count)]
 
     def work(self, study: "Study", look: Callable[[], None]) -> bool:
         """Work until the study is complete or the workers stop; return whether a signal came.
@@ -91,38 +70,28 @@ class Workers:
         and end; on the second Ctrl-C they are killed.
         """
         (study.folder / LOGS).mkdir(exist_ok=True)
-        with stopping(self.running) as asked:
+        looked, passed_on = time.monotonic(), False
+        with StopRequest(SIGNALS) as stop:
             for process in self.running:
                 process.begin(study)
-            looked = time.monotonic()
             while self.running:
                 time.sleep(POLL)
+                if stop.name is not None and not passed_on:
+                    passed_on = True
+                    for process in self.running:
+                        process.terminate()
                 if time.monotonic() - looked > LOOK:
                     look()
                     looked = time.monotonic()
-                for process in [p for p in self.running if p.popen.poll() is not None]:
+                for process in [p for p in self.running if p.poll() is not None]:
                     self.running.remove(process)
-                    if process.popen.returncode >= 0:  # it has put its trials in order itself
+                    if process.returncode >= 0:  # it has put its trials in order itself
                         continue
                     worked = study.claims.free_claims_of(process.name)
-                    if worked and not asked() and not study.complete:
-                        self.running.append(self._start(process.slot))
+                    if worked and stop.name is None and not study.complete:
+                        self.running.append(Process(self.sweep, process.slot, self.count))
                         self.running[-1].begin(study)
-        return asked()
-
-    def _start(self, slot: int) -> Process:
-        """Start a worker on its share of the cores and GPUs."""
-        name = f"local-{slot}-{uuid.uuid4().hex[:6]}"
-        popen = subprocess.Popen(
-            [sys.executable, str(self.sweep), "worker=-", f"name={name}"],
-            stdin=subprocess.PIPE,
-            env=environment(slot, self.count),
-            start_new_session=True,  # Ctrl-C in the terminal is for the launcher alone
-        )
-        if hasattr(os, "sched_setaffinity"):  # macOS divides its cores itself
-            with contextlib.suppress(ProcessLookupError):
-                os.sched_setaffinity(popen.pid, core_share(slot, self.count))
-        return Process(name, slot, popen)
+        return stop.name is not None
 
 
 _standing_by: Workers | None = None
@@ -134,8 +103,7 @@ def standing_by(
 ) -> Iterator[Workers | None]:
     """Start the workers of this machine for the block; a block within it is given the same ones.
 
-    Args:
-      cluster: the cluster unless the options name one; unless it is `local`, none start here.
+    None start unless the cluster is `local`: that of the options, else `cluster`.
     """
     global _standing_by
     local = options.get("cluster", {}).get("name", cluster) == "local"
@@ -147,7 +115,9 @@ def standing_by(
         yield workers
     finally:
         _standing_by = None
-        workers.kill()
+        for process in workers.running:
+            process.kill()
+            process.wait()
 
 
 def worker_count(options: Mapping[str, Any]) -> int:
@@ -156,12 +126,6 @@ def worker_count(options: Mapping[str, Any]) -> int:
     if complaint := mismatch(count, PositiveInt):
         raise UserError(f"workers={count}: must be {complaint}")
     return count
-
-
-def core_share(slot: int, count: int) -> set[int]:
-    """Return the cores of one of `count` workers; XLA makes as many threads as it may use cores."""
-    cores = sorted(os.sched_getaffinity(0))
-    return set(cores[slot::count]) or {cores[slot % len(cores)]}
 
 
 def environment(slot: int, count: int) -> dict[str, str]:
@@ -192,27 +156,6 @@ def visible_gpus() -> list[str]:
     except (OSError, subprocess.TimeoutExpired):
         return []
     return [str(i) for i, line in enumerate(listed.stdout.splitlines()) if line.startswith("GPU")]
-
-
-@contextlib.contextmanager
-def stopping(running: list[Process]) -> Iterator[Callable[[], bool]]:
-    """Pass signals to stop on to the workers within the block; yield a test for having had one."""
-    received: list[int] = []
-
-    def pass_on(number: int, _frame: FrameType | None) -> None:
-        if received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        received.append(number)
-        for process in running:
-            with contextlib.suppress(ProcessLookupError):
-                process.popen.send_signal(signal.SIGTERM)
-
-    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def last_line(study: "Study") -> str | None:

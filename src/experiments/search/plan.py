@@ -20,6 +20,7 @@ from experiments.search.configs import Configs, configs_of
 from experiments.search.readers import SweepFile, read_space, split
 from experiments.search.slurm import read_cluster
 from experiments.search.space import Space
+from experiments.tracking.jsonl import write_whole
 from experiments.types import Positive, PositiveInt
 
 FILE = "study.yaml"
@@ -78,9 +79,7 @@ class Plan:
     def save(self, folder: Path) -> None:
         """Write `study.yaml`."""
         text = yaml.safe_dump(dataclasses.asdict(self), sort_keys=False, width=100)
-        new = folder / f"{FILE}.tmp"
-        new.write_text(text)
-        new.replace(folder / FILE)
+        write_whole(folder / FILE, text.encode())
 
 
 def read_plan(folder: Path) -> Plan:

@@ -318,13 +318,10 @@ def _entry(override: "Override") -> dict[str, Any]:
         raise UserError("an interval has two ends")
     if unknown := sorted(sweep.tags - {"log"}):
         raise UserError(f"{unknown[0]!r} is no tag; there is log")
-    whole = isinstance(low, int) and isinstance(high, int)  # by int(...)
-    ends = {"min": low, "max": high}
-    if "log" not in sweep.tags:
-        return {"distribution": "int_uniform" if whole else "uniform"} | ends
-    if whole:
-        return {"distribution": "q_log_uniform_values"} | ends | {"q": 1}
-    return {"distribution": "log_uniform_values"} | ends
+    log, whole = "log" in sweep.tags, isinstance(low, int) and isinstance(high, int)  # by int(...)
+    kinds = (("uniform", "int_uniform"), ("log_uniform_values", "q_log_uniform_values"))
+    entry = {"distribution": kinds[log][whole], "min": low, "max": high}
+    return entry | {"q": 1} if log and whole else entry
 
 
 def _unquoted(value: Any) -> Any:

@@ -9,7 +9,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
-from experiments.search.results import command, score, screen, values_of, winner_of, write_results
+from experiments.search.results import command, screen, values_of, winner_of, write_results
 from experiments.search.space import in_optuna
 from experiments.search.study import Study, state_of
 from experiments.tracking.jsonl import METRICS, read_history
@@ -65,11 +65,10 @@ def _copy(study: Study) -> optuna.Study:
     }
     copy = optuna.create_study(study_name=study.plan.name, direction=study.plan.goal)
     for trial, drawn in zip(trials, values, strict=True):
-        value = score(trial)
         copy.add_trial(
             optuna.trial.create_trial(
-                state=trial.state if value is None else TrialState.COMPLETE,
-                value=value,
+                state=trial.state if trial.value is None else TrialState.COMPLETE,
+                value=trial.value,
                 params={name: in_optuna(one) for name, one in drawn.items()},
                 distributions={name: distributions[name] for name in drawn},
                 user_attrs=trial.user_attrs | {"state": state_of(trial)},

@@ -17,7 +17,7 @@ import yaml
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console, Group, RenderableType
 from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from experiments.search.configs import assignments
@@ -28,18 +28,12 @@ from experiments.tracking.terminal import duration, number
 
 RESULTS, BEST_COMMAND, BEST_RECIPE = "results.csv", "best.txt", "best.yaml"
 COLUMNS = ("trial", "state", "value", "seconds", "run")
-WINNER = "winner"
-"""Attribute of a study: the number of the winner and its test metrics."""
-
+WINNER = "winner"  # attribute of a study: the number of the winner and its test metrics
 SHOWN = 5  # of the best trials, of those that run, and of the workers
 LINE_EVERY = 5.0  # seconds between lines about a worker where there is no terminal
 RECENT = 20  # trials that the time left is estimated from
 STYLES = {"finished": "green", "pruned": "cyan", "diverged": "red", "failed": "red"}
-
-
-def score(trial: FrozenTrial) -> float | None:
-    """Return the value of a trial that has one."""
-    return trial.value if trial.values else None
+PLAIN: dict[str, Any] = {"box": None, "header_style": "dim", "pad_edge": False}  # of a table
 
 
 def values_of(trial: FrozenTrial) -> dict[str, Any]:
@@ -56,7 +50,7 @@ def metrics_of(study: Study, best: FrozenTrial) -> list[str]:
     """Return the metrics of the best trial: `val/accuracy 0.98`, and `test/*` once it is tested."""
     winner = winner_of(study) if winner_of(study).get("trial") == best.number else {}
     tested = {name: value for name, value in winner.items() if name.startswith("test/")}
-    metrics = {study.plan.metric: score(best) or 0.0} | tested
+    metrics = {study.plan.metric: best.value or 0.0} | tested
     return [f"{name} {number(value)}" for name, value in metrics.items()]
 
 
@@ -71,7 +65,7 @@ def write_results(study: Study) -> None:
     writer = csv.DictWriter(table, [*COLUMNS, *study.space.parameters], lineterminator="\n")
     writer.writeheader()
     for trial in study.trials():
-        fixed = [trial.number, state_of(trial), score(trial), trial.user_attrs.get("seconds")]
+        fixed = [trial.number, state_of(trial), trial.value, trial.user_attrs.get("seconds")]
         row = zip(COLUMNS, [*fixed, f"trials/{trial.number}"], strict=True)
         writer.writerow(dict(row) | values_of(trial))
     files = {RESULTS: table.getvalue()}
@@ -134,21 +128,14 @@ class Overviews:
 
     def __init__(self, study: Study):
         self.study, self.folder, self.written = study, study.folder / LOGS, float("-inf")
-
-    def of(self, worker: str) -> Path:
-        """Return the file of a worker."""
-        return self.folder / f"{worker}.json"
+        self.own = self.folder / f"{study.worker}.json"
 
     def write(self, overview: Mapping[str, float]) -> None:
         """Write this worker's, at most once a second."""
         if time.monotonic() - self.written >= 1:
             self.written = time.monotonic()
             self.folder.mkdir(exist_ok=True)
-            write_json(self.of(self.study.worker), overview)
-
-    def remove(self) -> None:
-        """Remove this worker's: its trials have ended."""
-        self.of(self.study.worker).unlink(missing_ok=True)
+            write_json(self.own, overview)
 
     def read(self) -> dict[str, dict[str, float]]:
         """Return those of the workers that live, by worker."""
@@ -162,15 +149,12 @@ class Overviews:
 
 def worker_table(workers: Mapping[str, dict[str, float]]) -> Table:
     """Return a row per worker: its trials side by side, how far they are, the best of them."""
-    table = Table(box=None, header_style="dim", pad_edge=False)
-    for title in ("worker", "trials", "step", "epoch", "so far", "diverged", "examples/s"):
-        table.add_column(title, justify="left" if title == "worker" else "right")
+    titles = ("trials", "step", "epoch", "so far", "diverged", "examples/s")
+    table = Table("worker", *(Column(title, justify="right") for title in titles), **PLAIN)
     for worker, now in list(workers.items())[:SHOWN]:
-        diverged, rate = int(now["diverged"]), now["examples_per_second"]
-        table.add_row(
-            *(worker, f"{now['trials']:.0f}", f"{now['step']:.0f}/{now['total_steps']:.0f}"),
-            *(f"{now['epoch']:.2f}", best_of(now), str(diverged or ""), f"{rate:,.0f}"),
-        )
+        place = f"{now['step']:.0f}/{now['total_steps']:.0f}", f"{now['epoch']:.2f}"
+        rest = str(int(now["diverged"]) or ""), f"{now['examples_per_second']:,.0f}"
+        table.add_row(worker, f"{now['trials']:.0f}", *place, best_of(now), *rest)
     if len(workers) > SHOWN:
         table.add_row(f"and {len(workers) - SHOWN} more")
     return table
@@ -178,31 +162,24 @@ def worker_table(workers: Mapping[str, dict[str, float]]) -> Table:
 
 def best_of(now: Mapping[str, float]) -> str:
     """Return the monitored metric in a worker's overview, with its name."""
-    return " ".join(
-        f"best {name} {number(v)}" for name, v in now.items() if name.startswith("val/")
-    )
+    metrics = {name: value for name, value in now.items() if name.startswith("val/")}
+    return " ".join(f"best {name} {number(value)}" for name, value in metrics.items())
 
 
 def counts(trials: list[FrozenTrial]) -> Text:
     """Return `12 finished  3 pruned  1 failed  2 running  46 waiting`."""
     found = Counter(map(state_of, trials))
-    text = Text()
-    for state in (*STATES[2:], *STATES[1::-1]):
-        if found[state]:
-            text.append(f"{found[state]} {state}  ", STYLES.get(state, ""))
-    return text
+    states = [state for state in (*STATES[2:], *STATES[1::-1]) if found[state]]
+    return Text.assemble(*((f"{found[s]} {s}  ", STYLES.get(s, "")) for s in states))
 
 
 def trial_table(title: str, trials: list[FrozenTrial]) -> Table:
     """Return a row per trial: its number, its value or latest report, and its overrides."""
-    table = Table(box=None, header_style="dim", pad_edge=False)
-    table.add_column(title, justify="right")
-    table.add_column("value", justify="right")
-    table.add_column("epoch", justify="right")
-    table.add_column("overrides", overflow="fold")
+    numbers = [Column(name, justify="right") for name in (title, "value", "epoch")]
+    table = Table(*numbers, Column("overrides", overflow="fold"), **PLAIN)
     for trial in trials:
         reported = trial.intermediate_values
-        value = score(trial) if trial.state.is_finished() else reported.get(trial.last_step or -1)
+        value = trial.value if trial.state.is_finished() else reported.get(trial.last_step or -1)
         shown = "" if value is None else number(value)
         overrides = " ".join(assignments(values_of(trial)))
         table.add_row(str(trial.number), shown, str(trial.last_step or ""), overrides)
@@ -237,15 +214,13 @@ def ending(study: Study) -> str:
 
 def replicates(study: Study) -> list[str]:
     """Return mean and spread of a study that varies nothing but the seed, as a line."""
-    scores = [value for trial in study.trials() if (value := score(trial)) is not None]
+    scores = [trial.value for trial in study.trials() if trial.value is not None]
     if list(study.plan.parameters) != ["seed"] or len(scores) < 2:
         return []
-    mean, spread = statistics.mean(scores), statistics.stdev(scores)
-    least, most = number(min(scores)), number(max(scores))
-    name = study.plan.metric
-    return [
-        f"{len(scores)} seeds    {name} {number(mean)} ± {number(spread)} (from {least} to {most})"
-    ]
+    known = (statistics.mean, statistics.stdev, min, max)
+    mean, deviation, least, most = (number(statistic(scores)) for statistic in known)
+    spread = f"{mean} ± {deviation} (from {least} to {most})"
+    return [f"{len(scores)} seeds    {study.plan.metric} {spread}"]
 
 
 @contextlib.contextmanager
@@ -274,18 +249,17 @@ def watching(study: Study, console: Console | None = None) -> Iterator[Callable[
         for trial in study.trials():
             if trial.state.is_finished() and trial.number not in ended:
                 ended.add(trial.number)
-                print(f"[{len(ended)}/{study.plan.n_trials}] {_line(study, trial)}", flush=True)
+                reason, value = trial.user_attrs.get("reason"), trial.value
+                result = "" if value is None else f" {study.plan.metric} {number(value)}"
+                why = f" ({reason})" if reason else ""
+                print(
+                    f"[{len(ended)}/{study.plan.n_trials}] trial {trial.number} {state_of(trial)}"
+                    f"{result}{why}  {' '.join(assignments(values_of(trial)))}",
+                    flush=True,
+                )
 
     yield look
     look()
-
-
-def _line(study: Study, trial: FrozenTrial) -> str:
-    value, reason = score(trial), trial.user_attrs.get("reason")
-    result = "" if value is None else f" {study.plan.metric} {number(value)}"
-    why = f" ({reason})" if reason else ""
-    overrides = " ".join(assignments(values_of(trial)))
-    return f"trial {trial.number} {state_of(trial)}{result}{why}  {overrides}"
 
 
 def follow(study: Study) -> None:

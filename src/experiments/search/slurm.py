@@ -51,9 +51,10 @@ class Task:
         """Run it, in the job; raise `RuntimeError` if it fails."""
         command = self.command if self.run is None else run_command(self.command, self.run)
         signals: list[int] = []
+        job = JobEnvironment()
         # the child inherits this: the signal must not end a program that does not handle it yet
         signal.signal(NOTICE, signal.SIG_IGN)
-        child = subprocess.Popen(command, env=os.environ | process_of_job())
+        child = subprocess.Popen(command, env=os.environ | process_of_job(job))
 
         def pass_on(number: int, _frame: Any) -> None:
             signals.append(number)
@@ -68,8 +69,12 @@ class Task:
         if code and not asked_to_end:
             raise RuntimeError(f"exit code {code}: {' '.join(command)}")
         cancelled = self.cancelled is not None and self.cancelled.exists()
-        if asked_to_end and not cancelled and JobEnvironment().global_rank == 0:
-            requeue()
+        if asked_to_end and not cancelled and job.global_rank == 0:
+            # a job that was cancelled on the cluster is no longer running for Slurm
+            state = _slurm("squeue", "--noheader", f"--jobs={job.job_id}", "--format=%T")
+            if state.strip() == "RUNNING":
+                print(f"job {job.job_id} goes back into the queue", flush=True)
+                _slurm("scontrol", "requeue", job.job_id)
 
 
 @dataclass(frozen=True)
@@ -113,8 +118,27 @@ class Slurm:
         """
         if shutil.which("sbatch") is None or shutil.which("srun") is None:
             raise UserError("there is no Slurm here (sbatch); log in to a machine of the cluster")
+        steps = ["--kill-on-bad-exit=1"]
+        if self.cpus is not None:  # since Slurm 22.05 a step does not take it over from its job
+            steps.append(f"--cpus-per-task={self.cpus}")
         executor = SlurmExecutor(folder=folder.absolute() / FOLDER)
-        executor.update_parameters(**self._parameters(name, nodes))
+        executor.update_parameters(
+            job_name=name,
+            partition=self.partition,
+            account=self.account,
+            qos=self.qos,
+            time=self.time,
+            nodes=nodes,
+            ntasks_per_node=1,
+            gpus_per_node=self.gpus,
+            cpus_per_task=self.cpus,
+            mem=None if self.memory is None else f"{round(self.memory * 1024)}M",
+            signal_delay_s=self.notice,
+            setup=self.setup,
+            srun_args=steps,
+            stderr_to_stdout=True,
+            additional_parameters={"requeue": True, **self.options},
+        )
         try:  # submitit prints what sbatch says; here it becomes the error's message
             with contextlib.redirect_stderr(io.StringIO()), executor.batch():
                 jobs = [executor.submit(task) for task in tasks]
@@ -122,30 +146,6 @@ class Slurm:
             said = [line for line in str(error).splitlines() if line.startswith("sbatch:")]
             raise UserError(f"Slurm does not take the job: {(said or [str(error)])[-1]}") from error
         return jobs[0].job_id.partition("_")[0]
-
-    def _parameters(self, name: str, nodes: int) -> dict[str, Any]:
-        steps = ["--kill-on-bad-exit=1"]
-        if self.cpus is not None:  # since Slurm 22.05 a step does not take it over from its job
-            steps.append(f"--cpus-per-task={self.cpus}")
-        optional = {
-            "partition": self.partition,
-            "account": self.account,
-            "qos": self.qos,
-            "gpus_per_node": self.gpus,
-            "cpus_per_task": self.cpus,
-            "mem": None if self.memory is None else f"{round(self.memory * 1024)}M",
-        }
-        return {key: value for key, value in optional.items() if value is not None} | {
-            "job_name": name,
-            "time": self.time,
-            "nodes": nodes,
-            "ntasks_per_node": 1,
-            "signal_delay_s": self.notice,
-            "setup": list(self.setup),
-            "srun_args": steps,
-            "stderr_to_stdout": True,
-            "additional_parameters": {"requeue": True, **self.options},
-        }
 
 
 def read_cluster(config_folder: Path, block: Mapping[str, Any]) -> Slurm | None:
@@ -220,29 +220,15 @@ def cancel_jobs(folder: Path) -> None:
         _slurm("scancel", "--quiet", *ids)
 
 
-def requeue() -> None:
-    """Put the job of this process back into the queue, unless it was cancelled."""
-    job = JobEnvironment().job_id
-    # a cancelled job is no longer running for Slurm
-    if _slurm("squeue", "--noheader", f"--jobs={job}", "--format=%T").strip() == "RUNNING":
-        print(f"job {job} goes back into the queue", flush=True)
-        _slurm("scontrol", "requeue", job)
-
-
-def process_of_job() -> dict[str, str]:
+def process_of_job(job: JobEnvironment) -> dict[str, str]:
     """Return the environment by which the processes of a job on several nodes find each other."""
-    job = JobEnvironment()
     if job.num_tasks == 1:
         return {}
     from experiments.training.distributed import COORDINATOR, COUNT, INDEX
 
     # the node that started the step is the job's first one
     host, port = os.environ["SLURM_LAUNCH_NODE_IPADDR"], FIRST_PORT + int(job.raw_job_id) % PORTS
-    return {
-        COORDINATOR: f"{host}:{port}",
-        COUNT: str(job.num_tasks),
-        INDEX: str(job.global_rank),
-    }
+    return {COORDINATOR: f"{host}:{port}", COUNT: str(job.num_tasks), INDEX: str(job.global_rank)}
 
 
 def _slurm(*command: str) -> str:

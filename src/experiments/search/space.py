@@ -143,9 +143,7 @@ class Space:
     def contexts(self) -> list[dict[str, Any]]:
         """Combinations of choices in which every choice occurs; first the first of each group."""
         first = {name: values[0] for name, values in self.groups.items()}
-        others = (
-            first | {name: value} for name, values in self.groups.items() for value in values[1:]
-        )
+        others = (first | {name: v} for name, values in self.groups.items() for v in values[1:])
         return [first, *others]
 
     def draw(self, suggest: Callable[[str, Parameter], Any]) -> dict[str, Any]:

@@ -98,9 +98,8 @@ class Study:
     @property
     def complete(self) -> bool:
         """True once the budget is spent."""
-        trials = self.trials()
-        spent = all(trial.state.is_finished() for trial in trials)
-        return spent and len(trials) == self.plan.n_trials
+        ended = [trial for trial in self.trials() if trial.state.is_finished()]
+        return len(ended) == self.plan.n_trials
 
     @property
     def cancelled(self) -> bool:
@@ -215,7 +214,6 @@ def create_study(plan: Plan, folder: Path, config_folder: Path) -> Study:
         raise UserError(
             f"there is a study in {folder} already; go on with: python sweep.py resume={folder}"
         )
-    methods.check_method(plan)
     folder.mkdir(parents=True, exist_ok=True)
     if plan.name in optuna.get_all_study_names(open_storage(folder, plan.storage)[0]):
         raise UserError(f"storage={plan.storage} holds a study {plan.name} already; say name=...")

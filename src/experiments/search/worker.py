@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial
 
 from experiments.core.config import build, check_config
 from experiments.errors import EXIT_CODES, Exit, UserError
+from experiments.machine import StopRequest
 from experiments.search.configs import Configs, assignments, resolved
 from experiments.search.results import WINNER, Overviews, values_of, winner_of, write_results
 from experiments.search.study import Study, Trial
@@ -26,16 +27,14 @@ from experiments.training.loop import fit
 from experiments.training.run_folder import exclusive
 from experiments.training.runtime import announce, set_up_compiler, split_processor
 from experiments.training.setup import Setups
-from experiments.training.trial import StopRequest, overview
 from experiments.training.trial import Trial as Training
+from experiments.training.trial import overview
 
 log = logging.getLogger(__name__)
 
 POLL = 1.0  # seconds between looks for a trial that became free
 LOG_FORMAT = "[%(asctime)s] %(levelname)s %(name)s: %(message)s"
-POPULATIONS = (
-    "populations"  # in the folder of the study: checkpoints of trials that train side by side
-)
+POPULATIONS = "populations"  # in the folder of the study: checkpoints of trials side by side
 
 Summary = dict[str, Any]
 
@@ -104,14 +103,14 @@ class Reporter(Tracker):
 
 @dataclass(frozen=True)
 class Run:
-    """A training of a trial, with the seed of this index."""
+    """A training of a trial, with the seed of this index; `claimed` if its metric is reported."""
 
-    trial: int
+    number: int
     values: Mapping[str, Any]
     index: int
     folder: Path
     stop: TrialStop
-    reporter: Reporter | None = None
+    claimed: Trial | None
 
 
 class Outcome(NamedTuple):
@@ -167,8 +166,7 @@ class Worker:
         for trial, stop in zip(trials, stops, strict=True):
             log.info("trial %d: %s", trial.number, " ".join(assignments(trial.values)))
             self.study.claims.hold(trial.claim, stop.lose)
-            reporter = Reporter(trial, plan.metric, stop)
-            runs += self._runs(trial.number, trial.values, stop, reporter)
+            runs += self._runs(trial.number, trial.values, stop, trial)
         ended = self._train(runs)
         outcomes = [
             outcome_of(trial.number, ended[i * plan.seeds : (i + 1) * plan.seeds], plan.metric)
@@ -223,20 +221,16 @@ class Worker:
         return {name: statistics.median(run[name] for run in found) for name in names}
 
     def _runs(
-        self,
-        trial: int,
-        values: Mapping[str, Any],
-        stop: TrialStop,
-        reporter: Reporter | None = None,
+        self, number: int, values: Mapping[str, Any], stop: TrialStop, claimed: Trial | None = None
     ) -> list[Run]:
         """Return the runs of a trial: one in its folder, or one per seed below it.
 
         The first seed alone is subject to pruning.
         """
-        folder, seeds = self.study.folder_of(trial), self.study.plan.seeds
+        folder, seeds = self.study.folder_of(number), self.study.plan.seeds
         folders = [folder] if seeds == 1 else [folder / f"seed_{index}" for index in range(seeds)]
         return [
-            Run(trial, values, index, folder, stop, None if index else reporter)
+            Run(number, values, index, folder, stop, None if index else claimed)
             for index, folder in enumerate(folders)
         ]
 
@@ -247,7 +241,7 @@ class Worker:
         share_batches = plan.side_by_side != 1 and config["population"]["shared_batches"]
         if share_batches and config["trainer"]["shuffle_seed"] is None:
             config["trainer"]["shuffle_seed"] = plan.seed
-        config["name"] = f"{plan.name}-{run.trial}" + (f"-{run.index}" if plan.seeds > 1 else "")
+        config["name"] = f"{plan.name}-{run.number}" + (f"-{run.index}" if plan.seeds > 1 else "")
         if "group" in config["logger"] and config["logger"]["group"] is None:
             config["logger"]["group"] = plan.name
         plain = resolved(config)
@@ -262,7 +256,8 @@ class Worker:
 
     def _open(self, run: Run, stack: contextlib.ExitStack, *, alone: bool) -> Training:
         """Prepare a run; its folder is this process's own until the end of `stack`."""
-        config, reporters = self._prepare(run), []
+        config, plan = self._prepare(run), self.study.plan
+        trackers = [JsonLines(), *chosen(config["logger"])]
         stack.enter_context(exclusive(run.folder))
         if alone:
             handler = logging.FileHandler(run.folder / "run.log", delay=True)
@@ -271,10 +266,9 @@ class Worker:
             stack.callback(handler.close)
             stack.callback(logging.root.removeHandler, handler)
         # where no trial is pruned, reports of many would only cost time
-        if run.reporter is not None and (alone or self.study.plan.early_terminate is not None):
-            reporters = [run.reporter]
-        trackers = Trackers([JsonLines(), *reporters, *chosen(config["logger"])])
-        return Training(self.setups.of(config), config, run.folder, trackers, run.stop)
+        if run.claimed is not None and (alone or plan.early_terminate is not None):
+            trackers.insert(1, Reporter(run.claimed, plan.metric, run.stop))
+        return Training(self.setups.of(config), config, run.folder, Trackers(trackers), run.stop)
 
     def _train(self, runs: Sequence[Run], *, test: bool = False) -> list[Summary | Exception]:
         """Train runs side by side, on from where an earlier attempt was.
@@ -304,7 +298,7 @@ class Worker:
                 else:  # the run to blame shows when each is trained alone
                     log.warning("one after another instead: %s", in_one_line(error), exc_info=error)
             finally:
-                self.overviews.remove()
+                self.overviews.own.unlink(missing_ok=True)
                 for index, trial in opened.items():
                     if trial.summary:
                         ended[index] = trial.summary
@@ -319,23 +313,25 @@ class Worker:
 def outcome_of(trial: int, ended: Sequence[Summary | Exception], metric: str) -> Outcome:
     """Return the outcome of a trial, from the summaries or errors of its runs."""
     spent = {"seconds": round(sum(run["seconds"] for run in ended if isinstance(run, dict)), 3)}
+
+    def without_value(state: str, reason: str) -> Outcome:
+        return Outcome(state, None, spent | {"reason": reason})
+
     scores, pruned = [], None
     for run in ended:
         if isinstance(run, Exception):
             if isinstance(run.__cause__, BlockingIOError):  # its last worker is not dead after all
                 return Outcome("interrupted")
             log.warning("trial %d failed", trial, exc_info=run)
-            return Outcome("failed", None, spent | {"reason": in_one_line(run)})
+            return without_value("failed", in_one_line(run))
         if run["status"] == "interrupted":
             return Outcome("interrupted")
         if run["status"] == "diverged":
-            reason = f"diverged at step {run['diverged_at']}"
-            return Outcome("diverged", None, spent | {"reason": reason})
+            return without_value("diverged", f"diverged at step {run['diverged_at']}")
         if run["status"] == "pruned":
             pruned = pruned or {"reason": f"pruned after epoch {round(run['epoch'])}"}
         elif metric not in run["best"]:
-            reason = f"no epoch was validated, so there is no {metric}"
-            return Outcome("failed", None, spent | {"reason": reason})
+            return without_value("failed", f"no epoch was validated, so there is no {metric}")
         scores.append(run["best"].get(metric))
     if pruned is not None:
         return Outcome("pruned", scores[0], spent | pruned)

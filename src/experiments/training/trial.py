@@ -2,17 +2,16 @@
 
 import json
 import logging
-import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 
 from experiments.errors import UserError, suggest
+from experiments.machine import StopRequest
 from experiments.tracking.jsonl import SUMMARY
 from experiments.tracking.tracker import RunInfo, Trackers
 from experiments.training.checkpoints import Saved, discard_after, load, saved_step
@@ -21,38 +20,8 @@ from experiments.training.setup import Setup
 
 log = logging.getLogger(__name__)
 
-SIGNALS = tuple(
-    getattr(signal, name)
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
-    if hasattr(signal, name)
-)
 TESTED = ("finished", "stopped_early")
 """The statuses of trials whose best weights are worth a test."""
-
-
-class StopRequest:
-    """While entered, a signal sets `name` and the training stops at the next step.
-
-    A second Ctrl-C raises `KeyboardInterrupt` at once. `status` is what a trial then ends with.
-    """
-
-    status = "interrupted"
-
-    def __init__(self) -> None:
-        self.name: str | None = None
-
-    def __enter__(self) -> "StopRequest":
-        self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
-        return self
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        if self.name is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.name = signal.Signals(number).name
 
 
 class Trial:
@@ -106,18 +75,20 @@ class Trial:
     def start(self, parameters: int, step: int) -> None:
         """Start the clock and the trackers; `step` is that of the checkpoint it goes on from."""
         self._started, self.parameters = time.perf_counter(), parameters
+        self.trackers.start(self.info(parameters, step))
+
+    def info(self, parameters: int, step: int = 0) -> RunInfo:
+        """Return what trackers learn before the first step."""
         experiment = self.setup.experiment
-        self.trackers.start(
-            RunInfo(
-                directory=self.directory,
-                name=self.config["name"],
-                config=dict(self.config),
-                total_steps=experiment.total_steps,
-                steps_per_epoch=experiment.steps_per_epoch,
-                batch_size=self.setup.batch_size,
-                parameters=parameters,
-                start_step=step or None,
-            )
+        return RunInfo(
+            directory=self.directory,
+            name=self.config["name"],
+            config=dict(self.config),
+            total_steps=experiment.total_steps,
+            steps_per_epoch=experiment.steps_per_epoch,
+            batch_size=self.setup.batch_size,
+            parameters=parameters,
+            start_step=step or None,
         )
 
     def log(self, step: int, line: Line) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from experiments.cli.sweep import sweep
 from experiments.errors import UserError
-from experiments.search.command import sweep
 from experiments.search.study import Study, state_of
 from support import ROOT
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.cli.overrides import SWEEPER, for_hydra
+from experiments.cli.startup import SWEEPER, for_hydra
 from experiments.errors import UserError
 
 

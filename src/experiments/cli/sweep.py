@@ -1,0 +1,100 @@
+"""The command line `python sweep.py`.
+
+python sweep.py sweeps/lenet5_lr_wd.yaml [workers=2] [cluster=slurm] [any config override]
+    engine=wandb: W&B's server draws the values, and the workers are its agents
+python sweep.py status=<study folder>    what came out so far, live in a terminal
+python sweep.py resume=<study folder>    go on; [n_trials=...] longer, [workers=...] faster
+python sweep.py cancel=<study folder>    ask its workers to save their trials and stop
+python sweep.py worker=<study folder>    one worker, as clusters start it
+"""
+
+import datetime
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from experiments.core.config import mismatch
+from experiments.errors import UserError, suggest
+from experiments.search import local
+
+# All else is imported where it is used: workers start before that.
+
+SEARCH_KEYS = (
+    *("n_trials", "method", "rounds", "seeds", "storage", "heartbeat", "attempts"),
+    *("side_by_side", "study", "workers", "cluster", "name", "engine"),
+)
+"""Keys of a command line that are for the search, in `sweep.py` and after `run.py -m`."""
+
+RENAMED = {"lanes": "side_by_side"}  # older names of such keys
+ACTIONS = ("status", "resume", "cancel", "worker")  # functions of `search.actions`
+
+Options = dict[str, Any]
+
+
+def sweep(arguments: Sequence[str], config_folder: Path) -> None:
+    """Do what `python sweep.py` is asked for; raise `Exit` unless the study is complete."""
+    first = arguments[0] if arguments else ""
+    action, _, value = first.partition("=")
+    options, overrides = divide(arguments[1:])
+    engine = options.get("engine", "own")
+    if action in ACTIONS:
+        if overrides:
+            rest = overrides[0]
+            raise UserError(f"{rest}: a study keeps its config; {action}= takes no overrides")
+        from experiments.search import actions
+
+        getattr(actions, action)(Path(value), config_folder, options)
+    elif not first.endswith((".yaml", ".yml")):
+        hint = suggest(action, ACTIONS) if "=" in first else ""
+        raise UserError(f"{first or 'nothing given'}: name a sweep file{hint}\n{__doc__}".strip())
+    elif complaint := mismatch(engine, Literal["own", "wandb"]):
+        raise UserError(f"engine={engine}: must be {complaint}")
+    elif engine == "wandb":
+        from experiments.search import agents
+
+        folder = study_folder(options, Path(first).stem)
+        agents.begin(Path(first), overrides, options, config_folder, folder)
+    else:
+        with local.standing_by(options, config_folder) as workers:
+            from experiments.search.actions import begin
+            from experiments.search.plan import plan_of_file
+            from experiments.search.readers import read_sweep_file
+
+            plan = plan_of_file(read_sweep_file(Path(first)), overrides, options, config_folder)
+            begin(plan, study_folder(options, plan.name), config_folder, options, workers)
+
+
+def divide(arguments: Sequence[str]) -> tuple[Options, list[str]]:
+    """Divide arguments into the search's own and overrides of the config.
+
+    Returns:
+        The values of the search's own keys, where `cluster.<key>` joins `cluster`, and the rest.
+    """
+    options: Options = {}
+    overrides = []
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        group, _, inner = key.partition(".")
+        if not equals or group not in SEARCH_KEYS or (inner and group != "cluster"):
+            overrides.append(argument)
+            continue
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"{argument}: {text!r} cannot be read") from error
+        if group == "cluster":
+            options.setdefault("cluster", {})[inner or "name"] = value
+        else:
+            options[key] = value
+    return options, overrides
+
+
+def study_folder(options: Options, name: str) -> Path:
+    """Return the folder of a new study: the one that is asked for, or a new one below `runs`."""
+    if "study" in options:
+        return Path(str(options["study"])).absolute()
+    now, unique = datetime.datetime.now(), uuid.uuid4().hex[:6]
+    return Path(f"runs/{now:%Y-%m-%d/%H-%M-%S}_{name}_{unique}").absolute()

@@ -1,0 +1,125 @@
+"""The actions of `python sweep.py` on a study: begin, status, resume, cancel, worker."""
+
+import dataclasses
+import logging
+import os
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+from experiments.core.config import mismatch
+from experiments.errors import EXIT_CODES, Exit, UserError
+from experiments.search import local
+from experiments.search.plan import Plan, read_plan
+from experiments.search.results import ending, follow, watching
+from experiments.search.slurm import Task, cancel_jobs, jobs, queue, read_cluster
+from experiments.search.study import CANCEL, Study, create_study
+from experiments.types import PositiveInt
+
+Options = dict[str, Any]
+MOST_SIDE_BY_SIDE = 128  # trials that `side_by_side=auto` has a worker take at once
+
+
+def begin(
+    plan: Plan, folder: Path, config_folder: Path, options: Options, workers: local.Workers | None
+) -> None:
+    """Make a study and start work on it, as `launch` does."""
+    if plan.side_by_side == "auto":
+        share = -(-plan.n_trials // local.worker_count(options))
+        plan = dataclasses.replace(plan, side_by_side=min(share, MOST_SIDE_BY_SIDE))
+    study = create_study(plan, folder, config_folder)
+    print(f"{plan.name}: {plan.n_trials} trials, {plan.method} search, in {folder}", flush=True)
+    launch(study, options, workers)
+
+
+def launch(study: Study, options: Options, workers: local.Workers | None) -> None:
+    """Have workers of this machine work, and wait for them; or queue some on the study's cluster.
+
+    Raises:
+        Exit: the study is not complete, or no trial of it came to a value.
+    """
+    if workers is None:
+        count = local.worker_count(options)
+        program = study.configs.folder.parent / "sweep.py"
+        cluster = read_cluster(study.configs.folder, study.plan.cluster)
+        assert cluster is not None
+        command = [sys.executable, str(program), f"worker={study.folder}"]
+        tasks = [Task(command, cancelled=study.folder / CANCEL)] * count
+        job = cluster.submit(tasks, study.folder, study.plan.name)
+        print(f"job {job}, an array of {count} workers; they print into {study.folder}/slurm")
+        print(f"watch       python sweep.py status={study.folder}")
+        print(f"cancel      python sweep.py cancel={study.folder}")
+        return
+    with watching(study) as look:
+        asked = workers.work(study, look)
+    print(ending(study))
+    if study.complete:
+        if study.best() is None:
+            raise Exit(EXIT_CODES["failed"])
+        return
+    print(f"go on with  python sweep.py resume={study.folder}")
+    if asked or study.cancelled:
+        raise Exit(EXIT_CODES["interrupted"])
+    line = local.last_line(study)
+    raise UserError(
+        f"the workers ended before the study did: {line} (see {study.folder}/{local.LOGS})"
+    )
+
+
+def status(folder: Path, config_folder: Path, _: Options) -> None:
+    """Show the study, and its jobs in the queue of a cluster."""
+    if ids := jobs(folder):
+        print(f"Slurm jobs {', '.join(ids)}: {queue(folder)}", flush=True)
+    follow(Study(folder, config_folder))
+
+
+def resume(folder: Path, config_folder: Path, options: Options) -> None:
+    """Start workers on a study that exists, with a larger budget if one is given."""
+    plan = read_plan(folder)
+    for key in options:
+        if key not in ("n_trials", "workers", "cluster"):
+            raise UserError(f"{key}={options[key]}: a study keeps it; resume= can change n_trials")
+    budget = options.get("n_trials", plan.n_trials)
+    if plan.method == "grid" and budget != plan.n_trials:
+        raise UserError(f"n_trials={budget}: a grid has {plan.n_trials} points; begin a new study")
+    if mismatch(budget, PositiveInt) or budget < plan.n_trials:
+        raise UserError(f"n_trials={budget}: must be a whole number of at least {plan.n_trials}")
+    changes = options.get("cluster", {})
+    cluster = changes if "name" in changes else plan.cluster | changes
+    with local.standing_by(options, config_folder, cluster["name"]) as workers:
+        read_cluster(config_folder, cluster)
+        dataclasses.replace(plan, n_trials=budget, cluster=cluster).save(folder)
+        (folder / CANCEL).unlink(missing_ok=True)
+        study = Study(folder, config_folder)
+        study.lay_down()
+        launch(study, options, workers)
+
+
+def cancel(folder: Path, config_folder: Path, _: Options) -> None:
+    """Ask all workers to save their trials and stop."""
+    read_plan(folder)
+    (folder / CANCEL).touch()
+    cancel_jobs(folder)
+    print(f"its workers save and stop; go on with: python sweep.py resume={folder}")
+
+
+def worker(folder: Path, config_folder: Path, options: Options) -> None:
+    """Run one worker of the study in `folder`; with `-` its launcher names the study later."""
+    from experiments.search.worker import work  # imports JAX, while the launcher plans
+
+    name, configs = options.get("name"), None
+    if folder == Path("-"):
+        try:
+            folder, configs = pickle.load(sys.stdin.buffer)
+        except EOFError:  # the launcher has ended, or made no study
+            return
+        with (folder / local.LOGS / f"{name}.log").open("w") as log:
+            for stream in (sys.stdout, sys.stderr):
+                os.dup2(log.fileno(), stream.fileno())
+    # by force: instead of the handler that Orbax has installed
+    logging.basicConfig(format="%(asctime)s %(message)s", stream=sys.stdout, force=True)
+    logging.root.setLevel(logging.INFO)
+    for talkative in ("absl", "jax"):
+        logging.getLogger(talkative).setLevel(logging.WARNING)
+    work(folder, config_folder, name, configs)

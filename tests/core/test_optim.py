@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from experiments.core.config import build
-from experiments.core.optim import partitioned
+from experiments.core.experiment import Experiment
+from experiments.core.optim import PartitionedOptimizer
 from experiments.errors import UserError
 from support import choices, composed
 
@@ -67,15 +68,17 @@ def test_accumulated_batches_make_the_update_of_their_mean():
 
 
 def test_one_optimizer_cannot_leave_a_part_out_at_some_steps():
-    optimizer = build(composed("optim=adam")["optim"])
+    config = composed("optim=adam")
+    data = build(config["data"])
+    core = Experiment(config, data.spec, data.pipeline, 1, 1)
     with pytest.raises(UserError, match=r"generator .*discriminator_optim"):
-        partitioned({}, optimizer, {"generator": jnp.bool_(True)})
+        core.optimizer({}, {"generator": jnp.bool_(True)})
 
 
 @pytest.mark.parametrize("due", [True, False])
 def test_each_part_has_its_own_optimizer_and_stays_where_it_is_not_due(due):
     adam, sgd = (build(composed(f"optim={rule}")["optim"]) for rule in ("adam", "sgd"))
-    both = partitioned({"critic": sgd}, adam, {"critic": jnp.bool_(due)})
+    both = PartitionedOptimizer({"critic": sgd}, adam, {"critic": jnp.bool_(due)})
     params, grads = ({"critic": tree, "actor": tree} for tree in (PARAMS, GRADS))
     state = both.init(params)
     updates, _ = both.update(grads, state, params, 1.0)

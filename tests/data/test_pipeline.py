@@ -224,7 +224,7 @@ def test_the_prediction_is_the_mean_of_the_predictions_for_each_crop(loss, head)
     each = []
     for crop in jnp.moveaxis(views(IMAGES, "ten_crop", 6, 0), 1, 0):
         # a bare sigmoid: `predictions` makes a distribution of it, which is not what is averaged
-        model = plain._with({}, *weights, train=False)
+        model = plain.trained_model({}, *weights)
         inputs = plain.prepare({"image": crop} | mask, {}, KEY, train=False)["image"]
         each.append(getattr(jax.nn, head)(model(inputs)))
     mean = np.mean(each, axis=0)
@@ -252,7 +252,7 @@ def test_the_model_sees_the_crop_and_a_crop_must_fit():
     arguments = {"name": "digits", "input_shape": [8, 8, 1], "num_classes": 10}
     spec = TfdsImages(**arguments, crop_size=6).spec
     assert spec.input_shape == (6, 6, 1)
-    assert spec.example["image"] == ((8, 8, 1), "uint8")
+    assert spec.stored["image"] == ((8, 8, 1), "uint8")
     with pytest.raises(UserError, match=r"data\.crop_size=9 is more than the images have: 8x8"):
         _ = TfdsImages(**arguments, crop_size=9).spec
 

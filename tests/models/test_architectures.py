@@ -12,7 +12,7 @@ from experiments.core.config import build
 from experiments.core.experiment import Experiment
 from experiments.errors import UserError
 from experiments.models.resnet import Block, Repeated
-from experiments.objectives.classification import Classification
+from experiments.objectives.classification import Classification, targets_of
 from support import composed
 
 NARROW = {  # every family, small enough for finite differences
@@ -189,7 +189,7 @@ def test_auxiliary_losses_count_in_training_only():
         return objective(net, batch, rngs[0], 0), net(image, rngs=rngs[1])
 
     (values, logits), (main, *halfway) = training(net)
-    target = objective.targets(batch)
+    target = targets_of(batch, objective.num_classes)
     assert len(halfway) == 1  # of two, as this one has no module 4d
     expected = loss(main, target) + 0.3 * loss(halfway[0], target)
     np.testing.assert_allclose(values["loss"], expected, rtol=1e-5)

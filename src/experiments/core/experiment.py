@@ -9,7 +9,6 @@ scalars in place, so that one compiled program serves every value, and `jax.vmap
 import dataclasses
 import functools
 import math
-import pickle
 import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -21,12 +20,13 @@ from flax import nnx
 
 from experiments.core.config import build, leaves, locate, place, static
 from experiments.core.input_shape import model_input_shape
-from experiments.core.optim import partitioned
+from experiments.core.optim import PartitionedOptimizer
 from experiments.core.params import if_measured, merged, norm, only_if, variables
 from experiments.core.rng import initial_keys, stream
 from experiments.core.transfer import check_frozen, fitted, freeze_statistics, split
 from experiments.data.dataset import Spec, model_input
 from experiments.data.pipeline import Averaged, resize
+from experiments.errors import UserError
 
 Tree = Any
 Hparams = Mapping[str, Any]
@@ -51,24 +51,12 @@ def hyperparameters(config: Mapping[str, Any]) -> dict[str, float]:
 
     A float that is exactly 0 switches a feature off and stays in the program as that.
     """
-    found: dict[str, float] = {}
-    for group in TRACED_GROUPS:
-        found |= _floats(pickle.dumps({group: config.get(group)}))
-    augment = (config.get("data") or {}).get("augment")
-    for path, value in leaves(augment, "data.augment"):
-        if isinstance(value, float) and value != 0:
-            found[path] = value
-    return found
-
-
-@functools.lru_cache(maxsize=256)
-def _floats(pickled: bytes) -> dict[str, float]:
-    """Return those of a group; cached, as most trials of a study share most of theirs."""
-    group = pickle.loads(pickled)
-    constants = set(static(group))
+    parts = {group: config.get(group) for group in TRACED_GROUPS}
+    parts["data"] = {"augment": (config.get("data") or {}).get("augment")}
+    constants = set(static(parts))
     return {
         path: value
-        for path, value in leaves(group)
+        for path, value in leaves(parts)
         if isinstance(value, float) and value != 0 and math.isfinite(value)
         if path not in constants
     }
@@ -115,12 +103,18 @@ class Experiment:
 
     def model(self, hparams: Hparams, kernel_init: Any, key: Any = None) -> nnx.Module:
         """Return a new model, its weights by `kernel_init`; `key` is for models from elsewhere."""
+        if self.config["model"]["_target_"].startswith("experiments."):
+            # layers of this package leave drawing to `kernel_init` and get no key, since each of
+            # them would be a program to compile outside of a trace
+            rngs: Any = types.SimpleNamespace(params=lambda: None)
+        else:
+            rngs = nnx.Rngs(params=jax.random.key(0) if key is None else key)
         return build(
             place(self.config["model"], hparams, "model"),
             input_shape=self.input_shape,
             num_classes=self.spec.num_classes,
             kernel_init=kernel_init,
-            rngs=self._rngs(key),
+            rngs=rngs,
         )
 
     def objective(self, hparams: Hparams) -> Any:
@@ -133,19 +127,25 @@ class Experiment:
         )
 
     def optimizer(self, hparams: Hparams, due: Mapping[str, jax.Array] | None = None) -> Any:
-        """Return the optimizer; see `partitioned` for the parts that are `due` at a step."""
+        """Return the optimizer; `due` says which parts a step trains, if not all of them.
+
+        Raises:
+          UserError: a part is trained at some steps only, and there is one optimizer for all.
+        """
         rest = build(place(self.config["optim"], hparams, "optim"))
         own = {
             part: build(place(self.config[group], hparams, group))
             for part, group in PARTS.items()
             if self.config.get(group)
         }
-        return partitioned(own, rest, due or {})
-
-    def learning_rate_factor(self, hparams: Hparams, step: Any) -> jax.Array:
-        """Return the schedule's factor at a step."""
-        schedule = build(place(self.config["schedule"], hparams, "schedule"))
-        return schedule(step, self.steps_per_epoch, self.total_steps)
+        if own:
+            return PartitionedOptimizer(own, rest, due or {})
+        if due:
+            raise UserError(
+                f"{' and '.join(due)} would be trained at some steps only, which takes an "
+                "optimizer for each part: add optim@discriminator_optim=gan"
+            )
+        return rest
 
     def init_weights(
         self, hparams: Hparams, key: jax.Array, found: Mapping[str, Any] | None = None
@@ -204,13 +204,14 @@ class Experiment:
 
         def loss_of(trained):
             params = merged(trained, frozen)
-            model = self._with(hparams, params, state.model_state, train=True)
+            model = self.trained_model(hparams, params, state.model_state, train=True)
             values, _ = objective(model, batch, nnx.Rngs(**streams), epoch)
             means = {name: jnp.mean(value) for name, value in values.items()}
             return means["loss"], (means, variables(model)[1])
 
         (loss, (metrics, model_state)), grads = jax.value_and_grad(loss_of, has_aux=True)(trained)
-        factor = self.learning_rate_factor(hparams, state.step)
+        schedule = build(place(self.config["schedule"], hparams, "schedule"))
+        factor = schedule(state.step, self.steps_per_epoch, self.total_steps)
         grad_norm = norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         first = (state.diverged_at < 0) & ~finite
@@ -250,7 +251,7 @@ class Experiment:
         mask = batch["mask"]
         inputs = {name: value for name, value in batch.items() if name != "mask"}
         inputs = self.prepare(inputs, hparams, jax.random.key(0), train=False)
-        model = self._with(hparams, params, model_state, train=False)
+        model: Any = self.trained_model(hparams, params, model_state)
         objective = self.objective(hparams)
         if self.tta is not None:
             model = Averaged(model, objective)
@@ -258,7 +259,8 @@ class Experiment:
         values, outputs = objective(model, inputs | {"mask": mask}, rngs, jnp.inf)
         # a padded example counts for nothing, even where the model makes a NaN of it
         sums = {k: jnp.sum(jnp.where(mask > 0, v * mask, 0)) for k, v in values.items()}
-        return sums | {"count": jnp.sum(mask)}, objective.predictions(outputs)
+        predictions = getattr(objective, "predictions", lambda outputs: outputs)
+        return sums | {"count": jnp.sum(mask)}, predictions(outputs)
 
     def prepare(
         self, batch: Mapping[str, jax.Array], hparams: Hparams, key: jax.Array, *, train: bool
@@ -285,12 +287,17 @@ class Experiment:
         Raises:
           ValueError: there is such a part and the experiment knows no `examples`.
         """
-        of = getattr(locate(self.config["model"]["_target_"]), "state_of_data", None)
-        return of(self.config["model"], self._seen) if of else {}
 
-    def trained_model(self, hparams: Hparams, params: Tree, model_state: Tree) -> nnx.Module:
-        """Return the model with these weights as it is evaluated; inside a trace."""
-        return self._with(hparams, params, model_state, train=False)
+        def seen() -> np.ndarray:  # examples as in evaluation, without test-time augmentation
+            if self.examples is None:
+                raise ValueError("a part of this model follows from data: hand over examples")
+            _, inputs = model_input(self.pipeline(self.examples(), train=False))
+            if inputs.shape[1:] != self.input_shape:
+                inputs = resize(inputs, self.input_shape[:2])
+            return np.asarray(inputs)
+
+        of = getattr(locate(self.config["model"]["_target_"]), "state_of_data", None)
+        return of(self.config["model"], seen) if of else {}
 
     def weights(self, state: State) -> tuple[Tree, Tree]:
         """Return (params, model_state) to evaluate with: the averages where there are any."""
@@ -306,18 +313,13 @@ class Experiment:
 
         return jax.eval_shape(initial, hparams)
 
-    def _rngs(self, key: jax.Array | None) -> Any:
-        """Return the `rngs` of a model's constructor.
+    def trained_model(
+        self, hparams: Hparams, params: Tree, model_state: Tree, *, train: bool = False
+    ) -> nnx.Module:
+        """Return the model with these weights, in the run's precision; inside a trace.
 
-        Layers of this package leave drawing to `kernel_init` and get no key, since each of them
-        would be a program to compile outside of a trace.
+        It is in the mode of evaluation unless it is to `train`.
         """
-        if self.config["model"]["_target_"].startswith("experiments."):
-            return types.SimpleNamespace(params=lambda: None)
-        return nnx.Rngs(params=jax.random.key(0) if key is None else key)
-
-    def _with(self, hparams: Hparams, params: Tree, model_state: Tree, *, train: bool):
-        """Return the model with these variables, its floats in the run's precision."""
         model = self.model(hparams, lambda key, shape, dtype: jnp.zeros(shape, dtype))
         cast = jax.tree.map(
             lambda a: a.astype(self.precision) if a.dtype == jnp.float32 else a, params
@@ -326,12 +328,3 @@ class Experiment:
         model.train() if train else model.eval()
         freeze_statistics(model, self.frozen)
         return model
-
-    def _seen(self) -> np.ndarray:
-        """Return examples as the model sees them in evaluation, without test-time augmentation."""
-        if self.examples is None:
-            raise ValueError("a part of this model follows from data: hand over examples")
-        _, inputs = model_input(self.pipeline(self.examples(), train=False))
-        if inputs.shape[1:] != self.input_shape:
-            inputs = resize(inputs, self.input_shape[:2])
-        return np.asarray(inputs)

@@ -22,11 +22,12 @@ def model_input_shape(config: Mapping[str, Any], spec: Spec) -> Shape:
         UserError: the model reads images and these are sequences, or `data.resize` is off and the
             images are too small for it.
     """
-    minimum = getattr(locate(config["model"]["_target_"]), "minimum_size", 0)
+    model = locate(config["model"]["_target_"])
+    minimum = getattr(model, "minimum_size", 0)
     shape = tuple(spec.input_shape)
     if minimum and len(shape) != 3:
         raise UserError(
-            f"{_name(config)} reads images, and these data are sequences: use model=lstm"
+            f"{model.__name__} reads images, and these data are sequences: use model=lstm"
         )
     smallest = min(shape[:2])
     if len(shape) != 3 or smallest >= minimum:
@@ -35,33 +36,24 @@ def model_input_shape(config: Mapping[str, Any], spec: Spec) -> Shape:
     larger = (*(math.ceil(n * scale) for n in shape[:2]), shape[2])
     if config["data"].get("resize", True):
         return larger
-    _check_takes(config, spec, shape, larger)
-    return shape
 
-
-def _check_takes(config: Mapping[str, Any], spec: Spec, shape: Shape, larger: Shape) -> None:
-    """Raise `UserError` if no pixel of images of `shape` is left at the model's end."""
-
-    def outputs():
-        model = build(
+    def outputs() -> jax.Array:
+        network = build(
             config["model"],
             input_shape=shape,
             num_classes=spec.num_classes,
             kernel_init=jax.nn.initializers.zeros,
             rngs=nnx.Rngs(params=jax.random.key(0)),
         )
-        model.eval()
-        return model(jnp.zeros((1, *shape)))
+        network.eval()
+        return network(jnp.zeros((1, *shape)))
 
     try:
-        jax.eval_shape(outputs)
+        jax.eval_shape(outputs)  # fails where no pixel is left at the model's end
     except ValueError as error:
         small, large = ("x".join(map(str, size[:2])) for size in (shape, larger))
         raise UserError(
-            f"{_name(config)} takes no images of {small}: {error}; "
+            f"{model.__name__} takes no images of {small}: {error}; "
             f"data.resize=true makes them {large}"
         ) from error
-
-
-def _name(config: Mapping[str, Any]) -> str:
-    return config["model"]["_target_"].rpartition(".")[2]
+    return shape

@@ -19,7 +19,6 @@ import optax
 from experiments.core.config import check_arguments, locate
 from experiments.core.params import chosen, only_if
 from experiments.core.transfer import check_patterns, matches, name_of, named
-from experiments.errors import UserError
 from experiments.types import Decay, NonNegative, Positive, PositiveInt, is_off
 
 Tree = Any
@@ -81,14 +80,10 @@ class Optimizer:
         directions, state = self.transform.update(grads, state, params)
 
         def scaled(path: tuple, direction: jax.Array) -> jax.Array:
-            return -self._rate(path) * factor * direction
+            own = (r for p, r in self.learning_rates.items() if matches(name_of(path), p))
+            return -next(own, self.learning_rate) * factor * direction
 
         return jax.tree_util.tree_map_with_path(scaled, directions), state
-
-    def _rate(self, path: tuple) -> Any:
-        """Return the learning rate of the leaf at a path, before the schedule's factor."""
-        own = (r for p, r in self.learning_rates.items() if matches(name_of(path), p))
-        return next(own, self.learning_rate)
 
 
 @dataclass(frozen=True)
@@ -145,24 +140,6 @@ class PartitionedOptimizer:
         return self.by_part.get(part, self.default)
 
 
-def partitioned(
-    by_part: Mapping[str, Optimizer], default: Optimizer, due: Mapping[str, jax.Array]
-) -> Optimizer | PartitionedOptimizer:
-    """Return `default`, together with the optimizers of other parts where there are any.
-
-    Raises:
-      UserError: single parts are `due` at some steps only, and there is one optimizer for all.
-    """
-    if by_part:
-        return PartitionedOptimizer(by_part, default, due)
-    if due:
-        raise UserError(
-            f"{' and '.join(due)} would be trained at some steps only, which takes an optimizer "
-            "for each part: add optim@discriminator_optim=gan"
-        )
-    return default
-
-
 def optimizer(
     rule: str,
     *,
@@ -205,7 +182,8 @@ def optimizer(
     if clip_value is not None:
         chain.append(optax.clip(clip_value))
     function = locate(rule)
-    check_arguments(function, {k: v for k, v in arguments.items() if not _is_traced(v)}, "optim")
+    of_config = {k: v for k, v in arguments.items() if not isinstance(v, jax.Array | np.generic)}
+    check_arguments(function, of_config, "optim")  # without the traced numbers of a program
     chain.append(function(**arguments))
     if not is_off(weight_decay):
         chain.append(optax.add_decayed_weights(weight_decay, mask))
@@ -219,11 +197,9 @@ def optimizer(
 
 def regularized(params: Tree) -> Tree:
     """Return True for weights, False for biases and scales of normalisations, by their names."""
-
-    def is_weight(path: tuple, _) -> bool:
-        return jax.tree_util.keystr(path[-1:], simple=True) not in ("bias", "scale")
-
-    return jax.tree_util.tree_map_with_path(is_weight, params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: name_of(path[-1:]) not in ("bias", "scale"), params
+    )
 
 
 def sgd() -> optax.GradientTransformation:
@@ -277,8 +253,3 @@ def muon(
 def _unzipped(pairs: Mapping[str, tuple[Tree, Tree]]) -> tuple[Tree, Tree]:
     """Return a dict of the first and one of the second entries."""
     return {k: pair[0] for k, pair in pairs.items()}, {k: pair[1] for k, pair in pairs.items()}
-
-
-def _is_traced(value: Any) -> bool:
-    """Return True for a number that takes the place of one of the config in a program."""
-    return isinstance(value, jax.Array | np.generic)

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
+from flax import nnx, traverse_util
 
 Tree = Any
 
@@ -33,11 +33,9 @@ def copied(tree: Tree) -> Tree:
 
 def merged(a: Tree, b: Tree) -> Tree:
     """Merge two nested dicts with disjoint leaves."""
-    both = dict(a)
-    for key, value in b.items():
-        nested = key in both and isinstance(value, dict)
-        both[key] = merged(both[key], value) if nested else value
-    return both
+    return traverse_util.unflatten_dict(
+        traverse_util.flatten_dict(a) | traverse_util.flatten_dict(b)
+    )
 
 
 def norm(tree: Tree) -> jax.Array:

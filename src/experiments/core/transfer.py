@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flax import nnx
+from flax import nnx, traverse_util
 
-from experiments.core.params import merged
 from experiments.errors import UserError, suggest
 
 Tree = Any
@@ -57,13 +56,10 @@ def check_patterns(patterns: Iterable[str], names: Iterable[str], key: str) -> N
 def split(params: Tree, frozen: Patterns) -> tuple[Tree, Tree]:
     """Return (trained, frozen) parameters; `merged` puts them together again."""
     parts: tuple[Tree, Tree] = ({}, {})
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        stays = any(matches(name_of(path), pattern) for pattern in frozen)
-        nested = leaf
-        for key in reversed(path):
-            nested = {key.key: nested}
-        parts[stays].update(merged(parts[stays], nested))
-    return parts
+    for path, leaf in traverse_util.flatten_dict(params).items():
+        name = ".".join(map(str, path))
+        parts[any(matches(name, pattern) for pattern in frozen)][path] = leaf
+    return traverse_util.unflatten_dict(parts[0]), traverse_util.unflatten_dict(parts[1])
 
 
 def check_frozen(params: Tree, frozen: Patterns) -> None:

@@ -1,11 +1,8 @@
 """Splits in memory: decoded once, and stored as files that later starts map into memory."""
 
 import contextlib
-import errno
 import logging
 import multiprocessing
-import os
-import shutil
 import signal
 import time
 import uuid
@@ -119,11 +116,11 @@ def cached(
 
 def _open(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray] | None:
     """Return the stored arrays, or None where there are none or they are damaged."""
-    if not folder.is_dir():
-        return None
     try:
         # To map a file shorter than its header says is an error, so a truncated one shows here.
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in shapes}
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except (OSError, ValueError, EOFError) as error:
         log.warning("Decoded data in %s is damaged (%s): made again", folder, error)
         return None
@@ -134,25 +131,16 @@ def _open(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.n
 
 
 def _store(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write the arrays into a scratch folder and put that in the place of `folder`.
+    """Write each array into a file of another name, which then takes the place of its own.
 
-    Others see all of it or nothing. Two processes may do so at once, and what was there before
+    Others see all of a file or nothing. Two processes may do so at once, and what was there before
     stays valid for those who have it open.
     """
-    fresh = folder.parent / f".{folder.name}-{uuid.uuid4().hex}"
-    try:
-        fresh.mkdir(parents=True)
-        for name, array in arrays.items():
-            np.save(fresh / f"{name}.npy", array)
-        while fresh.exists():
-            try:
-                os.rename(fresh, folder)
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise
-                aside = fresh.with_name(f"{fresh.name}-old")
-                with contextlib.suppress(FileNotFoundError):  # another process moved it first
-                    os.rename(folder, aside)
-                shutil.rmtree(aside, ignore_errors=True)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, array in arrays.items():
+        fresh = folder / f".{uuid.uuid4().hex}.npy"
+        try:
+            np.save(fresh, array)
+            fresh.replace(folder / f"{name}.npy")
+        finally:
+            fresh.unlink(missing_ok=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -35,20 +35,13 @@ class Spec:
             a sequence. Tokens count as one-hot vectors.
         num_classes: outputs of a model, per step where the targets are a sequence.
         train_examples: None where only reading the data can tell.
-        stored: shape and type of each array of one example, None for labelled images.
+        stored: shape and type of each array of one example.
     """
 
     input_shape: tuple[int, ...]
     num_classes: int
     train_examples: int | None = None
-    stored: Mapping[str, tuple[tuple[int, ...], str]] | None = None
-
-    @property
-    def example(self) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Shape and type of each array of one example, as stored."""
-        if self.stored is not None:
-            return dict(self.stored)
-        return {"image": (self.input_shape, "uint8"), "label": ((), "int32")}
+    stored: Mapping[str, tuple[tuple[int, ...], str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,11 +57,6 @@ class Arrays:
     arrays: dict[str, np.ndarray]
     ordered: bool = False
 
-    def __post_init__(self) -> None:
-        lengths = {name: len(array) for name, array in self.arrays.items()}
-        if len(set(lengths.values())) != 1:
-            raise ValueError(f"arrays of different lengths: {lengths}")
-
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
 
@@ -77,23 +65,14 @@ class Arrays:
         return replace(self, arrays={name: array[indices] for name, array in self.arrays.items()})
 
 
-class BatchIterator(Protocol, Iterator[Batch]):
-    """An iterator over batches whose position can be saved and restored exactly."""
-
-    def get_state(self) -> dict: ...
-
-    def set_state(self, state: dict) -> None: ...
-
-    def close(self) -> None: ...
-
-
 @dataclass(frozen=True)
 class Stream:
     """A split too large for memory, read and decoded batch by batch.
 
     `iterate(batch_size, seed, train, rows=None)` starts an iterator over batches of one shape:
     "image" uint8 [B, H, W, C] and "label" int32 [B]. A `batch_size` of -1 means all examples, and
-    `rows` reads only these rows of each training batch.
+    `rows` reads only these rows of each training batch. The iterator's `go_to(n)` makes batch `n`
+    the next one, and `close()` ends it.
 
     Training never ends: each epoch is `len(self) // batch_size` full batches in an order of its
     own. Evaluation is one pass in order, and another pass whenever it is iterated again; the last
@@ -102,7 +81,7 @@ class Stream:
     """
 
     length: int
-    iterate: Callable[..., BatchIterator]
+    iterate: Callable[..., Any]
 
     def __len__(self) -> int:
         return self.length
@@ -122,27 +101,24 @@ class Splits:
     fingerprint: str
 
 
-class AsStored:
-    """The pipeline of data that are stored in the form that a model reads."""
-
-    def __call__(self, batch: Mapping[str, Any], key: Any = None, *, train: bool) -> dict[str, Any]:
-        """Return the batch unchanged."""
-        return dict(batch)
+def as_stored(batch: Mapping[str, Any], key: Any = None, *, train: bool) -> dict[str, Any]:
+    """Return the batch unchanged: the pipeline of data in the form that a model reads."""
+    return dict(batch)
 
 
 def some_examples(split: Arrays | Stream) -> Batch:
     """Return stored examples for statistics: up to 5,000, and at most 16 million values."""
+
+    def enough(inputs: np.ndarray) -> int:
+        return min(len(split), 5000, max(1, 2**24 // math.prod(inputs.shape[1:])))
+
     if isinstance(split, Arrays):
-        count = _enough(len(split), model_input(split.arrays)[1].shape[1:])
+        count = enough(model_input(split.arrays)[1])
         return split.take(np.arange(count) * (len(split) // count)).arrays
     with contextlib.closing(split.iterate(1, 0, train=False)) as one:
-        shape = model_input(next(one))[1].shape[1:]
-    with contextlib.closing(split.iterate(_enough(len(split), shape), 0, train=False)) as batches:
+        count = enough(model_input(next(one))[1])
+    with contextlib.closing(split.iterate(count, 0, train=False)) as batches:
         return next(batches)
-
-
-def _enough(length: int, shape: tuple[int, ...]) -> int:
-    return min(length, 5000, max(1, 2**24 // math.prod(shape)))
 
 
 def hold_out(total: int, fraction: float | None, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -15,6 +15,7 @@ from experiments.errors import UserError, suggest
 
 FORMAT = "array_record"  # TFDS's only format with random access, readable without TensorFlow
 SHIPPED = Path(__file__).parent / "shipped"  # data sets that are part of this package: the digits
+TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"  # of a file's name where none is given
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 Kind = Literal["image", "text"]
@@ -66,13 +67,12 @@ class Prepared:
         return tuple(split["name"] for split in self.info["splits"])
 
     def _split(self, split: str) -> dict[str, Any]:
-        for candidate in self.info["splits"]:
-            if candidate["name"] == split:
-                return candidate
-        raise UserError(
-            f"data set {self.name!r} has no split {split!r}, only {', '.join(self.splits)}"
-            f"{suggest(split, self.splits)}"
-        )
+        if split not in self.splits:
+            raise UserError(
+                f"data set {self.name!r} has no split {split!r}, only {', '.join(self.splits)}"
+                f"{suggest(split, self.splits)}"
+            )
+        return self.info["splits"][self.splits.index(split)]
 
     def shard_lengths(self, split: str) -> list[int]:
         return [int(length) for length in self._split(split)["shardLengths"]]
@@ -86,14 +86,10 @@ class Prepared:
         Raises:
             UserError: there is no such split, or a file is missing.
         """
-        described = self._split(split)
-        template = (
-            described.get("filepathTemplate") or "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
-        )
-        total = len(described["shardLengths"])
-        paths = [
-            self.folder
-            / template.format(
+        template = self._split(split).get("filepathTemplate") or TEMPLATE
+        total, paths = len(self.shard_lengths(split)), []
+        for i in range(total):
+            name = template.format(
                 DATASET=self.info["name"],
                 SPLIT=split,
                 FILEFORMAT=FORMAT,
@@ -101,11 +97,9 @@ class Prepared:
                 NUM_SHARDS=f"{total:05d}",
                 SHARD_X_OF_Y=f"{i:05d}-of-{total:05d}",
             )
-            for i in range(total)
-        ]
-        for path in paths:
-            if not path.is_file():
-                raise UserError(f"{path} is missing.\n{self.remedy}")
+            paths.append(self.folder / name)
+            if not paths[-1].is_file():
+                raise UserError(f"{paths[-1]} is missing.\n{self.remedy}")
         return paths
 
     def check(self, key: str, configured: Any, actual: Any) -> None:
@@ -195,8 +189,8 @@ def find(name: str, version: str | None, directory: Path, kind: Kind | None) -> 
 def _versions(folder: Path) -> list[str]:
     """Return the versions prepared in `folder`, oldest first."""
     found = [p.parent.name for p in folder.glob("*/dataset_info.json")]
-    found = [name for name in found if VERSION.fullmatch(name)]
-    return sorted(found, key=lambda name: tuple(map(int, name.split("."))))
+    versions = filter(VERSION.fullmatch, found)
+    return sorted(versions, key=lambda name: tuple(map(int, name.split("."))))
 
 
 def _read(name: str, folder: Path, kind: Kind | None) -> Prepared:

@@ -103,14 +103,12 @@ class Adding(Problem):
 
     def one(self, key: jax.Array) -> Example:
         """Generate `sequence` [length, 2] and `target` [1]."""
-        values, first, second = jax.random.split(key, 3)
+        values, *keys = jax.random.split(key, 3)
         half = self.length // 2
         number = jax.random.uniform(values, (self.length,))
+        ends = ((0, half), (half, self.length))
         places = jnp.stack(
-            [
-                jax.random.randint(first, (), 0, half),
-                jax.random.randint(second, (), half, self.length),
-            ]
+            [jax.random.randint(k, (), *end) for k, end in zip(keys, ends, strict=True)]
         )
         mark = jnp.zeros(self.length).at[places].set(1.0)
         return {"sequence": jnp.stack([number, mark], -1), "target": number[places].sum()[None]}

@@ -14,7 +14,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from PIL import Image
 
-from experiments.data.prepared import Prepared
+from experiments.data.prepared import Kind, Prepared
 from experiments.errors import UserError
 
 CHUNK = 512  # examples that are read and decoded together
@@ -118,12 +118,12 @@ class Records:
         for bounds in self.chunks:
             with self._readable(bounds[0]):
                 for record in self._records.__getitems__(range(*bounds)):
-                    text, label = parse(record, "text")
+                    text, label = _parsed(record, "text")
                     found.append((text.decode(), label))
         return found
 
     def _picture(self, record: bytes) -> tuple[Image.Image, int]:
-        encoded, label = parse(record, "image")
+        encoded, label = _parsed(record, "image")
         mode = MODES[self._prepared.channels]
         image = Image.open(io.BytesIO(encoded))
         image.load()  # decodes it
@@ -137,22 +137,14 @@ class Records:
         except Exception as error:
             path = self._files[np.searchsorted(self._ends, index, side="right")]
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(
-                f"prepared data cannot be read: {path}: {reason}\n{self._prepared.remedy}"
-            ) from error
+            message = f"prepared data cannot be read: {path}: {reason}"
+            raise UserError(f"{message}\n{self._prepared.remedy}") from error
 
 
-def parse(record: bytes, kind: str) -> tuple[bytes, int]:
-    """Return the picture or text in one serialized example, and its label.
+def _parsed(record: bytes, kind: Kind) -> tuple[bytes, int]:
+    """Return the picture or text in one serialized example, and its label, -1 without one.
 
-    Args:
-        kind: name of the feature, "image" or "text".
-
-    Returns:
-        The feature's bytes, and the label, -1 for a text without one.
-
-    Raises:
-        ValueError: the record is damaged. Some records of a truncated file read as empty.
+    Some records of a truncated file read as empty; they count as damaged.
     """
     try:
         features = {e.key: e.value for e in Example.FromString(record).features.feature}

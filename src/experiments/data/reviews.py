@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from experiments.data.dataset import Arrays, AsStored, Spec, Splits, fingerprint, hold_out
+from experiments.data.dataset import Arrays, Spec, Splits, as_stored, fingerprint, hold_out
 from experiments.data.prepared import Prepared, locate
 from experiments.data.records import Records
 from experiments.errors import UserError
@@ -53,16 +53,13 @@ class Reviews:
     batch_size: PositiveInt | Literal[-1]
     eval_batch_size: PositiveInt | Literal[-1]
 
-    pipeline = AsStored()
+    pipeline = staticmethod(as_stored)
 
     @property
     def spec(self) -> Spec:
         """Shapes and classes; reads the description of the data where `num_classes` is None."""
-        stored = {
-            "tokens": ((self.length,), "int32"),
-            "lengths": ((), "int32"),
-            "label": ((), "int32"),
-        }
+        tokens, number = ((self.length,), "int32"), ((), "int32")
+        stored = {"tokens": tokens, "lengths": number, "label": number}
         classes = self.num_classes or self._prepared.num_classes
         return Spec((self.length, self.vocabulary), classes, self.limit, stored)
 
@@ -85,14 +82,13 @@ class Reviews:
         common = [word for word, _ in counts.most_common(self.vocabulary - 1)]
         numbers = {word: number for number, word in enumerate(common, UNKNOWN + 1)}
         everything = self._arrays(train, numbers)
+        content = f"{prepared.fingerprint} {self.vocabulary} {self.length}"
         return Splits(
             train=everything.take(order[: self.limit]),
             validation=everything.take(held_out),
             test=self._arrays(test, numbers),
             class_names=prepared.class_names,
-            fingerprint=fingerprint(
-                f"{prepared.fingerprint} {self.vocabulary} {self.length}".encode()
-            ),
+            fingerprint=fingerprint(content.encode()),
         )
 
     @cached_property

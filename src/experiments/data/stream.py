@@ -1,7 +1,7 @@
 """Large data by Grain: read, decoded and resized by worker processes while the model trains."""
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from experiments.data.dataset import Batch, BatchIterator, Stream
+from experiments.data.dataset import Batch, Stream
 from experiments.data.prepared import Prepared
 from experiments.data.records import Records
 
@@ -46,9 +46,7 @@ def open_split(
     records = Records(prepared, split)
     indices = np.arange(len(records)) if indices is None else indices
 
-    def iterate(
-        batch_size: int, seed: int, train: bool, rows: range | None = None
-    ) -> BatchIterator:
+    def iterate(batch_size: int, seed: int, train: bool, rows: range | None = None) -> _Batches:
         if batch_size == -1:
             batch_size = len(indices)
         data = grain.MapDataset.source(indices).map(records.__getitem__).seed(seed)
@@ -104,9 +102,12 @@ class _Batches:
         self._data = data
         self._workers = workers
         self._pass_length, self._stopped = pass_length, False
-        self._go_to(0)
+        self.close: Callable[[], Any] = lambda: None  # ends the worker processes
+        self.go_to(0)
 
-    def _go_to(self, position: int) -> None:
+    def go_to(self, position: int) -> None:
+        """Make the batch of this number the next one."""
+        self.close()
         # An element is a whole batch here, so the buffers hold few. Grain's defaults hold 500.
         threads = 1 if self._workers else 4
         reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
@@ -119,7 +120,7 @@ class _Batches:
         self._position = position
         self._iterator = iter(batches)
         # Called when the program ends, too: otherwise Grain's own clean-up ends in a traceback.
-        self._close = weakref.finalize(self, self._iterator.close)
+        self.close = weakref.finalize(self, self._iterator.close)
 
     def __iter__(self) -> "_Batches":
         return self
@@ -134,17 +135,6 @@ class _Batches:
         batch = {name: np.array(array) for name, array in next(self._iterator).items()}
         self._position += 1
         return batch
-
-    def get_state(self) -> dict[str, int]:
-        return {"batches": self._position}
-
-    def set_state(self, state: dict[str, int]) -> None:
-        self.close()
-        self._go_to(int(state["batches"]))
-
-    def close(self) -> None:
-        """End the worker processes."""
-        self._close()
 
 
 def _randomly_cropped(

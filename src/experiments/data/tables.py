@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from experiments.data.dataset import Arrays, AsStored, Spec, Splits, cut, fingerprint
+from experiments.data.dataset import Arrays, Spec, Splits, as_stored, cut, fingerprint
 from experiments.errors import UserError, suggest
 from experiments.types import Decay, PositiveInt
 
@@ -47,7 +47,7 @@ class Table:
     batch_size: PositiveInt | Literal[-1]
     eval_batch_size: PositiveInt | Literal[-1]
 
-    pipeline = AsStored()
+    pipeline = staticmethod(as_stored)
 
     @property
     def spec(self) -> Spec:
@@ -79,10 +79,12 @@ class Table:
                 )
         values = np.array([self._numbers(rows, name) for name in wanted]).T
         parts = cut(values, self.held_out)
-        mean, deviation = self._scale(parts["train"])
-        unit = deviation[-1]
+        if not len(parts["train"]):
+            raise UserError(f"data.held_out={self.held_out} leaves no rows for training")
+        mean, deviation = parts["train"].mean(axis=0), parts["train"].std(axis=0)
+        deviation = np.where(deviation > 0, deviation, 1.0)
         splits = {
-            split: self._windows(split, (part - mean) / deviation, unit)
+            split: self._windows(split, (part - mean) / deviation, deviation[-1])
             for split, part in parts.items()
         }
         splits["train"] = splits["train"].take(np.arange(len(splits["train"]))[: self.limit])
@@ -118,13 +120,6 @@ class Table:
                 )
             numbers.append(number)
         return numbers
-
-    def _scale(self, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return mean and standard deviation of every column; 1 stands for a deviation of 0."""
-        if not len(train):
-            raise UserError(f"data.held_out={self.held_out} leaves no rows for training")
-        deviation = train.std(axis=0)
-        return train.mean(axis=0), np.where(deviation > 0, deviation, 1.0)
 
     def _windows(self, split: str, values: np.ndarray, unit: float) -> Arrays:
         span = self.length + self.horizon

@@ -18,14 +18,11 @@ from experiments.errors import UserError
 from experiments.types import Decay, PositiveInt
 
 
-class Windows:
-    """The pipeline of windows of text: the target is the input one character later."""
-
-    def __call__(self, batch: Mapping[str, Any], key: Any = None, *, train: bool) -> dict[str, Any]:
-        """Turn `text` int [B, T + 1] into `tokens` and `target` int32 [B, T]; pass on the rest."""
-        rest = {name: value for name, value in batch.items() if name != "text"}
-        text = batch["text"].astype(jnp.int32)
-        return {"tokens": text[:, :-1], "target": text[:, 1:], **rest}
+def shifted(batch: Mapping[str, Any], key: Any = None, *, train: bool) -> dict[str, Any]:
+    """Turn `text` int [B, T + 1] into `tokens` and, one later, `target` int32 [B, T]."""
+    rest = {name: value for name, value in batch.items() if name != "text"}
+    text = batch["text"].astype(jnp.int32)
+    return {"tokens": text[:, :-1], "target": text[:, 1:], **rest}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +62,7 @@ class Text:
     batch_size: PositiveInt | Literal[-1]
     eval_batch_size: PositiveInt | Literal[-1]
 
-    pipeline = Windows()
+    pipeline = staticmethod(shifted)
 
     @property
     def spec(self) -> Spec:
@@ -133,28 +130,24 @@ class Text:
     def _texts(self) -> dict[str, str]:
         if (self.name is None) == (self.path is None):
             raise UserError("set either data.name (of a text in TFDS) or data.path (a file)")
-        return self._of_file(Path(self.path)) if self.path is not None else self._of_tfds()
+        if self.path is None:
+            found = locate(str(self.name), self.version, self.dir, kind="text")
+            return {
+                split: "\n".join(text for text, _ in Records(found, split).texts())
+                for split in ("train", "validation", "test")
+            }
+        try:
+            text = Path(self.path).expanduser().read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise UserError(f"data.path={self.path}: there is no such file") from None
+        except UnicodeDecodeError as error:
+            raise UserError(f"data.path={self.path}: not UTF-8 text ({error.reason})") from error
+        return cut(text, self.held_out)
 
     @cached_property
     def _characters(self) -> str:
         """The different characters of the whole text, sorted."""
         return "".join(sorted(set().union(*self._texts.values())))
-
-    def _of_file(self, path: Path) -> dict[str, str]:
-        try:
-            text = path.expanduser().read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise UserError(f"data.path={path}: there is no such file") from None
-        except UnicodeDecodeError as error:
-            raise UserError(f"data.path={path}: not UTF-8 text ({error.reason})") from error
-        return cut(text, self.held_out)
-
-    def _of_tfds(self) -> dict[str, str]:
-        found = locate(str(self.name), self.version, self.dir, kind="text")
-        return {
-            split: "\n".join(text for text, _ in Records(found, split).texts())
-            for split in ("train", "validation", "test")
-        }
 
 
 def encode(text: str, characters: str) -> np.ndarray:

@@ -106,14 +106,16 @@ class TfdsImages:
     @property
     def spec(self) -> Spec:
         """Shapes and classes; reads the description of the data only where the config has None."""
-        whole = Spec(self._shape, self.num_classes or self._prepared.num_classes, self.limit)
+        stored = {"image": (self._shape, "uint8"), "label": ((), "int32")}
+        classes = self.num_classes or self._prepared.num_classes
+        whole = Spec(self._shape, classes, self.limit, stored)
         side = self.crop_size
         if side is None:
             return whole
         height, width, channels = self._shape
         if side > min(height, width):
             raise UserError(f"data.crop_size={side} is more than the images have: {height}x{width}")
-        return replace(whole, input_shape=(side, side, channels), stored=whole.example)
+        return replace(whole, input_shape=(side, side, channels))
 
     @property
     def pipeline(self) -> Pipeline:
@@ -141,15 +143,10 @@ class TfdsImages:
             "validation": (self.validation_split or self.train_split, held_out),
             "test": (self.test_split, None),
         }
-        return Splits(
-            **self._opened(prepared, parts),
-            class_names=prepared.class_names,
-            fingerprint=prepared.fingerprint,
-        )
+        splits = self._opened(prepared, parts)
+        return Splits(**splits, class_names=prepared.class_names, fingerprint=prepared.fingerprint)
 
-    def _opened(
-        self, prepared: Prepared, parts: Mapping[str, tuple[str, np.ndarray | None]]
-    ) -> dict[str, Any]:
+    def _opened(self, prepared: Prepared, parts: Mapping[str, tuple]) -> dict[str, Any]:
         """Return the splits, as `Arrays` if they fit into memory, else as `Stream`s.
 
         `parts` has for each of them the split in the prepared data, and the indices of its
@@ -221,7 +218,7 @@ class TfdsRows(TfdsImages):
     def spec(self) -> Spec:
         image = super().spec
         height, width, channels = image.input_shape
-        return replace(image, input_shape=(height, width * channels), stored=image.example)
+        return replace(image, input_shape=(height, width * channels))
 
     @property
     def pipeline(self) -> RowPipeline:

@@ -71,9 +71,7 @@ class CNN(nnx.Module):
         return x
 
     @staticmethod
-    def check_config(
-        config: Mapping[str, Any], path: str
-    ) -> Iterator[tuple[Callable, dict[str, Any], str]]:
+    def check_config(config: Mapping[str, Any], path: str) -> Iterator[tuple]:
         """Yield each layer's function, its arguments and their path, to be checked by annotations.
 
         Raises:

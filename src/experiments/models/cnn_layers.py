@@ -39,13 +39,6 @@ class Site:
     num_classes: int
     init: Init
 
-    def conv(self, channels: int, features: int, **arguments: Any) -> Conv:
-        """Return a convolution from `channels` to `features`."""
-        groups = arguments["groups"]
-        if channels % groups or features % groups:
-            raise UserError(f"groups={groups} does not divide {channels} and {features} channels")
-        return Conv(channels, features, **arguments, **self.init)
-
     def size(self, features: int | str) -> int:
         """Return `features` as a number."""
         return self.num_classes if isinstance(features, str) else features
@@ -157,11 +150,12 @@ def conv(
     factorized = {None: lambda conv: [conv], "asymmetric": _asymmetric, "smaller": _smaller}
     parts = factorized[factorize](whole)
     sizes = [site.shape[-1], *[site.size(features)] * len(parts)]
-    shared = {"groups": groups, "flip_kernel": flip_kernel, "use_bias": use_bias}
-    convs = [
-        site.conv(channels, width, **part, **shared)
-        for (channels, width), part in zip(itertools.pairwise(sizes), parts, strict=True)
-    ]
+    shared: dict[str, Any] = {"groups": groups, "flip_kernel": flip_kernel, "use_bias": use_bias}
+    convs = []
+    for (channels, width), part in zip(itertools.pairwise(sizes), parts, strict=True):
+        if channels % groups or width % groups:
+            raise UserError(f"groups={groups} does not divide {channels} and {width} channels")
+        convs.append(Conv(channels, width, **part, **shared, **site.init))
     return Chain(convs, between) if factorize else convs[0]
 
 
@@ -188,18 +182,6 @@ def whiten(site: Site, /, kernel: Sizes = 2, epsilon: Positive = 5e-4) -> nnx.Mo
     if len(site.shape) != 3:
         raise UserError("it needs images")
     return Whitening(site.shape[-1], site.each(kernel))
-
-
-def global_avg_pool(site: Site, /) -> nnx.Module:
-    """Global average pooling."""
-    site.each(1)
-    return Function(pooling.global_avg_pool)
-
-
-def global_max_pool(site: Site, /) -> nnx.Module:
-    """Global max pooling."""
-    axes = tuple(range(1, len(site.each(1)) + 1))
-    return Function(partial(jnp.max, axis=axes))
 
 
 def lrn(
@@ -255,6 +237,13 @@ def _activation(name: str) -> Callable[..., nnx.Module]:
     return layer
 
 
+def _global(reduce: Callable[..., jax.Array]) -> Callable[..., nnx.Module]:
+    def layer(site: Site, /) -> nnx.Module:
+        return Function(partial(reduce, axis=tuple(range(1, len(site.each(1)) + 1))))
+
+    return layer
+
+
 def _pool(
     function: Callable[..., jax.Array], *, weighted: bool = False
 ) -> Callable[..., nnx.Module]:
@@ -274,7 +263,9 @@ KINDS: dict[str, Callable[..., nnx.Module]] = {
     "max_pool": _pool(pooling.max_pool),
     "avg_pool": _pool(pooling.avg_pool),
     "weighted_avg_pool": _pool(pooling.avg_pool, weighted=True),
-    **{layer.__name__: layer for layer in (*BY_NAME, global_avg_pool, global_max_pool)},
+    "global_avg_pool": _global(jnp.mean),
+    "global_max_pool": _global(jnp.max),
+    **{layer.__name__: layer for layer in BY_NAME},
     **{name: _activation(name) for name in ACTIVATIONS},
 }
 

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, Unpack
+from typing import Any, Literal, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -100,19 +100,15 @@ class DenseBlock(nnx.Module):
                 norm.follow(found, count)
         return maps
 
-    def widths_of(self, part: str) -> "Widths | None":
-        """Return the channels that a part of the layers reads; None if all read the same number."""
+    def widths_of(self, part: str) -> tuple[Sequence[int], int] | None:
+        """Return the channels that each layer's part reads, and the sum that their loops compute.
+
+        None: all read the same number.
+        """
         if not part.endswith(".0"):
             return None
         loops = segments(self.widths)
-        return Widths(self.widths, sum(len(loop) * self.widths[loop[-1]] for loop in loops))
-
-
-class Widths(NamedTuple):
-    """Channels that layers read: each layer's `own`, and the sum that their loops compute."""
-
-    own: tuple[int, ...]
-    computed: int
+        return self.widths, sum(len(loop) * self.widths[loop[-1]] for loop in loops)
 
 
 def _joined(path: tuple, _: Any) -> bool:

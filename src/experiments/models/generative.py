@@ -18,7 +18,7 @@ class Variational(nnx.Module):
 
     `likelihood` is the distribution of a pixel given the decoder's output; where it has a width,
     one `log_scale` is learned for all pixels. With `conditional` encoder and decoder also read the
-    class (Sohn et al. 2015).
+    class (Sohn et al. 2015). `decode` gives that output for latents, in the shape of the inputs.
     """
 
     def __init__(
@@ -40,10 +40,6 @@ class Variational(nnx.Module):
         mean, log_variance = jnp.split(self.moments(self.encoder(x, condition)), 2, axis=-1)
         return mean, log_variance
 
-    def decode(self, z: jax.Array, condition: jax.Array | None) -> jax.Array:
-        """Return the parameter of each pixel's likelihood, in the shape of the inputs."""
-        raise NotImplementedError
-
 
 class VAE(Variational):
     """Variational autoencoder of dense layers, the decoder's the encoder's in reverse."""
@@ -60,9 +56,8 @@ class VAE(Variational):
         num_classes: int,
         **init: Unpack[Init],
     ):
-        options: dict[str, Any] = {"activation": activation, **init}
-        options["classes"] = num_classes if conditional else 0
-        pixels = math.prod(input_shape)
+        classes, pixels = num_classes if conditional else 0, math.prod(input_shape)
+        options: dict[str, Any] = {"activation": activation, "classes": classes, **init}
         encoder = DenseStack([pixels, *hidden], **options)
         super().__init__(encoder, latents, likelihood, conditional, **init)
         self.decoder = DenseStack([latents, *hidden[::-1]], **options)
@@ -88,8 +83,8 @@ class ConvVAE(Variational):
         num_classes: int,
         **init: Unpack[Init],
     ):
-        options: dict[str, Any] = {"activation": activation, **init}
-        options["classes"] = num_classes if conditional else 0
+        classes = num_classes if conditional else 0
+        options: dict[str, Any] = {"activation": activation, "classes": classes, **init}
         encoder = ConvEncoder(input_shape, channels, **options)
         super().__init__(encoder, latents, likelihood, conditional, **init)
         self.decoder = ConvDecoder(latents, input_shape, channels, **options)

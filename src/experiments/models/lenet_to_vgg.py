@@ -42,11 +42,10 @@ class LeNet5(nnx.Module):
         **init: Unpack[Init],
     ):
         height, width, channels = input_shape
-        pad = [(2, 2), (2, 2)] if min(height, width) < 32 else "VALID"
+        pad = 2 if min(height, width) < 32 else 0
         self.conv1 = Conv(channels, 6, (5, 5), padding=pad, **init)
         self.conv2 = Conv(6, 16, (5, 5), padding="VALID", **init)
-        border = 4 if pad != "VALID" else 0
-        rows, columns = (((n + border - 4) // 2 - 4) // 2 for n in (height, width))
+        rows, columns = (((n + 2 * pad - 4) // 2 - 4) // 2 for n in (height, width))
         # a convolution as large as its input is a dense layer
         self.conv3 = Dense(rows * columns * 16, 120, **init)
         self.dense = Dense(120, 84, **init)

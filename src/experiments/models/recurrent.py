@@ -161,9 +161,11 @@ class Writer(nnx.Module):
         return self.output(states)
 
     def free_running(
-        self, steps: int, carries: Carries, *, classes: bool, rngs: nnx.Rngs | None = None
+        self, steps: int | None, carries: Carries, *, classes: bool, rngs: nnx.Rngs | None = None
     ) -> jax.Array:
         """Return outputs [B, steps, outputs], each after the writer's own previous output.
+
+        Without `steps` it is one output, [B, outputs].
 
         With `classes` each step reads the most probable class, else the previous output itself.
         """
@@ -182,8 +184,8 @@ class Writer(nnx.Module):
             return (written, carries), output
 
         zeros = jnp.zeros((batch, self.outputs), self.output.kernel.dtype)
-        _, outputs = jax.lax.scan(step, (zeros, carries), jnp.arange(steps))
-        return jnp.swapaxes(outputs, 0, 1)
+        _, outputs = jax.lax.scan(step, (zeros, carries), jnp.arange(steps or 1))
+        return outputs[0] if steps is None else jnp.swapaxes(outputs, 0, 1)
 
 
 class EncoderDecoder(nnx.Module):
@@ -243,8 +245,7 @@ class EncoderDecoder(nnx.Module):
         if targets is not None:
             return self.writer.teacher_forced(targets, carries, rngs)
         classes = jnp.issubdtype(x.dtype, jnp.integer)
-        written = self.writer.free_running(steps or 1, carries, classes=classes, rngs=rngs)
-        return written if steps is not None else written[:, 0]
+        return self.writer.free_running(steps, carries, classes=classes, rngs=rngs)
 
 
 class VectorToSequence(nnx.Module):
@@ -291,5 +292,4 @@ class VectorToSequence(nnx.Module):
         carries = [
             [tuple(next(pieces) for _ in range(self.states))] for _ in self.writer.stack.layers
         ]
-        written = self.writer.free_running(steps or 1, carries, classes=False, rngs=rngs)
-        return written if steps is not None else written[:, 0]
+        return self.writer.free_running(steps, carries, classes=False, rngs=rngs)

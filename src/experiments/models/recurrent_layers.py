@@ -44,10 +44,6 @@ def layer_norm(x: jax.Array, scale: jax.Array) -> jax.Array:
     return (deviation * jax.lax.rsqrt(variance + 1e-5)).astype(x.dtype) * scale
 
 
-def _rnn(z: jax.Array, carry: Carry, parameters: Parameters) -> Carry:
-    return (jnp.tanh(z),)
-
-
 def _lstm(z: jax.Array, carry: Carry, parameters: Parameters) -> Carry:
     _, c = carry
     i, f, g, o = jnp.split(z, 4, axis=-1)
@@ -70,7 +66,7 @@ def _gru(z: jax.Array, carry: Carry, parameters: Parameters) -> Carry:
 
 
 CELLS = {
-    "rnn": Cell(_rnn, gates=1, states=1),
+    "rnn": Cell(lambda z, *_: (jnp.tanh(z),), gates=1, states=1),
     "lstm": Cell(_lstm, gates=4, states=2),
     "peephole_lstm": Cell(_lstm, gates=4, states=2),
     "gru": Cell(_gru, gates=3, states=1, apart=1),

@@ -57,7 +57,7 @@ def read_published(path: Path, model: Mapping[str, Any]) -> dict[str, np.ndarray
         module, _, leaf = name.rpartition(".")
         if leaf == "num_batches_tracked":
             continue
-        here = translated(module, rules)
+        here = _translated(module, rules)
         if here is None:
             found[name] = array
         elif leaf != "weight":
@@ -75,7 +75,7 @@ def read_published(path: Path, model: Mapping[str, Any]) -> dict[str, np.ndarray
     return found
 
 
-def translated(module: str, rules: Rules) -> str | None:
+def _translated(module: str, rules: Rules) -> str | None:
     """Return the name here of a module in the file, None if no rule matches."""
     for pattern, name in rules.items():
         if match := re.fullmatch(pattern, module):

@@ -7,6 +7,7 @@ above which the discriminator takes an example for real; None: halfway between t
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -94,6 +95,7 @@ def _discriminator(real: jax.Array, fake: jax.Array, label_smoothing: Any) -> ja
     return jax.nn.softplus(real) - (1 - label_smoothing) * real + jax.nn.softplus(fake)
 
 
+@dataclass(kw_only=True, eq=False)
 class Adversarial:
     """The objective of a generator and a discriminator: two losses as one gradient tree.
 
@@ -105,22 +107,19 @@ class Adversarial:
       classifier: run folder of a classifier of the same data that judges samples, or None.
     """
 
+    loss: Any
+    discriminator_steps: PositiveInt
+    classifier: str | None
+    num_classes: int
+
     kind = "adversarial"
     monitor = ("loss", "last")  # the losses of the two do not say how good the samples are
     pixels = (-1.0, 1.0)
 
-    def __init__(
-        self,
-        *,
-        loss: Any,
-        discriminator_steps: PositiveInt,
-        classifier: str | None,
-        num_classes: int,
-    ):
-        self.loss, self.settings = as_adversarial(loss)
-        self.update_every = {"generator": discriminator_steps} if discriminator_steps > 1 else {}
-        self.classifier = classifier
-        self.num_classes = num_classes
+    def __post_init__(self) -> None:
+        self.loss, self.settings = as_adversarial(self.loss)
+        steps = self.discriminator_steps
+        self.update_every = {"generator": steps} if steps > 1 else {}
 
     def __call__(
         self, model: Any, batch: dict, rngs: nnx.Rngs, epoch: Any
@@ -134,20 +133,26 @@ class Adversarial:
         """
         real = image_of(batch)
         condition = class_of(batch, self.num_classes) if model.conditional else None
+
+        def score(model: Any, images: jax.Array) -> jax.Array:  # the discriminator's, [batch]
+            return full_precision(model.discriminator(images, condition))
+
         z = jax.random.normal(rngs.sample(), (real.shape[0], model.latents)).astype(real.dtype)
         fake = model.generator(z, condition)
 
-        opponent = constant_copy(model)  # before the discriminator's own statistics move on
-        on_real = self.score(model, real, condition)
-        on_fake = self.score(model, jax.lax.stop_gradient(fake), condition)
+        # the same model with constant parameters, before the discriminator's statistics move on
+        graph, variables = nnx.split(model)
+        opponent = nnx.merge(graph, jax.lax.stop_gradient(variables))
+        on_real = score(model, real)
+        on_fake = score(model, jax.lax.stop_gradient(fake))
         discriminator_loss, _ = self.loss(on_real, on_fake, **self.settings)
         if "gradient_penalty" in self.settings:
-            discriminator_loss += self.penalty(model, real, fake, condition, rngs.sample())
-        as_seen = self.score(opponent, fake, condition)
+            discriminator_loss += self.penalty(model, score, real, fake, rngs.sample())
+        as_seen = score(opponent, fake)
         _, generator_loss = self.loss(jax.lax.stop_gradient(on_real), as_seen, **self.settings)
 
         counted = batch.get("mask", jnp.ones(real.shape[0]))  # 0 for padded examples
-        middle = self.loss.middle  # type: ignore[attr-defined]
+        middle = self.loss.middle
         if middle is None:
             middle = 0.5 * (jnp.mean(on_real) + jnp.mean(on_fake))
         values = {
@@ -160,17 +165,8 @@ class Adversarial:
         }
         return values, fake
 
-    def score(self, model: Any, images: jax.Array, condition: jax.Array | None) -> jax.Array:
-        """Return the discriminator's scores [batch]."""
-        return full_precision(model.discriminator(images, condition))
-
     def penalty(
-        self,
-        model: Any,
-        real: jax.Array,
-        fake: jax.Array,
-        condition: jax.Array | None,
-        key: jax.Array,
+        self, model: Any, score: Callable, real: jax.Array, fake: jax.Array, key: jax.Array
     ) -> jax.Array:
         """Return `gradient_penalty` · (‖∇D‖ − 1)² [batch] between real and generated images.
 
@@ -188,7 +184,7 @@ class Adversarial:
         between = share * real + (1 - share) * jax.lax.stop_gradient(fake)
 
         def total(images: jax.Array) -> jax.Array:
-            return jnp.sum(self.score(nnx.merge(graph, state), images, condition))
+            return jnp.sum(score(nnx.merge(graph, state), images))
 
         gradient = full_precision(jax.grad(total)(between))
         norm = jnp.sqrt(jnp.sum(gradient.reshape(real.shape[0], -1) ** 2, axis=-1) + 1e-12)
@@ -220,9 +216,3 @@ def energy_distance(x: jax.Array, y: jax.Array, weight: jax.Array) -> jax.Array:
     between = mean_distance(x, y, pairs)
     within = mean_distance(x, x, others) + mean_distance(y, y, others)
     return jnp.broadcast_to(2 * between - within, weight.shape)
-
-
-def constant_copy(model: nnx.Module) -> nnx.Module:
-    """Return the same model with constant parameters; gradients flow to its inputs alone."""
-    graph, state = nnx.split(model)
-    return nnx.merge(graph, jax.tree.map(jax.lax.stop_gradient, state))

@@ -66,9 +66,11 @@ class Autoencoding:
         target = image_of(batch)
         seen = self.corrupted(target, rngs)
         code = model.encode(seen)
-        outputs = full_precision(model.decode(code).reshape(target.shape[0], -1))
-        data_term = self.loss(self.output.loss_input(outputs), flatten(target))
-        shown = HEADS[self.shown_head](outputs)
+        pixels = target.reshape(len(target), -1)
+        outputs = full_precision(model.decode(code).reshape(pixels.shape))
+        data_term = self.loss(self.output.loss_input(outputs), pixels)
+        function = getattr(self.loss, "func", self.loss)
+        shown = HEADS[function.head if self.output.takes == "logits" else self.output.head](outputs)
         code = full_precision(code)
         loss = data_term + self.penalty(model, seen, code, rngs)
         if self.epochs_a_layer:
@@ -76,17 +78,11 @@ class Autoencoding:
         values = {
             "loss": loss,
             "reconstruction": data_term,
-            "squared_error": jnp.mean((shown - flatten(target)) ** 2, axis=-1),
+            "squared_error": jnp.mean((shown - pixels) ** 2, axis=-1),
             "activation": jnp.mean(code, axis=-1),
         }
         shown = jnp.clip(shown.reshape(target.shape), 0, 1)
         return values, {"clean": target, "seen": seen, "reconstruction": shown}
-
-    @property
-    def shown_head(self) -> str:
-        """The name of the head that turns raw outputs into pixels."""
-        function = getattr(self.loss, "func", self.loss)
-        return function.head if self.output.takes == "logits" else self.output.head
 
     def corrupted(self, images: jax.Array, rngs: nnx.Rngs) -> jax.Array:
         """Return the images with noise and masking."""
@@ -110,7 +106,7 @@ class Autoencoding:
             frozen, state = nnx.split(model)
             output, back = jax.vjp(lambda x: nnx.merge(frozen, state).encode(x), seen)
             (gradient,) = back(direction.astype(output.dtype))
-            cost += self.contraction * jnp.sum(flatten(gradient) ** 2, axis=-1)
+            cost += self.contraction * jnp.sum(gradient.reshape(len(code), -1) ** 2, axis=-1)
         return cost
 
     def layerwise(self, model: Any, seen: jax.Array, whole: jax.Array, epoch: Any) -> jax.Array:
@@ -133,10 +129,6 @@ class Autoencoding:
             loss += jnp.where(turn == index, own, 0)
         return loss
 
-    def predictions(self, outputs: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """Return the images by name."""
-        return outputs
-
 
 def image_of(batch: dict) -> jax.Array:
     """Return the images of a batch, [batch, H, W, C].
@@ -152,8 +144,3 @@ def image_of(batch: dict) -> jax.Array:
 def bernoulli_kl(p: Any, q: jax.Array) -> jax.Array:
     """Return the KL divergence of Bernoulli variables with probabilities p and q, in nats."""
     return jax.scipy.special.rel_entr(p, q) + jax.scipy.special.rel_entr(1 - p, 1 - q)
-
-
-def flatten(x: jax.Array) -> jax.Array:
-    """Return `x` as [batch, features]."""
-    return x.reshape(x.shape[0], -1)

@@ -70,18 +70,13 @@ class Classification:
         outputs = model(model_input(batch)[1], rngs=rngs, **lengths)  # type: ignore[operator]
         first, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
         logits = full_precision(first)
-        targets = self.targets(batch)
+        targets = targets_of(batch, self.num_classes)
         hit = jnp.argmax(logits, axis=-1) == jnp.argmax(targets, axis=-1)
         loss = self.loss(self.loss_input(logits), targets)
         for other in auxiliary:
             extra = self.loss(self.loss_input(full_precision(other)), targets)
             loss = loss + model.auxiliary_weight * extra  # type: ignore[attr-defined]
         return {"loss": loss, "accuracy": hit.astype(jnp.float32)}, logits
-
-    def targets(self, batch: dict) -> jax.Array:
-        """Return one-hot (or mixed) targets [batch, num_classes]."""
-        label = batch["label"]
-        return label if label.ndim == 2 else jax.nn.one_hot(label, self.num_classes)
 
     def loss_input(self, logits: jax.Array) -> jax.Array:
         """Return the argument of the loss, of the kind that `losses` says it takes."""
@@ -117,6 +112,12 @@ class Classification:
             p = jax.nn.sigmoid(logits)
             return p / jnp.maximum(p.sum(axis=-1, keepdims=True), 1e-9)
         return jax.nn.softmax(logits)
+
+
+def targets_of(batch: dict, num_classes: int) -> jax.Array:
+    """Return one-hot (or mixed) targets [batch, num_classes]."""
+    label = batch["label"]
+    return label if label.ndim == 2 else jax.nn.one_hot(label, num_classes)
 
 
 def full_precision(x: jax.Array) -> jax.Array:

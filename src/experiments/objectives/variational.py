@@ -15,7 +15,7 @@ from flax import nnx
 
 from experiments.errors import UserError
 from experiments.objectives.autoencoding import image_of
-from experiments.objectives.classification import Metrics, full_precision
+from experiments.objectives.classification import Metrics, full_precision, targets_of
 from experiments.types import NonNegative, NonNegativeInt, is_off
 
 LEVELS = 256  # values that a pixel can have
@@ -102,10 +102,17 @@ class Variational:
         free bits; in evaluation `iwae`, the bound of k samples. Images: `target`, `reconstruction`.
         """
         target = self.binary(image_of(batch), rngs)
-        condition = self.condition(model, batch)
+        condition = class_of(batch, self.num_classes) if model.conditional else None
         mean, log_variance = map(full_precision, model.encode(target, condition))
         z = self.sampled(mean, log_variance, rngs.sample())
-        likelihood = self.log_likelihood(model, z, condition, target)
+
+        def log_likelihood(z: jax.Array) -> jax.Array:  # log p(x|z) [batch] in nats
+            outputs = full_precision(model.decode(z, condition))
+            scale = None if model.log_scale is None else full_precision(model.log_scale[...])
+            pixels = LIKELIHOODS[model.likelihood](outputs, scale, full_precision(target))
+            return jnp.sum(pixels.reshape(pixels.shape[0], -1), axis=-1)
+
+        likelihood = log_likelihood(z)
         kl = 0.5 * (mean**2 + jnp.exp(log_variance) - log_variance - 1)  # [batch, latents]
         total = jnp.sum(kl, axis=-1)
         values = {
@@ -115,7 +122,7 @@ class Variational:
             "kl": total,
         }
         if self.importance_samples and "dropout" not in rngs:
-            values["iwae"] = self.bound(model, mean, log_variance, condition, target, rngs.sample())
+            values["iwae"] = self.bound(log_likelihood, mean, log_variance, rngs.sample())
         shown = self.mean_image(model, mean, condition)
         return values, {"target": target, "reconstruction": jnp.clip(shown, 0, 1)}
 
@@ -132,10 +139,6 @@ class Variational:
             drawn = jax.random.uniform(rngs.sample(), images.shape) < images
             return drawn.astype(images.dtype)
         return images
-
-    def condition(self, model: Any, batch: dict) -> jax.Array | None:
-        """Return one-hot classes [batch, num_classes] of a conditional model, else None."""
-        return class_of(batch, self.num_classes) if model.conditional else None
 
     def weight(self, epoch: Any) -> Any:
         """Return the weight of the KL divergence after so many epochs."""
@@ -157,23 +160,8 @@ class Variational:
         """Return a sample of q(z|x), differentiable in its moments."""
         return mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape, mean.dtype)
 
-    def log_likelihood(
-        self, model: Any, z: jax.Array, condition: jax.Array | None, target: jax.Array
-    ) -> jax.Array:
-        """Return log p(x|z) [batch] in nats."""
-        outputs = full_precision(model.decode(z, condition))
-        scale = None if model.log_scale is None else full_precision(model.log_scale[...])
-        pixels = LIKELIHOODS[model.likelihood](outputs, scale, full_precision(target))
-        return jnp.sum(pixels.reshape(pixels.shape[0], -1), axis=-1)
-
     def bound(
-        self,
-        model: Any,
-        mean: jax.Array,
-        log_variance: jax.Array,
-        condition: jax.Array | None,
-        target: jax.Array,
-        key: jax.Array,
+        self, log_likelihood: Callable, mean: jax.Array, log_variance: jax.Array, key: jax.Array
     ) -> jax.Array:
         """Return log 1/k Σ p(x, zᵢ) / q(zᵢ|x) [batch] (Burda et al. 2016, eq. 8)."""
 
@@ -181,14 +169,10 @@ class Variational:
             z = self.sampled(mean, log_variance, key)
             noise = (z - mean) * jnp.exp(-0.5 * log_variance)
             log_ratio = 0.5 * jnp.sum(noise**2 + log_variance - z**2, axis=-1)  # log p(z)/q(z|x)
-            return self.log_likelihood(model, z, condition, target) + log_ratio
+            return log_likelihood(z) + log_ratio
 
         logs = jax.lax.map(log_weight, jax.random.split(key, self.importance_samples))
         return jax.nn.logsumexp(logs, axis=0) - jnp.log(self.importance_samples)
-
-    def predictions(self, outputs: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """Return the images by name."""
-        return outputs
 
 
 def class_of(batch: dict, num_classes: int) -> jax.Array:
@@ -199,5 +183,4 @@ def class_of(batch: dict, num_classes: int) -> jax.Array:
     """
     if "label" not in batch:
         raise UserError("model.conditional=true needs data with labels")
-    label = batch["label"]
-    return label if label.ndim == 2 else jax.nn.one_hot(label, num_classes)
+    return targets_of(batch, num_classes)

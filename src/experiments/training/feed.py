@@ -92,7 +92,7 @@ class StreamedFeed:
         """Yield the windows of an epoch of which `done` steps are done; does not end by itself."""
         position = epoch * self.epoch_length + done
         if position != self.position:
-            self.batches.set_state({"batches": position})
+            self.batches.go_to(position)
             self.position = position
         for batch in self.batches:
             arrays = {name: put_rows(rows, self.layout.batch) for name, rows in batch.items()}

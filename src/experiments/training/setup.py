@@ -231,7 +231,7 @@ class Setup:
     def _batch(self, size: int, split: Split) -> Shapes:
         data = getattr(self.splits, split)
         if isinstance(data, Stream):
-            one = self.source.spec.example
+            one = self.source.spec.stored
         else:
             one = {name: (array.shape[1:], array.dtype) for name, array in data.arrays.items()}
         return {

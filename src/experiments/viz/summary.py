@@ -79,7 +79,7 @@ def summarize(config: Mapping[str, Any]) -> Summary:
     experiment = MarkedExperiment(config, spec, data.pipeline, 1, 1)
     batch = {
         name: jax.ShapeDtypeStruct((size, *shape), jnp.dtype(dtype))
-        for name, (shape, dtype) in spec.example.items()
+        for name, (shape, dtype) in spec.stored.items()
     }
     mask = jax.ShapeDtypeStruct((size,), jnp.float32)
     key = jax.eval_shape(jax.random.key, 0)
@@ -208,7 +208,8 @@ def _of_turn(layer: Layer, shapes: Shapes, loop: Loop, turn: int, part: str) -> 
         share, whole = 1, loop.depth
         shapes = [stacked[1:] for stacked in shapes]
     else:
-        share, whole, joined = widths.own[turn], widths.computed, sum(widths.own)
+        own, whole = widths
+        share, joined = own[turn], sum(own)
         shapes = [tuple(share if n == joined else n for n in each) for each in shapes]
         if not layer.flops:  # a normalisation: its output is as wide as its input
             shape, size = (*shape[:-1], share), size // shape[-1] * share

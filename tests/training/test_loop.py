@@ -262,23 +262,28 @@ def test_between_two_lines_it_is_said_how_far_a_run_is(train):
         assert loss == pytest.approx(mean, rel=1e-6)
 
 
-def test_a_stream_is_read_on_from_epoch_to_epoch(train, monkeypatch):
+@pytest.fixture
+def opened(monkeypatch):
+    """The positions at which streams were opened, each time with new reading processes."""
     from experiments.data.stream import _Batches
 
-    moves = []
-    monkeypatch.setattr(_Batches, "set_state", lambda self, state: moves.append(state))
-    options = ["data.stream=true", "data.workers=0", "data.limit=256", "trainer.epochs=3"]
-    train(*options, "trainer.checkpoints=true", "trainer.checkpoint_every=0")
-    assert moves == []  # starting the reading processes again takes seconds
+    positions, go_to = [], _Batches.go_to
+    noted = lambda self, at: (positions.append(at), go_to(self, at))  # noqa: E731
+    monkeypatch.setattr(_Batches, "go_to", noted)
+    return positions
 
 
-def test_a_streamed_split_is_evaluated_every_epoch_by_the_same_readers(train, monkeypatch):
-    from experiments.data.stream import _Batches
+STREAMED = ["data.stream=true", "data.workers=0", "data.limit=256"]
 
-    opened = []
-    go_to = _Batches._go_to
-    monkeypatch.setattr(_Batches, "_go_to", lambda self, at: (opened.append(at), go_to(self, at)))
-    options = ["data.stream=true", "data.workers=0", "data.limit=256", "data.eval_batch_size=20"]
+
+def test_a_stream_is_read_on_from_epoch_to_epoch(train, opened):
+    options = ["trainer.epochs=3", "trainer.checkpoints=true", "trainer.checkpoint_every=0"]
+    train(*STREAMED, *options)
+    assert opened == [0, 0, 0]  # training, validation, test: to start the readers takes seconds
+
+
+def test_a_streamed_split_is_evaluated_every_epoch_by_the_same_readers(train, opened):
+    options = [*STREAMED, "data.eval_batch_size=20"]
     _, few = train(*options, "trainer.epochs=2", folder="few")
     started = len(opened)
     _, more = train(*options, "trainer.epochs=5", folder="more")

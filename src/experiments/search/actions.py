@@ -2,8 +2,6 @@
 
 import dataclasses
 import logging
-import os
-import pickle
 import sys
 from pathlib import Path
 from typing import Any
@@ -110,13 +108,9 @@ def worker(folder: Path, config_folder: Path, options: Options) -> None:
 
     name, configs = options.get("name"), None
     if folder == Path("-"):
-        try:
-            folder, configs = pickle.load(sys.stdin.buffer)
-        except EOFError:  # the launcher has ended, or made no study
+        if (found := local.wait_for_study(str(name))) is None:
             return
-        with (folder / local.LOGS / f"{name}.log").open("w") as log:
-            for stream in (sys.stdout, sys.stderr):
-                os.dup2(log.fileno(), stream.fileno())
+        folder, configs = found
     # by force: instead of the handler that Orbax has installed
     logging.basicConfig(format="%(asctime)s %(message)s", stream=sys.stdout, force=True)
     logging.root.setLevel(logging.INFO)

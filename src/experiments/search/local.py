@@ -22,6 +22,7 @@ from experiments.machine import StopRequest
 from experiments.types import PositiveInt
 
 if TYPE_CHECKING:
+    from experiments.search.configs import Configs
     from experiments.search.study import Study
 
 LOGS = "workers"  # in the folder of the study: the text that they print
@@ -39,6 +40,7 @@ class Process(subprocess.Popen):
         super().__init__(
             [sys.executable, str(sweep), "worker=-", f"name={self.name}"],
             stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             env=environment(slot, count),
             start_new_session=True,  # Ctrl-C in the terminal is for the launcher alone
         )
@@ -47,12 +49,48 @@ class Process(subprocess.Popen):
             with contextlib.suppress(ProcessLookupError):
                 os.sched_setaffinity(self.pid, cores[slot::count] or [cores[slot % len(cores)]])
 
+    def call(self, function: Callable, *arguments: Any) -> Any:
+        """Have it call a function before it works; return what that returns or raise its error."""
+        assert self.stdin is not None
+        assert self.stdout is not None
+        pickle.dump((function, arguments), self.stdin)
+        self.stdin.flush()
+        answer = pickle.load(self.stdout)
+        if isinstance(answer, UserError):
+            raise answer
+        return answer
+
     def begin(self, study: "Study") -> None:
-        """Name it the study to work on, for which it waits in `actions.worker`."""
+        """Name it the study to work on, for which it waits in `wait_for_study`."""
         assert self.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it has ended, which is noticed later
-            self.stdin.write(pickle.dumps((study.folder, study.configs)))
+            pickle.dump((None, (study.folder, study.configs)), self.stdin)
             self.stdin.close()
+
+
+def wait_for_study(name: str) -> "tuple[Path, Configs] | None":
+    """Call what the launcher of this worker asks for, until it names a study, or None if it ends.
+
+    From then on this process prints into the log of the worker `name`.
+    """
+    while True:
+        try:
+            function, arguments = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return None
+        if function is None:
+            break
+        try:
+            answer = function(*arguments)
+        except UserError as error:
+            answer = error
+        pickle.dump(answer, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+    folder, configs = arguments
+    with (folder / LOGS / f"{name}.log").open("w") as log:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(log.fileno(), stream.fileno())
+    return folder, configs
 
 
 class Workers:
@@ -95,6 +133,16 @@ class Workers:
 
 
 _standing_by: Workers | None = None
+
+
+def where_jax_is(function: Callable, *arguments: Any) -> Any:
+    """Call a function that imports JAX: in a worker that stands by, if there is one, else here.
+
+    To import JAX beside the workers would take the processor from them for a second.
+    """
+    if _standing_by is None:
+        return function(*arguments)
+    return _standing_by.running[0].call(function, *arguments)
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from experiments.core.config import build, check_arguments, check_config
 from experiments.errors import UserError
 from experiments.search import methods
 from experiments.search.configs import Configs, configs_of
+from experiments.search.local import where_jax_is
 from experiments.search.readers import SweepFile, read_space, split
 from experiments.search.slurm import read_cluster
 from experiments.search.space import Space
@@ -168,18 +169,18 @@ def make_plan(
     if not parameters:
         raise UserError("the command line settles every parameter; there is nothing to search")
     space = read_space(parameters, configs)
-    if wrong := list(space.check_paths()) or check_values(space):
+    if wrong := list(space.check_paths()):
         raise UserError("\n".join(wrong))
     config = configs.plain(space.contexts[0])
-    check_config(config)
     if config["nodes"] != 1:
         raise UserError(f"nodes={config['nodes']}: a trial runs on one node; say workers=...")
     settings = {k: v for k, v in settings.items() if k not in SETTLED}
+    settings, own = where_jax_is(examine, space, settings)
     settings |= {"seed": config["seed"], "parameters": dict(parameters)}
     settings["name"] = re.sub(r"[^\w.-]+", "-", str(settings["name"]))
     settings["cluster"] = {"name": "local"} | settings.get("cluster", {})
     read_cluster(config_folder, settings["cluster"])
-    settings["overrides"] = [*overrides, *_settle_metric(settings, config)]
+    settings["overrides"] = [*overrides, *own]
     if settings.get("method") == "grid":
         points = len(space.grid(settings.get("n_trials")))
         settings["n_trials"] = min(settings.get("n_trials", points), points)
@@ -191,25 +192,36 @@ def make_plan(
     return plan
 
 
-def _settle_metric(settings: dict[str, Any], config: Mapping[str, Any]) -> list[str]:
-    """Settle metric and goal; return the overrides by which a trial's best epoch is found."""
+def examine(space: Space, settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Check what a search may draw; return its settings, with metric and goal, and overrides.
+
+    By these overrides a trial finds its best epoch. This imports what the configs name, and with
+    that JAX, but computes nothing.
+
+    Raises:
+        UserError: a line for each thing that is wrong.
+    """
+    if wrong := check_values(space):
+        raise UserError("\n".join(wrong))
+    config = space.configs.plain(space.contexts[0])
+    check_config(config)
     objective = build(config["objective"], loss=build(config.get("loss")), num_classes=2)
     own, mode = objective.monitor
     chosen = config["trainer"]["monitor"] or own
     mode = config["trainer"]["monitor_mode"] or mode
-    settings.setdefault("metric", f"val/{chosen}")
-    settings.setdefault("goal", "maximize" if mode == "max" else "minimize")
-    wanted, goal = settings["metric"].removeprefix("val/"), settings["goal"][:3]
+    usual = {"metric": f"val/{chosen}", "goal": "maximize" if mode == "max" else "minimize"}
+    settled = {**usual, **settings}
+    wanted, goal = settled["metric"].removeprefix("val/"), settled["goal"][:3]
     if (wanted, goal) == (chosen, mode):
-        return []
-    return [f"trainer.monitor={wanted}", f"trainer.monitor_mode={goal}"]
+        return settled, []
+    return settled, [f"trainer.monitor={wanted}", f"trainer.monitor_mode={goal}"]
 
 
 def check_values(space: Space) -> list[str]:
     """Return the complaints of a run about values that the search may draw, one per parameter.
 
     All values of a list and the ends of every range are compared with the config of each choice of
-    each group. This imports what the configs name, and with that JAX, but computes nothing.
+    each group.
     """
     found: dict[str, str] = {}
     for choices in space.contexts:

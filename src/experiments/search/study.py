@@ -102,6 +102,11 @@ class Study:
         return len(ended) == self.plan.n_trials
 
     @property
+    def all_begun(self) -> bool:
+        """Whether no trial of the budget waits to be claimed."""
+        return all(trial.state != TrialState.WAITING for trial in self.trials())
+
+    @property
     def cancelled(self) -> bool:
         """True once the workers were asked to stop."""
         return (self.folder / CANCEL).exists()

@@ -136,6 +136,8 @@ class Worker:
 
     def _show(self, trials: Sequence[Training], step: int) -> None:
         self.overviews.write(overview(trials, step))
+        if self.study.all_begun and step == trials[0].setup.experiment.total_steps:
+            trials[0].setup.prepare_evaluation()  # of the winner, while these are saved
 
     def _look(self) -> None:
         if self.study.cancelled and self.stop.name is None:

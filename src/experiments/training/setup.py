@@ -163,6 +163,12 @@ class Setup:
             self._compiled[key] = Compiled(self, layout, width)
         return self._compiled[key]
 
+    def prepare_evaluation(self) -> None:
+        """Begin to compile for the evaluation of a trial by itself."""
+        compiled = self.compiled(self.layout(1))
+        compiled.prepare(training=False)
+        compiled.begun()
+
     def evaluator(self, split: Split, layout: Layout) -> Evaluator:
         """Return the evaluation of a split for a stack."""
         limit = self.trainer.eval_batches

@@ -90,11 +90,6 @@ def put_to_read(array: np.ndarray | jax.Array, sharding: Sharding) -> jax.Array:
     return jax.make_array_from_single_device_arrays(copy.shape, sharding, views)
 
 
-def put_rows(rows: np.ndarray, sharding: Sharding) -> jax.Array:
-    """Put a batch on the devices; each process has its rows of it, in the order of processes."""
-    return jax.make_array_from_process_local_data(sharding, rows)
-
-
 def own_rows(batch_size: int) -> range:
     """Return the rows of a batch that this process computes."""
     share = batch_size // jax.process_count()
@@ -130,7 +125,7 @@ class Decisions:
 
     def __init__(self, max_time: float | None, save_every: float | None, most_steps: int):
         self._max_time, self._save_every = max_time, save_every
-        self.pace = Pace(most_steps)
+        self._most_steps, self._pace = most_steps, 1
         self.signal: str | None = None
         self.late = self.save_due = False
         self.steps = 1
@@ -149,23 +144,17 @@ class Decisions:
         number = max(asked) if len(asked) == len(signals) else 0
         late = self._max_time is not None and now - self._started > self._max_time
         due = self._save_every is not None and now - self._saved > self._save_every
-        seen = agree([number, late, due, self.pace.steps])
+        seen = agree([number, late, due, self._pace])
         number = int(seen[:, 0].max())
         self.signal = signal.Signals(number).name if number else None
         self.late, self.save_due = bool(seen[0, 1]), bool(seen[0, 2])
         self.steps = int(seen[0, 3])
 
+    def took(self, seconds: float, count: int) -> None:
+        """Learn from a dispatch of `count` steps how many keep the device busy for long enough."""
+        pace = DISPATCH_SECONDS * count / max(seconds, 1e-9)
+        self._pace = int(np.clip(pace, 1, self._most_steps))
+
     def saved(self) -> None:
         """Note that a checkpoint was saved."""
         self._saved, self.save_due = time.perf_counter(), False
-
-
-class Pace:
-    """The number of steps to hand to the device at once, by how long steps take."""
-
-    def __init__(self, most: int):
-        self.most, self.steps = most, 1
-
-    def took(self, seconds: float, count: int) -> None:
-        """Learn from a finished dispatch."""
-        self.steps = int(np.clip(DISPATCH_SECONDS * count / max(seconds, 1e-9), 1, self.most))

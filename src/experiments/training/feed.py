@@ -4,6 +4,7 @@ A window is a set of arrays and an order in which batches are drawn from them. A
 one window per epoch, put on the devices once; a streamed split is a window per batch.
 """
 
+import functools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import numpy as np
 
 from experiments.core.rng import root_key
 from experiments.data.dataset import Arrays, Batch, Stream
-from experiments.training.distributed import own_rows, put, put_rows
+from experiments.training.distributed import own_rows, put
 from experiments.training.step import Layout, epoch_order
 
 
@@ -95,7 +96,8 @@ class StreamedFeed:
             self.batches.go_to(position)
             self.position = position
         for batch in self.batches:
-            arrays = {name: put_rows(rows, self.layout.batch) for name, rows in batch.items()}
+            put_own = functools.partial(jax.make_array_from_process_local_data, self.layout.batch)
+            arrays = {name: put_own(rows) for name, rows in batch.items()}
             self.position += 1  # before the yield: who has seen enough does not come back
             yield Window(arrays, self.order, 1)
 

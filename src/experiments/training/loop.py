@@ -206,7 +206,7 @@ class Training:
         ends = [t.end_of(at) for t, at in zip(self.trials, diverged, strict=True)]
         if all(e or t.diverged_at for e, t in zip(ends, self.trials, strict=True)):
             count = max(e for e in ends if e) - self.metrics.step
-        self.decisions.pace.took(seconds, count)
+        self.decisions.took(seconds, count)
         rate = count * self.setup.batch_size / max(seconds, 1e-9)
         complete = False
         for step, only in self.metrics.add(host, count, ends):

@@ -7,7 +7,6 @@ import importlib.util
 import logging
 import math
 import os
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -97,7 +96,7 @@ def split_processor(trials: int) -> None:
     """Make a device of each core, for so many trials; without effect once a device is in use.
 
     XLA divides every operation among all cores, which small ones do not fill, so trials side by
-    side are faster with a core each. A trial by itself still has all of them: see `devices`.
+    side are faster with a core each. A trial by itself still has all of them: see `data_mesh`.
     """
     global _each_core_is_a_device
     count = min(cores(), trials)
@@ -106,12 +105,6 @@ def split_processor(trials: int) -> None:
         with contextlib.suppress(RuntimeError):  # in use already
             jax.config.update("jax_num_cpu_devices", count)
             _each_core_is_a_device = True
-
-
-def devices_of_one_trial() -> list[jax.Device]:
-    """Return this process's devices; one stands for all cores where each core is a device."""
-    devices = jax.local_devices()
-    return devices[:1] if _each_core_is_a_device and devices[0].platform == "cpu" else devices
 
 
 def announce() -> None:
@@ -137,7 +130,9 @@ def unused_gpu() -> str | None:
 
 def data_mesh(requested: int | None, batch_size: int) -> Mesh:
     """Return the devices that share each batch of one trial, as many per process."""
-    devices, processes = devices_of_one_trial(), jax.process_count()
+    devices, processes = jax.local_devices(), jax.process_count()
+    if _each_core_is_a_device and devices[0].platform == "cpu":
+        devices = devices[:1]  # which stands for all cores
     if requested is not None and requested > len(devices):
         raise UserError(f"trainer.devices={requested}: this machine has {len(devices)}")
     least = (requested or 1) * processes
@@ -239,14 +234,6 @@ def free_memory(devices: int) -> int:
     if "bytes_limit" in statistics:
         return statistics["bytes_limit"] - statistics["bytes_in_use"]
     return machine.free_memory() // devices
-
-
-def timed(call: Callable[[int], Any], steps: int) -> float:
-    """Return the seconds of so many steps; one before them warms up."""
-    jax.block_until_ready(call(1))
-    start = time.perf_counter()
-    jax.block_until_ready(call(steps))
-    return time.perf_counter() - start
 
 
 class Profile:

@@ -1,5 +1,6 @@
 """Trials of one static configuration on the devices: their states, numbers, data and programs."""
 
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -108,12 +109,13 @@ class Stack:
         return [(line, chosen.get(row)) for row, line in enumerate(lines)]
 
     def _predict(self, row: int, split: Split) -> tuple[Line, Predictions]:
-        evaluate, layout, stack = self.compiled.evaluate, self.layout, (self.best, self.hparams)
-        if layout.rows > 1:
-            layout = self.setup.layout(1)
-            evaluate = self.setup.compiled(layout).evaluate
+        layout, stack = self.setup.layout(1), (self.best, self.hparams)
+        if self.layout.rows > 1:
             stack = self._picked(stack, [row], layout)
-        evaluator = self.setup.evaluator(split, layout)
+        evaluate, evaluator = (
+            self.setup.compiled(layout).evaluate,
+            self.setup.evaluator(split, layout),
+        )
         return evaluator.predict(lambda batch: evaluate(stack[0], batch, stack[1]))
 
     def keep_better(self, better: Sequence[bool]) -> None:
@@ -219,7 +221,10 @@ class Stack:
             order, keys = window.order, self.keys
             return program(states, window.arrays, order, 0, count, self.hparams, keys)
 
-        return runtime.timed(call, min(steps, window.steps))
+        jax.block_until_ready(call(1))  # which warms up
+        start = time.perf_counter()
+        jax.block_until_ready(call(min(steps, window.steps)))
+        return time.perf_counter() - start
 
 
 @jax.jit

@@ -63,11 +63,6 @@ class Trial:
         return self.seed if own is None else own
 
     @property
-    def train_loss(self) -> float:
-        """The mean of the training loss over the last epoch."""
-        return self.line.get("train/epoch_loss", float("inf"))
-
-    @property
     def seconds(self) -> float:
         """Seconds of training and validation, over all sittings; those of all trials beside it."""
         return self.seconds_before + time.perf_counter() - self._started
@@ -123,11 +118,12 @@ class Trial:
           late: whether the time is up.
         """
         trainer, reason = self.setup.trainer, None
+        train_loss = self.line.get("train/epoch_loss", float("inf"))
         if self.diverged_at is not None:
             return "diverged"
         if trainer.patience is not None and self.best.stale >= trainer.patience:
             reason = f"val/{self.best.metric} has not improved for {trainer.patience} epochs"
-        elif trainer.target_loss is not None and self.train_loss <= trainer.target_loss:
+        elif trainer.target_loss is not None and train_loss <= trainer.target_loss:
             reason = f"trainer.target_loss={trainer.target_loss:g} is reached"
         elif late:
             reason = f"trainer.max_time={trainer.max_time:g} seconds have passed"
@@ -149,7 +145,9 @@ class Trial:
         return {
             "step": step,
             **self.line,
-            **self.best.summary,
+            "best": self.best.line,
+            "monitor": f"val/{self.best.metric}",
+            "monitor_mode": self.best.mode,
             **diverged,
             "status": status,
             "seconds": round(self.seconds, 3),
@@ -260,11 +258,6 @@ class BestEpoch:
         if trainer.monitor not in (None, metric):
             metric, mode = trainer.monitor, "max" if "accuracy" in trainer.monitor else "min"
         return cls(metric, trainer.monitor_mode or mode)
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """The line of the best epoch, and what made it the best."""
-        return {"best": self.line, "monitor": f"val/{self.metric}", "monitor_mode": self.mode}
 
     def improved(self, line: dict) -> bool:
         """Take an epoch's line; return whether no earlier epoch was as good.

@@ -9,9 +9,11 @@ import orbax.checkpoint as ocp
 import pytest
 
 from experiments.core.rng import root_key
+from experiments.errors import UserError
 from experiments.machine import StopRequest
 from experiments.tracking.jsonl import JsonLines, read_history
 from experiments.tracking.tracker import Tracker
+from experiments.training.checkpoints import load_weights
 from experiments.training.loop import fit
 from experiments.training.runtime import CPU_OPTIONS, SHORT, SHORT_OPTIONS, compiler_options
 from experiments.training.setup import Setups
@@ -163,6 +165,22 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(train, tmp_path,
     assert summary["status"] == "finished"
     assert f"{newest.name} cannot be read" in caplog.text
     assert timeless(lines) == timeless(whole)
+
+
+def test_no_flipped_byte_in_a_checkpoint_gives_other_weights(train, tmp_path):
+    train("trainer.checkpoints=true", "trainer.epochs=1")
+    saved = load_weights(tmp_path / "run", 20)
+    arrays = max((tmp_path / "run/checkpoints/20").rglob("d/*"), key=lambda p: p.stat().st_size)
+    whole, noticed = arrays.read_bytes(), 0
+    for place in range(0, len(whole), len(whole) // 20):
+        flipped = bytearray(whole)
+        flipped[place] ^= 16
+        arrays.write_bytes(flipped)
+        try:  # some bytes are of older copies that nobody reads
+            jax.tree.map(np.testing.assert_array_equal, load_weights(tmp_path / "run", 20), saved)
+        except UserError:
+            noticed += 1
+    assert noticed >= 10
 
 
 def test_a_compressed_checkpoint_is_read(train, monkeypatch):

@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import shutil
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ import numpy as np
 from experiments.core.experiment import State, Tree
 from experiments.core.params import copied
 from experiments.errors import UserError
+from experiments.training.distributed import fetch
 from experiments.training.run_folder import CHECKPOINTS, saved_steps
 
 log = logging.getLogger(__name__)
@@ -62,9 +64,8 @@ class Checkpoints:
         self.path = folder / CHECKPOINTS
         self._ocp = ocp
         policies = ocp.checkpoint_managers
-        policy = [policies.LatestN(2)]
-        if keep_every is not None:
-            policy.append(policies.EveryNSteps(keep_every))
+        lasting = [policies.EveryNSteps(keep_every)] if keep_every is not None else []
+        policy = [policies.LatestN(2), *lasting]
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(policy), cleanup_tmp_directories=True
         )
@@ -75,10 +76,6 @@ class Checkpoints:
             self.path.absolute(), options=options, item_handlers=handlers
         )
 
-    def has(self, step: int) -> bool:
-        """Return whether there is a checkpoint of this step, or one is being written."""
-        return step in self._manager.all_steps()
-
     def save(self, step: int, stack: Stack, progress: Sequence[Progress]) -> None:
         """Save in the background, unless there is a checkpoint of this step already.
 
@@ -87,15 +84,16 @@ class Checkpoints:
         Raises:
             UserError: this or an earlier checkpoint could not be written.
         """
-        if self.has(step):
+        if step in self._manager.all_steps():
             return
         self._check_room(sum(leaf.nbytes for leaf in jax.tree.leaves(stack)) + OVERHEAD)
         args, (states, best) = self._ocp.args, stack
+        # copied, since the training goes on changing its own
+        record = copy.deepcopy({"trials": list(progress), "checksums": checksums(stack)})
         items = args.Composite(
             state=args.PyTreeSave(states),
             best=args.PyTreeSave(best),
-            # copied, since the training goes on changing its own
-            progress=args.JsonSave(copy.deepcopy({"trials": list(progress)})),
+            progress=args.JsonSave(record),
         )
         with self._explained():
             self._manager.save(step, args=items)
@@ -153,6 +151,9 @@ class Checkpoints:
         found = self._manager.restore(
             step, args=args.Composite(**wanted, progress=args.JsonRestore())
         )
+        expected = found.progress.get("checksums")  # of version 0.1 there are none
+        if expected is not None and expected != checksums((found.state, found.best)):
+            raise ValueError("its arrays are not those that were saved: the files are damaged")
         return _with_trials(found.state, found.best, found.progress)
 
     def _check_room(self, size: int) -> None:
@@ -246,6 +247,12 @@ class SharedCheckpoints:
         if self._open is not None:
             self._open.close()
             self._open, self._stacks = None, self._stacks + 1
+
+
+def checksums(stack: Any) -> list[int]:
+    """Return the CRC-32 of every array, in rising order: whatever way their tree is read."""
+    arrays = (np.ascontiguousarray(fetch(leaf)) for leaf in jax.tree.leaves(stack))
+    return sorted(zlib.crc32(array.data) for array in arrays)
 
 
 def saved_step(folder: Path) -> int:

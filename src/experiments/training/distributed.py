@@ -96,9 +96,9 @@ def own_rows(batch_size: int) -> range:
     return range(jax.process_index() * share, (jax.process_index() + 1) * share)
 
 
-def fetch(array: jax.Array) -> np.ndarray:
+def fetch(array: jax.Array | np.ndarray) -> np.ndarray:
     """Return the whole of an array, in every process."""
-    if array.is_fully_addressable or array.is_fully_replicated:
+    if isinstance(array, np.ndarray) or array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
     return multihost_utils.process_allgather(array, tiled=True)
 

@@ -104,7 +104,25 @@ def test_missing_and_truncated_checkpoints_are_named(run_cli, tmp_path):
     assert "there is no checkpoint in" in error
 
 
-def test_a_terminated_run_exits_with_75_and_can_be_resumed(tmp_path, data_home):
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1"])
+def test_a_signal_before_the_training_ends_it_like_ctrl_c(tmp_path, data_home, name):
+    folder = tmp_path / "run"
+    command = [sys.executable, "run.py", "logger=none", *data_home, f"hydra.run.dir={folder}"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        wait_for(folder / ".hydra")
+        process.send_signal(getattr(signal, name))
+        _, error = process.communicate(timeout=60)
+    assert (process.returncode, error.strip()) == (130, "interrupted")
+
+
+def wait_for(path):
+    deadline = time.monotonic() + 60
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_terminated_run_exits_with_75_and_can_be_resumed(tmp_path, data_home, name):
     folder = tmp_path / "run"
     command = [sys.executable, "run.py", "logger=none", "trainer.figures=false"]
     start = [*command, *data_home, f"hydra.run.dir={folder}", "trainer.epochs=100000"]
@@ -113,10 +131,10 @@ def test_a_terminated_run_exits_with_75_and_can_be_resumed(tmp_path, data_home):
         deadline = time.monotonic() + 60
         while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
             time.sleep(0.1)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(getattr(signal, name))
         _, error = process.communicate(timeout=60)
     assert process.returncode == 75
-    assert "stopped by SIGTERM" in error
+    assert f"stopped by {name}" in error
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["status"] == "interrupted"
     resume = [*command[:2], f"resume={folder}", "trainer.max_time=0.5"]

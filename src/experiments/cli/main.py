@@ -12,6 +12,7 @@ import contextlib
 import gc
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -27,6 +28,9 @@ from experiments.errors import Exit
 # As it ends, Python looks through all objects, which takes long with JAX, but skips frozen ones.
 # Registered before all other functions, this is called after them.
 atexit.register(gc.freeze)
+
+
+INTERRUPTED = b"\ninterrupted\n"
 
 
 def command_line(main: Callable[[], Any], *, hydra: bool = True) -> int:
@@ -46,11 +50,12 @@ def command_line(main: Callable[[], Any], *, hydra: bool = True) -> int:
     logging.raiseExceptions = False  # a log file on a full disk is no reason for tracebacks
     sys.unraisablehook = _report_unraisable
     try:
-        if hydra:
-            sys.argv[1:] = for_hydra(sys.argv[1:])
-        main()
+        with _ends_at_once():
+            if hydra:
+                sys.argv[1:] = for_hydra(sys.argv[1:])
+            main()
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+        sys.stderr.write(INTERRUPTED.decode())
         return 130
     except (Exit, Exception) as ended:
         if isinstance(ended, Exit) and ended.__cause__ is None:
@@ -75,6 +80,29 @@ def job() -> Iterator[None]:
         yield
     except Exception as error:
         raise Exit(1) from error
+
+
+@contextlib.contextmanager
+def _ends_at_once() -> Iterator[None]:
+    """Have signals end the process until a training, which saves first, takes them over.
+
+    An exception from a handler would not do: in the middle of an import it can crash a library.
+    """
+    usual = (signal.SIG_DFL, signal.default_int_handler)
+    now = {number: signal.getsignal(number) for number in machine.STOP_SIGNALS}
+    before = {number: handler for number, handler in now.items() if handler in usual}
+    for number in before:
+        signal.signal(number, _end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end(_number: int, _frame: Any) -> None:
+    os.write(2, INTERRUPTED)
+    os._exit(130)
 
 
 def _report_unraisable(unraisable: Any) -> None:

@@ -51,6 +51,7 @@ def begin(
         print(f"job {job}, an array of {count} agents; they print into {folder}/slurm")
         print(f"cancel      scancel {job}")
         return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     agents = [subprocess.Popen(command, cwd=folder) for _ in range(count)]
     try:
         codes = [process.wait() for process in agents]

@@ -6,6 +6,7 @@ import datetime
 import io
 import json
 import shlex
+import signal
 import statistics
 import time
 from collections import Counter
@@ -266,6 +267,7 @@ def follow(study: Study) -> None:
     """Show a study until it is complete, live in a terminal; elsewhere once."""
     console = Console()
     if console.is_terminal:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         with watching(study, console) as look, contextlib.suppress(KeyboardInterrupt):
             while not study.complete:
                 look()

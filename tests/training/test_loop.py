@@ -130,6 +130,30 @@ def test_a_finished_run_says_so_and_goes_on_when_epochs_are_raised(train):
     assert timeless(longer) == timeless(whole)
 
 
+def test_progress_counted_in_other_units_is_refused(train, tmp_path):
+    train("trainer.checkpoints=true", "trainer.epochs=2")
+    for change in ("data.batch_size=128", "data.batch_size=32", "trainer.steps_per_epoch=5"):
+        with pytest.raises(UserError, match="cannot go on: a batch was 64 examples and an epoch"):
+            train("trainer.checkpoints=true", "trainer.epochs=4", change, resume=True)
+    (tmp_path / "run/summary.json").unlink()
+    with pytest.raises(UserError, match=r"20 steps, now 128 and 10\n.*model.pretrained="):
+        train("trainer.checkpoints=true", "trainer.epochs=4", "data.batch_size=128", resume=True)
+
+
+def test_another_monitor_and_a_longer_schedule_are_said(train, caplog):
+    options = ["trainer.checkpoints=true", "schedule=cosine"]
+    done, _ = train(*options, "trainer.epochs=2")
+    longer = [*options, "trainer.epochs=4", "trainer.monitor=loss", "trainer.patience=1"]
+    summary, lines = train(*longer, resume=True)
+    assert "the best epoch by accuracy (max) is no longer the best" in caplog.text
+    assert (
+        "stretched from 40 to 80 steps: its factor at step 40 was 0 and is now 0.5" in caplog.text
+    )
+    assert (done["status"], summary["status"]) == ("finished", "finished")
+    later = [line["val/loss"] for line in lines if "val/loss" in line][2:]
+    assert summary["best"]["val/loss"] == min(later)
+
+
 def test_saving_all_the_time_changes_no_number(train):
     options = ["trainer.epochs=2", "trainer.max_steps_per_dispatch=4"]
     _, lines = train(*options, folder="plain")

@@ -147,6 +147,11 @@ class Experiment:
             )
         return rest
 
+    def learning_rate_factor(self, hparams: Hparams, step: Any, total: int) -> jax.Array:
+        """Return the schedule's factor at a step of so many in all."""
+        schedule = build(place(self.config["schedule"], hparams, "schedule"))
+        return schedule(step, self.steps_per_epoch, total)
+
     def init_weights(
         self, hparams: Hparams, key: jax.Array, found: Mapping[str, Any] | None = None
     ) -> tuple[Tree, Tree]:
@@ -210,8 +215,7 @@ class Experiment:
             return means["loss"], (means, variables(model)[1])
 
         (loss, (metrics, model_state)), grads = jax.value_and_grad(loss_of, has_aux=True)(trained)
-        schedule = build(place(self.config["schedule"], hparams, "schedule"))
-        factor = schedule(state.step, self.steps_per_epoch, self.total_steps)
+        factor = self.learning_rate_factor(hparams, state.step, self.total_steps)
         grad_norm = norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         first = (state.diverged_at < 0) & ~finite

@@ -127,8 +127,7 @@ class Training:
     def _restore(self, saved: Sequence[Saved]) -> None:
         self.metrics.restore([one.progress["recorder"] for one in saved])
         for trial, one in zip(self.trials, saved, strict=True):
-            if not trial.restore(one.progress):
-                trial.warn("the data on disk have changed since it was saved")
+            trial.restore(one.progress)
             trial.diverged_at = trial.end_of(one.state.diverged_at)
 
     def _train(self) -> None:

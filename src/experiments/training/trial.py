@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -153,6 +154,7 @@ class Trial:
             "seconds": round(self.seconds, 3),
             "examples_per_second": seen / max(self.training_seconds, 1e-9),
             "parameters": self.parameters,
+            **self.units,
         }
 
     def progress(self, metrics: dict[str, Any]) -> dict[str, Any]:
@@ -165,14 +167,65 @@ class Trial:
             "training_seconds": self.training_seconds,
             "seconds": self.seconds,
             "fingerprint": self.setup.splits.fingerprint,
+            "monitor": [self.best.metric, self.best.mode],
+            "total_steps": self.setup.experiment.total_steps,
+            **self.units,
         }
 
-    def restore(self, saved: Mapping[str, Any]) -> bool:
-        """Take up what `progress` returned; return whether the data are still the same."""
-        self.best.line, self.best.stale = saved["best"], saved["stale"]
+    @property
+    def units(self) -> dict[str, int]:
+        """The sizes in which its progress is counted."""
+        return {
+            "batch_size": self.setup.batch_size,
+            "steps_per_epoch": self.setup.experiment.steps_per_epoch,
+        }
+
+    def check_units(self, saved: Mapping[str, Any]) -> None:
+        """Check that `saved`, a summary or what `progress` returned, counts as this config does.
+
+        Raises:
+            UserError: an epoch or a step was something else.
+        """
+        before = {name: saved.get(name, size) for name, size in self.units.items()}
+        if before == self.units:
+            return
+        sizes = "a batch was {batch_size} examples and an epoch {steps_per_epoch} steps"
+        raise UserError(
+            f"{self.directory} cannot go on: {sizes.format(**before)}, "
+            f"now {self.units['batch_size']} and {self.units['steps_per_epoch']}\n"
+            f"give it the old data.batch_size, data.limit and trainer.steps_per_epoch, or start a "
+            f"new run from its weights: model.pretrained={self.directory}"
+        )
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Take up what `progress` returned; say what has changed since.
+
+        Raises:
+            UserError: progress is counted in other units.
+        """
+        self.check_units(saved)
         self.line = saved["last_line"]
         self.training_seconds, self.seconds_before = saved["training_seconds"], saved["seconds"]
-        return saved["fingerprint"] == self.setup.splits.fingerprint
+        if saved["fingerprint"] != self.setup.splits.fingerprint:
+            self.warn("the data on disk have changed since it was saved")
+        metric, mode = saved.get("monitor", (self.best.metric, self.best.mode))
+        if (metric, mode) == (self.best.metric, self.best.mode):
+            self.best.line, self.best.stale = saved["best"], saved["stale"]
+        else:
+            self.warn(f"the best epoch by {metric} ({mode}) is no longer the best: looked for anew")
+        total = self.setup.experiment.total_steps
+        if (before := saved.get("total_steps", total)) != total:
+            self._compare_schedules(saved["recorder"]["step"], before, total)
+
+    def _compare_schedules(self, step: int, before: int, total: int) -> None:
+        """Say where another number of steps in all has changed the learning rate at a step."""
+        factor = self.setup.experiment.learning_rate_factor
+        old, new = (float(factor(self.hparams, step, steps)) for steps in (before, total))
+        if not math.isclose(old, new, rel_tol=1e-3):
+            self.warn(
+                f"the schedule is stretched from {before} to {total} steps: its factor at step "
+                f"{step} was {old:.3g} and is now {new:.3g}"
+            )
 
 
 def overview(trials: Sequence[Trial], step: int) -> Line:
@@ -236,6 +289,7 @@ def finished_before(trial: Trial, test: bool) -> dict[str, Any] | None:
     path = trial.directory / SUMMARY
     summary = json.loads(path.read_text()) if path.exists() else {}
     total = trial.setup.experiment.total_steps
+    trial.check_units(summary)
     done = summary.get("status") == "finished" and summary["step"] >= total
     done = done and (not test or any(name.startswith("test/") for name in summary))
     return summary if done else None

@@ -1,6 +1,7 @@
 """Whole runs on the real digits: what they write, how they end, and that they repeat themselves."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -128,6 +129,15 @@ def test_a_finished_run_says_so_and_goes_on_when_epochs_are_raised(train):
     _, longer = train(*options, "trainer.epochs=2", resume=True)
     _, whole = train(*options, "trainer.epochs=2", folder="whole")
     assert timeless(longer) == timeless(whole)
+
+
+def test_a_run_that_saved_nothing_begins_again_and_says_so(train, tmp_path, caplog):
+    _, whole = train("trainer.epochs=2", "trainer.checkpoints=true")
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    (tmp_path / "run/summary.json").unlink()
+    _, again = train("trainer.epochs=2", "trainer.checkpoints=true", resume=True)
+    assert "begins again from step 0" in caplog.text
+    assert timeless(again) == timeless(whole)
 
 
 def test_progress_counted_in_other_units_is_refused(train, tmp_path):

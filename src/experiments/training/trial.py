@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments.errors import UserError, suggest
 from experiments.machine import StopRequest
-from experiments.tracking.jsonl import SUMMARY
+from experiments.tracking.jsonl import METRICS, SUMMARY
 from experiments.tracking.tracker import RunInfo, Trackers
 from experiments.training.checkpoints import Saved, discard_after, load, saved_step
 from experiments.training.metrics import Line
@@ -275,6 +275,8 @@ def groups(
         setup, step = trial.setup, saved.step if saved else 0
         if saved:
             discard_after(trial.directory, step)
+        elif resume and (trial.directory / METRICS).exists():
+            trial.warn("it ended before its first checkpoint: it begins again from step 0")
         order = trial.shuffle_seed if setup.streamed else None
         found.setdefault((setup.static_key, step, order), []).append((trial, saved))
     for group in found.values():

@@ -148,6 +148,20 @@ def test_a_terminated_run_exits_with_75_and_can_be_resumed(tmp_path, data_home, 
     assert len(set(steps)) >= len(steps) - 1  # the test has the step of the last line
 
 
+def test_a_checkpoint_that_cannot_be_made_ends_the_run_within_seconds(tmp_path, data_home):
+    folder = tmp_path / "run"
+    command = [sys.executable, "run.py", "logger=none", "trainer.figures=false", *data_home]
+    command += [f"hydra.run.dir={folder}", "trainer.epochs=100000", "trainer.checkpoint_every=0.5"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        wait_for(folder / "checkpoints")
+        time.sleep(1)
+        (folder / "checkpoints").rename(folder / "before")
+        (folder / "checkpoints").write_text("in the way")
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "cannot save a checkpoint in" in error
+
+
 def test_two_processes_cannot_train_in_one_folder(run_cli, tmp_path):
     from experiments.training.run_folder import exclusive
 

@@ -67,7 +67,10 @@ class Checkpoints:
         lasting = [policies.EveryNSteps(keep_every)] if keep_every is not None else []
         policy = [policies.LatestN(2), *lasting]
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy(policy), cleanup_tmp_directories=True
+            preservation_policy=policies.AnyPreservationPolicy(policy),
+            cleanup_tmp_directories=True,
+            # else threads wait minutes for a folder that cannot be made
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
         # compressed, floats hardly shrink, but take four times the processor time and a copy
         arrays = ocp.PyTreeCheckpointHandler(use_compression=False)

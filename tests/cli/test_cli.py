@@ -162,6 +162,22 @@ def test_a_checkpoint_that_cannot_be_made_ends_the_run_within_seconds(tmp_path, 
     assert "cannot save a checkpoint in" in error
 
 
+@pytest.mark.parametrize("extra", [[], ["-m", "seed=range(2)"]], ids=["run", "search"])
+@pytest.mark.parametrize("lines", [1, 8])
+def test_a_reader_that_leaves_ends_nothing(tmp_path, data_home, extra, lines):
+    place = [f"study={tmp_path}"] if extra else [f"hydra.run.dir={tmp_path}"]
+    command = [sys.executable, "run.py", *data_home, *FAST, *place, *extra]
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, **pipe) as process:
+        for _ in range(lines):
+            process.stdout.readline()
+        process.stdout.close()
+        error = process.stderr.read()
+    assert process.returncode == 0, error
+    assert "Broken pipe" not in error
+    assert (tmp_path / ("results.csv" if extra else "summary.json")).exists()
+
+
 def test_two_processes_cannot_train_in_one_folder(run_cli, tmp_path):
     from experiments.training.run_folder import exclusive
 

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from experiments import machine
+from experiments.cli.output import harmless
 from experiments.cli.startup import for_hydra
 from experiments.errors import Exit
 
@@ -33,6 +34,7 @@ atexit.register(gc.freeze)
 INTERRUPTED = b"\ninterrupted\n"
 
 
+@harmless()
 def command_line(main: Callable[[], Any], *, hydra: bool = True) -> int:
     """Call a main function and return the exit code.
 

@@ -137,7 +137,7 @@ class Trackers(Tracker):
                 if method != "finish":
                     raise
                 failed = failed or error
-            except Exception as error:
+            except (Exception, SystemExit) as error:  # Rich exits where a pipe is closed
                 self.trackers.remove(tracker)
                 drop(tracker, error, finish=method != "finish")
         if failed:

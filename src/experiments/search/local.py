@@ -125,6 +125,7 @@ class Workers:
                     self.running.remove(process)
                     if process.returncode >= 0:  # it has put its trials in order itself
                         continue
+                    (study.folder / LOGS / f"{process.name}.json").unlink(missing_ok=True)
                     worked = study.claims.free_claims_of(process.name)
                     if worked and stop.name is None and not study.complete:
                         self.running.append(Process(self.sweep, process.slot, self.count))

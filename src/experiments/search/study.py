@@ -103,7 +103,7 @@ class Study:
 
     @property
     def all_begun(self) -> bool:
-        """Whether no trial of the budget waits to be claimed."""
+        """True when no trial of the budget waits to be claimed."""
         return all(trial.state != TrialState.WAITING for trial in self.trials())
 
     @property

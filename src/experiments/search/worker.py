@@ -289,11 +289,12 @@ class Worker:
                     opened[index] = self._open(run, stack, alone=alone)
                 except Exception as error:
                     ended[index] = error
-            log.info("%d runs side by side", len(opened))
+            log.info("trials side by side: %d", len(opened))
             try:
                 folder = self.study.folder / POPULATIONS
                 trials, show = list(opened.values()), self._show
-                fit(trials, folder, resume=True, test=test, shown=show, **self.limits)
+                flags = {"resume": True, "test": test, "train": not test}
+                fit(trials, folder, shown=show, **flags, **self.limits)
             except Exception as error:
                 if alone:
                     ended[0] = error

@@ -26,6 +26,7 @@ import numpy as np
 from experiments.core.experiment import State, Tree
 from experiments.core.params import copied
 from experiments.errors import UserError
+from experiments.tracking.jsonl import write_whole
 from experiments.training.distributed import fetch
 from experiments.training.run_folder import CHECKPOINTS, saved_steps
 
@@ -64,8 +65,7 @@ class Checkpoints:
         self.path = folder / CHECKPOINTS
         self._ocp = ocp
         policies = ocp.checkpoint_managers
-        lasting = [policies.EveryNSteps(keep_every)] if keep_every is not None else []
-        policy = [policies.LatestN(2), *lasting]
+        policy = [policies.LatestN(2), *([policies.EveryNSteps(keep_every)] if keep_every else [])]
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(policy),
             cleanup_tmp_directories=True,
@@ -214,8 +214,8 @@ class SharedCheckpoints:
           last: whether no step will follow that overwrites the states.
         """
         states, best = stack
-        large = sum(leaf.nbytes for leaf in jax.tree.leaves(states)) > LARGE
-        wait = large and jax.default_backend() == "cpu"
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(states))
+        wait = size > LARGE and jax.default_backend() == "cpu"
         stack = stack if last or wait else (copied(states), best)
         (alone, *others), first = folders, self._open is None
         where = self.folder / f"{self._stacks}" if others else alone
@@ -313,9 +313,8 @@ def _read(folder: Path, shapes: Stack | None, step: int | None) -> tuple[Any, An
 
 def _point(folder: Path, where: Path, row: int) -> None:
     """Write into a trial's folder where its checkpoint is."""
-    unfinished = folder / f"{POINTER}.tmp"
-    unfinished.write_text(json.dumps({"folder": os.path.relpath(where, folder), "row": row}))
-    unfinished.replace(folder / POINTER)
+    pointer = {"folder": os.path.relpath(where, folder), "row": row}
+    write_whole(folder / POINTER, json.dumps(pointer).encode())
 
 
 def _stack_of(folder: Path) -> tuple[Path, int]:
@@ -323,7 +322,9 @@ def _stack_of(folder: Path) -> tuple[Path, int]:
     if not (folder / POINTER).is_file():
         return folder, 0
     pointer = json.loads((folder / POINTER).read_text())
-    return (folder / pointer["folder"]).resolve(), pointer["row"]
+    if not (where := (folder / pointer["folder"]).resolve()).is_dir():
+        raise UserError(f"{folder} shared its checkpoints with others: {where} is gone")
+    return where, pointer["row"]
 
 
 def _newest(folder: Path) -> tuple[Path, int]:

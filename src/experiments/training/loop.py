@@ -28,8 +28,6 @@ from experiments.training.trial import TESTED, Trial, groups
 
 log = logging.getLogger(__name__)
 
-Dispatch = tuple[dict[str, jax.Array], int]  # the log of some steps, and their number
-
 
 def fit(
     trials: Sequence[Trial],
@@ -37,6 +35,7 @@ def fit(
     *,
     resume: bool = False,
     test: bool = True,
+    train: bool = True,
     width: int | None = None,
     most: int | None = None,
     shown: Callable[[Sequence[Trial], int], None] = lambda trials, step: None,
@@ -50,13 +49,16 @@ def fit(
       folder: of what belongs to several trials together, such as their checkpoints.
       resume: go on from what was saved in the folders of the trials.
       test: evaluate on the test split in the end; else it is left alone.
+      train: train what is left to train; else only test what was saved.
       width: trials computed as one batch (None: the fastest, by timing).
       most: most trials side by side (None: no limit).
       shown: called with the trials and their step whenever that has changed.
     """
-    for members, saved in groups(trials, most, resume=resume, test=test):
+    for number, (members, saved) in enumerate(groups(trials, most, resume=resume, test=test)):
+        if number and all(trial.stop.name is not None for trial in members):
+            break  # asked to stop before these began
         where = folder / uuid.uuid4().hex[:8]
-        Training(members, where, test=test, shown=shown).run(saved, width)
+        Training(members, where, test=test, train=train, shown=shown).run(saved, width)
     return [trial.summary for trial in trials]
 
 
@@ -74,9 +76,10 @@ class Training:
         folder: Path,
         *,
         test: bool,
+        train: bool,
         shown: Callable[[Sequence[Trial], int], None],
     ):
-        self.trials, self.test, self.shown = list(trials), test, shown
+        self.trials, self.test, self.train, self.shown = list(trials), test, train, shown
         setup = self.trials[0].setup
         self.setup, self.trainer, self.experiment = setup, setup.trainer, setup.experiment
         self.epochs, self.steps_per_epoch = self.trainer.epochs, self.experiment.steps_per_epoch
@@ -92,17 +95,14 @@ class Training:
         self.unlogged: list[tuple[Trial, int, Line]] = []  # the last lines of an epoch
 
     def run(self, saved: Sequence[Saved] | None, width: int | None) -> None:
-        """Train all epochs that are left.
-
-        Args:
-          saved: what the trials go on from, or None for all.
-          width: trials computed as one batch (None: the fastest, by timing).
-        """
+        """Train all epochs that are left, from `saved` on, or from step 0 if that is None."""
         self._begin(saved, width)
-        self._train()
+        if self.train:
+            self._train()
         if self.trials:
-            diverged = [trial.diverged_at is not None for trial in self.trials]
-            self._leave(["diverged" if d else "finished" for d in diverged])
+            done = self.metrics.step >= self.experiment.total_steps
+            ended = "finished" if done else "stopped_early"
+            self._leave(["diverged" if t.diverged_at is not None else ended for t in self.trials])
 
     def _begin(self, saved: Sequence[Saved] | None, width: int | None) -> None:
         """Start from step 0 or from what was saved; programs are compiled meanwhile."""
@@ -112,11 +112,10 @@ class Training:
             trial.trackers.status("compiling")
         if saved is not None:
             self._restore(saved)
-        training = self.metrics.step < self.experiment.total_steps
+        training = self.train and self.metrics.step < self.experiment.total_steps
         self.stack = Stack(self.trials, width, training=training)
-        parameters = count_parameters(self.setup.shapes.params)
         for trial in self.trials:
-            trial.start(parameters, self.metrics.step)
+            trial.start(count_parameters(self.setup.shapes.params), self.metrics.step)
         if saved is None:
             self.stack.begin(pretrained_weights(self.setup))
         else:
@@ -143,7 +142,7 @@ class Training:
             within = self.metrics.step % self.steps_per_epoch
             interrupted = self.decisions.signal is not None and within
             if self._all_diverged() or self.metrics.step == before or interrupted:
-                continue  # to the reason above
+                continue  # to leave, for the reason that there is
             self._validate()
             self._draw(epoch + 1)
             keep = self.trainer.keep_every and (epoch + 1) % self.trainer.keep_every == 0
@@ -163,7 +162,7 @@ class Training:
         self.last: list[Line] = [{"epoch": self.metrics.epoch} for _ in self.trials]
         self.clock = time.perf_counter()
         while self.metrics.step < end and not self._stopping():
-            waiting: Dispatch | None = None
+            waiting: tuple[dict[str, jax.Array], int] | None = None
             for dispatch in itertools.chain(self._dispatches(epoch, end), [None]):
                 self._log_lines()  # of the epoch before, now that the devices have work
                 if waiting is not None:
@@ -173,7 +172,7 @@ class Training:
                 self._save()
                 self.clock = time.perf_counter()
 
-    def _dispatches(self, epoch: int, end: int) -> Iterator[Dispatch]:
+    def _dispatches(self, epoch: int, end: int) -> Iterator[tuple[dict[str, jax.Array], int]]:
         """Hand steps of an epoch to the devices; yield each dispatch's log and length."""
         left = end - self.metrics.step
         for window in self.stack.feed.windows(epoch, self.steps_per_epoch - left):
@@ -222,8 +221,10 @@ class Training:
                 if only is not None:
                     trial.diverge(step)
                     if self.trainer.debug_nans:
-                        found = self.stack.first_nan(row, step - 1)
-                        trial.warn(f"it comes from {found or 'no single operation of that step'}")
+                        trial.first_nan = (
+                            self.stack.first_nan(row, step - 1) or "no operation alone"
+                        )
+                        trial.warn(f"it comes from {trial.first_nan}")
         lines = [] if complete else self.metrics.lines()  # with steps of seconds one takes minutes
         for trial, line in zip(self.trials, lines, strict=False):
             trial.trackers.progress(self.metrics.step, line | {"examples_per_second": rate})

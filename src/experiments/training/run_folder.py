@@ -56,7 +56,7 @@ def split_source(path: Path) -> tuple[Path, int | None]:
         return run_folder(path), None
     folder = run_folder(path.absolute().parent.parent)
     if not path.is_dir():
-        steps = ", ".join(map(str, saved_steps(folder)))
+        steps = ", ".join(map(str, saved_steps(folder))) or f"none; the newest is {folder} itself"
         raise UserError(f"{path} does not exist; there are {steps}")
     return folder, int(path.name)
 

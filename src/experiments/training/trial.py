@@ -48,6 +48,7 @@ class Trial:
         self.best = BestEpoch.of(setup)
         self.line: Line = {}  # the newest
         self.diverged_at: int | None = None  # the step, from 1
+        self.first_nan: str | None = None  # the operation that made it, with `debug_nans`
         self.summary: dict[str, Any] = {}
         self.among_others = False  # trained side by side with others
         self.training_seconds = self.seconds_before = 0.0  # the latter of earlier sittings
@@ -141,7 +142,10 @@ class Trial:
     def summarize(self, step: int, status: str) -> dict[str, Any]:
         """Return what `summary.json` says, but for the test."""
         step = self.diverged_at or step
-        diverged = {} if self.diverged_at is None else {"diverged_at": self.diverged_at}
+        diverged: dict[str, Any] = {}
+        if self.diverged_at is not None:
+            diverged = {"diverged_at": self.diverged_at}
+            diverged |= {"first_nan": self.first_nan} if self.first_nan else {}
         seen = step * self.setup.batch_size
         return {
             "step": step,

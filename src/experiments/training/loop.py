@@ -66,7 +66,6 @@ class Training:
     """Trials of one static configuration under way together.
 
     Trials that end leave between two epochs; the others go on as if they had always been alone.
-
     The arguments are those of `fit`; the trials are at one step.
     """
 
@@ -92,7 +91,7 @@ class Training:
         where = folder if len(self.trials) > 1 else self.trials[0].directory
         self.profile = Profile(where, self.trainer.profile_steps if is_first() else 0)
         self.figures = figures_of_trials(self.trials, test=test)
-        self.unlogged: list[tuple[Trial, int, Line]] = []  # the last lines of an epoch
+        self.to_log: list[tuple[Trial, int, Line]] = []  # ends of an epoch
 
     def run(self, saved: Sequence[Saved] | None, width: int | None) -> None:
         """Train all epochs that are left, from `saved` on, or from step 0 if that is None."""
@@ -159,7 +158,7 @@ class Training:
         the log. Before a checkpoint all of them are fetched, so that it holds one moment.
         """
         end = (epoch + 1) * self.steps_per_epoch
-        self.last: list[Line] = [{"epoch": self.metrics.epoch} for _ in self.trials]
+        self.end_lines: list[Line] = [{"epoch": self.metrics.epoch} for _ in self.trials]
         self.clock = time.perf_counter()
         while self.metrics.step < end and not self._stopping():
             waiting: tuple[dict[str, jax.Array], int] | None = None
@@ -196,42 +195,43 @@ class Training:
         if self._all_diverged():  # the steps after that changed nothing
             return
         host = jax.device_get(steps)
-        self.stack.compiled.begun()
+        self.stack.compiled.compile_evaluation()
         now = time.perf_counter()
         seconds, self.clock = now - self.clock, now
         host = {name: values[: len(self.trials)] for name, values in host.items()}
         diverged = host.pop("diverged_at")
         ends = [t.end_of(at) for t, at in zip(self.trials, diverged, strict=True)]
         if all(e or t.diverged_at for e, t in zip(ends, self.trials, strict=True)):
-            count = max(e for e in ends if e) - self.metrics.step
+            count = max(e for e in ends if e) - self.metrics.step  # none goes on after these
         self.decisions.took(seconds, count)
         rate = count * self.setup.batch_size / max(seconds, 1e-9)
-        complete = False
-        for step, only in self.metrics.add(host, count, ends):
-            complete = True
+        logged = False
+        for step, diverged_row in self.metrics.add(host, count, ends):
+            logged = True
             for row, line in enumerate(self.metrics.lines()):
-                trial = self.trials[row]
-                if trial.diverged_at is not None or only not in (None, row):
-                    continue
-                line["examples_per_second"] = rate
-                if only is None and step == end:
-                    self.last[row] = line
-                else:
-                    trial.log(step, line)
-                if only is not None:
-                    trial.diverge(step)
-                    if self.trainer.debug_nans:
-                        trial.first_nan = (
-                            self.stack.first_nan(row, step - 1) or "no operation alone"
-                        )
-                        trial.warn(f"it comes from {trial.first_nan}")
-        lines = [] if complete else self.metrics.lines()  # with steps of seconds one takes minutes
-        for trial, line in zip(self.trials, lines, strict=False):
-            trial.trackers.progress(self.metrics.step, line | {"examples_per_second": rate})
+                if self.trials[row].diverged_at is None and diverged_row in (None, row):
+                    line["examples_per_second"] = rate
+                    if diverged_row is None and step == end:
+                        self.end_lines[row] = line
+                    else:
+                        self.trials[row].log(step, line)
+            if diverged_row is not None:
+                self._diverge(diverged_row, step)
+        if not logged:  # slow steps: a line may take minutes, so the display shows a part of it
+            for trial, line in zip(self.trials, self.metrics.lines(), strict=True):
+                trial.trackers.progress(self.metrics.step, line | {"examples_per_second": rate})
         for trial in self.trials:
             trial.training_seconds += seconds
         self.profile.after(self.metrics.step)
         self.shown(self.trials, self.metrics.step)
+
+    def _diverge(self, row: int, step: int) -> None:
+        """Note that a trial diverged in this step, and where its NaN comes from if asked for."""
+        trial = self.trials[row]
+        trial.diverge(step)
+        if self.trainer.debug_nans:
+            trial.first_nan = self.stack.first_nan(row, step - 1) or "no operation alone"
+            trial.warn(f"it comes from {trial.first_nan}")
 
     def _validate(self) -> None:
         """Validate all trials, which completes their lines; take note of the best weights."""
@@ -239,19 +239,19 @@ class Training:
         measured, means = self.stack.measure("validation", weights), self.metrics.end_epoch()
         better = []
         for row, trial in enumerate(self.trials):
-            line = self.last[row] | means[row] | prefixed("val", measured[row])
+            line = self.end_lines[row] | means[row] | prefixed("val", measured[row])
             better.append(trial.diverged_at is None and trial.best.improved(line))
             if trial.diverged_at is None:
                 trial.line = line
-                self.unlogged.append((trial, self.metrics.step, line))
+                self.to_log.append((trial, self.metrics.step, line))
         self.stack.keep_better(better)
         if any(trial.trackers.may_stop for trial in self.trials):
             self._log_lines()
 
     def _log_lines(self) -> None:
-        for trial, step, line in self.unlogged:
+        for trial, step, line in self.to_log:
             trial.log(step, line)
-        self.unlogged = []
+        self.to_log = []
 
     def _draw(self, epoch: int) -> None:
         """Begin to draw what there is to see of an epoch."""

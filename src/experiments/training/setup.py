@@ -167,7 +167,7 @@ class Setup:
         """Begin to compile for the evaluation of a trial by itself."""
         compiled = self.compiled(self.layout(1))
         compiled.prepare(training=False)
-        compiled.begun()
+        compiled.compile_evaluation()
 
     def evaluator(self, split: Split, layout: Layout) -> Evaluator:
         """Return the evaluation of a split for a stack."""

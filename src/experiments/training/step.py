@@ -73,8 +73,8 @@ class Compiled:
 
     The number of steps of a dispatch is an input of the training program, so one compilation
     serves every length, and the numbers do not depend on how a training is cut into dispatches.
-    The program for evaluation is compiled once `begun` was called: the first steps of training have
-    the processor to themselves.
+    The program for evaluation is compiled once `compile_evaluation` was called: the first steps of
+    training have the processor to themselves.
 
     Args:
       setup: of the trials.
@@ -112,7 +112,7 @@ class Compiled:
     def evaluate(self) -> jax.stages.Compiled:
         """The evaluation program; waits for it."""
         self.prepare(training=False)
-        return self.begun().result()
+        return self.compile_evaluation().result()
 
     @functools.cached_property
     def begin(self) -> Callable[[Tree, Tree], tuple[State, Tree]]:
@@ -127,10 +127,10 @@ class Compiled:
         sharding = self.layout.trials
         return jax.jit(jax.vmap(one), out_shardings=sharding, compiler_options=options)
 
-    def begun(self) -> Future[jax.stages.Compiled]:
+    def compile_evaluation(self) -> Future[jax.stages.Compiled]:
         """Begin to compile for evaluation, now that there have been steps; return that program."""
         if self._evaluate is None:
-            self._evaluate = background.submit(self._compile_evaluation)
+            self._evaluate = background.submit(self._compiled_evaluation)
         return self._evaluate
 
     def _lower_evaluation(self) -> tuple[jax.stages.Lowered, int]:
@@ -141,7 +141,7 @@ class Compiled:
         traced = self.trace_evaluate(predictions=self.layout.rows == 1)
         return traced.lower(), work(traced.jaxpr.jaxpr)
 
-    def _compile_evaluation(self) -> jax.stages.Compiled:
+    def _compiled_evaluation(self) -> jax.stages.Compiled:
         assert self._lowered is not None
         (lowered, operations), setup = self._lowered.result(), self.setup
         examples = setup.trainer.epochs * len(setup.splits.validation) + len(setup.splits.test)

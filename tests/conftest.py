@@ -1,4 +1,4 @@
-"""What every test shares: composed configs, prepared digits, a quiet and offline machine."""
+"""Fixtures that every test shares: configs, prepared digits, a quiet and offline machine."""
 
 import logging
 import os

@@ -81,7 +81,7 @@ def timeless(lines: Iterable[dict]) -> list[dict]:
 
 
 def lines_of(folder: Path) -> list[dict]:
-    """What a run wrote, line by line, without what the clock says."""
+    """The record of a run, line by line, without what the clock says."""
     return timeless(map(json.loads, (folder / METRICS).read_text().splitlines()))
 
 

@@ -1,4 +1,4 @@
-"""The pure core: what is traced, and that a lane of a population is a run of its own."""
+"""The pure core: what is traced, and each of several trials side by side as a run of its own."""
 
 import math
 

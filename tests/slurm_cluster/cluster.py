@@ -57,7 +57,7 @@ class Cluster:
         self.stop()
 
     def command(self, *arguments: str, timeout: float = 30) -> str:
-        """What a command of the cluster's user prints."""
+        """Return the output of a command of the cluster's user."""
         done = subprocess.run(
             arguments, env=self.environment, capture_output=True, text=True, timeout=timeout
         )
@@ -134,7 +134,7 @@ class Cluster:
             )
 
     def _ready(self) -> bool:
-        """Whether a step runs on both nodes."""
+        """Return whether a step runs on both nodes."""
         command = ["srun", "-Q", "-N2", "-n2", "--immediate=2", "true"]
         try:
             self.command(*command, timeout=5)

@@ -230,7 +230,7 @@ def test_a_compressed_checkpoint_is_read(train, monkeypatch):
 
 
 def test_a_short_training_is_compiled_sooner_and_comes_to_the_same(data_home):
-    """What XLA's older emitters make of a step differs by rounding alone."""
+    """A step that XLA's older emitters compile differs by rounding alone."""
     setup = Setups().of(config := composed(*data_home, *SMALL))
     layout, hparams, key = setup.layout(1), setup.inputs_of(config), root_key(np.array([0]))
     traced = Compiled(setup, layout, 1).trace_train()

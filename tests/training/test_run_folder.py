@@ -1,4 +1,4 @@
-"""What a run folder says of an earlier run, also one of an older version."""
+"""The record of an earlier run in its folder, also one of an older version."""
 
 import logging
 

@@ -20,7 +20,7 @@ def machine(tmp_path, monkeypatch):
     jax.config.update("jax_platforms", before)
 
 
-def told(caplog):
+def said_lines(caplog):
     caplog.clear()
     with caplog.at_level(logging.INFO):
         runtime.announce()
@@ -29,18 +29,18 @@ def told(caplog):
 
 @pytest.mark.core
 def test_a_run_names_its_jax_and_its_devices(caplog):
-    ((_, line),) = told(caplog)
+    ((_, line),) = said_lines(caplog)
     assert line.startswith(f"jax {jax.__version__} on CPU, ")
 
 
 def test_a_gpu_that_jax_does_not_use_is_pointed_out(machine, caplog):
-    assert len(told(caplog)) == 1  # the tests told JAX to use the processor
+    assert len(said_lines(caplog)) == 1  # the tests told JAX to use the processor
     jax.config.update("jax_platforms", None)
-    _, (level, line) = told(caplog)
+    _, (level, line) = said_lines(caplog)
     assert level == "WARNING"
     assert "NVIDIA GPU is not used" in line
     machine.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert len(told(caplog)) == 1
+    assert len(said_lines(caplog)) == 1
 
 
 def test_trials_take_no_more_cores_than_there_is_memory_for(monkeypatch):

@@ -301,7 +301,7 @@ def test_trials_that_were_stopped_resume_whole(trial, tmp_path):
 
 
 def test_trials_that_were_killed_between_epochs_go_on(trial, tmp_path, monkeypatch):
-    """What was saved at the end of an epoch holds its validation too."""
+    """A checkpoint of the end of an epoch holds its validation too."""
     often = {"checkpoint_every": 0}
     plain, first, again = (
         [trial(rate, f"{i}", tmp_path / where, trainer=often) for i, rate in enumerate(RATES)]

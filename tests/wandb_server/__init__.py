@@ -1,4 +1,4 @@
-"""What the tests know of W&B: a server to log to, and a reader of what an offline run wrote."""
+"""W&B for the tests: a server to log to, and a reader of the files of offline runs."""
 
 from wandb_server import sweeps, views
 

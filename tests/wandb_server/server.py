@@ -22,7 +22,7 @@ API_KEY = "0123456789" * 4
 
 @dataclass
 class Run:
-    """What the server was told about one run."""
+    """One run as it was logged to the server."""
 
     entity: str
     project: str

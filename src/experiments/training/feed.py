@@ -34,7 +34,7 @@ class Window:
 
 
 class ResidentFeed:
-    """A split that is kept on the devices and shuffled there, epoch by epoch, unless `ordered`.
+    """A split that is resident on the devices, shuffled there epoch by epoch unless `ordered`.
 
     Args:
       arrays: the split, on the devices of `layout`.

@@ -5,6 +5,9 @@ import copy
 import functools
 import json
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -116,3 +119,22 @@ def killed_after_saving(monkeypatch: pytest.MonkeyPatch, step: int) -> Iterator[
         except Killed:
             return
     pytest.fail(f"step {step} was not saved")
+
+
+def leaves_no_child(program: str, *arguments: str) -> bool:
+    """Kill a Python program with SIGKILL once it prints; whether its children end, within 10 s.
+
+    They inherit its standard error, which is at an end when all that could write there have ended.
+    """
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", program, *arguments]
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, start_new_session=True) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline(), parent.communicate()
+        parent.kill()
+        try:
+            parent.communicate(timeout=10)
+        except subprocess.TimeoutExpired:
+            os.killpg(parent.pid, signal.SIGKILL)
+            return False
+    return True

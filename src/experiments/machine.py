@@ -5,6 +5,8 @@ import gc
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -12,6 +14,7 @@ from types import FrameType
 CONTROL_GROUPS = Path("/sys/fs/cgroup")  # of Linux, version 2
 GARBAGE_USUALLY = gc.get_threshold()
 GARBAGE_SELDOM = (100_000, 50, 100)
+PARENT = "EXPERIMENTS_PARENT"  # the process whose child the program that starts is
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -40,6 +43,32 @@ class StopRequest:
         if self.name is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.name = signal.Signals(number).name
+
+
+def end_with(parent: int, number: int = signal.SIGTERM) -> None:
+    """Send this process a signal when its parent has ended, in whatever way, or has by now.
+
+    A thread looks every second: Linux's own signal for it comes when the parent's thread that
+    started this process ends.
+    """
+
+    def follow() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def end_with_launcher() -> None:
+    """Have a program end, after it has saved, with the one that started it by `launched_here`."""
+    if parent := os.environ.pop(PARENT, None):
+        end_with(int(parent))
+
+
+def launched_here() -> dict[str, str]:
+    """Return what the environment of a program must hold for it to end with this process."""
+    return {PARENT: str(os.getpid())}
 
 
 def user_cache() -> Path:

@@ -6,6 +6,7 @@ import pytest
 from experiments.data.dataset import Stream
 from experiments.data.tfds_images import TfdsImages
 from experiments.errors import UserError
+from support import leaves_no_child
 
 
 def load(name: str = "toy", **options):
@@ -142,3 +143,18 @@ def test_a_damaged_file_is_the_users_to_correct(toy, data_dir: Path):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(UserError, match="cannot be read"):
         list(splits.train.iterate(4, 0, False))
+
+
+READ = """
+import time
+from experiments.data.tfds_images import TfdsImages
+if __name__ == "__main__":
+    batches = TfdsImages(name="digits", stream=True, workers=1).load().train.iterate(4, 0, True)
+    next(batches)
+    print("reads", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_decoders_end_with_a_killed_run():
+    assert leaves_no_child(READ)

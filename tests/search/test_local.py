@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from experiments.search import local
-from support import ROOT
+from support import ROOT, leaves_no_child
 
 
 @pytest.mark.parametrize(
@@ -51,3 +51,23 @@ def test_workers_share_a_gpu_by_the_name_that_jaxlib_reads(monkeypatch):
     assert "XLA_PYTHON_CLIENT_MEM_FRACTION" not in shared
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert local.environment(0, 4)["XLA_PYTHON_CLIENT_MEM_FRACTION"] == ".8"
+
+
+LAUNCH = """
+import pathlib, sys, time
+from experiments.search.local import Process
+process = Process(pathlib.Path(sys.argv[1]), 0, 1)
+process.stdout.readline()
+print("works", flush=True)
+time.sleep(60)
+"""
+WORK = """
+import time
+from experiments.cli.main import command_line
+command_line(lambda: print("works", flush=True) or time.sleep(60), hydra=False)
+"""
+
+
+def test_workers_end_with_a_killed_launcher(tmp_path):
+    (tmp_path / "sweep.py").write_text(WORK)
+    assert leaves_no_child(LAUNCH, str(tmp_path / "sweep.py"))

@@ -46,6 +46,7 @@ def command_line(main: Callable[[], Any], *, hydra: bool = True) -> int:
         hydra: translate the arguments for Hydra first, because `main` is one of its functions.
     """
     machine.collect_garbage_seldom()
+    machine.end_with_launcher()
     full = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
     # else Hydra prints errors in its own way and exits with 1; so it raises them
     os.environ["HYDRA_FULL_ERROR"] = "1"

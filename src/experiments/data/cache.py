@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import multiprocessing
-import signal
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -57,7 +56,8 @@ def decode_split(prepared: Prepared, split: str, workers: int) -> dict[str, np.n
     Raises:
         UserError: the prepared files are damaged, or a process ended early.
     """
-    from experiments.data.records import Records  # imports array_record, needed only to decode
+    # these import array_record, needed only to decode
+    from experiments.data.records import Records, begin_decoding
 
     records = Records(prepared, split)
     images = np.empty((len(records), *prepared.picture_shape), np.uint8)
@@ -67,13 +67,8 @@ def decode_split(prepared: Prepared, split: str, workers: int) -> dict[str, np.n
     with contextlib.ExitStack() as stack:
         decoded: Iterator = map(records.chunk, records.chunks)
         if workers > 1 and len(records) >= WORTH_PROCESSES:
-            # Spawned, as a fork would copy JAX's threads. Ctrl-C is for this process to handle.
-            pool = ProcessPoolExecutor(
-                workers,
-                multiprocessing.get_context("spawn"),
-                initializer=signal.signal,
-                initargs=(signal.SIGINT, signal.SIG_IGN),
-            )
+            spawn = multiprocessing.get_context("spawn")  # a fork would copy JAX's threads
+            pool = ProcessPoolExecutor(workers, spawn, initializer=begin_decoding)
             decoded = stack.enter_context(pool).map(records.chunk, records.chunks)
         try:
             for (start, stop), part in zip(records.chunks, decoded, strict=True):

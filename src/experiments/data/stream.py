@@ -12,7 +12,7 @@ from PIL import Image
 
 from experiments.data.dataset import Batch, Stream
 from experiments.data.prepared import Prepared
-from experiments.data.records import Records
+from experiments.data.records import Records, begin_decoding
 
 Example = dict[str, Any]
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
@@ -116,7 +116,7 @@ class _Batches:
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # Grain reads its flags, none of which is set here
             options = grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=2)
-            batches = batches.mp_prefetch(options)
+            batches = batches.mp_prefetch(options, begin_decoding)
         self._position = position
         self._iterator = iter(batches)
         # Called when the program ends, too: otherwise Grain's own clean-up ends in a traceback.

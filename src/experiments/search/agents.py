@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.errors import EXIT_CODES, Exit, UserError
-from experiments.machine import STOP_SIGNALS
+from experiments.machine import PARENT, STOP_SIGNALS, end_with_launcher, launched_here
 from experiments.search.configs import Configs
 from experiments.search.local import worker_count
 from experiments.search.readers import SweepFile, read_sweep_file
@@ -52,7 +52,8 @@ def begin(
         print(f"cancel      scancel {job}")
         return
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    agents = [subprocess.Popen(command, cwd=folder) for _ in range(count)]
+    environment = os.environ | launched_here()
+    agents = [subprocess.Popen(command, cwd=folder, env=environment) for _ in range(count)]
     try:
         codes = [process.wait() for process in agents]
     except KeyboardInterrupt:  # the agents have got it as well, and pass it on to their runs
@@ -103,6 +104,7 @@ def agent(sweep: str) -> int:
 
         for number in STOP_SIGNALS:
             signal.signal(number, stop)
+        end_with_launcher()
         code = child.wait()
         return EXIT_CODES["interrupted"] if wanted_back.exists() else code
 
@@ -111,6 +113,7 @@ def trial(folder: Path, arguments: Sequence[str]) -> None:
     """Become the run that an agent asks for, from its checkpoint if it was stopped before."""
     program = next(a for a in arguments if a.endswith("run.py") and "=" not in a)
     command = [sys.executable, program, *(a for a in arguments if a != program)]
+    os.environ[PARENT] = str(os.getppid())
     command = run_command(command, folder / os.environ["WANDB_RUN_ID"])
     os.execv(command[0], command)
 

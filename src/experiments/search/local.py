@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.core.config import mismatch
 from experiments.errors import UserError
-from experiments.machine import StopRequest
+from experiments.machine import StopRequest, launched_here
 from experiments.types import PositiveInt
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Process(subprocess.Popen):
             [sys.executable, str(sweep), "worker=-", f"name={self.name}"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=environment(slot, count),
+            env=environment(slot, count) | launched_here(),
             start_new_session=True,  # Ctrl-C in the terminal is for the launcher alone
         )
         if hasattr(os, "sched_setaffinity"):  # macOS divides its cores itself

@@ -25,6 +25,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from experiments.core.config import build, check
 from experiments.errors import EXIT_CODES, UserError, suggest
+from experiments.machine import launched_here
 from experiments.training.run_folder import saved_steps
 from experiments.types import NonNegativeInt, Positive, PositiveInt
 
@@ -54,7 +55,7 @@ class Task:
         job = JobEnvironment()
         # the child inherits this: the signal must not end a program that does not handle it yet
         signal.signal(NOTICE, signal.SIG_IGN)
-        child = subprocess.Popen(command, env=os.environ | process_of_job(job))
+        child = subprocess.Popen(command, env=os.environ | process_of_job(job) | launched_here())
 
         def pass_on(number: int, _frame: Any) -> None:
             signals.append(number)

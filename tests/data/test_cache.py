@@ -10,11 +10,9 @@ import pytest
 from experiments.data import cache
 from experiments.data.cache import cached
 
-SHAPES = {"image": (5, 2, 2, 1), "label": (5,)}
-
 
 def make() -> dict[str, np.ndarray]:
-    images = np.arange(20, dtype=np.uint8).reshape(SHAPES["image"])
+    images = np.arange(20, dtype=np.uint8).reshape(5, 2, 2, 1)
     return {"image": images, "label": np.arange(5, dtype=np.int32)}
 
 
@@ -28,37 +26,43 @@ def same(arrays: dict[str, np.ndarray]) -> bool:
 
 def test_makes_once_and_maps_afterwards(tmp_path: Path):
     folder = tmp_path / "a" / "b"
-    assert same(cached(folder, make, SHAPES))
-    arrays = cached(folder, never, SHAPES)
+    assert same(cached(folder, make))
+    arrays = cached(folder, never)
     assert same(arrays)
     assert isinstance(arrays["image"], np.memmap)
-    assert sorted(path.name for path in folder.iterdir()) == ["image.npy", "label.npy"]
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["crc32.json", "image.npy", "label.npy"]
 
 
-@pytest.mark.parametrize("keep", [0, 50, 140])
-def test_a_truncated_file_is_made_again(tmp_path: Path, keep: int, caplog):
-    folder = tmp_path / "split"
-    cached(folder, make, SHAPES)
-    path = folder / "image.npy"
-    path.write_bytes(path.read_bytes()[:keep])
-    assert same(cached(folder, make, SHAPES))
-    assert "damaged" in caplog.text
-    assert same(cached(folder, never, SHAPES))
+def damaged(content: bytes, at: int) -> bytes:
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
 
 
-def test_a_missing_file_or_another_shape_is_made_again(tmp_path: Path):
-    folder = tmp_path / "split"
-    cached(folder, make, SHAPES)
-    (folder / "label.npy").unlink()
-    assert same(cached(folder, make, SHAPES))
-    np.save(folder / "label.npy", np.arange(4))
-    assert same(cached(folder, make, SHAPES))
+@pytest.mark.parametrize("name", ["image.npy", "label.npy", "crc32.json"])
+def test_damage_anywhere_is_said_and_made_good(tmp_path: Path, name: str, caplog):
+    """One bit of a header, of a value or of a digest, or an end that is missing."""
+    cached(tmp_path, make)
+    path = tmp_path / name
+    whole = path.read_bytes()
+    ends = [whole[:size] for size in (0, 50, len(whole) - 1) if size < len(whole)]
+    for content in [*ends, *(damaged(whole, at) for at in range(0, len(whole), 5))]:
+        path.write_bytes(content)
+        assert same(cached(tmp_path, make))
+        assert path.read_bytes() == whole
+    assert same(cached(tmp_path, never))
+    assert "is damaged" in caplog.text
+
+
+def test_a_missing_file_is_made_again(tmp_path: Path):
+    cached(tmp_path, make)
+    (tmp_path / "label.npy").unlink()
+    assert same(cached(tmp_path, make))
 
 
 def test_an_unwritable_folder_is_only_a_warning(tmp_path: Path, caplog):
     (tmp_path / "file").write_text("")  # a folder cannot be made under a file, not even by root
     with caplog.at_level(logging.WARNING):
-        assert same(cached(tmp_path / "file" / "split", make, SHAPES))
+        assert same(cached(tmp_path / "file" / "split", make))
     assert "Cannot cache decoded data" in caplog.text
 
 
@@ -68,7 +72,7 @@ def test_a_full_disk_is_only_a_warning(tmp_path: Path, monkeypatch, caplog):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(cache.np, "save", full)
-    assert same(cached(tmp_path / "split", make, SHAPES))
+    assert same(cached(tmp_path / "split", make))
     assert "No space left on device" in caplog.text
     assert list((tmp_path / "split").iterdir()) == []
 
@@ -78,7 +82,7 @@ def test_many_at_once_all_get_the_data(tmp_path: Path):
     code = (
         "import sys; sys.path.insert(0, sys.argv[2]); from pathlib import Path\n"
         "import test_cache as t\n"
-        "for _ in range(20): assert t.same(t.cached(Path(sys.argv[1]), t.make, t.SHAPES))"
+        "for _ in range(20): assert t.same(t.cached(Path(sys.argv[1]), t.make))"
     )
     folder = tmp_path / "split"
     command = [sys.executable, "-c", code, str(folder), str(Path(__file__).parent)]
@@ -88,7 +92,7 @@ def test_many_at_once_all_get_the_data(tmp_path: Path):
     def race() -> None:
         for _ in range(20):
             cache._store(folder, make())
-            results.append(same(cached(folder, make, SHAPES)))
+            results.append(same(cached(folder, make)))
 
     thread = threading.Thread(target=race)
     thread.start()

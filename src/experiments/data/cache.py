@@ -1,10 +1,12 @@
 """Splits in memory: decoded once, and stored as files that later starts map into memory."""
 
 import contextlib
+import json
 import logging
 import multiprocessing
 import time
 import uuid
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -21,6 +23,7 @@ log = logging.getLogger(__name__)
 
 WORTH_PROCESSES = 8192  # fewer examples are decoded sooner than processes have started
 LOG_SECONDS = 10.0
+DIGESTS = "crc32.json"  # the CRC-32 of the file of each array
 
 
 def load_split(prepared: Prepared, split: str, cache: str | None, workers: int) -> Arrays:
@@ -33,12 +36,10 @@ def load_split(prepared: Prepared, split: str, cache: str | None, workers: int) 
     Raises:
         UserError: there is no such split, or the prepared files are damaged.
     """
-    count = prepared.num_examples(split)
     folder = Path(cache).expanduser() if cache else user_cache()
     arrays = cached(
         folder / prepared.name / prepared.info["version"] / prepared.fingerprint / split,
         make=lambda: decode_split(prepared, split, workers),
-        shapes={"image": (count, *prepared.picture_shape), "label": (count,)},
     )
     return Arrays(arrays)
 
@@ -85,20 +86,18 @@ def decode_split(prepared: Prepared, split: str, workers: int) -> dict[str, np.n
     return {"image": images, "label": labels}
 
 
-def cached(
-    folder: Path, make: Callable[[], dict[str, np.ndarray]], shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, np.ndarray]:
-    """Return the arrays stored in `folder`; make and store them where they are not there in full.
+def cached(folder: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Return the arrays stored in `folder`; make and store them where they are not there unharmed.
 
     Args:
-        folder: holds one `.npy` file per array. Its path must identify the contents.
+        folder: holds one `.npy` file per array, and their digests. Its path must identify the
+            contents.
         make: makes the arrays.
-        shapes: name and shape of every array; anything else in `folder` counts as damaged.
 
     Returns:
         Read-only memory-mapped arrays, or those just made where `folder` cannot be written.
     """
-    if (arrays := _open(folder, shapes)) is not None:
+    if (arrays := _open(folder)) is not None:
         return arrays
     made = make()
     try:
@@ -106,36 +105,43 @@ def cached(
     except OSError as error:  # unwritable, or the disk is full: training itself needs no cache
         log.warning("Cannot cache decoded data in %s (%s): each start will decode", folder, error)
         return made
-    return _open(folder, shapes) or made
+    return _open(folder) or made
 
 
-def _open(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray] | None:
+def _open(folder: Path) -> dict[str, np.ndarray] | None:
     """Return the stored arrays, or None where there are none or they are damaged."""
     try:
-        # To map a file shorter than its header says is an error, so a truncated one shows here.
-        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in shapes}
+        digests = json.loads((folder / DIGESTS).read_text())
+        for name, digest in digests.items():
+            if _digest(folder / f"{name}.npy") != digest:
+                raise ValueError(f"{name}.npy is not what was stored")
+        return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in digests}
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         log.warning("Decoded data in %s is damaged (%s): made again", folder, error)
         return None
-    if any(arrays[name].shape != shape for name, shape in shapes.items()):
-        log.warning("Decoded data in %s is of another shape: made again", folder)
-        return None
-    return arrays
 
 
 def _store(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write each array into a file of another name, which then takes the place of its own.
+    """Write each array, then the digests, into a file of another name, which is then renamed.
 
-    Others see all of a file or nothing. Two processes may do so at once, and what was there before
-    stays valid for those who have it open.
+    Others see all of a file or nothing. Two processes may do so at once, as they write the same,
+    and what was there before stays valid for those who have it open.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for name, array in arrays.items():
-        fresh = folder / f".{uuid.uuid4().hex}.npy"
-        try:
+    fresh = folder / f".{uuid.uuid4().hex}.npy"
+    digests = {}
+    try:
+        for name, array in arrays.items():
             np.save(fresh, array)
+            digests[name] = _digest(fresh)
             fresh.replace(folder / f"{name}.npy")
-        finally:
-            fresh.unlink(missing_ok=True)
+        fresh.write_text(json.dumps(digests))
+        fresh.replace(folder / DIGESTS)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def _digest(path: Path) -> int:
+    return zlib.crc32(np.memmap(path, mode="r").data)

@@ -10,6 +10,7 @@ import jax
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
+from experiments.core import trust
 from experiments.training.runtime import SHORT_OPTIONS, set_up_compiler
 from support import ROOT
 
@@ -20,6 +21,7 @@ QUICK = SHORT_OPTIONS | {"xla_backend_optimization_level": 0}
 FLAGS = [f"--{name}={value}".lower() for name, value in QUICK.items()]
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 jax.config.update("jax_platforms", "cpu")
+trust.allow([ROOT / "conf"], [])  # as every entry point does
 # absl closes the stream that it was imported under when Hydra sets up logging: pytest's own
 absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 

@@ -2,14 +2,19 @@
 
 import io
 import os
+import re
 import threading
 
 import optuna
+import pytest
 import yaml
 from rich.console import Console
 
+from experiments.cli.sweep import sweep
+from experiments.errors import UserError
 from experiments.search.results import Overviews, screen
-from experiments.search.study import Study, open_storage
+from experiments.search.study import Study, open_storage, state_of
+from experiments.search.worker import work
 from support import ROOT
 
 
@@ -56,6 +61,27 @@ def test_a_study_of_before_its_key_was_renamed_can_be_resumed(make_study):
     fields["lanes"] = fields.pop("side_by_side")
     path.write_text(yaml.safe_dump(fields))
     assert Study(study.folder, ROOT / "conf").plan == study.plan
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("overrides", ["optim.rule=os.system"], "allow=[os]"),
+        ("overrides", ["name=${oc.env:HOME}"], "may not read this"),
+        ("parameters", {"optim.rule": {"values": ["optax.adam", "os.system"]}}, "allow=[os]"),
+        ("cluster", {"name": "slurm", "setup": ["touch ran"]}, "say it again: cluster.setup="),
+    ],
+)
+def test_a_study_of_others_runs_nothing(make_study, field, value, words):
+    study = make_study()
+    path = study.folder / "study.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {field: value}))
+    with pytest.raises(UserError, match=re.escape(words)):
+        sweep([f"resume={study.folder}"], ROOT / "conf")
+    if field != "cluster":
+        with pytest.raises(UserError, match=re.escape(words)):
+            work(study.folder, ROOT / "conf")
+    assert {state_of(trial) for trial in study.trials()} == {"waiting"}
 
 
 def test_the_screen_has_a_row_per_worker_that_lives(make_study):

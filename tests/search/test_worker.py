@@ -119,16 +119,15 @@ def test_a_signal_saves_the_trial_and_another_worker_goes_on(make_study, monkeyp
 
 
 @pytest.mark.parametrize("side_by_side", [1, 8])
-def test_a_static_configuration_is_compiled_once(make_study, own_cache, side_by_side):
+def test_a_static_configuration_is_compiled_once(make_study, own_cache, side_by_side, monkeypatch):
     parameters = {
         "optim.learning_rate": {"distribution": "log_uniform_values", "min": 1e-3, "max": 0.1},
         "optim.b1": {"min": 0.5, "max": 0.95},
         "seed": {"min": 1, "max": 9},
         "model.hidden": {"values": [[8], [4]]},
     }
-    own = [f"trainer.compilation_cache={own_cache}"]
-    plan = {"n_trials": 8, "side_by_side": side_by_side}
-    study = make_study(parameters=parameters, overrides=own, **plan)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(own_cache))
+    study = make_study(parameters=parameters, n_trials=8, side_by_side=side_by_side)
     events: list[tuple[str, int]] = []  # (what was compiled, trials that had ended by then)
 
     def note(event: str, _seconds: float, **what) -> None:

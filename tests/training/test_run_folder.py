@@ -3,9 +3,11 @@
 import logging
 
 import pytest
+import yaml
 
 from experiments.errors import UserError
 from experiments.training.run_folder import exclusive, saved_steps, split_source, up_to_date
+from support import composed
 
 
 @pytest.fixture
@@ -59,3 +61,33 @@ def test_an_older_config_is_brought_up_to_date(caplog):
         "optim": {"_target_": "experiments.core.optim.optimizer", "rule": "optax.scale_by_adam"},
     }
     assert "model.gone=1, data.augment.a=" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("command", "path", "value", "words"),
+    [
+        ("mode=evaluate checkpoint=", ("model", "_target_"), "os.system", "allow=[os]"),
+        ("mode=sample checkpoint=", ("optim", "rule"), "jax.numpy.load", "may not name this"),
+        ("resume=", ("data", "augment", "_target_"), "subprocess.run", "allow=[subprocess]"),
+        ("resume=", ("name",), "${oc.env:HOME}", "may not read this"),
+        ("resume=", ("model", "_target_"), "optax.gone", "has no 'gone'"),
+    ],
+)
+def test_a_folder_of_others_runs_nothing(run_cli, tmp_path, command, path, value, words):
+    config, folder = composed(), tmp_path / "sent" / ".hydra"
+    *groups, key = path
+    group = config
+    for name in groups:
+        group = group[name]
+    group[key] = value
+    group["command"] = f"touch {tmp_path}/ran"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    callback = {"_target_": "pathlib.Path.touch", "self": f"{tmp_path}/ran"}
+    own = {"callbacks": {"x": callback}, "launcher": callback, "runtime": {"choices": {}}}
+    (folder / "hydra.yaml").write_text(yaml.safe_dump({"hydra": own}))
+    code, error = run_cli(*f"{command}{folder.parent}".split())
+    assert code == 2
+    assert words in error
+    assert len(error[error.index("error:") :].splitlines()) == 1
+    assert not (tmp_path / "ran").exists()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.cli.sweep import SEARCH_KEYS, divide
+from experiments.cli.sweep import SEARCH_KEYS, divide, trust_own
 from experiments.search import local
 
 if TYPE_CHECKING:
@@ -68,9 +68,11 @@ def workers_ahead(arguments: list[str], config_folder: Path) -> Iterator[None]:
     The arguments are as Hydra takes them.
     """
     flags = {a for a in arguments if a.startswith("-")}
+    options, overrides = divide([a.removeprefix(SWEEPER) for a in arguments])
+    if flags & set(MULTIRUN):
+        trust_own(options, overrides, config_folder)
     if not flags or flags - set(MULTIRUN):  # other flags, such as --cfg, only print something
         yield
         return
-    given = [a.removeprefix(SWEEPER) for a in arguments if a.startswith(SWEEPER)]
-    with local.standing_by(divide(given)[0], config_folder):
+    with local.standing_by(options, config_folder):
         yield

@@ -9,6 +9,7 @@ python sweep.py worker=<study folder>    one worker, as clusters start it
 """
 
 import datetime
+import os
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, Literal
 
 import yaml
 
+from experiments.core import trust
 from experiments.core.config import mismatch
 from experiments.errors import UserError, suggest
 from experiments.search import local
@@ -24,7 +26,7 @@ from experiments.search import local
 
 SEARCH_KEYS = (
     *("n_trials", "method", "rounds", "seeds", "storage", "heartbeat", "attempts"),
-    *("side_by_side", "study", "workers", "cluster", "name", "engine"),
+    *("side_by_side", "study", "workers", "cluster", "name", "engine", "allow"),
 )
 """Keys of a command line that are for the search, in `sweep.py` and after `run.py -m`."""
 
@@ -39,6 +41,7 @@ def sweep(arguments: Sequence[str], config_folder: Path) -> None:
     first = arguments[0] if arguments else ""
     action, _, value = first.partition("=")
     options, overrides = divide(arguments[1:])
+    trust_own(options, overrides, config_folder)
     engine = options.get("engine", "own")
     if action in ACTIONS:
         if overrides:
@@ -65,6 +68,15 @@ def sweep(arguments: Sequence[str], config_folder: Path) -> None:
 
             plan = plan_of_file(read_sweep_file(Path(first)), overrides, options, config_folder)
             begin(plan, study_folder(options, plan.name), config_folder, options, workers)
+
+
+def trust_own(options: Options, overrides: Sequence[str], config_folder: Path) -> None:
+    """Note what a command line trusts that a study in a folder cannot say: packages, programs."""
+    trust.allow([config_folder], options.get("allow", []))
+    for override in overrides:
+        key, _, folder = override.partition("=")
+        if key == "trainer.compilation_cache" and folder.strip("'\"") not in ("", "null"):
+            os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.strip("'\"")
 
 
 def divide(arguments: Sequence[str]) -> tuple[Options, list[str]]:

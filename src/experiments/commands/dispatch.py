@@ -7,6 +7,7 @@ from typing import Any, get_args
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.core import trust
 from experiments.core.config import build, check, check_config, mismatch
 from experiments.errors import UserError
 from experiments.training.distributed import join
@@ -36,18 +37,27 @@ def run(config: DictConfig) -> None:
     directory = Path(HydraConfig.get().runtime.output_dir)
     cluster, nodes = cluster_of(config)
     arguments = list(HydraConfig.get().overrides.task)
+    trust.allow(own_folders(), config.allow)
+    cache = config.trainer.compilation_cache  # not the run's: programs in a folder are executed
     if source is not None:
         config = saved_config(Path(source), arguments)
     plain = as_plain(config, directory)
     check_config(plain)
     if cluster is not None:
+        trust.vet(plain, "a job")  # which goes on with the config in its folder when it is requeued
         from experiments.search.slurm import submit_run
 
         print(submit_run(directory, cluster, nodes, arguments))
         return
-    set_up_compiler(plain["trainer"]["compilation_cache"])
+    set_up_compiler(cache)
     command = importlib.import_module(f"experiments.commands.{mode}")
     command.main(plain, directory, None if source is None else Path(source))
+
+
+def own_folders() -> list[Path]:
+    """Return the folders that Hydra composes the command's config of."""
+    sources = HydraConfig.get().runtime.config_sources
+    return [Path(source.path) for source in sources if source.schema == "file"]
 
 
 def cluster_of(config: DictConfig) -> tuple[Any, int]:

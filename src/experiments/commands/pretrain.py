@@ -7,6 +7,7 @@ from typing import Any
 
 from experiments.commands import train
 from experiments.core.config import check_config
+from experiments.core.trust import vet
 from experiments.tracking.jsonl import SUMMARY, write_json
 from experiments.tracking.terminal import number
 
@@ -31,7 +32,10 @@ def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
     from experiments.commands.dispatch import as_plain
 
     folders = {name: directory / name for name in ("pretraining", "pretrained", "from_scratch")}
-    first = as_plain(compose("config", config["pretrain"]["overrides"]), folders["pretraining"])
+    composed = compose("config", config["pretrain"]["overrides"])
+    if source is not None:
+        vet(OmegaConf.to_container(composed), source)
+    first = as_plain(composed, folders["pretraining"])
     data = config["data"] | {"limit": None, "batch_size": first["data"]["batch_size"]}
     shared = {"data": data, "seed": config["seed"], "logger": config["logger"]}
     model = config["model"] | {"pretrained": str(folders["pretraining"])}

@@ -158,7 +158,10 @@ def check(node: Any, path: str = "") -> None:
         if not isinstance(node["_target_"], str):
             raise UserError(f"{path}._target_ must be a dotted name, not {node['_target_']!r}")
         arguments = {key: value for key, value in node.items() if key not in SPECIAL}
-        target = locate(node["_target_"])
+        try:
+            target = locate(node["_target_"])
+        except UserError as error:
+            raise UserError(f"{path}._target_: {error}") from error
         check_arguments(target, arguments, path)
         if hasattr(target, "check_config"):  # what annotations cannot say
             for call in target.check_config(arguments, path) or ():  # further calls to check

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from experiments.core import trust
 from experiments.core.config import mismatch
 from experiments.errors import EXIT_CODES, Exit, UserError
 from experiments.search import local
@@ -42,7 +43,7 @@ def launch(study: Study, options: Options, workers: local.Workers | None) -> Non
         program = study.configs.folder.parent / "sweep.py"
         cluster = read_cluster(study.configs.folder, study.plan.cluster)
         assert cluster is not None
-        command = [sys.executable, str(program), f"worker={study.folder}"]
+        command = [sys.executable, str(program), f"worker={study.folder}", *trust.arguments()]
         tasks = [Task(command, cancelled=study.folder / CANCEL)] * count
         job = cluster.submit(tasks, study.folder, study.plan.name)
         print(f"job {job}, an array of {count} workers; they print into {study.folder}/slurm")
@@ -76,7 +77,7 @@ def resume(folder: Path, config_folder: Path, options: Options) -> None:
     """Start workers on a study that exists, with a larger budget if one is given."""
     plan = read_plan(folder)
     for key in options:
-        if key not in ("n_trials", "workers", "cluster"):
+        if key not in ("n_trials", "workers", "cluster", "allow"):
             raise UserError(f"{key}={options[key]}: a study keeps it; resume= can change n_trials")
     budget = options.get("n_trials", plan.n_trials)
     if plan.method == "grid" and budget != plan.n_trials:
@@ -85,11 +86,16 @@ def resume(folder: Path, config_folder: Path, options: Options) -> None:
         raise UserError(f"n_trials={budget}: must be a whole number of at least {plan.n_trials}")
     changes = options.get("cluster", {})
     cluster = changes if "name" in changes else plan.cluster | changes
+    for key in ("setup", "options"):
+        if (given := cluster.get(key)) and key not in changes:
+            problem = f"{folder} may not say what a job runs; say it again: cluster.{key}=..."
+            raise UserError(f"cluster.{key}={given}: {problem}")
     with local.standing_by(options, config_folder, cluster["name"]) as workers:
         read_cluster(config_folder, cluster)
         dataclasses.replace(plan, n_trials=budget, cluster=cluster).save(folder)
         (folder / CANCEL).unlink(missing_ok=True)
         study = Study(folder, config_folder)
+        study.space.vet(folder)
         study.lay_down()
         launch(study, options, workers)
 

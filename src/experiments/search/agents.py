@@ -23,7 +23,7 @@ from experiments.search.readers import SweepFile, read_sweep_file
 from experiments.search.slurm import Task, read_cluster, run_command
 from experiments.tracking.wandb import WANTED_BACK
 
-OPTIONS = ("engine", "study", "workers", "cluster")
+OPTIONS = ("engine", "study", "workers", "cluster", "allow")
 
 
 def begin(

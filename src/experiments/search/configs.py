@@ -9,10 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.core.config import leaves, place
+from experiments.core.config import check_config, leaves, place
+from experiments.core.trust import vet, vet_objects
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
+
+
+SOURCE = "a search"  # of configs, in messages
 
 
 class Configs:
@@ -25,11 +29,14 @@ class Configs:
     def compose(self, values: Mapping[str, Any] = {}) -> dict[str, Any]:
         """Return the config with other `values`, by dotted path or group; without interpolating.
 
+        The values and overrides may be of a file that somebody sent, so what they name is checked.
         Composing by Hydra is slow: configs that differ in values alone are copies of one.
         """
         chosen = {key: value for key, value in values.items() if key in self.groups or "@" in key}
         others = {path: value for path, value in values.items() if path not in chosen}
-        return place(self._of_choices(chosen), others)
+        config = place(self._of_choices(chosen), others)
+        vet(config, SOURCE)
+        return config
 
     def plain(self, values: Mapping[str, Any] = {}) -> dict[str, Any]:
         """Return the same with interpolations resolved."""
@@ -94,6 +101,12 @@ class Configs:
 
 # returns the one `Configs` of this process for these arguments
 configs_of = functools.lru_cache(maxsize=8)(Configs)
+
+
+def check_trial(config: dict[str, Any]) -> None:
+    """Check the config of a trial; raises `UserError`."""
+    vet_objects(config, SOURCE)
+    check_config(config)
 
 
 def resolved(config: dict[str, Any]) -> dict[str, Any]:

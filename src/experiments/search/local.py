@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.core import trust
 from experiments.core.config import mismatch
 from experiments.errors import UserError
 from experiments.machine import StopRequest, launched_here
@@ -38,7 +39,7 @@ class Process(subprocess.Popen):
     def __init__(self, sweep: Path, slot: int, count: int):
         self.name, self.slot = f"local-{slot}-{uuid.uuid4().hex[:6]}", slot
         super().__init__(
-            [sys.executable, str(sweep), "worker=-", f"name={self.name}"],
+            [sys.executable, str(sweep), "worker=-", f"name={self.name}", *trust.arguments()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment(slot, count) | launched_here(),

@@ -13,10 +13,10 @@ from typing import Any, Literal
 import yaml
 from optuna.trial import FrozenTrial, TrialState
 
-from experiments.core.config import build, check_arguments, check_config
+from experiments.core.config import build, check_arguments
 from experiments.errors import UserError
 from experiments.search import methods
-from experiments.search.configs import Configs, configs_of
+from experiments.search.configs import Configs, check_trial, configs_of
 from experiments.search.local import where_jax_is
 from experiments.search.readers import SweepFile, read_space, split
 from experiments.search.slurm import read_cluster
@@ -25,7 +25,7 @@ from experiments.tracking.jsonl import write_whole
 from experiments.types import Positive, PositiveInt
 
 FILE = "study.yaml"
-SETTLED = ("study", "workers", "engine")  # options that are no part of a plan
+SETTLED = ("study", "workers", "engine", "allow")  # options that are no part of a plan
 
 Method = Literal["random", "grid", "bayes", "gp", "cmaes", "quasi_random", "narrow"]
 
@@ -204,7 +204,7 @@ def examine(space: Space, settings: Mapping[str, Any]) -> tuple[dict[str, Any], 
     if wrong := check_values(space):
         raise UserError("\n".join(wrong))
     config = space.configs.plain(space.contexts[0])
-    check_config(config)
+    check_trial(config)
     objective = build(config["objective"], loss=build(config.get("loss")), num_classes=2)
     own, mode = objective.monitor
     chosen = config["trainer"]["monitor"] or own
@@ -228,7 +228,7 @@ def check_values(space: Space) -> list[str]:
         for name in space.existing(choices):
             for value in space.parameters[name].extremes:
                 try:
-                    check_config(space.configs.plain({**choices, name: value}))
+                    check_trial(space.configs.plain({**choices, name: value}))
                 except UserError as error:
                     own = str(error).startswith(name)
                     found.setdefault(name, str(error) if own else f"{name}={value}: {error}")

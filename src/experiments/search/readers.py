@@ -268,9 +268,16 @@ def _problems(content: Mapping[str, Any]) -> Iterator[str]:
         return
     for name, node in parameters.items():
         try:
-            read_parameter(node if isinstance(node, dict) else {})
+            parameter = read_parameter(node if isinstance(node, dict) else {})
         except UserError as error:
             yield f"{name}: {error}"
+            continue
+        if name == "allow":
+            yield "allow: only a command line can allow what a sweep file names"
+        try:
+            parameter.vet(name, "a sweep file")
+        except UserError as error:
+            yield str(error)
 
 
 def _wrong_keys(

@@ -103,6 +103,9 @@ class Slurm:
     options: dict
 
     def __post_init__(self) -> None:
+        for key in ("partition", "account", "qos"):
+            if "\n" in (getattr(self, key) or ""):  # which would be a line of the script
+                raise UserError(f"cluster.{key}={getattr(self, key)!r}: must be one line")
         if self.notice > 30 * self.time:
             raise UserError(
                 f"cluster.notice={self.notice}: a job of {self.time} minutes would have to save "
@@ -192,9 +195,13 @@ def submit_run(folder: Path, cluster: Slurm, nodes: int, arguments: Sequence[str
 
 
 def run_command(command: Sequence[str], folder: Path) -> list[str]:
-    """Return a command of `run.py` for the run in `folder`: from its checkpoint if it has one."""
+    """Return a command of `run.py` for the run in `folder`: from its checkpoint if it has one.
+
+    What is not taken from its folder, since it decides which code runs, is said again.
+    """
     if saved_steps(folder):
-        return [*command[:2], f"resume={folder}"]
+        kept = [a for a in command[2:] if a.startswith(("allow=", "trainer.compilation_cache="))]
+        return [*command[:2], f"resume={folder}", *kept]
     return [*command, f"hydra.run.dir={folder}"]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
+from experiments.core.trust import vet
 from experiments.errors import UserError, suggest
 from experiments.search.configs import Configs
 
@@ -82,6 +83,11 @@ class Parameter:
         rounded = float(f"{round(value / self.q) * self.q:.12g}")  # 0.3, not 0.30000000000000004
         return int(rounded) if float(self.q).is_integer() else rounded
 
+    def vet(self, name: str, source: Any) -> None:
+        """Check that each value may be named by `source`; raises `UserError`."""
+        for value in self.values:
+            vet({name: value}, source)
+
     @property
     def points(self) -> list | None:
         """Every value, for a grid; None where there are infinitely many."""
@@ -145,6 +151,13 @@ class Space:
         first = {name: values[0] for name, values in self.groups.items()}
         others = (first | {name: v} for name, values in self.groups.items() for v in values[1:])
         return [first, *others]
+
+    def vet(self, source: Any) -> None:
+        """Check that `source` may name and read what its trials do; raises `UserError`."""
+        for name, parameter in self.parameters.items():
+            parameter.vet(name, source)
+        for choices in self.contexts:
+            vet(self.configs.compose(choices), source)
 
     def draw(self, suggest: Callable[[str, Parameter], Any]) -> dict[str, Any]:
         """Return the values of one trial: of groups, then of the parameters beside them."""

@@ -15,10 +15,11 @@ from typing import Any, Literal, NamedTuple
 import yaml
 from optuna.trial import FrozenTrial
 
-from experiments.core.config import build, check_config
+from experiments.core.config import build
+from experiments.core.trust import says, vet_objects
 from experiments.errors import EXIT_CODES, Exit, UserError
 from experiments.machine import StopRequest
-from experiments.search.configs import Configs, assignments, resolved
+from experiments.search.configs import Configs, assignments, check_trial, resolved
 from experiments.search.results import WINNER, Overviews, values_of, winner_of, write_results
 from experiments.search.study import Study, Trial
 from experiments.tracking.jsonl import JsonLines
@@ -126,9 +127,15 @@ class Worker:
 
     def __init__(self, study: Study, stop: StopRequest):
         self.study, self.stop, self.setups = study, stop, Setups()
+        study.space.vet(study.folder)
+        for choices in study.space.contexts:  # here, since it would be a failure of each trial
+            vet_objects(study.configs.compose(choices), study.folder)
         config = study.configs.plain()
         split_processor(int(study.plan.side_by_side) * study.plan.seeds)
-        set_up_compiler(config["trainer"]["compilation_cache"])
+        cache = config["trainer"]["compilation_cache"]
+        if cache and not says(f"compilation_cache: {cache}"):
+            cache = None  # programs in a folder are executed, and a study may have been sent
+        set_up_compiler(cache)
         announce()
         options = build(config["population"])
         self.limits = {"width": options.width, "most": options.most}
@@ -247,7 +254,7 @@ class Worker:
         if "group" in config["logger"] and config["logger"]["group"] is None:
             config["logger"]["group"] = plan.name
         plain = resolved(config)
-        check_config(plain)
+        check_trial(plain)
         hydra = run.folder / ".hydra"
         hydra.mkdir(parents=True, exist_ok=True)
         overrides = [*plan.overrides, *assignments(run.values)]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.core.config import locate
+from experiments.core.trust import vet, vet_objects
 from experiments.errors import UserError, suggest
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ CHECKPOINTS = "checkpoints"
 HYDRA = ".hydra"
 PACKAGE = __name__.partition(".")[0]
 
-COMMAND = ("mode", "resume", "checkpoint", "cluster", "nodes")
+COMMAND = ("mode", "resume", "checkpoint", "cluster", "nodes", "allow")
 """Keys of a command, not of the run that it names."""
 
 
@@ -88,7 +89,8 @@ def saved_config(source: Path, overrides: Sequence[str]) -> "DictConfig":
     A config of an older version gets today's values for new keys.
 
     Raises:
-        UserError: `source` is no run, or an override is not for a value of its config.
+        UserError: `source` is no run, its config names what it may not, or an override is not for
+            a value of it.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import DictConfig, OmegaConf
@@ -122,6 +124,9 @@ def saved_config(source: Path, overrides: Sequence[str]) -> "DictConfig":
                 f"single values can be changed, such as trainer.epochs=20"
             )
         OmegaConf.update(config, key, override.value())
+    plain = OmegaConf.to_container(config, resolve=False)
+    vet(plain, folder)
+    vet_objects(plain, folder)
     return config
 
 

@@ -65,11 +65,13 @@ def compiler_options(work: float = math.inf) -> dict[str, Any] | None:
 def set_up_compiler(folder: str | None) -> None:
     """Keep compiled programs in `folder` (None: the user's cache folder; "": nowhere).
 
-    Comes before any use of a device, since XLA reads its flags then.
+    None is JAX's own variable of the environment, if it is set. Comes before any use of a device,
+    since XLA reads its flags then.
     """
     _leave_out_slow_passes()
     if folder == "":
         return
+    folder = folder or os.environ.get("JAX_COMPILATION_CACHE_DIR")
     path = Path(folder).expanduser() if folder else user_cache() / "xla"
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -35,7 +35,7 @@ Split = Literal["train", "validation", "test"]
 # keys of a config that make no difference to a program
 OWN = (
     *("seed", "name", "mode", "resume", "checkpoint", "logger", "cluster", "nodes"),
-    *("predict", "population", "lr_range"),
+    *("allow", "predict", "population", "lr_range"),
 )
 UNTRACEABLE = (
     jax.errors.ConcretizationTypeError,

@@ -3,11 +3,15 @@
 import ctypes
 import os
 import platform
+import stat
 from pathlib import Path
 
+import jax
 import pytest
 
 from experiments import machine
+from experiments.ops import library
+from experiments.training.runtime import set_up_compiler
 
 PIECE, PIECES = 4096, 25_000
 
@@ -22,6 +26,42 @@ def job(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "_limits", lambda name: [tmp_path / name])
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
     return tmp_path
+
+
+def test_programs_are_read_from_no_folder_that_others_write(
+    tmp_path, monkeypatch, caplog, own_cache
+):
+    def cache_at(path: Path) -> Path | None:
+        set_up_compiler(str(path))
+        found = jax.config.values["jax_compilation_cache_dir"]
+        return found and Path(found)
+
+    before = os.umask(0)
+    try:
+        new = tmp_path / "new" / "xla"
+        assert cache_at(new) == new
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (new.parent, new)] == [0o700] * 2
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    assert cache_at(shared / "xla") == shared / "xla"  # as in /tmp, where others take nothing away
+    shared.chmod(0o777)
+    for path in (shared, shared / "xla"):
+        caplog.clear()
+        assert cache_at(path) is None
+        assert f"no compilation cache: {shared} can be written by others" in caplog.text
+    monkeypatch.setenv("XDG_CACHE_HOME", str(shared))
+    with pytest.raises(PermissionError, match="can be written by others"):
+        library._compiled()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_programs_are_read_from_no_folder_of_another_user(tmp_path):
+    os.chown(tmp_path, 65534, -1)
+    with pytest.raises(PermissionError, match="belongs to another user"):
+        machine.private_folder(tmp_path)
 
 
 def test_a_quota_counts_as_so_many_cores(job):

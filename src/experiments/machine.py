@@ -1,9 +1,13 @@
 """The machine: its processor and memory as far as this process may use them, folders, signals."""
 
+import contextlib
 import ctypes
 import gc
+import grp
 import os
+import pwd
 import signal
+import stat
 import sys
 import threading
 import time
@@ -74,6 +78,30 @@ def launched_here() -> dict[str, str]:
 def user_cache() -> Path:
     """Return this project's folder for what can be made again: programs, decoded pictures."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "experiments"
+
+
+def private_folder(path: Path) -> Path:
+    """Return a folder for programs, made where it is not there: what is in it is executed.
+
+    Raises:
+        OSError: it cannot be made, or another user can put files into it.
+    """
+    for folder in (*reversed(path.parents), path):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.stat()
+        if folder == path and found.st_uid != os.geteuid():
+            raise PermissionError(f"{folder} belongs to another user")
+        if _others_write(found) and (folder == path or not found.st_mode & stat.S_ISVTX):
+            raise PermissionError(f"{folder} can be written by others; remove it, or chmod go-w it")
+    return path
+
+
+def _others_write(found: os.stat_result) -> bool:
+    """Return whether more than one user can write; on many systems each has a group alone."""
+    with contextlib.suppress(KeyError):  # a user or a group without a name
+        if grp.getgrgid(found.st_gid).gr_name == pwd.getpwuid(os.geteuid()).pw_name:
+            return bool(found.st_mode & stat.S_IWOTH)
+    return bool(found.st_mode & (stat.S_IWOTH | stat.S_IWGRP))
 
 
 def cores() -> int:

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from experiments.machine import user_cache
+from experiments.machine import private_folder, user_cache
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ def _compiler() -> list[str]:
 
 
 def _compile(path: Path, compiler: list[str]) -> subprocess.Popen[str]:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    private_folder(path.parent)
     return subprocess.Popen(
         ["sh", "-c", COMPILE, str(path), *compiler, *FLAGS, f"-I{_headers()}", *map(str, SOURCES)],
         stdout=subprocess.DEVNULL,
@@ -120,10 +120,10 @@ def _compiled() -> Path:
     """Compile the library if need be and return its path.
 
     Raises:
-      OSError: no compiler, one that refuses the source, or nowhere to write.
+      OSError: no compiler, one that refuses the source, or nowhere to write that is private.
     """
     path = _path()
-    if path.exists():
+    if private_folder(path.parent) and path.exists():
         return path
     if not (compiler := _compiler()):
         raise OSError("there is no C compiler (cc) to make their library with")

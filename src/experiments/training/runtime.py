@@ -74,9 +74,10 @@ def set_up_compiler(folder: str | None) -> None:
     folder = folder or os.environ.get("JAX_COMPILATION_CACHE_DIR")
     path = Path(folder).expanduser() if folder else user_cache() / "xla"
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        machine.private_folder(path.absolute())
     except OSError as error:
         log.warning("no compilation cache: %s", error)
+        jax.config.update("jax_compilation_cache_dir", None)  # of the environment
         return
     if jax.config.values["jax_compilation_cache_dir"] not in (None, str(path)):
         reset_cache()  # JAX stays with the first folder that it wrote to

@@ -1,10 +1,14 @@
 """The figures of whole runs, by kind of objective."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from experiments.core.rng import root_key
+from experiments.errors import UserError
 from experiments.tracking.tracker import Tracker
 from experiments.training.figures import RunFigures, view_of
 from experiments.training.setup import Setups
@@ -12,7 +16,7 @@ from experiments.viz import classification_figures, drawing
 from experiments.viz.figures import learning_curves
 from experiments.viz.image_figures import mosaic
 from experiments.viz.trial_view import DRAWN_DURING_TRAINING, figures_of
-from support import composed
+from support import Killed, composed, lines_of
 
 SHORT = ["logger=none", "trainer.epochs=2", "trainer.steps_per_epoch=3", "data.batch_size=32"]
 
@@ -23,7 +27,7 @@ def pictures(folder):
     for name in found:
         picture = np.asarray(Image.open(folder / "figures" / f"{name}.png").convert("L"))
         assert picture.std() > 1, name
-    assert not list((folder / "figures").glob("*.tmp"))
+    assert not list((folder / "figures").glob(".*"))
     return found
 
 
@@ -47,6 +51,46 @@ def test_a_vae_shows_its_latents_and_samples_over_time(run_cli, tmp_path):
     code, error = run_cli("mode=figures", f"checkpoint={run}", folder=tmp_path / "again")
     assert code == 0, error
     assert "manifold" in pictures(run)
+
+
+VAE = ["model=vae", "model.hidden=[16]", *SHORT]
+
+
+def test_a_run_that_is_killed_while_a_picture_is_written_ends_with_all_of_them(
+    run_cli, monkeypatch, tmp_path
+):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert run_cli(*VAE, folder=whole)[0] == 0
+    with monkeypatch.context() as patch:
+        replaced = Path.replace
+
+        def killed(self, target):
+            if Path(target).name == "samples_00000003.png":
+                raise Killed
+            return replaced(self, target)
+
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(Killed):
+            run_cli(*VAE, "trainer.checkpoint_every=0", folder=cut)
+    assert "samples_00000003" not in pictures(cut)
+    code, error = run_cli(f"resume={cut}", folder=cut)
+    assert code == 0, error
+    assert lines_of(cut) == lines_of(whole)
+    assert pictures(cut) == pictures(whole)
+    for name in sorted(pictures(cut) - {"learning_curves"}):  # which shows times
+        ours, others = (folder / "figures" / f"{name}.png" for folder in (cut, whole))
+        assert ours.read_bytes() == others.read_bytes(), name
+
+
+def test_a_damaged_picture_costs_a_line(run_cli, tmp_path):
+    run = tmp_path / "run"
+    assert run_cli(*VAE)[0] == 0
+    (run / "figures" / "samples_00000003.png").write_bytes(b"")
+    code, error = run_cli(f"resume={run}", "trainer.epochs=3", folder=run)
+    assert code == 0, error
+    assert error.count("samples_00000003.png is left out of samples.gif: cannot identify") == 1
+    assert Image.open(run / "figures" / "samples.gif").n_frames == 2
+    assert json.loads((run / "summary.json").read_text())["status"] == "finished"
 
 
 class Notes(Tracker):
@@ -83,15 +127,32 @@ def test_several_trials_of_one_process_have_figures_of_their_own(tmp_path):
     assert first.read_bytes() != second.read_bytes()
 
 
-def test_a_figure_that_cannot_be_drawn_costs_a_warning(run_cli, monkeypatch, tmp_path):
-    def broken(*_):
-        raise ValueError("no such colour")
+def test_a_folder_of_figures_that_cannot_be_made_costs_a_line(tmp_path, caplog):
+    setup = Setups().of(config := composed("model=vae", "model.hidden=[16]", "data.limit=64"))
+    hparams = setup.inputs_of(config)
+    (tmp_path / "figures").write_text("a file")
+    figures = RunFigures(view_of(setup, hparams, tmp_path), tmp_path, Notes(), every=1)
+    figures.after_epoch(10, setup.experiment.init_weights(hparams, root_key(0)))
+    figures.flush(10)
+    (message,) = caplog.messages
+    assert message.startswith("the figures cannot be drawn: FileExistsError")
 
-    monkeypatch.setattr(classification_figures, "confusion_matrix", broken)
+
+def test_figures_that_cannot_be_drawn_cost_a_line_each(run_cli, monkeypatch, tmp_path):
+    def broken(error):
+        def draw(*_):
+            raise error
+
+        return draw
+
+    monkeypatch.setattr(classification_figures, "confusion_matrix", broken(ValueError("no colour")))
+    monkeypatch.setattr(classification_figures, "sample_predictions", broken(UserError("no data")))
     code, error = run_cli("model=mlp", "model.hidden=[16]", *SHORT)
     assert code == 0, error
-    assert "figures/confusion_matrix.png cannot be drawn: ValueError: no such colour" in error
-    assert pictures(tmp_path / "run") == {"learning_curves", "sample_predictions"}
+    assert "figures/confusion_matrix.png cannot be drawn: ValueError: no colour" in error
+    assert "figures/sample_predictions.png cannot be drawn: UserError: no data" in error
+    assert pictures(tmp_path / "run") == {"learning_curves"}
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "finished"
 
 
 def test_a_picture_is_written_whole_or_not_at_all(tmp_path):

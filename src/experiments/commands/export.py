@@ -20,6 +20,7 @@ from jax import export
 from experiments.data.dataset import INPUTS, model_input
 from experiments.errors import UserError
 from experiments.ops.product import xla_only
+from experiments.tracking.jsonl import write_whole
 from experiments.tracking.terminal import Terminal
 from experiments.training.restored import Restored
 
@@ -34,7 +35,7 @@ def main(config: dict[str, Any], directory: Path, source: Path) -> None:
     exported = exported_model(run)
     path = directory / "model.stablehlo"
     data = exported.serialize()
-    path.write_bytes(data)
+    write_whole(path, data)
     (inputs,) = exported.in_avals
     outputs = ", ".join(aval.str_short() for aval in exported.out_avals)
     print(f"{path}: {inputs.str_short()} -> {outputs}, {len(data) / 1e6:.1f} MB")

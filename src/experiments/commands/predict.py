@@ -8,6 +8,7 @@ import numpy as np
 
 from experiments.core.config import build
 from experiments.errors import UserError
+from experiments.tracking.jsonl import whole
 from experiments.tracking.terminal import Terminal
 from experiments.training.restored import Restored
 
@@ -42,19 +43,17 @@ def main(config: dict[str, Any], directory: Path, source: Path) -> None:
     classes = run.setup.splits.class_names or tuple(map(str, numbers))
 
     path = directory / f"predictions.{wanted.format}"
-    unfinished = path.with_name(path.name + ".tmp")
     fields = [("index", pa.int64()), ("split", pa.string())]
     fields += [("label", pa.string()), ("predicted", pa.string())]
     schema = pa.schema(fields + [(f"p_{name}", pa.float32()) for name in classes])
     writer = {"csv": csv.CSVWriter, "parquet": parquet.ParquetWriter}[wanted.format]
     counts = dict.fromkeys(wanted.splits, 0)
-    with writer(unfinished, schema) as table:
+    with whole(path) as new, writer(new, schema) as table:
         for split in counts:
             for batch, outputs in run.outputs(split):
                 rows = _rows(split, counts[split], batch, np.asarray(outputs), classes)
                 table.write_table(pa.table(rows, schema))
                 counts[split] += len(rows["index"])
-    unfinished.replace(path)
     print(f"{path}: " + ", ".join(f"{count} {split}" for split, count in counts.items()))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from experiments.commands import train
 from experiments.core.config import check_config
 from experiments.core.trust import vet
-from experiments.tracking.jsonl import SUMMARY, write_json
+from experiments.tracking.jsonl import SUMMARY, write_json, write_whole
 from experiments.tracking.terminal import number
 
 
@@ -49,7 +49,8 @@ def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
         stage = stage | {"mode": "train", "name": f"{config['name']}_{name}"}
         check_config(stage)
         (folders[name] / ".hydra").mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(OmegaConf.create(stage), folders[name] / ".hydra" / "config.yaml")
+        text = OmegaConf.to_yaml(OmegaConf.create(stage))
+        write_whole(folders[name] / ".hydra" / "config.yaml", text)
         train.main(stage, folders[name], None)
     tested = {
         f"{name}/{key}": value

@@ -8,6 +8,7 @@ from experiments.core.config import build
 from experiments.core.generation import generate
 from experiments.errors import UserError
 from experiments.objectives.sequence import Language
+from experiments.tracking.jsonl import write_whole
 from experiments.tracking.terminal import Terminal
 from experiments.training.restored import Restored
 from experiments.types import NonNegative, PositiveInt
@@ -46,5 +47,5 @@ def main(config: dict[str, Any], directory: Path, source: Path) -> None:
         seed=config["seed"],
     )
     text = (prompt or "") + written
-    (directory / "sample.txt").write_text(text, encoding="utf-8")
+    write_whole(directory / "sample.txt", text)
     print(text)

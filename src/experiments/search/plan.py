@@ -80,7 +80,7 @@ class Plan:
     def save(self, folder: Path) -> None:
         """Write `study.yaml`."""
         text = yaml.safe_dump(dataclasses.asdict(self), sort_keys=False, width=100)
-        write_whole(folder / FILE, text.encode())
+        write_whole(folder / FILE, text)
 
 
 def read_plan(folder: Path) -> Plan:

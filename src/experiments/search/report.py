@@ -12,7 +12,8 @@ from rich.console import Console
 from experiments.search.results import command, screen, values_of, winner_of, write_results
 from experiments.search.space import in_optuna
 from experiments.search.study import Study, state_of
-from experiments.tracking.jsonl import METRICS, read_history
+from experiments.tracking.jsonl import METRICS, read_history, write_whole
+from experiments.viz import drawing
 from experiments.viz.study_page import StudyData, comparison, study_figures, study_page
 
 PAGE, FIGURES, COMPARISON = "report.html", "figures", "comparison.png"
@@ -25,8 +26,8 @@ def write_report(folder: Path, config_folder: Path) -> None:
     write_results(study)
     (folder / FIGURES).mkdir(exist_ok=True)
     for name, figure in study_figures(data).items():
-        figure.savefig(folder / FIGURES / f"{name}.png", dpi=130, bbox_inches="tight")
-    (folder / PAGE).write_text(study_page(data), encoding="utf-8")
+        drawing.save(figure, folder / FIGURES / f"{name}.png", dpi=130, bbox_inches="tight")
+    write_whole(folder / PAGE, study_page(data))
     Console().print(screen(study))
     print(f"page        {folder / PAGE}, and PNGs in {folder / FIGURES}")
 
@@ -35,7 +36,7 @@ def write_comparison(folders: Sequence[Path], config_folder: Path) -> None:
     """Draw studies side by side into `comparison.png` beside the first one."""
     studies = [study_data(Study(folder, config_folder)) for folder in folders]
     path = folders[0].absolute().parent / COMPARISON
-    comparison(studies).savefig(path, dpi=130)
+    drawing.save(comparison(studies), path, dpi=130)
     print(f"figure      {path}")
 
 

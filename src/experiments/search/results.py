@@ -24,7 +24,7 @@ from rich.text import Text
 from experiments.search.configs import assignments
 from experiments.search.local import LOGS
 from experiments.search.study import STATES, Study, state_of
-from experiments.tracking.jsonl import write_json
+from experiments.tracking.jsonl import write_json, write_whole
 from experiments.tracking.terminal import duration, number
 
 RESULTS, BEST_COMMAND, BEST_RECIPE = "results.csv", "best.txt", "best.yaml"
@@ -73,9 +73,7 @@ def write_results(study: Study) -> None:
     if (best := study.best()) is not None:
         files |= {BEST_COMMAND: f"{command(study, best)}\n", BEST_RECIPE: recipe(study, best)}
     for name, text in files.items():
-        new = study.folder / f".{name}.{study.worker}"
-        new.write_text(text)
-        new.replace(study.folder / name)
+        write_whole(study.folder / name, text)
 
 
 def recipe(study: Study, best: FrozenTrial) -> str:

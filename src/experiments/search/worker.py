@@ -22,7 +22,7 @@ from experiments.machine import StopRequest
 from experiments.search.configs import Configs, assignments, check_trial, resolved
 from experiments.search.results import WINNER, Overviews, values_of, winner_of, write_results
 from experiments.search.study import Study, Trial
-from experiments.tracking.jsonl import JsonLines
+from experiments.tracking.jsonl import JsonLines, write_whole
 from experiments.tracking.tracker import Tracker, Trackers, chosen
 from experiments.training.loop import fit
 from experiments.training.run_folder import exclusive
@@ -260,7 +260,7 @@ class Worker:
         overrides = [*plan.overrides, *assignments(run.values)]
         for name, content in {"config": config, "overrides": overrides}.items():
             text = yaml.dump(content, Dumper=yaml.CSafeDumper, sort_keys=False)
-            (hydra / f"{name}.yaml").write_text(text)
+            write_whole(hydra / f"{name}.yaml", text)
         return plain
 
     def _open(self, run: Run, stack: contextlib.ExitStack, *, alone: bool) -> Training:

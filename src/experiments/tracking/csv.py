@@ -31,4 +31,4 @@ class Csv(Tracker):
         table = csv.DictWriter(text, columns)
         table.writeheader()
         table.writerows(events)
-        write_whole(self._directory / "metrics.csv", text.getvalue().encode())
+        write_whole(self._directory / "metrics.csv", text.getvalue())

@@ -9,6 +9,7 @@ import contextlib
 import json
 import math
 import os
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -68,18 +69,28 @@ def read_history(path: Path) -> list[dict[str, float]]:
 
 def write_json(path: Path, value: Mapping[str, object]) -> None:
     """Write indented JSON, as a whole."""
-    write_whole(path, (_dumps(value, indent=2) + "\n").encode())
+    write_whole(path, _dumps(value, indent=2) + "\n")
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: str | bytes | bytearray) -> None:
     """Write a file; a reader finds the old one or the new one, never a part."""
-    new = path.with_name(path.name + ".tmp")
+    with whole(path) as new:
+        new.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Yield where to write a file; it takes the place of `path` at the end of the block.
+
+    Several processes may do so at once. What the block leaves with an error is removed.
+    """
+    new = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
     try:
-        new.write_bytes(content)
+        yield new
         new.replace(path)
-    except OSError:
-        new.unlink(missing_ok=True)
-        raise
+    finally:
+        with contextlib.suppress(OSError):
+            new.unlink()
 
 
 def _end_of(path: Path, step: int) -> int:

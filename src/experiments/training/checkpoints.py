@@ -314,7 +314,7 @@ def _read(folder: Path, shapes: Stack | None, step: int | None) -> tuple[Any, An
 def _point(folder: Path, where: Path, row: int) -> None:
     """Write into a trial's folder where its checkpoint is."""
     pointer = {"folder": os.path.relpath(where, folder), "row": row}
-    write_whole(folder / POINTER, json.dumps(pointer).encode())
+    write_whole(folder / POINTER, json.dumps(pointer))
 
 
 def _stack_of(folder: Path) -> tuple[Path, int]:

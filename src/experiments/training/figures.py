@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from experiments.core.experiment import Tree
 from experiments.data.dataset import Batch
@@ -24,7 +23,7 @@ from experiments.training.distributed import is_first
 from experiments.training.evaluation import Predictions
 from experiments.training.feed import evaluation_batches
 from experiments.training.restored import Restored
-from experiments.training.run_folder import saved_config, split_source
+from experiments.training.run_folder import saved_config
 from experiments.training.setup import Setup, Split
 from experiments.training.trial import Trial
 from experiments.viz import drawing
@@ -47,7 +46,7 @@ Drawn = tuple[dict[str, Path], dict[str, float]]  # the pictures by name, and me
 class RunFigures:
     """The figures of one run; those of an epoch are drawn while the next one trains.
 
-    A figure that cannot be drawn is logged, and the run goes on; a `UserError` ends it.
+    A figure that cannot be drawn is logged, and the run goes on.
 
     Args:
       trial: the trial that is trained.
@@ -105,11 +104,10 @@ class RunFigures:
 
     def _draw(self, when: str, suffix: str, *arguments: Any) -> Drawn:
         """Compute and save figures; the names of their files end with the suffix."""
-        drawings = Drawings({})
+        drawings, pictures = Drawings({}), dict[str, Path]()
         with _logged("the figures"):
+            self.folder.mkdir(exist_ok=True)
             drawings = getattr(figures_of(self.trial.kind), when)(self.trial, *arguments)
-        self.folder.mkdir(exist_ok=True)
-        pictures: dict[str, Path] = {}
         for name, draw in drawings.figures.items():
             path = self.folder / f"{name}{suffix}.png"
             with _logged(f"figures/{path.name}"):
@@ -128,11 +126,9 @@ class RunFigures:
 
 @contextlib.contextmanager
 def _logged(name: str) -> Iterator[None]:
-    """Log an error that is not the user's to correct, and go on."""
+    """Log an error, and go on."""
     try:
         yield
-    except UserError:
-        raise
     except Exception as error:
         log.warning("%s cannot be drawn: %s: %s", name, type(error).__name__, error)
         log.debug("traceback", exc_info=True)
@@ -165,14 +161,13 @@ def view_of(
       split: the one that figures of the best weights show.
 
     Raises:
-      UserError: `objective.classifier` is not the folder of a run.
+      UserError: `objective.classifier` is not the folder of a run, or does not go with the images.
     """
-    folder = setup.config["objective"].get("classifier")
-    if folder is not None:
-        split_source(Path(folder))  # says at once if it is no run, not after the first epoch
-
-    def classifier() -> Classifier:
-        return open_classifier(Path(folder), setup.experiment.input_shape[-1])
+    classifier: Callable[[], Classifier] | None = None
+    if (folder := setup.config["objective"].get("classifier")) is not None:
+        channels = setup.experiment.input_shape[-1]
+        classifier = functools.partial(open_classifier, Path(folder), channels)
+        classifier()  # says at once if it cannot be used, not after the first epoch
 
     def examples(split: Split, count: int) -> Batch:
         source = getattr(setup.splits, split)
@@ -189,7 +184,7 @@ def view_of(
         examples=examples,
         batches=lambda split: setup.evaluator(split, setup.layout(1)).batches(),
         split=split,
-        classifier=classifier if folder is not None else None,
+        classifier=classifier,
     )
 
 
@@ -201,6 +196,9 @@ def open_classifier(folder: Path, channels: int) -> Classifier:
     images, not the Inception FID; `confidence`, the mean probability of the likeliest class; and
     `rarest_class`, the share of the rarest class, 1/C if all are equally frequent and 0 if one is
     missing. The features are the inputs of its last layer, `output`; of LeNet-5 the 84 units of F6.
+
+    Raises:
+      UserError: it is no run, or no such classifier.
     """
     from omegaconf import OmegaConf
 
@@ -211,14 +209,14 @@ def open_classifier(folder: Path, channels: int) -> Classifier:
     if experiment.input_shape[-1] != channels:
         own = experiment.input_shape[-1]
         raise UserError(f"{where} was trained on images of {own} channels")
+    if "output" not in run.weights[0]:
+        raise UserError(f"{where}: it must have a last layer `output`")
     mean, std = (np.float32(getattr(experiment.pipeline, name)) for name in ("mean", "std"))
 
     @jax.jit
     def look(images: jax.Array) -> tuple[jax.Array, jax.Array]:
         x = resize((images - mean) / std, experiment.input_shape[:2])
         model: Any = experiment.trained_model(run.hparams, *run.weights)
-        if not isinstance(getattr(model, "output", None), nnx.Module):
-            raise UserError(f"{where}: it must have a last layer `output`")
         output, model.output = model.output, Function(lambda features: features)
         features = model(x)
         return features, jax.nn.softmax(output(features))

@@ -146,7 +146,6 @@ class Training:
             self._draw(epoch + 1)
             keep = self.trainer.keep_every and (epoch + 1) % self.trainer.keep_every == 0
             if self.decisions.save_due or (self.trainer.checkpoints and keep):
-                self._log_lines()
                 self._save()
 
     # ------------------------------------------------------------------ an epoch
@@ -248,17 +247,20 @@ class Training:
         if any(trial.trackers.may_stop for trial in self.trials):
             self._log_lines()
 
-    def _log_lines(self) -> None:
+    def _log_lines(self, *, drawn: bool = False) -> None:
+        """Log the lines of an epoch; with `drawn`, wait for its figures and hand them over too."""
         for trial, step, line in self.to_log:
             trial.log(step, line)
         self.to_log = []
+        for figures in self.figures.values() if drawn else ():
+            figures.flush(self.metrics.step)
 
     def _draw(self, epoch: int) -> None:
         """Begin to draw what there is to see of an epoch."""
         for row, trial in enumerate(self.trials):
-            if trial in self.figures and self.figures[trial].due(epoch):
+            if (figures := self.figures.get(trial)) and figures.due(epoch):
                 weights = self.stack.weights_of(row, self.stack.weights)
-                self.figures[trial].after_epoch(self.metrics.step, weights)
+                figures.after_epoch(self.metrics.step, weights)
 
     # ------------------------------------------------------------------ reasons to stop
 
@@ -275,6 +277,7 @@ class Training:
 
     def _save(self, *, last: bool = False) -> None:
         """Save all trials in the background; the last time no step will follow."""
+        self._log_lines(drawn=True)  # no training after this one would draw it again
         stack, everyone = (self.stack.states, self.stack.best), range(len(self.trials))
         self.checkpoints.save(self.metrics.step, stack, *self._records(everyone), last=last)
         self.decisions.saved()
@@ -291,9 +294,8 @@ class Training:
         staying = [row for row, status in enumerate(statuses) if status is None]
         if not leaving:
             return False
-        self._log_lines()
-        step = self.metrics.step
-        summaries = {row: self.trials[row].summarize(step, leaving[row]) for row in leaving}
+        self._log_lines(drawn=True)
+        summaries = {r: self.trials[r].summarize(self.metrics.step, leaving[r]) for r in leaving}
         if self.trainer.checkpoints:
             self._save_last([row for row in leaving if leaving[row] != "diverged"], staying)
         tested = self._evaluate_best([row for row in leaving if leaving[row] in TESTED])

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.errors import UserError
-from experiments.tracking.jsonl import METRICS, SUMMARY, read_history
+from experiments.tracking.jsonl import METRICS, SUMMARY, read_history, write_whole
 from experiments.tracking.terminal import number
 from experiments.tracking.wandb import flatten
 from experiments.viz import page
@@ -92,7 +92,7 @@ def compare_runs(folder: Path) -> None:
             seeds = f"{len(group)} seeds like {group[0].name}"
             console.print(f"{seeds}: {mean} ± {deviation}, {low} to {high}")
         console.print()
-    (folder / PAGE).write_text(runs_page(str(folder), runs), encoding="utf-8")
+    write_whole(folder / PAGE, runs_page(str(folder), runs))
     print(f"page        {folder / PAGE}")
 
 

@@ -16,6 +16,7 @@ import yaml
 
 from experiments.core.config import locate
 from experiments.errors import UserError
+from experiments.tracking.jsonl import write_whole
 from experiments.tracking.wandb import STATE
 from experiments.viz.page import rank_colours
 from experiments.viz.runs_page import RunData, differences, read_run
@@ -80,7 +81,7 @@ def publish(target: str, conf: Path) -> None:
             print(f"{name}: {dashboard.url}")
         else:
             path = folder / f"workspace_{name}.json"
-            path.write_text(json.dumps(specification(dashboard), indent=1) + "\n")
+            write_whole(path, json.dumps(specification(dashboard), indent=1) + "\n")
             print(path)
     if not online:
         print("no W&B account is configured here; after `wandb login` the same command saves them")

@@ -1,6 +1,7 @@
 """TensorBoard and CSV, alone or with other trackers."""
 
 import csv
+import os
 import struct
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from experiments.core.config import tracker_nodes
 from experiments.errors import UserError
 from experiments.tracking import tensorboard
 from experiments.tracking.csv import Csv
-from experiments.tracking.jsonl import JsonLines
+from experiments.tracking.jsonl import METRICS, JsonLines, read_history
 from experiments.tracking.tensorboard import TensorBoard
 from experiments.tracking.tracker import Background, Trackers, chosen
 from support import composed
@@ -47,7 +48,7 @@ def test_tensorboard_gets_scalars_figures_and_the_config(run_info):
     figure.subplots().plot([1, 2])
     path = run.directory / "curves.png"
     figure.savefig(path, dpi=100)
-    trackers = Trackers([TensorBoard(flush_seconds=10.0)])
+    trackers = Trackers([TensorBoard()])
     trackers.start(run)
     trackers.log(1, {"train/loss": 0.5})
     trackers.log(2, {"train/loss": 0.25, "val/loss": 1.0})
@@ -67,7 +68,7 @@ def test_tensorboard_gets_scalars_figures_and_the_config(run_info):
 
 def test_a_resumed_run_replaces_what_it_repeats_in_tensorboard(run_info):
     for start, steps in ((0, (1, 2, 3, 4)), (2, (3, 4, 5))):
-        tracker = TensorBoard(flush_seconds=10.0)
+        tracker = TensorBoard()
         tracker.start(run_info(start_step=start))
         for step in steps:
             tracker.log(step, {"a": 1.0})
@@ -79,7 +80,7 @@ def test_a_resumed_run_replaces_what_it_repeats_in_tensorboard(run_info):
 def test_tensorboard_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr(tensorboard, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install tensorboardx"):
-        TensorBoard(flush_seconds=10.0)
+        TensorBoard()
 
 
 def test_csv_has_a_row_per_event_and_a_column_per_metric(run_info):
@@ -112,8 +113,34 @@ def test_the_logger_is_one_choice_or_several(choice, kinds):
 
 
 def test_keys_of_a_logger_are_where_the_command_line_finds_them():
-    several = composed("logger=[wandb,tensorboard]", "logger.tensorboard.flush_seconds=3.0")
+    several = composed("logger=[wandb,tensorboard]")
     found = tracker_nodes(several["logger"])
     assert list(found) == ["logger", "logger.tensorboard"]
-    assert found["logger.tensorboard"]["flush_seconds"] == 3.0
+    assert found["logger.tensorboard"]["_target_"].endswith("TensorBoard")
     assert found["logger"]["project"] == "experiments"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_costs_tensorboard_and_no_run(run_info, caplog):
+    pytest.importorskip("tensorboardX")
+    run = run_info()
+    trackers = Trackers([JsonLines(), TensorBoard()])
+    trackers.start(run)
+    (events,) = (run.directory / "tensorboard").iterdir()
+    full = os.open("/dev/full", os.O_WRONLY)
+    for path in Path("/dev/fd").iterdir():  # the disk is full from here on
+        if path.exists() and path.samefile(events):
+            os.dup2(full, int(path.name))
+    for step in range(1, 100):
+        trackers.log(step, {"a": 1.0})
+    trackers.finish({}, "finished")
+    (message,) = caplog.messages
+    assert message.startswith("TensorBoard is dropped from this run: OSError: [Errno 28]")
+    assert len(read_history(run.directory / METRICS)) == 99
+
+
+def test_a_killed_run_has_all_its_events(run_info):
+    tracker = TensorBoard()
+    tracker.start(run_info())
+    tracker.log(1, {"a": 1.0})  # and nothing after that
+    assert scalars_of(run_info().directory) == [(1, "a", 1.0)]

@@ -139,7 +139,7 @@ def tracker_nodes(logger: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config node of each tracker in the group `logger`, by its dotted path.
 
     The keys of the first tracker are those of the group itself, `logger.project`; each other
-    tracker has a node of its own in it, `logger.tensorboard.flush_seconds`.
+    tracker has a node of its own in it, `logger.tensorboard`.
     """
     others = {k: v for k, v in logger.items() if isinstance(v, Mapping) and "_target_" in v}
     first = {k: v for k, v in logger.items() if k not in others}

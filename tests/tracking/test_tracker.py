@@ -1,5 +1,6 @@
 import logging
 import threading
+from asyncio import CancelledError
 
 import pytest
 
@@ -55,13 +56,67 @@ def test_tracker_that_raises_is_dropped_with_one_warning(run_info, caplog):
     assert caplog.messages == ["Broken is dropped from this run: RuntimeError: no more"]
 
 
-def test_user_error_ends_the_run():
+class Record(Broken):
+    essential = True
+
+
+def test_a_record_that_cannot_be_written_ends_the_run():
     with pytest.raises(UserError, match="disk"):
-        Trackers([Broken(UserError("the disk is full")), Notes()]).log(0, {})
+        Trackers([Record(UserError("the disk is full")), Notes()]).log(0, {})
+
+
+class Awkward(Tracker):
+    """Raises an error in one of its calls, or when it is asked where the run is."""
+
+    def __init__(self, method, error):
+        self.method, self.error = method, error
+
+    def __getattribute__(self, name):
+        if name == object.__getattribute__(self, "method"):
+            raise self.error
+        return super().__getattribute__(name)
+
+
+CALLS = ("start", "status", "log", "progress", "figure", "model", "finish", "location")
+
+
+@pytest.mark.parametrize("behind", [Background, lambda tracker: tracker], ids=["behind", "beside"])
+@pytest.mark.parametrize(
+    "error", [OSError("no more"), SystemExit(1), CancelledError()], ids=lambda e: type(e).__name__
+)
+def test_no_call_of_a_tracker_ends_a_run(run_info, error, behind):
+    for method in CALLS:
+        notes = Notes()
+        trackers = Trackers([behind(Awkward(method, error)), notes])
+        trackers.start(run_info())
+        trackers.status("compiling")
+        trackers.log(1, {})
+        trackers.progress(2, {})
+        trackers.figure(2, "curves", run_info().directory / "curves.png")
+        trackers.model(run_info().directory)
+        trackers.finish({}, "finished")
+        assert notes.calls == ["start", 1, ({}, "finished")], method
+
+
+def test_a_tracker_that_cannot_show_a_picture_goes_on_without(run_info, caplog):
+    class Blind(Notes):
+        def figure(self, step, name, path):
+            raise OSError(f"cannot identify {path.name}")
+
+    for tracker in (blind := Blind(), Background(seen := Blind())):
+        trackers = Trackers([tracker])
+        trackers.start(run_info())
+        trackers.figure(1, "curves", run_info().directory / "curves.png")
+        trackers.log(1, {})
+        trackers.finish({}, "finished")
+    assert blind.calls == seen.calls == ["start", 1, ({}, "finished")]
+    assert all("cannot identify curves.png" in message for message in caplog.messages)
 
 
 def test_every_tracker_is_finished_before_a_user_error_is_raised():
     class Full(Notes):
+        essential = True
+
         def finish(self, summary, status):
             raise UserError("the disk is full")
 

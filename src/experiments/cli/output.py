@@ -18,7 +18,8 @@ class Stream:
 
     def write(self, text: str) -> int:
         """Write; return the number of characters."""
-        self._try(self._stream.write, text)
+        encoding = self._stream.encoding or "utf-8"  # which may lack a letter of a path
+        self._try(self._stream.write, text.encode(encoding, "backslashreplace").decode(encoding))
         return len(text)
 
     def flush(self) -> None:
@@ -34,11 +35,24 @@ class Stream:
                 os.dup2(nowhere.fileno(), self._stream.fileno())
 
 
+def _open_what_is_closed() -> None:
+    """Have closed standard streams lead nowhere; else files of this process get their numbers."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest that is free
+
+
 @contextlib.contextmanager
 def harmless() -> Iterator[None]:
     """Make both streams of this process such streams, within the block."""
     streams = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = map(Stream, streams)
+    _open_what_is_closed()
+    sys.stdout, sys.stderr = (
+        Stream(stream or os.fdopen(number, "w", closefd=False))
+        for number, stream in enumerate(streams, start=1)
+    )
     try:
         yield
     finally:

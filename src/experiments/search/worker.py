@@ -23,6 +23,7 @@ from experiments.search.configs import Configs, assignments, check_trial, resolv
 from experiments.search.results import WINNER, Overviews, values_of, winner_of, write_results
 from experiments.search.study import Study, Trial
 from experiments.tracking.jsonl import JsonLines, write_whole
+from experiments.tracking.log_file import LogFile
 from experiments.tracking.tracker import Tracker, Trackers, chosen
 from experiments.training.loop import fit
 from experiments.training.run_folder import exclusive
@@ -269,7 +270,7 @@ class Worker:
         trackers = [JsonLines(), *chosen(config["logger"])]
         stack.enter_context(exclusive(run.folder))
         if alone:
-            handler = logging.FileHandler(run.folder / "run.log", delay=True)
+            handler = LogFile(run.folder / "run.log", delay=True)
             handler.setFormatter(logging.Formatter(LOG_FORMAT))
             logging.root.addHandler(handler)
             stack.callback(handler.close)

@@ -29,6 +29,8 @@ class JsonLines(Tracker):
     a line that cannot be written ends the run with a `UserError`.
     """
 
+    essential = True
+
     def __init__(self) -> None:
         self._directory = Path()
         self._file: TextIO | None = None

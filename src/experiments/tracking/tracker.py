@@ -2,12 +2,13 @@
 
 The config group `logger` is one choice or several together. With `logger=[wandb,tensorboard]` the
 keys of W&B are those of the group, `logger.project`; those of any other tracker lie below its name,
-`logger.tensorboard.flush_seconds`.
+`logger.tensorboard`.
 """
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from asyncio import CancelledError
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from experiments.errors import UserError
 
 log = logging.getLogger(__name__)
 
+ERRORS = (Exception, SystemExit, CancelledError)  # clients exit, or cancel what they wait for
 SUCCESS = frozenset({"finished", "stopped_early"})  # statuses of a run that ended as configured
 
 
@@ -55,6 +57,9 @@ class Tracker:
     takes_model = False
     """True if it wants the checkpoint of the finished run."""
 
+    essential = False
+    """True of the run's own record: an error of any other tracker ends no run."""
+
     @property
     def location(self) -> str | None:
         """The address of the run, or the command that shows it; None for the run folder alone."""
@@ -85,8 +90,9 @@ class Tracker:
 class Trackers(Tracker):
     """Several trackers as one.
 
-    An error of a tracker must not end a training, so a tracker that raises is finished and dropped
-    with one warning. A `UserError` passes through: the run's own record cannot be written.
+    An error of a tracker must not end a training: one that raises is finished and dropped with one
+    warning, and one that cannot show a picture goes on without. Only what the run's own record
+    raises passes through, and a `UserError` before the first step.
     """
 
     def __init__(self, trackers: Iterable[Tracker]):
@@ -102,7 +108,9 @@ class Trackers(Tracker):
 
     @property
     def location(self) -> str | None:
-        return next((where for t in self.trackers if (where := t.location)), None)
+        with contextlib.suppress(*ERRORS):  # of a client that has died
+            return next((where for t in self.trackers if (where := t.location)), None)
+        return None
 
     def start(self, run: RunInfo) -> None:
         self._forward("start", run)
@@ -128,26 +136,32 @@ class Trackers(Tracker):
             summary = {**summary, "wandb": self.location}
         self._forward("finish", summary, status)
 
-    def _forward(self, method: str, *arguments: Any) -> None:
-        failed: UserError | None = None
+    def _forward(self, method: str, *arguments: Any) -> Any:
+        failed: BaseException | None = None
         for tracker in list(self.trackers):
             try:
                 getattr(tracker, method)(*arguments)
-            except UserError as error:
-                if method != "finish":
-                    raise
-                failed = failed or error
-            except (Exception, SystemExit) as error:  # Rich exits where a pipe is closed
-                self.trackers.remove(tracker)
-                drop(tracker, error, finish=method != "finish")
+            except ERRORS as error:
+                if self._ends_run(tracker, method, error):
+                    failed = failed or error
+                    if method != "finish":
+                        break
+                elif method in ("figure", "model"):
+                    log.warning("%s has no %s: %s", type(tracker).__name__, arguments[-1], error)
+                else:
+                    self.trackers.remove(tracker)
+                    drop(tracker, error, finish=method != "finish")
         if failed:
             raise failed
+
+    def _ends_run(self, tracker: Tracker, method: str, error: BaseException) -> bool:
+        return tracker.essential or (method == "start" and isinstance(error, UserError))
 
 
 class Background(Trackers):
     """A tracker that is called in order in a thread of its own; the run waits for `finish` alone.
 
-    When it raises, whatever it raises, it is finished and dropped with one warning.
+    No error of it ends the run.
 
     It imports its client in `start`, when the data are read. Not earlier: while NumPy, Grain or
     TensorFlow Datasets are imported in one thread, imports in another one may fail, as the latter
@@ -160,25 +174,19 @@ class Background(Trackers):
 
     @property
     def location(self) -> str | None:
-        return self._later(lambda: self.trackers[0].location).result()
+        return self._queue.submit(lambda: super(Background, self).location).result()
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
         self._forward("log", step, dict(scalars))  # the caller may change its own
 
     def finish(self, summary: Mapping[str, object], status: str) -> None:
-        self._later(lambda: self.trackers[0].finish(summary, status)).result()
+        self._forward("finish", summary, status).result()
 
-    def _forward(self, method: str, *arguments: Any) -> None:
-        self._later(lambda: getattr(self.trackers[0], method)(*arguments))
+    def _forward(self, method: str, *arguments: Any) -> Future[None]:
+        return self._queue.submit(super()._forward, method, *arguments)
 
-    def _later(self, call: Callable[[], Any]) -> Future[Any]:
-        return self._queue.submit(self._call, call)
-
-    def _call(self, call: Callable[[], Any]) -> Any:
-        try:
-            return call() if self.trackers else None
-        except (Exception, SystemExit) as error:  # some clients exit where others raise
-            drop(self.trackers.pop(), error)
+    def _ends_run(self, tracker: Tracker, method: str, error: BaseException) -> bool:
+        return False
 
 
 def chosen(logger: Mapping[str, Any]) -> list[Tracker]:
@@ -193,5 +201,5 @@ def drop(tracker: Tracker, error: BaseException, *, finish: bool = True) -> None
     log.warning("%s is dropped from this run: %s: %s", name, type(error).__name__, error)
     log.debug("traceback", exc_info=error)
     if finish:
-        with contextlib.suppress(Exception, SystemExit):
+        with contextlib.suppress(*ERRORS):
             tracker.finish({}, "failed")

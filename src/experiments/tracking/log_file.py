@@ -1,0 +1,32 @@
+"""The log of a run as a file."""
+
+import contextlib
+import logging
+import sys
+
+
+class LogFile(logging.FileHandler):
+    """A file of log records that ends nothing when it cannot be opened or written.
+
+    That is said once, on standard error.
+    """
+
+    _failed = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record, as far as that can be done."""
+        try:
+            super().emit(record)  # opens the file if need be
+        except OSError:
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Say why a record could not be written."""
+        if not self._failed:
+            self._failed = True
+            sys.stderr.write(f"{self.baseFilename} cannot be written: {sys.exception()}\n")
+
+    def close(self) -> None:
+        """Close the file; what it could not take is lost."""
+        with contextlib.suppress(OSError):
+            super().close()

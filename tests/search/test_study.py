@@ -13,7 +13,8 @@ from rich.console import Console
 from experiments.cli.sweep import sweep
 from experiments.errors import UserError
 from experiments.search.results import Overviews, screen
-from experiments.search.study import Study, open_storage, state_of
+from experiments.search.storage import open_storage
+from experiments.search.study import Study, state_of
 from experiments.search.worker import work
 from support import ROOT
 

@@ -1,7 +1,7 @@
 """Errors that the user can correct, and the exit codes of the program."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 EXIT_CODES = {"finished": 0, "stopped_early": 0, "diverged": 1, "failed": 1, "interrupted": 75}
 """The exit code for each status that a run can end with."""
@@ -19,6 +19,15 @@ class Exit(BaseException):
 
     def __init__(self, code: int):
         self.code = code
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and those that it was raised from, each once."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        yield error
+        seen.append(error)
+        error = error.__cause__ or error.__context__
 
 
 def suggest(name: str, valid: Iterable[str], count: int = 3) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import errno
 import gc
 import grp
 import os
@@ -15,10 +16,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
+from experiments.errors import causes
+
 CONTROL_GROUPS = Path("/sys/fs/cgroup")  # of Linux, version 2
 GARBAGE_USUALLY = gc.get_threshold()
 GARBAGE_SELDOM = (100_000, 50, 100)
 PARENT = "EXPERIMENTS_PARENT"  # the process whose child the program that starts is
+FAULTS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.ESTALE),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENXIO, errno.ENODEV),
+)
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -73,6 +80,21 @@ def end_with_launcher() -> None:
 def launched_here() -> dict[str, str]:
     """Return what the environment of a program must hold for it to end with this process."""
     return {PARENT: str(os.getpid())}
+
+
+def fault_of(error: BaseException) -> str | None:
+    """Return what of the machine made a program fail, such as a full disk; None if nothing did.
+
+    Libraries in C++ raise errors of other classes, with the system's words in their text. Memory
+    that runs out in Python is not meant: it may be one model that is too large.
+    """
+    for cause in causes(error):
+        if isinstance(cause, OSError) and cause.errno in FAULTS:
+            return os.strerror(cause.errno) + (f": {cause.filename}" if cause.filename else "")
+        for said in map(os.strerror, FAULTS):
+            if said in str(cause):
+                return said
+    return None
 
 
 def user_cache() -> Path:

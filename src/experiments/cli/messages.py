@@ -5,7 +5,6 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -13,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from experiments.cli.sweep import RENAMED, SEARCH_KEYS
 from experiments.core.config import leaves
-from experiments.errors import UserError, suggest
+from experiments.errors import UserError, causes, suggest
 from experiments.search.configs import Configs
 
 # errors of the system that the user can correct: a full disk, a folder that cannot be written
@@ -25,7 +24,7 @@ CORRECTABLE = (
 
 def explain(error: BaseException) -> str | None:
     """Return one or two lines for the user, or None for an error of the program."""
-    for cause in _causes(error):
+    for cause in causes(error):
         if isinstance(cause, UserError):
             return f"error: {cause}"
         if isinstance(cause, MissingConfigException) and cause.missing_cfg_file:
@@ -39,15 +38,6 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, HydraException | OmegaConfBaseException):
         return f"error: {_bad_override(str(error))}"
     return None
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and those that it was raised from, each once."""
-    seen: list[BaseException] = []
-    while error is not None and error not in seen:
-        yield error
-        seen.append(error)
-        error = error.__cause__ or error.__context__
 
 
 def _missing_choice(error: MissingConfigException) -> str:

@@ -3,7 +3,8 @@
 python sweep.py sweeps/lenet5_lr_wd.yaml [workers=2] [cluster=slurm] [any config override]
     engine=wandb: W&B's server draws the values, and the workers are its agents
 python sweep.py status=<study folder>    what came out so far, live in a terminal
-python sweep.py resume=<study folder>    go on; [n_trials=...] longer, [workers=...] faster
+python sweep.py resume=<study folder>    go on; [n_trials=...] longer, [workers=...] faster;
+    [retry=failed] runs trials that failed again
 python sweep.py cancel=<study folder>    ask its workers to save their trials and stop
 python sweep.py worker=<study folder>    one worker, as clusters start it
 """
@@ -26,7 +27,7 @@ from experiments.search import local
 
 SEARCH_KEYS = (
     *("n_trials", "method", "rounds", "seeds", "storage", "heartbeat", "attempts"),
-    *("side_by_side", "study", "workers", "cluster", "name", "engine", "allow"),
+    *("side_by_side", "study", "workers", "cluster", "name", "engine", "allow", "retry"),
 )
 """Keys of a command line that are for the search, in `sweep.py` and after `run.py -m`."""
 

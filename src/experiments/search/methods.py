@@ -75,7 +75,7 @@ class Narrow(Streams):
     def __init__(self, plan: "Plan", space: Space, trials: Sequence[FrozenTrial]):
         super().__init__(plan, space)
         self.length = round_length(plan)
-        self.ranked = plan.ranked(trials)
+        self.trials, self.ranked = trials, plan.ranked(trials)
 
     def sample_independent(self, study: Any, trial: FrozenTrial, name: str, _: Any) -> Any:
         parameter = self.space.parameters[name]
@@ -94,7 +94,8 @@ class Narrow(Streams):
     def best_values(self, name: str, round_: int) -> list:
         """Return a parameter's values in the best trials of a round; none before the first."""
         first = round_ * self.length
-        ranked = [t for t in self.ranked if first <= t.number < first + self.length]
+        members = {trial.number for trial in self.trials[first : first + self.length]}
+        ranked = [trial for trial in self.ranked if trial.number in members]
         best = ranked[: max(2, math.ceil(BEST * len(ranked)))]
         return [t.params[name] for t in best if name in t.params]
 
@@ -104,12 +105,12 @@ def round_length(plan: "Plan") -> int:
     return math.ceil(plan.n_trials / plan.rounds)
 
 
-def may_start(plan: "Plan", trials: Sequence[FrozenTrial], number: int) -> bool:
-    """Return True once the trials that trial `number` depends on have ended.
+def may_start(plan: "Plan", trials: Sequence[FrozenTrial], place: int) -> bool:
+    """Return True once the trials that the one at `place` depends on have ended.
 
     With `narrow` those are the rounds before its own; with other methods there are none.
     """
-    before = number - number % round_length(plan) if plan.method == "narrow" else 0
+    before = place - place % round_length(plan) if plan.method == "narrow" else 0
     return all(trial.state.is_finished() for trial in trials[:before])
 
 

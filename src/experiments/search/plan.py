@@ -174,6 +174,8 @@ def make_plan(
     config = configs.plain(space.contexts[0])
     if config["nodes"] != 1:
         raise UserError(f"nodes={config['nodes']}: a trial runs on one node; say workers=...")
+    if "retry" in settings:
+        raise UserError(f"retry={settings['retry']}: goes with resume=<study folder>")
     settings = {k: v for k, v in settings.items() if k not in SETTLED}
     settings, own = where_jax_is(examine, space, settings)
     settings |= {"seed": config["seed"], "parameters": dict(parameters)}

@@ -130,11 +130,12 @@ class Overviews:
         self.own = self.folder / f"{study.worker}.json"
 
     def write(self, overview: Mapping[str, float]) -> None:
-        """Write this worker's, at most once a second."""
+        """Write this worker's, at most once a second, where the disk lets it."""
         if time.monotonic() - self.written >= 1:
             self.written = time.monotonic()
-            self.folder.mkdir(exist_ok=True)
-            write_json(self.own, overview)
+            with contextlib.suppress(OSError):
+                self.folder.mkdir(exist_ok=True)
+                write_json(self.own, overview)
 
     def read(self) -> dict[str, dict[str, float]]:
         """Return those of the workers that live, by worker."""

@@ -12,6 +12,7 @@ they run just these.
 """
 
 import contextlib
+import logging
 import os
 import uuid
 from dataclasses import dataclass
@@ -23,15 +24,18 @@ from optuna.trial import FrozenTrial, TrialState
 
 from experiments.errors import UserError
 from experiments.search import methods
-from experiments.search.claims import Claim, Claims
+from experiments.search.claims import RELEASED, Claim, Claims
 from experiments.search.configs import Configs, configs_of
 from experiments.search.plan import FILE, Plan, read_plan
 from experiments.search.readers import read_space
 from experiments.search.space import in_optuna
 from experiments.search.storage import open_storage
 
+log = logging.getLogger(__name__)
+
 CANCEL = "cancel"
 BEGUN_AT_ONCE = 16  # trials that begin in one go, while other workers wait for the journal
+PLACE = "place"  # attribute of a trial that runs again: the number of the first one
 STATES = ("waiting", "running", "finished", "pruned", "diverged", "failed")
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -78,18 +82,32 @@ class Study:
         self.id = self.storage.get_study_id_from_name(self.plan.name)
 
     def trials(self) -> list[FrozenTrial]:
-        """Return the trials of the budget, by number."""
-        return self.optuna.get_trials(deepcopy=False)[: self.plan.n_trials]
+        """Return the trials of the budget in order; one that ran again is in its first place."""
+        newest = {
+            trial.user_attrs.get(PLACE, trial.number): trial
+            for trial in self.optuna.get_trials(deepcopy=False)
+        }
+        return [newest[place] for place in sorted(newest)[: self.plan.n_trials]]
 
     def lay_down(self) -> None:
         """Make the trials of the budget that are not there yet."""
         points: list[dict[str, Any]] = [{}] * self.plan.n_trials
         if self.plan.method == "grid":
             points = self.space.grid(self.plan.n_trials)
-        there = len(self.optuna.get_trials(deepcopy=False))
+        known = self.optuna.get_trials(deepcopy=False)
+        there = sum(PLACE not in trial.user_attrs for trial in known)
         with self.at_once():
             for point in points[there : self.plan.n_trials]:
                 self.optuna.enqueue_trial({name: in_optuna(value) for name, value in point.items()})
+
+    def retry(self) -> int:
+        """Lay down all failed trials again, as new ones with the same values; return how many."""
+        failed = [trial for trial in self.trials() if state_of(trial) == "failed"]
+        with self.at_once():
+            for trial in failed:
+                place = {PLACE: trial.user_attrs.get(PLACE, trial.number)}
+                self.optuna.enqueue_trial(trial.params, user_attrs=place)
+        return len(failed)
 
     @property
     def complete(self) -> bool:
@@ -124,17 +142,29 @@ class Study:
 
         A trial during which several workers have died is recorded as failed and not handed out.
         """
-        trials, claims, now = self.trials(), self.claims.latest(), self.claims.now()
         taken: list[tuple[FrozenTrial, Claim]] = []
-        for trial in trials:
-            if len(taken) == most or not methods.may_start(self.plan, trials, trial.number):
+        try:
+            return self._claim(most, taken)
+        except Exception:
+            for _, claim in taken:
+                self.claims.release(claim)
+            raise
+
+    def _claim(self, most: int, taken: list[tuple[FrozenTrial, Claim]]) -> list[Trial]:
+        """Do what `claim` does; note in `taken` what was claimed so far."""
+        trials, claims, now = self.trials(), self.claims.latest(), self.claims.now()
+        for place, trial in enumerate(trials):
+            if len(taken) == most or not methods.may_start(self.plan, trials, place):
                 break
             if trial.state.is_finished():
                 continue
             key = str(trial.number)
-            claim = self.claims.take(key, claims.get(key), now)
+            before = claims.get(key)
+            claim = self.claims.take(key, before, now)
             if claim is None:
                 continue
+            if before is not None and before.touched != RELEASED:
+                log.warning("trial %s: its worker %s has died; it goes on here", key, before.worker)
             trial = self._current(trial.number)
             if trial.state.is_finished():  # its former owner was not dead after all
                 continue

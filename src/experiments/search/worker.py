@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import yaml
 from optuna.trial import FrozenTrial
@@ -18,8 +18,9 @@ from optuna.trial import FrozenTrial
 from experiments.core.config import build
 from experiments.core.trust import says, vet_objects
 from experiments.errors import EXIT_CODES, Exit, UserError
-from experiments.machine import StopRequest
+from experiments.machine import StopRequest, fault_of
 from experiments.search.configs import Configs, assignments, check_trial, resolved
+from experiments.search.outcome import Outcome, Summary, in_one_line, outcome_of
 from experiments.search.results import WINNER, Overviews, values_of, winner_of, write_results
 from experiments.search.study import Study, Trial
 from experiments.tracking.jsonl import JsonLines, write_whole
@@ -38,8 +39,6 @@ POLL = 1.0  # seconds between looks for a trial that became free
 LOG_FORMAT = "[%(asctime)s] %(levelname)s %(name)s: %(message)s"
 POPULATIONS = "populations"  # in the folder of the study: checkpoints of trials side by side
 
-Summary = dict[str, Any]
-
 
 def work(
     folder: Path, config_folder: Path, name: str | None = None, configs: Configs | None = None
@@ -51,9 +50,15 @@ def work(
 
     Raises:
         Exit: it was asked to stop; its trials are saved and free again.
+        UserError: something is wrong with this machine; its trials are free again.
     """
     with StopRequest() as stop:
-        Worker(Study(folder, config_folder, name, configs), stop).work()
+        try:
+            Worker(Study(folder, config_folder, name, configs), stop).work()
+        except Exception as error:
+            if (fault := fault_of(error)) is None:
+                raise
+            raise UserError(f"{fault}; its trials wait to be run again") from error
     if stop.name is not None:
         log.info("stopped by %s", stop.name)
         raise Exit(EXIT_CODES["interrupted"])
@@ -115,14 +120,6 @@ class Run:
     claimed: Trial | None
 
 
-class Outcome(NamedTuple):
-    """The end of a trial: one of the study's states or `interrupted`, its value, attributes."""
-
-    state: str
-    value: float | None = None
-    attributes: Mapping[str, Any] = {}
-
-
 class Worker:
     """A worker; its trials share data and compiled programs."""
 
@@ -167,7 +164,7 @@ class Worker:
         """Train trials and record what came out; put back those that were interrupted.
 
         All seeds of all trials are trained side by side. Whatever goes wrong with a trial is its
-        outcome and does not concern the others.
+        outcome and does not concern the others; what goes wrong with the machine is raised.
         """
         if not trials:
             return []
@@ -177,21 +174,27 @@ class Worker:
             log.info("trial %d: %s", trial.number, " ".join(assignments(trial.values)))
             self.study.claims.hold(trial.claim, stop.lose)
             runs += self._runs(trial.number, trial.values, stop, trial)
-        ended = self._train(runs)
+        ended_runs = self._train(runs)
         outcomes = [
-            outcome_of(trial.number, ended[i * plan.seeds : (i + 1) * plan.seeds], plan.metric)
+            outcome_of(trial.number, ended_runs[i * plan.seeds : (i + 1) * plan.seeds], plan.metric)
             for i, trial in enumerate(trials)
         ]
-        with self.study.at_once():
+        recorded = False
+        try:
+            with self.study.at_once():
+                for trial, stop, outcome in zip(trials, stops, outcomes, strict=True):
+                    if outcome.state == "interrupted" and stop.reason != "lost":
+                        self.study.put_back(trial)
+                    elif stop.reason != "lost":  # else the worker that has it now answers for it
+                        self.study.finish(trial, outcome.state, outcome.value, **outcome.attributes)
+            recorded = True
+        finally:
             for trial, stop, outcome in zip(trials, stops, outcomes, strict=True):
-                if stop.reason == "lost":  # the worker that has it now answers for it
-                    self.study.claims.drop(trial.claim)
-                elif outcome.state == "interrupted":
-                    self.study.put_back(trial)
-                    self.study.claims.release(trial.claim)
-                else:
-                    self.study.finish(trial, outcome.state, outcome.value, **outcome.attributes)
-                    self.study.claims.drop(trial.claim)
+                ended = stop.reason == "lost" or (recorded and outcome.state != "interrupted")
+                (self.study.claims.drop if ended else self.study.claims.release)(trial.claim)
+        for one in ended_runs:
+            if isinstance(one, Exception) and fault_of(one):
+                raise one
         write_results(self.study)
         return outcomes
 
@@ -207,7 +210,11 @@ class Worker:
                 continue
             stop = TrialStop(self.stop)
             self.study.claims.hold(claim, stop.lose)
-            tested = self._test(best, stop)
+            try:
+                tested = self._test(best, stop)
+            except Exception:
+                self.study.claims.release(claim)
+                raise
             if stop.name is not None:
                 self.study.claims.release(claim)
                 return
@@ -273,7 +280,7 @@ class Worker:
             handler = LogFile(run.folder / "run.log", delay=True)
             handler.setFormatter(logging.Formatter(LOG_FORMAT))
             logging.root.addHandler(handler)
-            stack.callback(handler.close)
+            stack.callback(_close, handler)
             stack.callback(logging.root.removeHandler, handler)
         # where no trial is pruned, reports of many would only cost time
         if run.claimed is not None and (alone or plan.early_terminate is not None):
@@ -298,14 +305,16 @@ class Worker:
                 except Exception as error:
                     ended[index] = error
             log.info("trials side by side: %d", len(opened))
+            status = "failed"  # of those that have not ended by themselves
             try:
                 folder = self.study.folder / POPULATIONS
                 trials, show = list(opened.values()), self._show
                 flags = {"resume": True, "test": test, "train": not test}
                 fit(trials, folder, shown=show, **flags, **self.limits)
             except Exception as error:
-                if alone:
-                    ended[0] = error
+                status = "interrupted" if fault_of(error) else "failed"
+                if alone or status == "interrupted":
+                    ended |= {i: error for i, trial in opened.items() if not trial.summary}
                 else:  # the run to blame shows when each is trained alone
                     log.warning("one after another instead: %s", in_one_line(error), exc_info=error)
             finally:
@@ -314,43 +323,14 @@ class Worker:
                     if trial.summary:
                         ended[index] = trial.summary
                     else:
-                        trial.trackers.finish({}, "failed")
+                        with contextlib.suppress(UserError):  # of a disk that is full
+                            trial.trackers.finish({}, status)
         return [
             ended[index] if index in ended else self._train([run])[0]
             for index, run in enumerate(runs)
         ]
 
 
-def outcome_of(trial: int, ended: Sequence[Summary | Exception], metric: str) -> Outcome:
-    """Return the outcome of a trial, from the summaries or errors of its runs."""
-    spent = {"seconds": round(sum(run["seconds"] for run in ended if isinstance(run, dict)), 3)}
-
-    def without_value(state: str, reason: str) -> Outcome:
-        return Outcome(state, None, spent | {"reason": reason})
-
-    scores, pruned = [], None
-    for run in ended:
-        if isinstance(run, Exception):
-            if isinstance(run.__cause__, BlockingIOError):  # its last worker is not dead after all
-                return Outcome("interrupted")
-            log.warning("trial %d failed", trial, exc_info=run)
-            return without_value("failed", in_one_line(run))
-        if run["status"] == "interrupted":
-            return Outcome("interrupted")
-        if run["status"] == "diverged":
-            return without_value("diverged", f"diverged at step {run['diverged_at']}")
-        if run["status"] == "pruned":
-            pruned = pruned or {"reason": f"pruned after epoch {round(run['epoch'])}"}
-        elif metric not in run["best"]:
-            return without_value("failed", f"no epoch was validated, so there is no {metric}")
-        scores.append(run["best"].get(metric))
-    if pruned is not None:
-        return Outcome("pruned", scores[0], spent | pruned)
-    return Outcome("finished", statistics.median(scores), spent)
-
-
-def in_one_line(error: Exception) -> str:
-    """Return the reason that is recorded of a trial which failed with this error."""
-    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-    first = next(iter(str(error).strip().splitlines()), "")
-    return f"{kind}{first}"[:500]
+def _close(handler: logging.Handler) -> None:
+    with contextlib.suppress(OSError):  # what a full disk does not take is lost
+        handler.close()

@@ -62,7 +62,7 @@ def test_the_claims_of_a_dead_worker_are_free_at_once(claims):
     take(claims, "0")
     other = Claims(claims.folder, "second", 10.0)
     take(other, "1")
-    assert other.free_claims_of("first") == 1
+    assert other.free_claims_of("first") == ["0"]
     assert claims.latest()["0"].touched == DIED
     assert take(other, "0").attempt == 1
     assert take(claims, "1") is None

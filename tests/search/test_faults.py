@@ -6,8 +6,8 @@ import resource
 import pytest
 
 from experiments.errors import UserError
-from experiments.search import worker
-from experiments.search.actions import resume
+from experiments.search import local, worker
+from experiments.search.actions import launch, resume
 from experiments.search.study import state_of
 from experiments.search.worker import work
 from support import ROOT
@@ -28,7 +28,7 @@ def small_files():
 def test_a_disk_that_takes_no_more_costs_no_trial(make_study, small_files, own_cache, side_by_side):
     own = ["model.hidden=[128]", f"trainer.compilation_cache={own_cache}"]
     study = make_study(n_trials=2, side_by_side=side_by_side, overrides=own)
-    with pytest.raises(UserError, match=r"File too large.*wait to be run again"):
+    with pytest.raises(UserError, match="File too large; its trials wait"):
         work(study.folder, CONFIG)
     assert [state_of(trial) for trial in study.trials()] == ["waiting"] * 2
     assert study.claims.deaths("0") == 0
@@ -60,3 +60,31 @@ def test_failed_trials_run_again_in_their_places(make_study, monkeypatch, capsys
     assert study.complete
     assert json.loads((study.folder_of(4) / "summary.json").read_text())["status"] == "finished"
     assert study.retry() == 0
+
+
+@pytest.mark.parametrize("lives", [0, 1])
+def test_workers_killed_before_they_claim_anything_are_replaced(
+    make_study, tmp_path, capsys, lives
+):
+    """As often as a trial may lose its worker; after that the message says what happened."""
+    program = tmp_path / "sweep.py"
+    program.write_text(f"""
+import os, pathlib, runpy, signal, sys
+deaths = pathlib.Path(__file__).with_name("deaths")
+with deaths.open("a") as file:
+    file.write("x")
+if not {lives} or deaths.stat().st_size < 2:
+    os.kill(os.getpid(), signal.SIGKILL)
+sys.argv[0] = {str(ROOT / "sweep.py")!r}
+sys.path.insert(0, {str(ROOT)!r})
+runpy.run_path(sys.argv[0], run_name="__main__")""")
+    study = make_study(n_trials=1, attempts=2)
+    workers = local.Workers(1, program)
+    if lives:
+        launch(study, {}, workers)
+    else:
+        with pytest.raises(UserError, match="before the study did: killed by signal 9"):
+            launch(study, {}, workers)
+    assert (tmp_path / "deaths").stat().st_size == 2
+    assert "was killed by signal 9 (Killed) before it began a trial" in capsys.readouterr().out
+    assert study.complete == bool(lives)

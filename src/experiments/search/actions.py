@@ -10,6 +10,7 @@ from experiments.core import trust
 from experiments.core.config import mismatch
 from experiments.errors import EXIT_CODES, Exit, UserError
 from experiments.search import local
+from experiments.search.outcome import in_one_line
 from experiments.search.plan import Plan, read_plan
 from experiments.search.results import ending, follow, watching
 from experiments.search.slurm import Task, cancel_jobs, jobs, queue, read_cluster
@@ -60,9 +61,9 @@ def launch(study: Study, options: Options, workers: local.Workers | None) -> Non
     print(f"go on with  python sweep.py resume={study.folder}")
     if asked or study.cancelled:
         raise Exit(EXIT_CODES["interrupted"])
-    line = local.last_line(study)
+    reasons = "; ".join(dict.fromkeys(workers.reasons))
     raise UserError(
-        f"the workers ended before the study did: {line} (see {study.folder}/{local.LOGS})"
+        f"the workers ended before the study did: {reasons} (see {study.folder}/{local.LOGS})"
     )
 
 
@@ -74,11 +75,13 @@ def status(folder: Path, config_folder: Path, _: Options) -> None:
 
 
 def resume(folder: Path, config_folder: Path, options: Options) -> None:
-    """Start workers on a study that exists, with a larger budget if one is given."""
+    """Start workers on a study that exists, with a larger budget or failed trials anew."""
     plan = read_plan(folder)
     for key in options:
-        if key not in ("n_trials", "workers", "cluster", "allow"):
+        if key not in ("n_trials", "workers", "cluster", "allow", "retry"):
             raise UserError(f"{key}={options[key]}: a study keeps it; resume= can change n_trials")
+    if (retry := options.get("retry", "failed")) != "failed":
+        raise UserError(f"retry={retry}: must be failed, for the trials in this state")
     budget = options.get("n_trials", plan.n_trials)
     if plan.method == "grid" and budget != plan.n_trials:
         raise UserError(f"n_trials={budget}: a grid has {plan.n_trials} points; begin a new study")
@@ -97,6 +100,8 @@ def resume(folder: Path, config_folder: Path, options: Options) -> None:
         study = Study(folder, config_folder)
         study.space.vet(folder)
         study.lay_down()
+        if "retry" in options:
+            print(f"{study.retry()} failed trials run again, as new ones", flush=True)
         launch(study, options, workers)
 
 
@@ -122,4 +127,8 @@ def worker(folder: Path, config_folder: Path, options: Options) -> None:
     logging.root.setLevel(logging.INFO)
     for talkative in ("absl", "jax"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
-    work(folder, config_folder, name, configs)
+    try:
+        work(folder, config_folder, name, configs)
+    except Exception as error:
+        local.tell(in_one_line(error))
+        raise

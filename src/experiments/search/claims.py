@@ -63,10 +63,14 @@ class Claims:
             descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         except FileExistsError:
             return None
-        with os.fdopen(descriptor, "w") as file:
-            host = os.uname().nodename
-            json.dump({"worker": self.worker, "host": host, "pid": os.getpid()}, file)
-        return Claim(key, attempt, path)
+        claim, host = Claim(key, attempt, path), os.uname().nodename
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                json.dump({"worker": self.worker, "host": host, "pid": os.getpid()}, file)
+        except OSError:  # a full disk, say: nobody would know whose it is
+            self.release(claim)
+            raise
+        return claim
 
     def deaths(self, key: str) -> int:
         """Return how many attempts at `key` ended with the death of their worker."""
@@ -79,12 +83,12 @@ class Claims:
         clock.touch()
         return clock.stat().st_mtime
 
-    def free_claims_of(self, worker: str) -> int:
-        """Make the claims of a worker that is known to be dead free at once; return how many."""
+    def free_claims_of(self, worker: str) -> list[str]:
+        """Make the claims of a worker that is known to be dead free at once; return their keys."""
         held = [c for c in self.latest().values() if c.touched > DIED and c.worker == worker]
         for claim in held:
             os.utime(claim.path, (DIED, DIED))
-        return len(held)
+        return [claim.key for claim in held]
 
     def _by_attempt(self) -> list[Claim]:
         """Return all attempts, the first ones first."""

@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from experiments.core import trust
 from experiments.core.config import mismatch
@@ -61,6 +61,14 @@ class Process(subprocess.Popen):
             raise answer
         return answer
 
+    @property
+    def end(self) -> str:
+        """Why it has ended: what it said in `tell`, or the signal or code that it ended with."""
+        assert self.stdout is not None
+        if self.returncode < 0:
+            return f"killed by signal {-self.returncode} ({signal.strsignal(-self.returncode)})"
+        return self.stdout.read().decode(errors="replace") or f"exit code {self.returncode}"
+
     def begin(self, study: "Study") -> None:
         """Name it the study to work on, for which it waits in `wait_for_study`."""
         assert self.stdin is not None
@@ -87,11 +95,21 @@ def wait_for_study(name: str) -> "tuple[Path, Configs] | None":
             answer = error
         pickle.dump(answer, sys.stdout.buffer)
         sys.stdout.buffer.flush()
+    global _launcher
+    _launcher = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     folder, configs = arguments
     with (folder / LOGS / f"{name}.log").open("w") as log:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(log.fileno(), stream.fileno())
     return folder, configs
+
+
+def tell(reason: str) -> None:
+    """Tell the launcher of this worker, if it has one, why it ends; the disk may be full."""
+    if _launcher is not None:
+        with contextlib.suppress(OSError):
+            _launcher.write(reason)
+            _launcher.flush()
 
 
 class Workers:
@@ -100,13 +118,16 @@ class Workers:
     def __init__(self, count: int, sweep: Path):
         self.count, self.sweep = count, sweep
         self.running = [Process(sweep, slot, count) for slot in range(count)]
+        self.in_vain = [0] * count  # deaths of each before it began a trial
+        self.reasons: list[str] = []  # for which some have ended before the study did
 
     def work(self, study: "Study", look: Callable[[], None]) -> bool:
         """Work until the study is complete or the workers stop; return whether a signal came.
 
         `look` is called about twice a second. A worker that was killed loses its trials to the
-        others at once and is replaced. On Ctrl-C, SIGTERM or SIGHUP the workers save their trials
-        and end; on the second Ctrl-C they are killed.
+        others at once and is replaced, unless it has died in vain as often as it may at one trial.
+        On Ctrl-C, SIGTERM or SIGHUP the workers save their trials and end; on the second Ctrl-C
+        they are killed.
         """
         (study.folder / LOGS).mkdir(exist_ok=True)
         looked, passed_on = time.monotonic(), False
@@ -124,17 +145,27 @@ class Workers:
                     looked = time.monotonic()
                 for process in [p for p in self.running if p.poll() is not None]:
                     self.running.remove(process)
-                    if process.returncode >= 0:  # it has put its trials in order itself
-                        continue
-                    (study.folder / LOGS / f"{process.name}.json").unlink(missing_ok=True)
-                    worked = study.claims.free_claims_of(process.name)
-                    if worked and stop.name is None and not study.complete:
-                        self.running.append(Process(self.sweep, process.slot, self.count))
-                        self.running[-1].begin(study)
+                    if process.returncode:
+                        self.reasons.append(process.end)
+                    if process.returncode < 0 and stop.name is None:
+                        self._replace(process, study)
         return stop.name is not None
+
+    def _replace(self, process: Process, study: "Study") -> None:
+        """Free the trials of a worker that was killed, and start another one."""
+        (study.folder / LOGS / f"{process.name}.json").unlink(missing_ok=True)
+        freed = study.claims.free_claims_of(process.name)
+        what = [f"trial {key}" if key.isdigit() else "the test of the winner" for key in freed]
+        during = f"during {', '.join(what)}, which goes on" if what else "before it began a trial"
+        print(f"worker {process.name} was {process.end} {during}", flush=True)
+        self.in_vain[process.slot] = 0 if freed else self.in_vain[process.slot] + 1
+        if self.in_vain[process.slot] < study.plan.attempts and not study.complete:
+            self.running.append(Process(self.sweep, process.slot, self.count))
+            self.running[-1].begin(study)
 
 
 _standing_by: Workers | None = None
+_launcher: TextIO | None = None  # of this process, if that is a worker
 
 
 def where_jax_is(function: Callable, *arguments: Any) -> Any:
@@ -142,9 +173,10 @@ def where_jax_is(function: Callable, *arguments: Any) -> Any:
 
     To import JAX beside the workers would take the processor from them for a second.
     """
-    if _standing_by is None:
-        return function(*arguments)
-    return _standing_by.running[0].call(function, *arguments)
+    if _standing_by is not None:
+        with contextlib.suppress(EOFError, BrokenPipeError):  # it was killed
+            return _standing_by.running[0].call(function, *arguments)
+    return function(*arguments)
 
 
 @contextlib.contextmanager
@@ -206,10 +238,3 @@ def visible_gpus() -> list[str]:
     except (OSError, subprocess.TimeoutExpired):
         return []
     return [str(i) for i, line in enumerate(listed.stdout.splitlines()) if line.startswith("GPU")]
-
-
-def last_line(study: "Study") -> str | None:
-    """Return the last line of a worker that ended with an error."""
-    logs = sorted((study.folder / LOGS).glob("*.log"), key=lambda path: path.stat().st_mtime)
-    lines = logs[-1].read_text().strip().splitlines() if logs else []
-    return lines[-1] if lines else None

@@ -41,6 +41,11 @@ class StopRequest:
         self.name: str | None = None
         self.signals = signals
 
+    @property
+    def cause(self) -> str | None:
+        """The signal, in the words of who sent it."""
+        return "Ctrl-C" if self.name == "SIGINT" else self.name
+
     def __enter__(self) -> "StopRequest":
         heeded = [n for n in self.signals if signal.getsignal(n) != signal.SIG_IGN]  # not by nohup
         self._previous = {number: signal.signal(number, self._note) for number in heeded}

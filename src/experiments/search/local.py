@@ -139,7 +139,7 @@ class Workers:
                 if stop.name is not None and not passed_on:
                     passed_on = True
                     for process in self.running:
-                        process.terminate()
+                        process.send_signal(signal.Signals[stop.name])
                 if time.monotonic() - looked > LOOK:
                     look()
                     looked = time.monotonic()

@@ -136,7 +136,7 @@ class Trial:
             signal = signal or self.stop.name
         if signal is None:
             return None
-        self.warn(f"stopped by {signal} after step {step}")
+        self.warn(f"stopped by {self.stop.cause or signal} after step {step}")
         return self.stop.status
 
     def summarize(self, step: int, status: str) -> dict[str, Any]:

@@ -168,6 +168,28 @@ def test_trials_side_by_side_come_to_what_they_come_to_alone(make_study, tmp_pat
     assert len(list((together.folder / "populations").iterdir())) == 2  # one a width
 
 
+def test_the_printed_command_reproduces_the_winner(make_study, run_cli, tmp_path):
+    """Also where trials of several seeds have shared their batches, and so one order of them."""
+    study = make_study(
+        parameters={"seed": {"values": [4, 7, 9]}},
+        method="grid",
+        n_trials=3,
+        side_by_side=3,
+        seed=4,
+    )
+    work(study.folder, ROOT / "conf")
+    best = study.best()
+    command = (study.folder / "best.txt").read_text()
+    assert run_cli(*shlex.split(command)[2:], folders=False)[0] == 0
+    ours, theirs = (
+        json.loads((folder / "summary.json").read_text())
+        for folder in (study.folder_of(best.number), tmp_path / "run")
+    )
+    for name in ("train/epoch_loss", "val/accuracy", "val/loss", "test/loss"):
+        assert ours[name] == pytest.approx(theirs[name], rel=1e-5)
+    assert "shuffle_seed: 4" in (study.folder / "best.yaml").read_text()
+
+
 def test_what_breaks_a_population_is_found_by_running_its_trials_alone(make_study):
     study = make_study(overrides=["trainer.monitor=f1"], n_trials=2, side_by_side=2)
     work(study.folder, ROOT / "conf")

@@ -57,7 +57,8 @@ def metrics_of(study: Study, best: FrozenTrial) -> list[str]:
 
 def command(study: Study, trial: FrozenTrial) -> str:
     """Return the command line that runs a trial's config again."""
-    return shlex.join(["python", "run.py", *study.plan.overrides, *assignments(values_of(trial))])
+    settings = assignments(study.settings(values_of(trial)))
+    return shlex.join(["python", "run.py", *study.plan.overrides, *settings])
 
 
 def write_results(study: Study) -> None:
@@ -78,7 +79,7 @@ def write_results(study: Study) -> None:
 
 def recipe(study: Study, best: FrozenTrial) -> str:
     """Return the best trial as a file of `conf/experiment`."""
-    values = study.configs.given | values_of(best)
+    values = study.configs.given | study.settings(values_of(best))
     choices = {name: values.pop(name) for name in list(values) if name in study.configs.groups}
     defaults: list[Any] = [base] if (base := choices.pop("experiment", None)) else []
     defaults += [{f"override /{group}": choice} for group, choice in choices.items()]

@@ -15,6 +15,7 @@ import contextlib
 import logging
 import os
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,17 @@ class Study:
     def folder_of(self, number: int) -> Path:
         """Return the folder of a trial."""
         return self.folder / "trials" / str(number)
+
+    def settings(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return all that makes a trial's config of the study's: its values, and what it shares.
+
+        Trials side by side read their batches in one order, which a run by itself would not have.
+        """
+        config = self.configs.compose(values) if self.plan.side_by_side != 1 else None
+        if config is None or not config["population"]["shared_batches"]:
+            return dict(values)
+        own = config["trainer"]["shuffle_seed"]
+        return {**values, "trainer.shuffle_seed": self.plan.seed if own is None else own}
 
     def ranked(self) -> list[FrozenTrial]:
         """Return the finished trials, the best one first."""

@@ -60,7 +60,7 @@ def work(
                 raise
             raise UserError(f"{fault}; its trials wait to be run again") from error
     if stop.name is not None:
-        log.info("stopped by %s", stop.name)
+        log.info("stopped by %s", stop.cause)
         raise Exit(EXIT_CODES["interrupted"])
 
 
@@ -78,6 +78,12 @@ class TrialStop(StopRequest):
     def name(self) -> str | None:  # type: ignore[override]
         """The signal to stop, if there is one; a reason counts as SIGTERM."""
         return "SIGTERM" if self.reason else self.worker.name
+
+    @property
+    def cause(self) -> str | None:
+        """The signal or reason, in words."""
+        reasons = {"pruned": "early_terminate", "lost": "a worker that took the trial over"}
+        return reasons[self.reason] if self.reason else self.worker.cause
 
     @property
     def status(self) -> str:  # type: ignore[override]
@@ -146,6 +152,7 @@ class Worker:
 
     def _look(self) -> None:
         if self.study.cancelled and self.stop.name is None:
+            log.info("the study is cancelled")
             self.stop.name = "SIGTERM"
 
     def work(self) -> None:
@@ -253,11 +260,9 @@ class Worker:
 
     def _prepare(self, run: Run) -> dict[str, Any]:
         """Make the folder of a run like that of `run.py`; return the checked config."""
-        plan, config = self.study.plan, self.study.configs.compose(run.values)
+        plan, settings = self.study.plan, self.study.settings(run.values)
+        config = self.study.configs.compose(settings)
         config["seed"] += run.index
-        share_batches = plan.side_by_side != 1 and config["population"]["shared_batches"]
-        if share_batches and config["trainer"]["shuffle_seed"] is None:
-            config["trainer"]["shuffle_seed"] = plan.seed
         config["name"] = f"{plan.name}-{run.number}" + (f"-{run.index}" if plan.seeds > 1 else "")
         if "group" in config["logger"] and config["logger"]["group"] is None:
             config["logger"]["group"] = plan.name
@@ -265,7 +270,7 @@ class Worker:
         check_trial(plain)
         hydra = run.folder / ".hydra"
         hydra.mkdir(parents=True, exist_ok=True)
-        overrides = [*plan.overrides, *assignments(run.values)]
+        overrides = [*plan.overrides, *assignments(settings)]
         for name, content in {"config": config, "overrides": overrides}.items():
             text = yaml.dump(content, Dumper=yaml.CSafeDumper, sort_keys=False)
             write_whole(hydra / f"{name}.yaml", text)

@@ -1,10 +1,16 @@
 """Errors that the user can correct, and the exit codes of the program."""
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator
 
 EXIT_CODES = {"finished": 0, "stopped_early": 0, "diverged": 1, "failed": 1, "interrupted": 75}
 """The exit code for each status that a run can end with."""
+
+MASK = "***"
+PASSWORD = re.compile(
+    r"(://[^\s:/@]*:)\S*(?=@)|((?:password|passwd|pwd)=)[^\s&'\"]*", re.IGNORECASE
+)
 
 
 class UserError(Exception):
@@ -19,6 +25,11 @@ class Exit(BaseException):
 
     def __init__(self, code: int):
         self.code = code
+
+
+def masked(text: str) -> str:
+    """Return a text in which the passwords of URLs are masked: `postgresql://me:***@host/db`."""
+    return PASSWORD.sub(lambda found: f"{found[1] or found[2]}{MASK}", text)
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -21,7 +21,7 @@ from typing import Any
 from experiments import machine
 from experiments.cli.output import harmless
 from experiments.cli.startup import for_hydra
-from experiments.errors import Exit
+from experiments.errors import Exit, masked
 
 # Hydra, OmegaConf and JAX are imported where they are used: `--help` has to be quick, and the
 # workers of a search start before that.
@@ -68,11 +68,11 @@ def command_line(main: Callable[[], Any], *, hydra: bool = True) -> int:
         from experiments.cli.messages import explain
 
         message = explain(error)
+        code = 1 if message is None else 2
         if full or message is None:
-            traceback.print_exception(error)
-        else:
-            print(message, file=sys.stderr)
-        return 1 if message is None else 2
+            message = "".join(traceback.format_exception(error)).rstrip()
+        print(masked(message), file=sys.stderr)
+        return code
     return 0
 
 

@@ -14,6 +14,7 @@ from experiments.search.outcome import in_one_line
 from experiments.search.plan import Plan, read_plan
 from experiments.search.results import ending, follow, watching
 from experiments.search.slurm import Task, cancel_jobs, jobs, queue, read_cluster
+from experiments.search.storage import Formatter
 from experiments.search.study import CANCEL, Study, create_study
 from experiments.types import PositiveInt
 
@@ -123,7 +124,8 @@ def worker(folder: Path, config_folder: Path, options: Options) -> None:
             return
         folder, configs = found
     # by force: instead of the handler that Orbax has installed
-    logging.basicConfig(format="%(asctime)s %(message)s", stream=sys.stdout, force=True)
+    logging.basicConfig(stream=sys.stdout, force=True)
+    logging.root.handlers[0].setFormatter(Formatter("%(asctime)s %(message)s"))
     logging.root.setLevel(logging.INFO)
     for talkative in ("absl", "jax"):
         logging.getLogger(talkative).setLevel(logging.WARNING)

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from experiments.errors import UserError
+from experiments.errors import UserError, masked
 from experiments.machine import fault_of
 
 log = logging.getLogger(__name__)
@@ -54,4 +54,4 @@ def in_one_line(error: Exception) -> str:
     """Return the reason that is recorded of a trial which failed with this error."""
     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
     first = next(iter(str(error).strip().splitlines()), "")
-    return f"{kind}{first}"[:500]
+    return masked(f"{kind}{first}")[:500]

@@ -4,6 +4,7 @@ All of a plan is checked, so that its study does not fail later for a mistake in
 """
 
 import dataclasses
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from experiments.search.local import where_jax_is
 from experiments.search.readers import SweepFile, read_space, split
 from experiments.search.slurm import read_cluster
 from experiments.search.space import Space
+from experiments.search.storage import ADDRESS, keep_address
 from experiments.tracking.jsonl import write_whole
 from experiments.types import Positive, PositiveInt
 
@@ -46,7 +48,8 @@ class Plan:
       seed: of the draws, and of the first run of each trial.
       seeds: runs per trial; its score is their median.
       early_terminate: W&B's hyperband: `min_iter` or `max_iter` and `s`, in epochs, and `eta`.
-      storage: the Optuna storage: a file in the study folder, or the URL of a database.
+      storage: the Optuna storage: a file in the study folder, or the URL of a database, which
+        `env` takes from the environment.
       heartbeat: seconds without a sign of life after which a worker counts as dead.
       attempts: deaths of workers at one trial after which the trial counts as failed.
       side_by_side: trials that a worker takes at once and trains side by side; `auto` is its share
@@ -78,8 +81,9 @@ class Plan:
         return sorted(finished, key=lambda trial: sign * trial.value)  # type: ignore[operator]
 
     def save(self, folder: Path) -> None:
-        """Write `study.yaml`."""
-        text = yaml.safe_dump(dataclasses.asdict(self), sort_keys=False, width=100)
+        """Write `study.yaml`, without the password of its storage."""
+        fields = dataclasses.asdict(self) | {"storage": keep_address(folder, self.storage)}
+        text = yaml.safe_dump(fields, sort_keys=False, width=100)
         write_whole(folder / FILE, text)
 
 
@@ -183,6 +187,10 @@ def make_plan(
     settings["cluster"] = {"name": "local"} | settings.get("cluster", {})
     read_cluster(config_folder, settings["cluster"])
     settings["overrides"] = [*overrides, *own]
+    if settings.get("storage") == "env":
+        if not (url := os.environ.get(ADDRESS)):
+            raise UserError(f"storage=env: {ADDRESS} is not set to the URL of a database")
+        settings["storage"] = url
     if settings.get("method") == "grid":
         points = len(space.grid(settings.get("n_trials")))
         settings["n_trials"] = min(settings.get("n_trials", points), points)

@@ -1,7 +1,12 @@
-"""The storage of a study: a journal in its folder, or a database."""
+"""The storage of a study: a journal in its folder, or a database.
+
+The URL of a database may hold a password, which is masked wherever it is printed or written, in
+`study.yaml` too. Who opens the study reads it from the environment or from a file of its own.
+"""
 
 import contextlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -11,7 +16,10 @@ from typing import Any, BinaryIO
 from optuna.storages import BaseStorage, JournalStorage, get_storage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
-from experiments.errors import UserError
+from experiments.errors import MASK, UserError, masked
+
+ADDRESS = "EXPERIMENTS_STORAGE"  # in the environment: the URL with its password
+ADDRESS_FILE = "storage.url"  # in the folder of the study: the same, for its owner alone
 
 
 class Journal(JournalFileBackend):
@@ -68,11 +76,14 @@ def open_storage(
         The storage, and a context within which it writes all changes as one, if it can.
 
     Raises:
-        UserError: the database cannot be reached.
+        UserError: the database cannot be reached, or its password is not known.
     """
+    storage = address(folder, storage)
     if "://" not in storage:
         journal = Journal(folder / storage)
         return JournalStorage(journal), journal.at_once
+    if storage.partition("?")[0].count("@") > 1:  # drivers would print the rest as a host
+        raise UserError(f"storage={storage}: write @ as %40 and / as %2F in a password")
     try:  # with a cache, which all of Optuna's studies in this process are to share
         return get_storage(storage), contextlib.nullcontext
     except Exception as error:
@@ -80,3 +91,46 @@ def open_storage(
             error = error.__cause__
         first = str(error).strip().splitlines()[0]
         raise UserError(f"storage={storage}: cannot be opened: {first}") from error
+
+
+def keep_address(folder: Path, storage: str) -> str:
+    """Return a storage as it may be written; a password that is left out of it is kept apart.
+
+    It goes into a file that only its owner may read, unless the environment holds it.
+    """
+    if masked(storage) != storage and os.environ.get(ADDRESS) != storage:
+        path = folder / ADDRESS_FILE
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            os.fchmod(file.fileno(), 0o600)
+            file.write(f"{storage}\n")
+    return masked(storage)
+
+
+def address(folder: Path, storage: str) -> str:
+    """Return a storage as it is opened: with the password that `study.yaml` leaves out.
+
+    Raises:
+        UserError: neither the environment nor a file that others cannot read has it.
+    """
+    if MASK not in storage:
+        return storage
+    if masked(found := os.environ.get(ADDRESS, "")) == storage:
+        return found
+    path = folder / ADDRESS_FILE
+    wanted = f"storage={storage}: say the URL with its password in {ADDRESS}, or in {path}"
+    try:
+        found, mode = path.read_text().strip(), path.stat().st_mode
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{wanted}, a file of mode 0600") from error
+    if mode & 0o077:
+        raise UserError(f"{path} can be read by others; chmod 600 {path}")
+    if masked(found) != storage:
+        raise UserError(f"{wanted}, which is of another storage")
+    return found
+
+
+class Formatter(logging.Formatter):
+    """Formats log records without passwords."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return masked(super().format(record))

@@ -22,6 +22,7 @@ from experiments.machine import StopRequest, fault_of
 from experiments.search.configs import Configs, assignments, check_trial, resolved
 from experiments.search.outcome import Outcome, Summary, in_one_line, outcome_of
 from experiments.search.results import WINNER, Overviews, values_of, winner_of, write_results
+from experiments.search.storage import Formatter
 from experiments.search.study import Study, Trial
 from experiments.tracking.jsonl import JsonLines, write_whole
 from experiments.tracking.log_file import LogFile
@@ -283,7 +284,7 @@ class Worker:
         stack.enter_context(exclusive(run.folder))
         if alone:
             handler = LogFile(run.folder / "run.log", delay=True)
-            handler.setFormatter(logging.Formatter(LOG_FORMAT))
+            handler.setFormatter(Formatter(LOG_FORMAT))
             logging.root.addHandler(handler)
             stack.callback(_close, handler)
             stack.callback(logging.root.removeHandler, handler)

@@ -1,11 +1,13 @@
-"""Workers of this machine: what they and their launcher import, and how they share GPUs."""
+"""Workers of this machine: what they import, what they share, and what they do not."""
 
+import json
 import subprocess
 import sys
 
 import pytest
 
 from experiments.search import local
+from experiments.search.actions import launch
 from support import ROOT, leaves_no_child
 
 
@@ -71,3 +73,18 @@ command_line(lambda: print("works", flush=True) or time.sleep(60), hydra=False)
 def test_workers_end_with_a_killed_launcher(tmp_path):
     (tmp_path / "sweep.py").write_text(WORK)
     assert leaves_no_child(LAUNCH, str(tmp_path / "sweep.py"))
+
+
+def test_trials_share_no_run_of_wandb_that_the_environment_names(make_study, monkeypatch):
+    """Its metrics would be those of all of them, mixed up."""
+    monkeypatch.setenv("WANDB_RUN_ID", "given")
+    monkeypatch.setenv("WANDB_RESUME", "must")
+    study = make_study(n_trials=2, overrides=["logger=wandb", "trainer.epochs=1"])
+    launch(study, {}, local.Workers(1, ROOT / "sweep.py"))
+    states = [study.folder_of(number) / "wandb_run.json" for number in (0, 1)]
+    ids = {json.loads(state.read_text())["id"] for state in states}
+    assert len(ids) == 2
+    assert "given" not in ids
+    assert (
+        "WANDB_RUN_ID=given is left aside" in next(study.folder.glob("workers/*.log")).read_text()
+    )

@@ -10,6 +10,7 @@ from experiments.core.config import check_config
 from experiments.core.trust import vet
 from experiments.tracking.jsonl import SUMMARY, write_json, write_whole
 from experiments.tracking.terminal import number
+from experiments.tracking.wandb import leave_run_aside
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
 
     from experiments.commands.dispatch import as_plain
 
+    leave_run_aside()
     folders = {name: directory / name for name in ("pretraining", "pretrained", "from_scratch")}
     composed = compose("config", config["pretrain"]["overrides"])
     if source is not None:

@@ -16,6 +16,7 @@ from experiments.search.results import ending, follow, watching
 from experiments.search.slurm import Task, cancel_jobs, jobs, queue, read_cluster
 from experiments.search.storage import Formatter
 from experiments.search.study import CANCEL, Study, create_study
+from experiments.tracking.wandb import leave_run_aside
 from experiments.types import PositiveInt
 
 Options = dict[str, Any]
@@ -129,6 +130,7 @@ def worker(folder: Path, config_folder: Path, options: Options) -> None:
     logging.root.setLevel(logging.INFO)
     for talkative in ("absl", "jax"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
+    leave_run_aside()
     try:
         work(folder, config_folder, name, configs)
     except Exception as error:

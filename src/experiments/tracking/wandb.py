@@ -203,6 +203,13 @@ class Wandb(Tracker):
                 self.log(int(event.pop("step")), event)
 
 
+def leave_run_aside() -> None:
+    """Forget the one run that the environment names, in a process that trains several."""
+    if given := os.environ.pop("WANDB_RUN_ID", None):
+        log.warning("WANDB_RUN_ID=%s is left aside: each of several runs has its own", given)
+    os.environ.pop("WANDB_RESUME", None)
+
+
 def _usable(mode: str | None) -> Mode:
     """Return `online` if that is wanted and an API key is configured, else `offline`; never ask."""
     import wandb

@@ -1,6 +1,7 @@
 """Errors that the user can correct, and the exit codes of the program."""
 
 import difflib
+import os
 import re
 from collections.abc import Iterable, Iterator
 
@@ -39,6 +40,11 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
         yield error
         seen.append(error)
         error = error.__cause__ or error.__context__
+
+
+def unusable(key: str, path: object, error: OSError) -> UserError:
+    """Return the error that says what the system says of a path that a key of the config names."""
+    return UserError(f"{key}={path}: {os.strerror(error.errno or 0).lower()}")
 
 
 def suggest(name: str, valid: Iterable[str], count: int = 3) -> str:

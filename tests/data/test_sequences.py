@@ -116,13 +116,20 @@ def test_windows_of_text_without_streams(play):
         (["data.streams=3"], "data.streams=3 and data.batch_size=4"),
         (["data.num_classes=65"], "set data.num_classes=17"),
         (["data.path=x.txt"], "either data.name .* or data.path"),
-        (["data.name=null", "data.path=x.txt"], "data.path=x.txt: there is no such file"),
+        (["data.name=null", "data.path=x.txt"], "data.path=x.txt: no such file"),
     ],
 )
 def test_bad_texts_end_in_one_line(play, overrides, message):
     base = ["data.name=play", "data.batch_size=4", "data.num_classes=null"]
     with pytest.raises(UserError, match=message):
         data("tiny_shakespeare", *base, *overrides).load()
+
+
+def test_a_byte_order_mark_is_no_character(tmp_path):
+    path = tmp_path / "own.txt"
+    path.write_text("ab\r\n" * 200, encoding="utf-8-sig", newline="")
+    splits = data("text", f"data.path={path}", "data.length=9", "data.batch_size=2").load()
+    assert splits.class_names == ("\n", "a", "b")
 
 
 def test_a_file_is_cut_into_training_validation_and_test(tmp_path):
@@ -165,16 +172,80 @@ def test_a_table_is_scaled_by_its_training_rows_alone(table):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data.column=note"], "line 2: column 'note' has 'word', which is no number"),
+        (["data.column=note"], "row 2: column 'note' has 'word', which is no number"),
         (["data.column=hest"], "no column 'hest', only time, .*did you mean 'heat'"),
         (["data.column=heat", "data.length=30"], "validation split .* has 20 rows, fewer than"),
-        (["data.path=none.csv"], "data.path=none.csv: there is no such file"),
+        (["data.path=none.csv"], "data.path=none.csv: no such file"),
     ],
 )
 def test_bad_tables_end_in_one_line(table, overrides, message):
     base = [f"data.path={table}", "data.held_out=0.2"]
     with pytest.raises(UserError, match=message):
         data("csv", *base, *overrides).load()
+
+
+ROWS = [f"{i},{i % 7},{i % 5}\n" for i in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "message"),
+    [
+        ("a,b,c", "5,5,7,10", "Expected 3 columns, got 4: 5,5,7,10"),
+        ("a,b,c", "5,10", "Expected 3 columns, got 2: 5,10"),
+        ("a,c,c", "5,5,0", "has 2 columns 'c'"),
+        ("a,b,c", "5,5,1_0", "row 7: column 'c' has '1_0', which is no number"),
+        ("a,b,c", "5,5,", "row 7: column 'c' has '', which is no number"),
+        ("a,b,c", "5,5,nan", "row 7: column 'c' has 'nan', which is no number"),
+        ("a,b,c", '5,5,"10', "row 7: column 'c' has '10', which is no number"),
+        ("a,b,c", "5,5,3.5e38", "column 'c' has values .* float32"),
+        ("a;b;c", "5;5;0", "with commas between them: Expected 1 columns, got 3"),
+    ],
+)
+def test_a_table_whose_values_would_change_is_refused(tmp_path, header, row, message):
+    (tmp_path / "t.csv").write_text("".join([header, "\n", *ROWS[:5], row, "\n", *ROWS[6:]]))
+    with pytest.raises(UserError, match=message):
+        data("csv", f"data.path={tmp_path}/t.csv", "data.length=3").load()
+
+
+def test_what_editors_add_to_a_table_is_no_value(tmp_path):
+    """A byte-order mark, spaces, line breaks in quotation marks, empty lines, ends of lines."""
+    path = tmp_path / "t.csv"
+    config = data("csv", f"data.path={path}", "data.length=3")
+    path.write_text("a,b,c\n" + "".join(ROWS))
+    plain = config.load().train.arrays
+    rows = [f'{i},"x\ny", {row.split(",")[2]}\n' for i, row in enumerate(ROWS)]
+    path.write_text("\ufeffa, b, c \n" + "".join(rows) + "\n\n", newline="\r\n")
+    for name, array in config.load().train.arrays.items():
+        np.testing.assert_array_equal(array, plain[name])
+
+
+@pytest.mark.parametrize("values", [["0.1"], ["0.1", "0.10000000000000002"]])
+def test_a_column_that_is_constant_but_for_rounding_is_only_shifted(tmp_path, caplog, values):
+    numbers = [*(values * 35)[:35], "0.6", "0.6", "0.6", "0.6", "0.6"]
+    (tmp_path / "t.csv").write_text("\n".join(["a", *numbers]))
+    splits = data("csv", f"data.path={tmp_path}/t.csv", "data.length=3").load()
+    assert np.abs(splits.train.arrays["target"]).max() < 1e-15
+    assert splits.train.arrays["unit"][0] == 1
+    np.testing.assert_allclose(splits.test.arrays["target"][-1], 0.5)
+    assert caplog.text.count("column 'a' is constant") == 1
+
+
+def test_differences_too_small_for_float32_are_refused(tmp_path):
+    (tmp_path / "t.csv").write_text("\n".join(["a", *(f"{i}e-200" for i in range(40))]))
+    with pytest.raises(UserError, match="differences beyond those that float32 holds"):
+        data("csv", f"data.path={tmp_path}/t.csv", "data.length=3").load()
+
+
+@pytest.mark.parametrize("name", ["text", "csv"])
+def test_a_path_of_any_kind_ends_in_one_line(tmp_path, name):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for path, reason in {
+        tmp_path: "is a directory",
+        tmp_path / "loop": "too many levels of symbolic links",
+        tmp_path / ("n" * 300): "file name too long",
+    }.items():
+        with pytest.raises(UserError, match=f"data.path={path}: {reason}"):
+            data(name, f"data.path={path}").load()
 
 
 def test_reviews_become_the_numbers_of_common_words(write_texts):

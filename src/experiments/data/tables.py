@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import csv
-import math
+import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
+from pyarrow import csv
 
 from experiments.data.dataset import Arrays, Spec, Splits, as_stored, cut, fingerprint
-from experiments.errors import UserError, suggest
+from experiments.errors import UserError, suggest, unusable
 from experiments.types import Decay, PositiveInt
+
+log = logging.getLogger(__name__)
+
+FLOAT32 = np.finfo(np.float32)
+ROUNDING = 8 * np.finfo(float).eps  # of its largest value, the spread of a column that is constant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,10 +28,12 @@ class Table:
 
     The rows are in the order of time. The last share `held_out` of them is for testing, as many
     before them for validation, and a window never crosses such a border. Every column is scaled by
-    the training rows alone, to a mean of 0 and a standard deviation of 1 there.
+    the training rows alone, to a mean of 0 and a standard deviation of 1 there. A column that is
+    constant there but for rounding is only shifted, with a warning.
 
     Args:
-        path: the file; its first line names the columns.
+        path: the file, in UTF-8; its first row names the columns, and each row has as many cells.
+            Empty lines are passed over.
         column: the one to forecast; None means the last one.
         inputs: columns that are read; None means `column` alone.
         length: rows that are read.
@@ -65,24 +74,15 @@ class Table:
         """Read the file.
 
         Raises:
-            UserError: there is no such file or column, a value is no number, or there are too few
-                rows for a window.
+            UserError: there is no such file or column, a row has more or fewer cells, a value is no
+                number or beyond those of float32, or there are too few rows for a window.
         """
-        header, rows = self._read()
-        column = self.column if self.column is not None else header[-1]
-        wanted = [*(self.inputs or [column]), column]
-        for name in wanted:
-            if name not in header:
-                raise UserError(
-                    f"{self.path} has no column {name!r}, only {', '.join(header)}"
-                    f"{suggest(name, header)}"
-                )
-        values = np.array([self._numbers(rows, name) for name in wanted]).T
+        names, values = self._read()
         parts = cut(values, self.held_out)
-        if not len(parts["train"]):
+        train = parts["train"]
+        if not len(train):
             raise UserError(f"data.held_out={self.held_out} leaves no rows for training")
-        mean, deviation = parts["train"].mean(axis=0), parts["train"].std(axis=0)
-        deviation = np.where(deviation > 0, deviation, 1.0)
+        mean, deviation = self._scales(names, train, np.abs(values).max(axis=0))
         splits = {
             split: self._windows(split, (part - mean) / deviation, deviation[-1])
             for split, part in parts.items()
@@ -90,36 +90,65 @@ class Table:
         splits["train"] = splits["train"].take(np.arange(len(splits["train"]))[: self.limit])
         return Splits(**splits, class_names=(), fingerprint=fingerprint(values.tobytes()))
 
-    def _read(self) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-        """Return the names of the columns, and (line number, cells) of every row with any cells."""
-        path = Path(self.path).expanduser()
+    def _read(self) -> tuple[list[str], np.ndarray]:
+        """Return the names of the inputs and of the column, and their values, [rows, names]."""
+        parsing = csv.ParseOptions(newlines_in_values=True)
+        header: list[str] = []
         try:
-            with path.open(newline="", encoding="utf-8-sig") as file:
-                reader = csv.DictReader(file, restval="")
-                reader.fieldnames = header = [name.strip() for name in reader.fieldnames or []]
-                rows = [(reader.line_num, row) for row in reader]
-        except FileNotFoundError:
-            raise UserError(f"data.path={self.path}: there is no such file") from None
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise UserError(f"data.path={self.path} cannot be read as CSV: {error}") from error
-        if not header:
-            raise UserError(f"data.path={self.path}: the file is empty")
-        return header, rows
+            content = pa.py_buffer(Path(self.path).expanduser().read_bytes())
+            with csv.open_csv(pa.BufferReader(content), parse_options=parsing) as reader:
+                header = [name.strip() for name in reader.schema.names]
+                given = dict(zip(header, reader.schema.names, strict=True))
+            names = self._chosen(header)
+            types = {given[name]: pa.float64() for name in names}
+            table = csv.read_csv(
+                pa.BufferReader(content),
+                csv.ReadOptions(use_threads=False),  # so that errors say the row
+                parsing,
+                csv.ConvertOptions(column_types=types, include_columns=types, null_values=[]),
+            )
+        except OSError as error:
+            raise unusable("data.path", self.path, error) from error
+        except ValueError as error:  # Arrow's
+            raise UserError(_complaint(self.path, error, header)) from error
+        values = np.stack([table[given[name]].to_numpy() for name in names]).T
+        for row, column in np.argwhere(~np.isfinite(values))[:1]:
+            found = values[row, column]
+            raise UserError(_no_number(self.path, row + 2, names[column], str(found)))
+        return names, values
 
-    def _numbers(self, rows: list[tuple[int, dict[str, str]]], name: str) -> list[float]:
-        numbers = []
-        for line, row in rows:
-            try:
-                number = float(row[name])
-            except ValueError:
-                number = math.nan
-            if not math.isfinite(number):
+    def _chosen(self, header: list[str]) -> list[str]:
+        """Return the names of the inputs and of the column to forecast."""
+        column = self.column if self.column is not None else header[-1]
+        names = [*(self.inputs or [column]), column]
+        for name in names:
+            if header.count(name) > 1:
+                raise UserError(f"{self.path} has {header.count(name)} columns {name!r}")
+            if name not in header:
                 raise UserError(
-                    f"{self.path}, line {line}: column {name!r} has {row[name]!r}, "
-                    f"which is no number"
+                    f"{self.path} has no column {name!r}, only {', '.join(header)}"
+                    f"{suggest(name, header)}"
                 )
-            numbers.append(number)
-        return numbers
+        return names
+
+    def _scales(
+        self, names: list[str], train: np.ndarray, largest: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return mean and deviation of each column, whose `largest` value may be of other rows."""
+        with np.errstate(over="ignore"):  # refused below
+            mean, deviation = train.mean(axis=0), train.std(axis=0)
+        for i, name in enumerate(names):
+            if np.ptp(train[:, i]) <= ROUNDING * np.abs(train[:, i]).max():
+                if name not in names[:i]:
+                    log.warning("%s: column %r is constant in the training rows", self.path, name)
+                deviation[i] = 1.0
+            small = deviation[i] < FLOAT32.tiny
+            if small or largest[i] / min(deviation[i], 1.0) > FLOAT32.max:
+                raise UserError(
+                    f"{self.path}: column {name!r} has values or differences beyond those that "
+                    f"float32 holds, {FLOAT32.tiny:.1e} to {FLOAT32.max:.1e}: give it another unit"
+                )
+        return mean, deviation
 
     def _windows(self, split: str, values: np.ndarray, unit: float) -> Arrays:
         span = self.length + self.horizon
@@ -137,3 +166,18 @@ class Table:
         sequence = windows[:, : self.length, :-1]
         unit_of_each = np.full(len(windows), unit, np.float32)
         return Arrays({"sequence": sequence, "target": target, "unit": unit_of_each})
+
+
+def _complaint(path: str, error: ValueError, header: list[str]) -> str:
+    """Return in one line what Arrow says of a file."""
+    said = str(error).removeprefix("CSV parse error: ").splitlines()[0][:200]
+    said = "".join(letter if letter.isprintable() else "?" for letter in said)
+    cell = re.match(r"In CSV column #(\d+): Row #(\d+): .* invalid value '(.*?)'?$", said)
+    if cell is None:
+        return f"{path} cannot be read as cells with commas between them: {said}"
+    column, row, value = cell.groups()
+    return _no_number(path, row, header[int(column)], value)
+
+
+def _no_number(path: str, row: Any, name: str, value: str) -> str:
+    return f"{path}, row {row}: column {name!r} has {value!r}, which is no number"

@@ -14,7 +14,7 @@ import numpy as np
 from experiments.data.dataset import Arrays, Spec, Splits, cut, fingerprint
 from experiments.data.prepared import locate
 from experiments.data.records import Records
-from experiments.errors import UserError
+from experiments.errors import UserError, unusable
 from experiments.types import Decay, PositiveInt
 
 
@@ -37,7 +37,8 @@ class Text:
 
     Args:
         name: of the data set in TFDS; one long text in each of its splits train, validation, test.
-        path: a text file (UTF-8) in place of that; its end is held out.
+        path: a text file (UTF-8) in place of that; its end is held out. A byte-order mark is no
+            part of the text, and every end of a line is one character.
         version: None takes the newest prepared.
         dir: folder of prepared data; None means $TFDS_DATA_DIR, else ~/tensorflow_datasets.
         num_classes: different characters; None counts them.
@@ -137,9 +138,9 @@ class Text:
                 for split in ("train", "validation", "test")
             }
         try:
-            text = Path(self.path).expanduser().read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise UserError(f"data.path={self.path}: there is no such file") from None
+            text = Path(self.path).expanduser().read_text(encoding="utf-8-sig")
+        except OSError as error:
+            raise unusable("data.path", self.path, error) from error
         except UnicodeDecodeError as error:
             raise UserError(f"data.path={self.path}: not UTF-8 text ({error.reason})") from error
         return cut(text, self.held_out)

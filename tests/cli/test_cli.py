@@ -74,6 +74,13 @@ def test_an_unwritable_folder_is_named(run_cli, tmp_path):
     assert str(tmp_path / "file") in error
 
 
+@pytest.mark.parametrize("key", ["hydra.run.dir", "resume", "data.dir"])
+def test_a_path_that_is_too_long_is_named(run_cli, key):
+    code, error = run_cli("data=mnist", f"{key}=/tmp/{'n' * 300}", folders=False)
+    assert code == 2
+    assert f"error: File name too long: /tmp/{'n' * 300}" in error.splitlines()[-1]
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_full_disk_is_named(run_cli, tmp_path):
     folder = tmp_path / "full"

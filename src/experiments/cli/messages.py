@@ -15,11 +15,7 @@ from experiments.core.config import leaves
 from experiments.errors import UserError, causes, suggest
 from experiments.search.configs import Configs
 
-# errors of the system that the user can correct: a full disk, a folder that cannot be written
-CORRECTABLE = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM),
-    *(errno.ENOTDIR, errno.EEXIST),
-)
+FULL = (errno.ENOSPC, errno.EDQUOT)  # a full disk, of which the system names no file
 
 
 def explain(error: BaseException) -> str | None:
@@ -31,10 +27,11 @@ def explain(error: BaseException) -> str | None:
             return f"error: {_missing_choice(cause)}"
         if isinstance(cause, OverrideParseException):
             return f"error: {cause.override}: this cannot be read as key=value ({cause})"
-        if isinstance(cause, OSError) and cause.errno in CORRECTABLE:
+        if cause is not error and isinstance(cause, FileNotFoundError):
+            continue  # an error in what is done where a file is missing is the program's own
+        if isinstance(cause, OSError) and (cause.filename is not None or cause.errno in FULL):
             where = f": {cause.filename}" if cause.filename else ""
-            advice = "; choose another folder with hydra.run.dir=..."
-            return f"error: {os.strerror(cause.errno)}{where}{advice}"
+            return f"error: {os.strerror(cause.errno or 0)}{where}; choose another path"
     if isinstance(error, HydraException | OmegaConfBaseException):
         return f"error: {_bad_override(str(error))}"
     return None

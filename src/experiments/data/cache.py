@@ -114,12 +114,12 @@ def _open(folder: Path) -> dict[str, np.ndarray] | None:
         digests = json.loads((folder / DIGESTS).read_text())
         for name, digest in digests.items():
             if _digest(folder / f"{name}.npy") != digest:
-                raise ValueError(f"{name}.npy is not what was stored")
+                raise ValueError(f"{name}.npy is damaged")
         return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in digests}
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, AttributeError) as error:
-        log.warning("Decoded data in %s is damaged (%s): made again", folder, error)
+        log.warning("Decoded data in %s cannot be read (%s): made again", folder, error)
         return None
 
 

@@ -1,5 +1,6 @@
 """The machine: its processor and memory as far as this process may use them, folders, signals."""
 
+import atexit
 import contextlib
 import ctypes
 import errno
@@ -7,9 +8,11 @@ import gc
 import grp
 import os
 import pwd
+import shutil
 import signal
 import stat
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -100,6 +103,13 @@ def fault_of(error: BaseException) -> str | None:
             if said in str(cause):
                 return said
     return None
+
+
+def ensure_home() -> None:
+    """Give a user who has no home, as in some containers, a folder that goes with this process."""
+    if os.path.expanduser("~") == "~":
+        os.environ["HOME"] = folder = tempfile.mkdtemp(prefix="home-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 
 def user_cache() -> Path:

@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from experiments import machine
+from experiments.cli.main import command_line
 from support import ROOT
 
 FAST = ["debug=fast", "model.hidden=[8]"]
@@ -72,6 +74,19 @@ def test_an_unwritable_folder_is_named(run_cli, tmp_path):
     code, error = run_cli(*FAST, folder=tmp_path / "file" / "run")
     assert code == 2
     assert str(tmp_path / "file") in error
+
+
+def test_a_user_without_a_home_or_an_entry_is_given_one(monkeypatch, tmp_path):
+    def unknown(_: int) -> None:
+        raise KeyError
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("HOME", "")  # restored afterwards
+    monkeypatch.delenv("HOME")
+    homes: list[Path] = []
+    assert command_line(lambda: homes.append(Path.home()), hydra=False) == 0
+    assert list(tmp_path.iterdir()) == homes
 
 
 @pytest.mark.parametrize("key", ["hydra.run.dir", "resume", "data.dir"])

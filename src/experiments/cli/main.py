@@ -47,6 +47,7 @@ def command_line(main: Callable[[], Any], *, hydra: bool = True) -> int:
     """
     machine.collect_garbage_seldom()
     machine.end_with_launcher()
+    machine.ensure_home()
     full = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
     # else Hydra prints errors in its own way and exits with 1; so it raises them
     os.environ["HYDRA_FULL_ERROR"] = "1"

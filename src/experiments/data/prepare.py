@@ -17,6 +17,7 @@ import numpy as np
 from experiments.data.cache import load_split
 from experiments.data.prepared import FORMAT, SHIPPED, Prepared, check_name, data_dir, find
 from experiments.errors import UserError
+from experiments.machine import ensure_home
 
 NETWORK_SECONDS = 5.0
 
@@ -130,6 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("name", help="as in TFDS, for example mnist")
     parser.add_argument("--dir", help="default: $TFDS_DATA_DIR, else ~/tensorflow_datasets")
     options = parser.parse_args(arguments)
+    ensure_home()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         print(describe(prepare(options.name, data_dir(options.dir))))

@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from experiments.core.config import build, place
 from experiments.core.experiment import Experiment, State, hyperparameters
 from experiments.core.rng import root_key
+from experiments.core.transfer import named
 from experiments.data.dataset import Arrays, Splits, Stream, some_examples
 from experiments.errors import UserError
 from experiments.training.distributed import put_to_read
@@ -251,6 +252,16 @@ class Setup:
             small, large = ("x".join(map(str, shape[:2])) for shape in (stored, seen))
             name = self.config["model"]["_target_"].rsplit(".", 1)[-1]
             log.info("%s needs larger images: %s is resized to %s", name, small, large)
+        if self.training and self.batch_size == 1 and self._normalises_batches:
+            log.warning(
+                "data.batch_size=1: batch normalisation sees one example at a time, but evaluates "
+                "by averages over many; use a larger batch"
+            )
+
+    @property
+    def _normalises_batches(self) -> bool:
+        names = named(self.shapes.model_state)
+        return any(name.endswith(".var") for name in names)
 
 
 class Setups:

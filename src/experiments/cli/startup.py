@@ -29,18 +29,18 @@ def for_hydra(arguments: list[str]) -> list[str]:
     several_seeds = any(re.match(r"seed=(range\(|.*,)", a) for a in arguments)
     if several_seeds or any(a in MULTIRUN for a in arguments):
         return _of_search(arguments, side_by_side=several_seeds)
-    if os.environ.get("JAX_PROCESS_ID", "0") != "0":  # the first of several processes writes
-        arguments = [*arguments, "hydra.output_subdir=null", "hydra/job_logging=disabled"]
+    if os.environ.get("JAX_PROCESS_ID", "0") != "0":  # the first of several processes prints
+        arguments = [*arguments, "hydra/job_logging=disabled"]
     if any(a.startswith(("resume=", "checkpoint=")) for a in arguments):
         # `++`: they are keys of that run's config, which the defaults that Hydra composes may lack
         arguments = [re.sub(r"^(?!hydra\.)(\w+\.[\w.]+=)", r"++\1", a) for a in arguments]
     folder = next((a.partition("=")[2] for a in arguments if a.startswith("resume=")), "null")
     if folder in ("null", ""):
         return arguments
-    from experiments.training.run_folder import run_folder
+    from experiments.training.run_folder import existing_run
 
-    run_folder(Path(folder))  # which must exist: Hydra would make it
-    return [*arguments, f"hydra.run.dir={folder}", "hydra.output_subdir=null"]
+    existing_run(Path(folder))  # which must exist: Hydra would make it
+    return [*arguments, f"hydra.run.dir={folder}"]
 
 
 def _of_search(arguments: list[str], side_by_side: bool) -> list[str]:

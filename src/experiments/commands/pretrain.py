@@ -9,6 +9,7 @@ from experiments.commands import train
 from experiments.core.config import check_config
 from experiments.tracking.jsonl import SUMMARY, write_json
 from experiments.tracking.terminal import number
+from experiments.training.run_folder import UsedFolder, run_folder
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,6 @@ class Pretrain:
 def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
     """Train all three, in folders of their own, and print the test metrics of both classifiers."""
     from hydra import compose  # here, as every run checks `Pretrain` in this module
-    from omegaconf import OmegaConf
 
     from experiments.commands.dispatch import as_plain
 
@@ -44,9 +44,9 @@ def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
         print(f"-- {name}")
         stage = stage | {"mode": "train", "name": f"{config['name']}_{name}"}
         check_config(stage)
-        (folders[name] / ".hydra").mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(OmegaConf.create(stage), folders[name] / ".hydra" / "config.yaml")
-        train.main(stage, folders[name], None)
+        used: UsedFolder = "cleared" if config["overwrite"] else "refused"
+        with run_folder(folders[name], {"config": stage}, used=used):
+            train.main(stage, folders[name], None)
     tested = {
         f"{name}/{key}": value
         for name in ("pretrained", "from_scratch")

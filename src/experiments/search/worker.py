@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import yaml
 from optuna.trial import FrozenTrial
 
 from experiments.core.config import build, check_config
@@ -24,7 +23,7 @@ from experiments.search.study import Study, Trial
 from experiments.tracking.jsonl import JsonLines
 from experiments.tracking.tracker import Tracker, Trackers, chosen
 from experiments.training.loop import fit
-from experiments.training.run_folder import exclusive
+from experiments.training.run_folder import log_file, run_folder
 from experiments.training.runtime import announce, set_up_compiler, split_processor
 from experiments.training.setup import Setups
 from experiments.training.trial import Trial as Training
@@ -33,7 +32,6 @@ from experiments.training.trial import overview
 log = logging.getLogger(__name__)
 
 POLL = 1.0  # seconds between looks for a trial that became free
-LOG_FORMAT = "[%(asctime)s] %(levelname)s %(name)s: %(message)s"
 POPULATIONS = "populations"  # in the folder of the study: checkpoints of trials side by side
 
 Summary = dict[str, Any]
@@ -210,7 +208,7 @@ class Worker:
     def _test(self, trial: FrozenTrial, stop: TrialStop) -> dict[str, float]:
         """Return `test/*` of a finished trial's best weights, the median over its seeds."""
         runs = self._runs(trial.number, values_of(trial), stop)
-        if not self._prepare(runs[0])["trainer"]["checkpoints"]:
+        if not resolved(self._config(runs[0]))["trainer"]["checkpoints"]:
             log.warning("the winner is not tested: trainer.checkpoints=false saved no weights")
             return {}
         found: list[Summary] = []
@@ -236,8 +234,8 @@ class Worker:
             for index, folder in enumerate(folders)
         ]
 
-    def _prepare(self, run: Run) -> dict[str, Any]:
-        """Make the folder of a run like that of `run.py`; return the checked config."""
+    def _config(self, run: Run) -> dict[str, Any]:
+        """Return the config of a run, without interpolating."""
         plan, config = self.study.plan, self.study.configs.compose(run.values)
         config["seed"] += run.index
         share_batches = plan.side_by_side != 1 and config["population"]["shared_batches"]
@@ -246,27 +244,19 @@ class Worker:
         config["name"] = f"{plan.name}-{run.number}" + (f"-{run.index}" if plan.seeds > 1 else "")
         if "group" in config["logger"] and config["logger"]["group"] is None:
             config["logger"]["group"] = plan.name
-        plain = resolved(config)
-        check_config(plain)
-        hydra = run.folder / ".hydra"
-        hydra.mkdir(parents=True, exist_ok=True)
-        overrides = [*plan.overrides, *assignments(run.values)]
-        for name, content in {"config": config, "overrides": overrides}.items():
-            text = yaml.dump(content, Dumper=yaml.CSafeDumper, sort_keys=False)
-            (hydra / f"{name}.yaml").write_text(text)
-        return plain
+        return config
 
     def _open(self, run: Run, stack: contextlib.ExitStack, *, alone: bool) -> Training:
         """Prepare a run; its folder is this process's own until the end of `stack`."""
-        config, plan = self._prepare(run), self.study.plan
+        composed, plan = self._config(run), self.study.plan
+        overrides = [*plan.overrides, *assignments(run.values)]
+        record = {"config": composed, "overrides": overrides}
+        config = resolved(composed)
+        check_config(config)
         trackers = [JsonLines(), *chosen(config["logger"])]
-        stack.enter_context(exclusive(run.folder))
+        stack.enter_context(run_folder(run.folder, record, used="continued"))
         if alone:
-            handler = logging.FileHandler(run.folder / "run.log", delay=True)
-            handler.setFormatter(logging.Formatter(LOG_FORMAT))
-            logging.root.addHandler(handler)
-            stack.callback(handler.close)
-            stack.callback(logging.root.removeHandler, handler)
+            stack.enter_context(log_file(run.folder))
         # where no trial is pruned, reports of many would only cost time
         if run.claimed is not None and (alone or plan.early_terminate is not None):
             trackers.insert(1, Reporter(run.claimed, plan.metric, run.stop))

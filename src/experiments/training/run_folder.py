@@ -1,20 +1,28 @@
-"""A run folder: its config, its checkpoints and its lock.
+"""A run folder: its lock, its config, its log and its checkpoints.
 
+.lock                  held by the process that trains in the folder
 .hydra/config.yaml     the config that the run was started with
 .hydra/hydra.yaml      the choices that it was composed of (of a trial: overrides.yaml)
-.lock                  held by the process that trains in the folder
+run.log                what was logged while it trained
 checkpoints/<step>/    what the run resumes from
+
+Nothing in a run folder changes before its lock is held.
 """
 
 import contextlib
 import fcntl
 import logging
+import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
 
 from experiments.core.config import locate
 from experiments.errors import UserError, suggest
+from experiments.tracking.jsonl import METRICS, SUMMARY, write_whole
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -25,19 +33,118 @@ log = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 HYDRA = ".hydra"
+EVALUATION = "evaluation.json"  # of mode=evaluate in the folder of a run, which has a summary
+LOG = "run.log"
+LOG_FORMAT = "[%(asctime)s] %(levelname)s %(name)s: %(message)s"
 PACKAGE = __name__.partition(".")[0]
 
-COMMAND = ("mode", "resume", "checkpoint", "cluster", "nodes")
+COMMAND = ("mode", "resume", "checkpoint", "overwrite", "cluster", "nodes")
 """Keys of a command, not of the run that it names."""
 
+RESULTS = (METRICS, SUMMARY, CHECKPOINTS, "lr_range.json", "trials")
+"""What shows that something was trained in a folder."""
 
-def run_folder(path: Path) -> Path:
+OTHERS = (
+    *(HYDRA, LOG, "figures", "profile", "populations", "metrics.csv", "tensorboard", "wandb"),
+    *(EVALUATION, "predictions.csv", "predictions.parquet", "model.stablehlo", "sample.txt"),
+)
+"""What else may be in it that this program wrote."""
+
+
+UsedFolder = Literal["refused", "cleared", "continued"]
+"""What happens to a folder that holds a run already."""
+
+
+class Dumper(yaml.CSafeDumper):
+    """Writes text that OmegaConf reads as a number, such as 1e3, in quotes."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        """Return the node of a text."""
+        style = "'" if re.fullmatch(r"[-+]?[\d._]+(e[-+]?\d+)?", text, re.I) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+Dumper.add_representer(str, Dumper.represent_text)
+
+
+@contextlib.contextmanager
+def run_folder(
+    folder: Path,
+    record: Mapping[str, Any],
+    *,
+    used: UsedFolder = "refused",
+) -> Iterator[None]:
+    """Hold the lock of a run folder, which is made; write what `.hydra` says of the run.
+
+    Args:
+      record: contents of the files `.hydra/<name>.yaml`, for a run that begins.
+      used: what happens to a folder that holds a run.
+
+    Raises:
+        UserError: another process trains in `folder`, or it holds a run and `used` refuses it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with exclusive(folder):
+        if used == "continued" and is_run(folder):
+            yield
+            return
+        if used == "cleared":
+            _clear(folder)
+        check_unused(folder)
+        (folder / HYDRA).mkdir(exist_ok=True)
+        # the config comes last: it makes the folder that of a run
+        for name in sorted(record, key=lambda name: name == "config"):
+            text = yaml.dump(record[name], Dumper=Dumper, sort_keys=False, allow_unicode=True)
+            write_whole(folder / HYDRA / f"{name}.yaml", text.encode())
+        yield
+
+
+def check_unused(folder: Path) -> None:
+    """Raise `UserError` if `folder` holds a run."""
+    found = [name for name in RESULTS if (folder / name).is_file() or (folder / name).is_dir()]
+    if found:
+        raise UserError(
+            f"{folder} holds a run already ({', '.join(found)})\n"
+            f"go on with it by resume=..., choose another folder by hydra.run.dir=..., "
+            f"or clear it first by overwrite=true"
+        )
+
+
+def _clear(folder: Path) -> None:
+    """Delete what runs write into their folder, and nothing else."""
+    for name in (*OTHERS, *RESULTS):
+        path = folder / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def log_file(folder: Path) -> Iterator[None]:
+    """Log into `run.log` of a run folder too, which is made with the first message."""
+    handler = logging.FileHandler(folder / LOG, delay=True, encoding="utf-8")
+    handler.setFormatter(logging.Formatter(LOG_FORMAT))
+    logging.root.addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.root.removeHandler(handler)
+        handler.close()
+
+
+def is_run(folder: Path) -> bool:
+    """Return whether a run has begun in `folder`."""
+    return (folder / HYDRA / "config.yaml").is_file()
+
+
+def existing_run(path: Path) -> Path:
     """Return `path`.
 
     Raises:
         UserError: it is not the folder of a run.
     """
-    if not (path / HYDRA / "config.yaml").is_file():
+    if not is_run(path):
         what = "is not the folder of a run" if path.is_dir() else "does not exist"
         raise UserError(f"{path} {what}; a run folder holds .hydra/config.yaml and checkpoints/")
     return path
@@ -53,8 +160,8 @@ def split_source(path: Path) -> tuple[Path, int | None]:
         UserError: there is no such run or no such checkpoint.
     """
     if path.absolute().parent.name != CHECKPOINTS or not path.name.isdigit():
-        return run_folder(path), None
-    folder = run_folder(path.absolute().parent.parent)
+        return existing_run(path), None
+    folder = existing_run(path.absolute().parent.parent)
     if not path.is_dir():
         steps = ", ".join(map(str, saved_steps(folder))) or f"none; the newest is {folder} itself"
         raise UserError(f"{path} does not exist; there are {steps}")

@@ -25,7 +25,9 @@ from experiments.viz import page
 PAGE = "report.html"
 MOST_PICTURED = 24  # runs of a family whose figures are in the page; each weighs some 100 kB
 # parts of a config that change no result
-UNIMPORTANT = ("name", "resume", "checkpoint", "mode", "logger", "cluster", "nodes")
+UNIMPORTANT = (
+    *("name", "resume", "checkpoint", "overwrite", "mode", "logger", "cluster", "nodes"),
+)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import logging
 import re
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ import yaml
 
 from experiments.core.config import locate
 from experiments.errors import UserError, suggest
-from experiments.tracking.jsonl import METRICS, SUMMARY, write_whole
+from experiments.tracking.jsonl import METRICS, SUMMARY, read_mapping, write_whole
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -40,6 +41,9 @@ PACKAGE = __name__.partition(".")[0]
 
 COMMAND = ("mode", "resume", "checkpoint", "overwrite", "cluster", "nodes")
 """Keys of a command, not of the run that it names."""
+
+ALWAYS = ("data", "model", "optim", "trainer", "seed", "name")
+"""Keys of the config of every run, whatever its version; a torn file lacks the last ones."""
 
 RESULTS = (METRICS, SUMMARY, CHECKPOINTS, "lr_range.json", "trials")
 """What shows that something was trained in a folder."""
@@ -105,8 +109,8 @@ def check_unused(folder: Path) -> None:
     if found:
         raise UserError(
             f"{folder} holds a run already ({', '.join(found)})\n"
-            f"go on with it by resume=..., choose another folder by hydra.run.dir=..., "
-            f"or clear it first by overwrite=true"
+            f"go on with it by {shlex.quote(f'resume={folder}')}, choose another folder by "
+            f"hydra.run.dir=..., or clear it first by overwrite=true"
         )
 
 
@@ -201,13 +205,13 @@ def saved_config(source: Path, overrides: Sequence[str]) -> "DictConfig":
     from omegaconf import DictConfig, OmegaConf
 
     folder, _ = split_source(source)
-    config = OmegaConf.load(folder / HYDRA / "config.yaml")
-    assert isinstance(config, DictConfig)
+    path = folder / HYDRA / "config.yaml"
+    plain = read_mapping(path, _parse)
+    if lost := [key for key in ALWAYS if key not in plain]:
+        raise UserError(f"{path} is damaged: it has no {', '.join(lost)}\nrestore it from a copy")
     if (today := _composed_today(folder)) is not None:
-        plain, current = (OmegaConf.to_container(c, resolve=False) for c in (config, today))
-        assert isinstance(plain, dict)
-        assert isinstance(current, dict)
-        config = OmegaConf.create(up_to_date(plain, current))
+        plain = up_to_date(plain, today)
+    config = OmegaConf.create(plain)
     if config.name is None:
         config.name = folder.resolve().name
     missing = object()
@@ -216,8 +220,8 @@ def saved_config(source: Path, overrides: Sequence[str]) -> "DictConfig":
         if key.partition(".")[0] in COMMAND:
             continue
         value = OmegaConf.select(config, key, default=missing)
-        if value is missing or isinstance(value, DictConfig):
-            problem = "keeps its choices"
+        if value is missing or isinstance(value, DictConfig) or override.is_delete():
+            problem = "keeps its values" if override.is_delete() else "keeps its choices"
             if value is missing:
                 parent, _, name = key.rpartition(".")
                 group = OmegaConf.select(config, parent) if parent else config
@@ -232,31 +236,65 @@ def saved_config(source: Path, overrides: Sequence[str]) -> "DictConfig":
     return config
 
 
-def _composed_today(folder: Path) -> "DictConfig | None":
+def _parse(text: str) -> Any:
+    """Parse YAML as Hydra does."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    except OmegaConfBaseException as error:
+        raise ValueError(error) from error
+
+
+def _composed_today(folder: Path) -> dict[str, Any] | None:
     """Compose a run's choices with the configs as they are now, if its folder says the choices."""
     from hydra import compose
     from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
     if not GlobalHydra.instance().is_initialized():  # no config folder to compose from
         return None
+    if (choices := _choices(folder)) is None:
+        return None
+    try:
+        composed: Any = OmegaConf.to_container(compose("config", choices), resolve=False)
+    except HydraException as error:  # a choice that was renamed, or is in another --config-dir
+        log.warning("the config of %s is taken as it is: %s", folder, str(error).splitlines()[0])
+        return None
+    return composed
+
+
+def _choices(folder: Path) -> list[str] | None:
+    """Return the choices that the config of a run was composed of, as overrides, if it says."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    def found_in(path: Path, *keys: str, kind: type) -> Any:
+        advice = "delete it: the config of the run is then taken as it is"
+        found: Any = read_mapping(path, lambda text: {"": _parse(text)}, advice)[""]
+        for key in keys:
+            found = found.get(key) if isinstance(found, dict) else None
+        if not isinstance(found, kind):
+            what = ".".join(keys) or "list of overrides"
+            raise UserError(f"{path} is damaged: it has no {what}\n{advice}")
+        return found
+
     hydra, given = (folder / HYDRA / name for name in ("hydra.yaml", "overrides.yaml"))
     if hydra.is_file():
-        chosen = OmegaConf.load(hydra).hydra.runtime.choices
+        chosen = found_in(hydra, "hydra", "runtime", "choices", kind=dict)
         # experiment and debug only change other choices, which are listed too, and values
         skipped = ("experiment", "debug")
-        choices = [
+        return [
             f"{group}={choice}"
             for group, choice in chosen.items()
             if choice and group not in skipped and not str(group).startswith("hydra/")
         ]
-    elif given.is_file():
+    if given.is_file():
         options = GlobalHydra.instance().config_loader().get_group_options
-        overrides = [str(override) for override in OmegaConf.load(given)]
-        choices = [o for o in overrides if options(o.partition("=")[0].partition("@")[0])]
-    else:
-        return None
-    return compose("config", choices)
+        overrides = [str(override) for override in found_in(given, kind=list)]
+        return [o for o in overrides if options(o.partition("=")[0].partition("@")[0])]
+    return None
 
 
 def up_to_date(saved: Mapping, today: Mapping) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import base64
 import html
-import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -17,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.errors import UserError
-from experiments.tracking.jsonl import METRICS, SUMMARY, read_history
+from experiments.tracking.jsonl import METRICS, SUMMARY, read_history, read_mapping
 from experiments.tracking.terminal import number
 from experiments.tracking.wandb import flatten
 from experiments.viz import page
@@ -73,7 +72,7 @@ class RunData:
     @property
     def curve(self) -> tuple[list[float], list[float]]:
         """(epochs, the metric after each)."""
-        events = [event for event in self.history if self.metric in event]
+        events = [event for event in self.history if {self.metric, "epoch"} <= event.keys()]
         return [event["epoch"] for event in events], [event[self.metric] for event in events]
 
 
@@ -109,8 +108,8 @@ def read_run(path: Path, folder: Path) -> RunData:
     figures = sorted((path / "figures").glob("*.png"))
     return RunData(
         name=str(path.relative_to(folder)),
-        config=flatten(yaml.safe_load(config.read_text()) if config.is_file() else {}),
-        summary=json.loads(summary.read_text()) if summary.is_file() else {},
+        config=flatten(read_mapping(config, yaml.safe_load) if config.is_file() else {}),
+        summary=read_mapping(summary) if summary.is_file() else {},
         history=read_history(path / METRICS),
         # names of figures that were drawn during training end in the step
         figures=[figure for figure in figures if not figure.stem[-8:].isdigit()],

@@ -8,11 +8,33 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 CONTROL_GROUPS = Path("/sys/fs/cgroup")  # of Linux, version 2
 GARBAGE_USUALLY = gc.get_threshold()
 GARBAGE_SELDOM = (100_000, 50, 100)
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+INTERRUPTED = b"\ninterrupted\n"
+
+
+def end_on_signals() -> dict[int, Any]:
+    """Have signals end the process until a training, which saves first, takes them over.
+
+    An exception from a handler would not do: in the middle of an import it can crash a library.
+
+    Returns:
+        The handlers that were replaced, by signal.
+    """
+    usual = (signal.SIG_DFL, signal.default_int_handler)
+    now = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    return {n: signal.signal(n, _end) for n, handler in now.items() if handler in usual}
+
+
+def _end(_number: int, _frame: FrameType | None) -> None:
+    os.write(2, INTERRUPTED)
+    os._exit(130)
 
 
 class StopRequest:

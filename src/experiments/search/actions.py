@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from experiments.core.config import mismatch
@@ -46,8 +47,8 @@ def launch(study: Study, options: Options, workers: local.Workers | None) -> Non
         tasks = [Task(command, cancelled=study.folder / CANCEL)] * count
         job = cluster.submit(tasks, study.folder, study.plan.name)
         print(f"job {job}, an array of {count} workers; they print into {study.folder}/slurm")
-        print(f"watch       python sweep.py status={study.folder}")
-        print(f"cancel      python sweep.py cancel={study.folder}")
+        print(f"watch       python sweep.py {quote(f'status={study.folder}')}")
+        print(f"cancel      python sweep.py {quote(f'cancel={study.folder}')}")
         return
     with watching(study) as look:
         asked = workers.work(study, look)
@@ -56,7 +57,7 @@ def launch(study: Study, options: Options, workers: local.Workers | None) -> Non
         if study.best() is None:
             raise Exit(EXIT_CODES["failed"])
         return
-    print(f"go on with  python sweep.py resume={study.folder}")
+    print(f"go on with  python sweep.py {quote(f'resume={study.folder}')}")
     if asked or study.cancelled:
         raise Exit(EXIT_CODES["interrupted"])
     line = local.last_line(study)
@@ -99,7 +100,7 @@ def cancel(folder: Path, config_folder: Path, _: Options) -> None:
     read_plan(folder)
     (folder / CANCEL).touch()
     cancel_jobs(folder)
-    print(f"its workers save and stop; go on with: python sweep.py resume={folder}")
+    print(f"its workers save and stop; go on with: python sweep.py {quote(f'resume={folder}')}")
 
 
 def worker(folder: Path, config_folder: Path, options: Options) -> None:

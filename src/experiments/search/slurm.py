@@ -45,7 +45,7 @@ class Task:
     cancelled: Path | None = None
 
     def __call__(self) -> None:
-        """Run it, in the job; raise `RuntimeError` if it fails."""
+        """Run it, in the job, which ends with its exit code if it fails."""
         signals: list[int] = []
         job = JobEnvironment()
         # the child inherits this: the signal must not end a program that does not handle it yet
@@ -63,7 +63,9 @@ class Task:
         # a program that was asked to end may exit with 0, as `wandb agent` does
         asked_to_end = signals or code == EXIT_CODES["interrupted"]
         if code and not asked_to_end:
-            raise RuntimeError(f"exit code {code}: {shlex.join(self.command)}")
+            print(f"exit code {code}: {shlex.join(self.command)}", flush=True)
+            # not an `Exception`, of which submitit would show the traceback
+            sys.exit(code if code > 0 else 128 - code)
         cancelled = self.cancelled is not None and self.cancelled.exists()
         if asked_to_end and not cancelled and job.global_rank == 0:
             # a job that was cancelled on the cluster is no longer running for Slurm
@@ -178,7 +180,7 @@ def submit_run(folder: Path, cluster: Slurm, nodes: int, arguments: Sequence[str
     job = cluster.submit([Task(command)], folder, folder.name, nodes)
     return (
         f"job {job} runs in {folder}\n"
-        f"watch       tail -F {folder}/{FOLDER}/{job}_0_log.out\n"
+        f"watch       tail -F {shlex.quote(f'{folder}/{FOLDER}/{job}_0_log.out')}\n"
         f"cancel      scancel {job}"
     )
 

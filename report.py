@@ -10,6 +10,11 @@ python report.py <one of these, or a W&B project> wandb=workspace
 import sys
 from pathlib import Path
 
+from experiments import machine
+
+if __name__ == "__main__":
+    machine.end_on_signals()  # Ctrl-C while the rest is imported
+
 from experiments.cli.main import command_line
 from experiments.errors import UserError
 

@@ -4,6 +4,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from experiments import machine
+
+if __name__ == "__main__":
+    machine.end_on_signals()  # Ctrl-C while the rest is imported
+
 from experiments.cli.main import command_line, job
 from experiments.cli.startup import with_config, workers_ahead
 

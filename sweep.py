@@ -3,6 +3,11 @@
 import sys
 from pathlib import Path
 
+from experiments import machine
+
+if __name__ == "__main__":
+    machine.end_on_signals()  # Ctrl-C while the rest is imported
+
 from experiments.cli.main import command_line
 from experiments.cli.sweep import sweep
 

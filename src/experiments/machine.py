@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from experiments.errors import causes
 
@@ -30,6 +31,27 @@ FAULTS = (
     *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENXIO, errno.ENODEV),
 )
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+INTERRUPTED = b"\ninterrupted\n"
+
+
+def end_on_signals() -> dict[int, Any]:
+    """Have signals end the process until a training, which saves first, takes them over.
+
+    An exception from a handler would not do: in the middle of an import it can crash a library.
+
+    Returns:
+        The handlers that were replaced, by signal.
+    """
+    usual = (signal.SIG_DFL, signal.default_int_handler)
+    now = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    return {n: signal.signal(n, _end) for n, handler in now.items() if handler in usual}
+
+
+def _end(_number: int, _frame: FrameType | None) -> None:
+    os.write(2, INTERRUPTED)
+    os._exit(130)
 
 
 class StopRequest:

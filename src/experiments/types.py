@@ -55,7 +55,10 @@ Initializer = Callable[..., Any]  # (key, shape, dtype) to an array, as in `jax.
 RunMode = Literal["evaluate", "predict", "export", "figures", "sample"]
 """The modes that work on the weights of an earlier run."""
 
-Mode = Literal["train", RunMode, "summary", "lr_range", "pretrain"]
+TrainingMode = Literal["train", "lr_range", "pretrain"]
+"""The modes that train, in a folder of their own."""
+
+Mode = Literal[TrainingMode, RunMode, "summary"]
 """Every mode; `mode=<name>` calls `main` of `experiments.commands.<name>`."""
 
 

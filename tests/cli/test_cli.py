@@ -131,7 +131,7 @@ def test_a_signal_before_the_training_ends_it_like_ctrl_c(tmp_path, data_home, n
     folder = tmp_path / "run"
     command = [sys.executable, "run.py", "logger=none", *data_home, f"hydra.run.dir={folder}"]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
-        wait_for(folder / ".hydra")
+        wait_for(folder)
         process.send_signal(getattr(signal, name))
         _, error = process.communicate(timeout=60)
     assert (process.returncode, error.strip()) == (130, "interrupted")

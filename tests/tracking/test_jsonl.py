@@ -59,13 +59,33 @@ def test_resumed_run_has_no_step_twice(run_info, torn):
     assert steps_in(run) == list(range(1, 41))
 
 
-def test_resume_cuts_at_a_damaged_line(run_info):
+DAMAGED = [
+    "\0\0\0",
+    "[1, 2]",
+    "7",
+    "null",
+    '{"train/loss": 1.0}',
+    '{"step": "4"}',
+    '{"step": 2, "tr',
+    "[" * 9000,
+]
+
+
+@pytest.mark.parametrize("damaged", DAMAGED, ids=range(len(DAMAGED)))
+def test_a_damaged_line_costs_no_other_line(run_info, caplog, damaged):
     run = run_info()
-    record(run, [1, 2, 3])
+    record(run, [1, 2, 3, 4, 5, 6])
     path = run.directory / METRICS
-    path.write_text(path.read_text().replace('{"step": 3', "\0\0\0"))
-    record(run_info(start_step=10), [11])
-    assert steps_in(run) == [1, 2, 11]
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:2], damaged, *lines[3:], damaged]))
+    assert steps_in(run) == [1, 2, 4, 5, 6]
+    assert f"{path}: 2 lines (3, 7) cannot be read" in caplog.text
+    caplog.clear()
+    record(run_info(start_step=5), [6, 7])
+    assert "2 lines (3, 7)" in caplog.text
+    caplog.clear()
+    assert steps_in(run) == [1, 2, 4, 5, 6, 7]
+    assert not caplog.text
 
 
 def test_resume_before_the_first_line(run_info):

@@ -20,7 +20,7 @@ from typing import Any
 
 from experiments import machine
 from experiments.cli.output import harmless
-from experiments.cli.startup import for_hydra
+from experiments.cli.startup import FULL_ERROR, TRACEBACKS, for_hydra
 from experiments.errors import Exit, masked
 
 # Hydra, OmegaConf and JAX are imported where they are used: `--help` has to be quick, and the
@@ -29,9 +29,6 @@ from experiments.errors import Exit, masked
 # As it ends, Python looks through all objects, which takes long with JAX, but skips frozen ones.
 # Registered before all other functions, this is called after them.
 atexit.register(gc.freeze)
-
-
-INTERRUPTED = b"\ninterrupted\n"
 
 
 @harmless()
@@ -48,9 +45,7 @@ def command_line(main: Callable[[], Any], *, hydra: bool = True) -> int:
     machine.collect_garbage_seldom()
     machine.end_with_launcher()
     machine.ensure_home()
-    full = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
-    # else Hydra prints errors in its own way and exits with 1; so it raises them
-    os.environ["HYDRA_FULL_ERROR"] = "1"
+    full = os.environ.get(FULL_ERROR, "0") not in ("", "0")
     logging.raiseExceptions = False  # a log file on a full disk is no reason for tracebacks
     sys.unraisablehook = _report_unraisable
     try:
@@ -59,7 +54,7 @@ def command_line(main: Callable[[], Any], *, hydra: bool = True) -> int:
                 sys.argv[1:] = for_hydra(sys.argv[1:])
             main()
     except KeyboardInterrupt:
-        sys.stderr.write(INTERRUPTED.decode())
+        sys.stderr.write(machine.INTERRUPTED.decode())
         return 130
     except (Exit, Exception) as ended:
         if isinstance(ended, Exit) and ended.__cause__ is None:
@@ -80,33 +75,24 @@ def command_line(main: Callable[[], Any], *, hydra: bool = True) -> int:
 @contextlib.contextmanager
 def job() -> Iterator[None]:
     """Carry errors past Hydra to `command_line`; for what a main function of Hydra's does."""
+    os.environ[FULL_ERROR] = TRACEBACKS
     try:
         yield
     except Exception as error:
         raise Exit(1) from error
+    finally:
+        os.environ[FULL_ERROR] = "1"
 
 
 @contextlib.contextmanager
 def _ends_at_once() -> Iterator[None]:
-    """Have signals end the process until a training, which saves first, takes them over.
-
-    An exception from a handler would not do: in the middle of an import it can crash a library.
-    """
-    usual = (signal.SIG_DFL, signal.default_int_handler)
-    now = {number: signal.getsignal(number) for number in machine.STOP_SIGNALS}
-    before = {number: handler for number, handler in now.items() if handler in usual}
-    for number in before:
-        signal.signal(number, _end)
+    """Have signals end the process within the block."""
+    before = machine.end_on_signals()
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _end(_number: int, _frame: Any) -> None:
-    os.write(2, INTERRUPTED)
-    os._exit(130)
 
 
 def _report_unraisable(unraisable: Any) -> None:

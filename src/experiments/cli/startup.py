@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 
 SWEEPER = "+hydra.sweeper.options."  # where Hydra takes keys of the search, such as n_trials
 MULTIRUN = ("-m", "--multirun")
+FULL_ERROR = "HYDRA_FULL_ERROR"
+# what the user says: whether to show tracebacks, here and in the processes that start from here
+TRACEBACKS = os.environ.get(FULL_ERROR, "0")
+FOLDERS = r"(resume|checkpoint|study|(\+\+)?model\.pretrained|hydra\.(run|sweep)\.dir)="
+OVERRIDE = r"[\w~+][^=]*="  # the beginning of one
+PLAIN = re.compile(r"|[A-Za-z_][\w./-]*|[\w.-]*/[\w./-]*", re.ASCII)  # what Hydra takes for text
 
 
 def for_hydra(arguments: list[str]) -> list[str]:
@@ -26,21 +32,44 @@ def for_hydra(arguments: list[str]) -> list[str]:
     """
     # Hydra would read the name of the choice as a number
     arguments = ["debug='nan'" if a == "debug=nan" else a for a in arguments]
+    arguments = [_quoted(a) if re.match(FOLDERS, a) else a for a in arguments]
     several_seeds = any(re.match(r"seed=(range\(|.*,)", a) for a in arguments)
     if several_seeds or any(a in MULTIRUN for a in arguments):
         return _of_search(arguments, side_by_side=several_seeds)
-    if os.environ.get("JAX_PROCESS_ID", "0") != "0":  # the first of several processes writes
-        arguments = [*arguments, "hydra.output_subdir=null", "hydra/job_logging=disabled"]
     if any(a.startswith(("resume=", "checkpoint=")) for a in arguments):
         # `++`: they are keys of that run's config, which the defaults that Hydra composes may lack
         arguments = [re.sub(r"^(?!hydra\.)(\w+\.[\w.]+=)", r"++\1", a) for a in arguments]
-    folder = next((a.partition("=")[2] for a in arguments if a.startswith("resume=")), "null")
-    if folder in ("null", ""):
-        return arguments
-    from experiments.training.run_folder import run_folder
+    own = []
+    for folder in (a.partition("=")[2] for a in arguments if a.startswith("resume=")):
+        if folder in ("", "null"):
+            continue
+        from experiments.training.run_folder import existing_run
 
-    run_folder(Path(folder))  # which must exist: Hydra would make it
-    return [*arguments, f"hydra.run.dir={folder}", "hydra.output_subdir=null"]
+        existing_run(Path(_unquoted(folder)))  # which must exist: Hydra would make it
+        own = [f"hydra.run.dir={folder}"]
+    if os.environ.get("JAX_PROCESS_ID", "0") != "0":  # the first of several processes prints
+        own += ["hydra/job_logging=disabled"]
+    # Hydra takes overrides in one place, before or after flags such as --config-dir
+    last = max((i for i, a in enumerate(arguments) if re.match(OVERRIDE, a)), default=-1)
+    return [*arguments[: last + 1], *own, *arguments[last + 1 :]]
+
+
+def _quoted(argument: str) -> str:
+    """Quote the value of an override where Hydra's grammar would not take it as it is."""
+    key, _, value = argument.partition("=")
+    quotes = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    if quotes or "${" in value or PLAIN.fullmatch(value):
+        return argument
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
+
+
+def _unquoted(value: str) -> str:
+    """Return the text that a value stands for in Hydra's grammar."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return str(OverridesParser.create().parse_override(f"value={value}").value())
 
 
 def _of_search(arguments: list[str], side_by_side: bool) -> list[str]:
@@ -58,6 +87,7 @@ def with_config(run: "Callable[[DictConfig], None]", folder: Path) -> None:
 
     if not OmegaConf.has_resolver("unique"):
         OmegaConf.register_new_resolver("unique", lambda: uuid.uuid4().hex[:6], use_cache=True)
+    os.environ[FULL_ERROR] = "1"  # else Hydra prints errors in its own way and exits with 1
     hydra.main(version_base="1.3", config_path=str(folder), config_name="config")(run)()
 
 

@@ -94,8 +94,8 @@ def divide(arguments: Sequence[str]) -> tuple[Options, list[str]]:
         if not equals or group not in SEARCH_KEYS or (inner and group != "cluster"):
             overrides.append(argument)
             continue
-        try:
-            value = yaml.safe_load(text)
+        try:  # a folder may have a name that is no YAML
+            value = text if key == "study" else yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise UserError(f"{argument}: {text!r} cannot be read") from error
         if group == "cluster":

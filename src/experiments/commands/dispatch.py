@@ -1,19 +1,23 @@
 """From a composed config to the mode that it asks for, here or on a cluster."""
 
+import contextlib
 import importlib
+import re
 from pathlib import Path
 from typing import Any, get_args
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.utils import to_absolute_path
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.core import trust
 from experiments.core.config import build, check, check_config, mismatch
 from experiments.errors import UserError
-from experiments.training.distributed import join
-from experiments.training.run_folder import saved_config
+from experiments.tracking.log_file import log_file
+from experiments.training.distributed import is_first, join
+from experiments.training.run_folder import UsedFolder, run_folder, said_again, saved_config
 from experiments.training.runtime import set_up_compiler
-from experiments.types import Mode, PositiveInt, RunMode
+from experiments.types import Mode, PositiveInt, RunMode, TrainingMode
 
 
 def run(config: DictConfig) -> None:
@@ -23,6 +27,43 @@ def run(config: DictConfig) -> None:
         Exit: the run did not finish.
         UserError: the config is wrong.
     """
+    check_command(config)
+    mode, source = config.mode, config.resume or config.checkpoint
+    used: UsedFolder = "continued" if config.resume else "refused"
+    if config.overwrite:
+        used = "cleared"
+    join()
+    directory = Path(HydraConfig.get().runtime.output_dir)
+    cluster, nodes = cluster_of(config)
+    arguments, record = list(HydraConfig.get().overrides.task), record_of(config)
+    trust.allow(own_folders(), config.allow)
+    again = arguments_of_job(config, directory, arguments)
+    cache = config.trainer.compilation_cache  # not the run's: programs in a folder are executed
+    if source is not None:
+        source = Path(to_absolute_path(source))  # with hydra.job.chdir Hydra has left its folder
+        config = saved_config(source, arguments)
+    plain = as_plain(config, directory)
+    check_config(plain)
+    if cluster is not None:
+        trust.vet(plain, "a job")  # which goes on with the config in its folder when it is requeued
+    with contextlib.ExitStack() as stack:
+        trains = mode in get_args(TrainingMode)
+        if trains and is_first():
+            stack.enter_context(run_folder(directory, record, used=used))
+        if cluster is not None:
+            from experiments.search.slurm import submit_run
+
+            print(submit_run(directory, cluster, nodes, again))
+            return
+        if trains and is_first():
+            stack.enter_context(log_file(directory))
+        set_up_compiler(cache)
+        command = importlib.import_module(f"experiments.commands.{mode}")
+        command.main(plain, directory, source)
+
+
+def check_command(config: DictConfig) -> None:
+    """Check the keys of a command, which are no part of a run; raise `UserError`."""
     mode, source = config.mode, config.resume or config.checkpoint
     if complaint := mismatch(mode, Mode):
         raise UserError(f"mode={mode}: must be {complaint}")
@@ -33,25 +74,35 @@ def run(config: DictConfig) -> None:
         )
     if source is None and mode in get_args(RunMode):
         raise UserError(f"mode={mode} needs checkpoint=<run folder>")
-    join()
-    directory = Path(HydraConfig.get().runtime.output_dir)
-    cluster, nodes = cluster_of(config)
-    arguments = list(HydraConfig.get().overrides.task)
-    trust.allow(own_folders(), config.allow)
-    cache = config.trainer.compilation_cache  # not the run's: programs in a folder are executed
-    if source is not None:
-        config = saved_config(Path(source), arguments)
-    plain = as_plain(config, directory)
-    check_config(plain)
-    if cluster is not None:
-        trust.vet(plain, "a job")  # which goes on with the config in its folder when it is requeued
-        from experiments.search.slurm import submit_run
+    if complaint := mismatch(config.overwrite, bool):
+        raise UserError(f"overwrite={config.overwrite}: must be {complaint}")
+    if config.overwrite and (config.resume or mode not in get_args(TrainingMode)):
+        other = "resume=" if config.resume else f"mode={mode}"
+        raise UserError(f"overwrite=true is for a new training, not for {other}")
 
-        print(submit_run(directory, cluster, nodes, arguments))
-        return
-    set_up_compiler(cache)
-    command = importlib.import_module(f"experiments.commands.{mode}")
-    command.main(plain, directory, None if source is None else Path(source))
+
+def arguments_of_job(config: DictConfig, directory: Path, arguments: list[str]) -> list[str]:
+    """Return arguments with which a job does this command, also when it is started again."""
+    sources = HydraConfig.get().runtime.config_sources
+    flags = [f"--config-dir={s.path}" for s in sources if s.provider == "command-line"]
+    own = ("cluster", "nodes", "overwrite")
+    arguments = [a for a in arguments if re.split("[.=]", a)[0] not in own]
+    where = f"hydra.run.dir={directory}"
+    if config.resume:
+        return [*flags, *arguments]
+    if config.mode == "train":  # its config is in the folder
+        return [*flags, f"resume={directory}", *said_again(arguments)]
+    if config.mode in get_args(TrainingMode):  # without checkpoints
+        return [*flags, *arguments, where, "overwrite=true"]
+    return [*flags, *arguments, where]
+
+
+def record_of(config: DictConfig) -> dict[str, Any]:
+    """Return what `.hydra` says of a run: the files that Hydra writes there for others."""
+    hydra = OmegaConf.to_container(HydraConfig.get(), enum_to_str=True)
+    overrides = list(HydraConfig.get().overrides.task)
+    plain = OmegaConf.to_container(config, enum_to_str=True)
+    return {"config": plain, "hydra": {"hydra": hydra}, "overrides": overrides}
 
 
 def own_folders() -> list[Path]:

@@ -7,11 +7,12 @@ from experiments.core.params import count_parameters
 from experiments.tracking.jsonl import SUMMARY, write_json
 from experiments.tracking.terminal import Terminal, number
 from experiments.training.restored import Restored
+from experiments.training.run_folder import EVALUATION, is_run
 from experiments.training.setup import Split
 
 
 def main(config: dict[str, Any], directory: Path, source: Path) -> None:
-    """Print `val/*` and `test/*` and write them to `summary.json`."""
+    """Print `val/*` and `test/*`; write them to `summary.json`, in a run to `evaluation.json`."""
     run = Restored(config, source, Terminal())
     summary: dict[str, Any] = {"best": run.progress["best"]}
     splits: dict[Split, str] = {"validation": "val", "test": "test"}
@@ -21,4 +22,6 @@ def main(config: dict[str, Any], directory: Path, source: Path) -> None:
         print("   ".join(f"{name} {number(value)}" for name, value in values.items()))
         summary |= values
     summary |= {"parameters": count_parameters(run.weights[0]), "checkpoint": str(source)}
-    write_json(directory / SUMMARY, summary)
+    path = directory / (EVALUATION if is_run(directory) else SUMMARY)
+    write_json(path, summary)
+    print(f"written to {path}")

@@ -23,7 +23,6 @@ from experiments.tracking.terminal import Terminal, number
 from experiments.tracking.tracker import Trackers
 from experiments.training.loop import fit
 from experiments.training.options import LrRange
-from experiments.training.run_folder import exclusive
 from experiments.training.runtime import announce, split_processor
 from experiments.training.setup import Setups
 from experiments.training.trial import Trial, overview
@@ -41,7 +40,7 @@ def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
     rates = np.geomspace(wanted.low, wanted.high, wanted.rates)
     setups, trials = Setups(), []
     announce()
-    with StopRequest() as stop, exclusive(directory):
+    with StopRequest() as stop:
         for rate in rates:
             own = copy.deepcopy(config)
             own["optim"]["learning_rate"] = float(rate)

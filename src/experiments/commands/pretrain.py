@@ -8,9 +8,10 @@ from typing import Any
 from experiments.commands import train
 from experiments.core.config import check_config
 from experiments.core.trust import vet
-from experiments.tracking.jsonl import SUMMARY, write_json, write_whole
+from experiments.tracking.jsonl import SUMMARY, write_json
 from experiments.tracking.terminal import number
 from experiments.tracking.wandb import leave_run_aside
+from experiments.training.run_folder import UsedFolder, run_folder
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Pretrain:
 
 def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
     """Train all three, in folders of their own, and print the test metrics of both classifiers."""
-    from hydra import compose  # here, as every run checks `Pretrain` in this module
+    # here, as every run checks `Pretrain` in this module
+    from hydra import compose
     from omegaconf import OmegaConf
 
     from experiments.commands.dispatch import as_plain
@@ -50,10 +52,9 @@ def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
         print(f"-- {name}")
         stage = stage | {"mode": "train", "name": f"{config['name']}_{name}"}
         check_config(stage)
-        (folders[name] / ".hydra").mkdir(parents=True, exist_ok=True)
-        text = OmegaConf.to_yaml(OmegaConf.create(stage))
-        write_whole(folders[name] / ".hydra" / "config.yaml", text)
-        train.main(stage, folders[name], None)
+        used: UsedFolder = "cleared" if config["overwrite"] else "refused"
+        with run_folder(folders[name], {"config": stage}, used=used):
+            train.main(stage, folders[name], None)
     tested = {
         f"{name}/{key}": value
         for name in ("pretrained", "from_scratch")

@@ -1,6 +1,5 @@
 """Train a model, from the start or from a checkpoint on."""
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,13 @@ from experiments.tracking.terminal import Terminal
 from experiments.tracking.tracker import Trackers, chosen
 from experiments.training.distributed import is_first
 from experiments.training.loop import fit
-from experiments.training.run_folder import exclusive
 from experiments.training.runtime import announce
 from experiments.training.setup import Setups
 from experiments.training.trial import Trial
 
 
 def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
-    """Train.
+    """Train in `directory`, which is this process's own.
 
     Raises:
         Exit: the status of the run has an exit code other than 0.
@@ -26,7 +24,7 @@ def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
     trackers = Trackers([])
     if is_first():
         trackers = Trackers([JsonLines(), Terminal(), *chosen(config["logger"])])
-    with StopRequest() as stop, exclusive(directory) if is_first() else nullcontext():
+    with StopRequest() as stop:
         announce()
         trackers.status("reading data")
         summary: dict[str, Any] = {}

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from experiments.core import trust
@@ -14,8 +15,8 @@ from experiments.search.outcome import in_one_line
 from experiments.search.plan import Plan, read_plan
 from experiments.search.results import ending, follow, watching
 from experiments.search.slurm import Task, cancel_jobs, jobs, queue, read_cluster
-from experiments.search.storage import Formatter
 from experiments.search.study import CANCEL, Study, create_study
+from experiments.tracking.log_file import Formatter
 from experiments.tracking.wandb import leave_run_aside
 from experiments.types import PositiveInt
 
@@ -50,8 +51,8 @@ def launch(study: Study, options: Options, workers: local.Workers | None) -> Non
         tasks = [Task(command, cancelled=study.folder / CANCEL)] * count
         job = cluster.submit(tasks, study.folder, study.plan.name)
         print(f"job {job}, an array of {count} workers; they print into {study.folder}/slurm")
-        print(f"watch       python sweep.py status={study.folder}")
-        print(f"cancel      python sweep.py cancel={study.folder}")
+        print(f"watch       python sweep.py {quote(f'status={study.folder}')}")
+        print(f"cancel      python sweep.py {quote(f'cancel={study.folder}')}")
         return
     with watching(study) as look:
         asked = workers.work(study, look)
@@ -60,7 +61,7 @@ def launch(study: Study, options: Options, workers: local.Workers | None) -> Non
         if study.best() is None:
             raise Exit(EXIT_CODES["failed"])
         return
-    print(f"go on with  python sweep.py resume={study.folder}")
+    print(f"go on with  python sweep.py {quote(f'resume={study.folder}')}")
     if asked or study.cancelled:
         raise Exit(EXIT_CODES["interrupted"])
     reasons = "; ".join(dict.fromkeys(workers.reasons))
@@ -112,7 +113,7 @@ def cancel(folder: Path, config_folder: Path, _: Options) -> None:
     read_plan(folder)
     (folder / CANCEL).touch()
     cancel_jobs(folder)
-    print(f"its workers save and stop; go on with: python sweep.py resume={folder}")
+    print(f"its workers save and stop; go on with: python sweep.py {quote(f'resume={folder}')}")
 
 
 def worker(folder: Path, config_folder: Path, options: Options) -> None:

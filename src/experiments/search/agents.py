@@ -20,8 +20,9 @@ from experiments.machine import PARENT, STOP_SIGNALS, end_with_launcher, launche
 from experiments.search.configs import Configs
 from experiments.search.local import worker_count
 from experiments.search.readers import SweepFile, read_sweep_file
-from experiments.search.slurm import Task, read_cluster, run_command
+from experiments.search.slurm import Task, read_cluster
 from experiments.tracking.wandb import WANTED_BACK
+from experiments.training.run_folder import is_run, said_again
 
 OPTIONS = ("engine", "study", "workers", "cluster", "allow")
 
@@ -110,12 +111,14 @@ def agent(sweep: str) -> int:
 
 
 def trial(folder: Path, arguments: Sequence[str]) -> None:
-    """Become the run that an agent asks for, from its checkpoint if it was stopped before."""
+    """Become the run that an agent asks for, and go on with it if it was stopped before."""
     program = next(a for a in arguments if a.endswith("run.py") and "=" not in a)
-    command = [sys.executable, program, *(a for a in arguments if a != program)]
+    run = folder / os.environ["WANDB_RUN_ID"]
+    own = [*arguments, f"hydra.run.dir={run}"]
+    if is_run(run):
+        own = [f"resume={run}", *said_again(arguments)]
     os.environ[PARENT] = str(os.getppid())
-    command = run_command(command, folder / os.environ["WANDB_RUN_ID"])
-    os.execv(command[0], command)
+    os.execv(sys.executable, [sys.executable, program, *(a for a in own if a != program)])
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ def plan_of_arguments(
     Without `n_trials` and `method`, finite lists are searched as a full grid.
     """
     for argument in arguments:
-        if argument.partition("=")[0] in ("mode", "resume", "checkpoint"):
+        if argument.partition("=")[0] in ("mode", "resume", "checkpoint", "overwrite"):
             raise UserError(f"{argument}: -m searches, so every run of it is a new training")
     parameters, overrides = split(Configs(config_folder).parse(arguments))
     if not parameters:

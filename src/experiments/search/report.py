@@ -92,4 +92,4 @@ def _curve(study: Study, trial: FrozenTrial) -> dict[int, float]:
     folder, metric = study.folder_of(trial.number), study.plan.metric
     path = folder / METRICS
     lines = read_history(path if path.exists() else folder / "seed_0" / METRICS)
-    return {int(line["epoch"]): line[metric] for line in lines if metric in line}
+    return {int(line["epoch"]): line[metric] for line in lines if {metric, "epoch"} <= line.keys()}

@@ -8,7 +8,7 @@ what it saved. A job that is cancelled or killed is not queued again.
 import contextlib
 import io
 import os
-import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -26,7 +26,6 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from experiments.core.config import build, check
 from experiments.errors import EXIT_CODES, UserError, suggest
 from experiments.machine import launched_here
-from experiments.training.run_folder import saved_steps
 from experiments.types import NonNegativeInt, Positive, PositiveInt
 
 FOLDER = "slurm"  # scripts and output of the jobs, in the folder of their run or study
@@ -40,22 +39,20 @@ class Task:
 
     Args:
       command: starts it.
-      run: the folder of a run that the command trains, and resumes if it has a checkpoint.
       cancelled: a file; a job for which it exists does not go back into the queue.
     """
 
     command: Sequence[str]
-    run: Path | None = None
     cancelled: Path | None = None
 
     def __call__(self) -> None:
-        """Run it, in the job; raise `RuntimeError` if it fails."""
-        command = self.command if self.run is None else run_command(self.command, self.run)
+        """Run it, in the job, which ends with its exit code if it fails."""
         signals: list[int] = []
         job = JobEnvironment()
         # the child inherits this: the signal must not end a program that does not handle it yet
         signal.signal(NOTICE, signal.SIG_IGN)
-        child = subprocess.Popen(command, env=os.environ | process_of_job(job) | launched_here())
+        environment = os.environ | process_of_job(job) | launched_here()
+        child = subprocess.Popen(self.command, env=environment)
 
         def pass_on(number: int, _frame: Any) -> None:
             signals.append(number)
@@ -68,7 +65,9 @@ class Task:
         # a program that was asked to end may exit with 0, as `wandb agent` does
         asked_to_end = signals or code == EXIT_CODES["interrupted"]
         if code and not asked_to_end:
-            raise RuntimeError(f"exit code {code}: {' '.join(command)}")
+            print(f"exit code {code}: {shlex.join(self.command)}", flush=True)
+            # not an `Exception`, of which submitit would show the traceback
+            sys.exit(code if code > 0 else 128 - code)
         cancelled = self.cancelled is not None and self.cancelled.exists()
         if asked_to_end and not cancelled and job.global_rank == 0:
             # a job that was cancelled on the cluster is no longer running for Slurm
@@ -179,30 +178,16 @@ def read_cluster(config_folder: Path, block: Mapping[str, Any]) -> Slurm | None:
 def submit_run(folder: Path, cluster: Slurm, nodes: int, arguments: Sequence[str]) -> str:
     """Queue this program with these arguments on `nodes` nodes; return how to follow the job.
 
-    Until there is a checkpoint it starts anew each time; after that it resumes the run in `folder`.
+    Each start of the job is one of this program, so the arguments must resume what they begin.
     """
     folder = folder.absolute()
-    arguments = [a for a in arguments if re.split("[.=]", a)[0] not in ("cluster", "nodes")]
-    resumes = any(argument.startswith("resume=") for argument in arguments)
     command = [sys.executable, str(Path(sys.argv[0]).absolute()), *arguments]
-    task = Task(command, run=None if resumes else folder)
-    job = cluster.submit([task], folder, folder.name, nodes)
+    job = cluster.submit([Task(command)], folder, folder.name, nodes)
     return (
         f"job {job} runs in {folder}\n"
-        f"watch       tail -F {folder}/{FOLDER}/{job}_0_log.out\n"
+        f"watch       tail -F {shlex.quote(f'{folder}/{FOLDER}/{job}_0_log.out')}\n"
         f"cancel      scancel {job}"
     )
-
-
-def run_command(command: Sequence[str], folder: Path) -> list[str]:
-    """Return a command of `run.py` for the run in `folder`: from its checkpoint if it has one.
-
-    What is not taken from its folder, since it decides which code runs, is said again.
-    """
-    if saved_steps(folder):
-        kept = [a for a in command[2:] if a.startswith(("allow=", "trainer.compilation_cache="))]
-        return [*command[:2], f"resume={folder}", *kept]
-    return [*command, f"hydra.run.dir={folder}"]
 
 
 def jobs(folder: Path) -> list[str]:

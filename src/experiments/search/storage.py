@@ -6,7 +6,6 @@ The URL of a database may hold a password, which is masked wherever it is printe
 
 import contextlib
 import json
-import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -127,10 +126,3 @@ def address(folder: Path, storage: str) -> str:
     if masked(found) != storage:
         raise UserError(f"{wanted}, which is of another storage")
     return found
-
-
-class Formatter(logging.Formatter):
-    """Formats log records without passwords."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return masked(super().format(record))

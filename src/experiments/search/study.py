@@ -18,6 +18,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import optuna
@@ -255,7 +256,8 @@ def create_study(plan: Plan, folder: Path, config_folder: Path) -> Study:
     """
     if (folder / FILE).exists():
         raise UserError(
-            f"there is a study in {folder} already; go on with: python sweep.py resume={folder}"
+            f"there is a study in {folder} already; "
+            f"go on with: python sweep.py {quote(f'resume={folder}')}"
         )
     folder.mkdir(parents=True, exist_ok=True)
     if plan.name in optuna.get_all_study_names(open_storage(folder, plan.storage)[0]):

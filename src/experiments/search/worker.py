@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from optuna.trial import FrozenTrial
 
 from experiments.core.config import build
@@ -22,13 +21,12 @@ from experiments.machine import StopRequest, fault_of
 from experiments.search.configs import Configs, assignments, check_trial, resolved
 from experiments.search.outcome import Outcome, Summary, in_one_line, outcome_of
 from experiments.search.results import WINNER, Overviews, values_of, winner_of, write_results
-from experiments.search.storage import Formatter
 from experiments.search.study import Study, Trial
-from experiments.tracking.jsonl import JsonLines, write_whole
-from experiments.tracking.log_file import LogFile
+from experiments.tracking.jsonl import JsonLines
+from experiments.tracking.log_file import log_file
 from experiments.tracking.tracker import Tracker, Trackers, chosen
 from experiments.training.loop import fit
-from experiments.training.run_folder import exclusive
+from experiments.training.run_folder import run_folder
 from experiments.training.runtime import announce, set_up_compiler, split_processor
 from experiments.training.setup import Setups
 from experiments.training.trial import Trial as Training
@@ -37,7 +35,6 @@ from experiments.training.trial import overview
 log = logging.getLogger(__name__)
 
 POLL = 1.0  # seconds between looks for a trial that became free
-LOG_FORMAT = "[%(asctime)s] %(levelname)s %(name)s: %(message)s"
 POPULATIONS = "populations"  # in the folder of the study: checkpoints of trials side by side
 
 
@@ -233,7 +230,7 @@ class Worker:
     def _test(self, trial: FrozenTrial, stop: TrialStop) -> dict[str, float]:
         """Return `test/*` of a finished trial's best weights, the median over its seeds."""
         runs = self._runs(trial.number, values_of(trial), stop)
-        if not self._prepare(runs[0])["trainer"]["checkpoints"]:
+        if not resolved(self._config(runs[0]))["trainer"]["checkpoints"]:
             log.warning("the winner is not tested: trainer.checkpoints=false saved no weights")
             return {}
         found: list[Summary] = []
@@ -259,35 +256,26 @@ class Worker:
             for index, folder in enumerate(folders)
         ]
 
-    def _prepare(self, run: Run) -> dict[str, Any]:
-        """Make the folder of a run like that of `run.py`; return the checked config."""
-        plan, settings = self.study.plan, self.study.settings(run.values)
-        config = self.study.configs.compose(settings)
+    def _config(self, run: Run) -> dict[str, Any]:
+        """Return the config of a run, without interpolating."""
+        plan, config = self.study.plan, self.study.configs.compose(self.study.settings(run.values))
         config["seed"] += run.index
         config["name"] = f"{plan.name}-{run.number}" + (f"-{run.index}" if plan.seeds > 1 else "")
         if "group" in config["logger"] and config["logger"]["group"] is None:
             config["logger"]["group"] = plan.name
-        plain = resolved(config)
-        check_trial(plain)
-        hydra = run.folder / ".hydra"
-        hydra.mkdir(parents=True, exist_ok=True)
-        overrides = [*plan.overrides, *assignments(settings)]
-        for name, content in {"config": config, "overrides": overrides}.items():
-            text = yaml.dump(content, Dumper=yaml.CSafeDumper, sort_keys=False)
-            write_whole(hydra / f"{name}.yaml", text)
-        return plain
+        return config
 
     def _open(self, run: Run, stack: contextlib.ExitStack, *, alone: bool) -> Training:
         """Prepare a run; its folder is this process's own until the end of `stack`."""
-        config, plan = self._prepare(run), self.study.plan
+        composed, plan = self._config(run), self.study.plan
+        overrides = [*plan.overrides, *assignments(self.study.settings(run.values))]
+        record = {"config": composed, "overrides": overrides}
+        config = resolved(composed)
+        check_trial(config)
         trackers = [JsonLines(), *chosen(config["logger"])]
-        stack.enter_context(exclusive(run.folder))
+        stack.enter_context(run_folder(run.folder, record, used="continued"))
         if alone:
-            handler = LogFile(run.folder / "run.log", delay=True)
-            handler.setFormatter(Formatter(LOG_FORMAT))
-            logging.root.addHandler(handler)
-            stack.callback(_close, handler)
-            stack.callback(logging.root.removeHandler, handler)
+            stack.enter_context(log_file(run.folder))
         # where no trial is pruned, reports of many would only cost time
         if run.claimed is not None and (alone or plan.early_terminate is not None):
             trackers.insert(1, Reporter(run.claimed, plan.metric, run.stop))
@@ -335,8 +323,3 @@ class Worker:
             ended[index] if index in ended else self._train([run])[0]
             for index, run in enumerate(runs)
         ]
-
-
-def _close(handler: logging.Handler) -> None:
-    with contextlib.suppress(OSError):  # what a full disk does not take is lost
-        handler.close()

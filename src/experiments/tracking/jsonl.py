@@ -7,26 +7,32 @@ also mean that nothing was measured.
 
 import contextlib
 import json
+import logging
 import math
-import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
+
+import yaml
 
 from experiments.errors import UserError
 from experiments.tracking.tracker import RunInfo, Tracker
 
+log = logging.getLogger(__name__)
+
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
 NON_FINITE = ("NaN", "Infinity", "-Infinity")
+SHOWN = 5  # numbers of damaged lines in a message
 
 
 class JsonLines(Tracker):
     """One line per event, `{"step": 40, "epoch": 0.5, "train/loss": 1.2}`, flushed at once.
 
-    A killed process leaves at most one torn last line. This tracker is the record of the run, so
-    a line that cannot be written ends the run with a `UserError`.
+    A killed process leaves at most one torn last line. A run that goes on keeps the lines before
+    its checkpoint; those of the test end a run, so they are not among them. This tracker is the
+    record of the run: a line that cannot be written ends the run with a `UserError`.
     """
 
     essential = True
@@ -40,7 +46,8 @@ class JsonLines(Tracker):
         path = run.directory / METRICS
         with _writing(path):
             if run.start_step and path.exists():
-                os.truncate(path, _end_of(path, run.start_step))
+                kept = [line for line, event in _read(path) if _before(run.start_step, event)]
+                write_whole(path, b"".join(kept))
             self._file = path.open("a" if run.start_step else "w", encoding="utf-8")
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -59,14 +66,35 @@ class JsonLines(Tracker):
 
 
 def read_history(path: Path) -> list[dict[str, float]]:
-    """Return the events of a `metrics.jsonl`, without a torn last line; NaN as a float.
+    """Return the events of a `metrics.jsonl`, NaN as a float; none if there is no such file.
 
-    Empty if there is no such file.
+    Lines that cannot be read are left out with a warning.
     """
-    if not path.exists():
-        return []
-    with path.open("rb") as file:
-        return [event for line in file if (event := _parse(line)) is not None]
+    return [event for _, event in _read(path)] if path.exists() else []
+
+
+def read_mapping(
+    path: Path, parse: Callable[[str], Any] = json.loads, advice: str = "restore it from a copy"
+) -> dict[str, Any]:
+    """Return the mapping that a file of text holds.
+
+    Args:
+      parse: reads the text.
+      advice: what to do about a damaged file, for the message.
+
+    Raises:
+        UserError: it is empty, torn, binary or no mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        value = parse(text) if text.strip() else None
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} is damaged: {reason}\n{advice}") from error
+    if not isinstance(value, Mapping):
+        reason = "it is empty" if value is None else "these are no keys with values"
+        raise UserError(f"{path} is damaged: {reason}\n{advice}")
+    return dict(value)
 
 
 def write_json(path: Path, value: Mapping[str, object]) -> None:
@@ -95,29 +123,35 @@ def whole(path: Path) -> Iterator[Path]:
             new.unlink()
 
 
-def _end_of(path: Path, step: int) -> int:
-    """Return the length in bytes of the lines up to and including `step`; steps never decrease.
-
-    Lines of the test are left out: they end a run, and this one goes on.
-    """
-    end = 0
+def _read(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+    """Return each line that can be read, with its event; say which lines cannot."""
+    found, damaged = [], []
     with path.open("rb") as file:
-        for line in file:
-            event = _parse(line)
-            if event is None or event["step"] > step or any(k.startswith("test/") for k in event):
-                break
-            end += len(line)
-    return end
+        for number, line in enumerate(file, 1):
+            if (event := _parse(line)) is None:
+                damaged.append(number)
+            else:
+                found.append((line.rstrip(b"\n") + b"\n", event))
+    if damaged:
+        numbers = ", ".join(map(str, damaged[:SHOWN])) + ", ..." * (len(damaged) > SHOWN)
+        what = f"line {numbers}" if len(damaged) == 1 else f"{len(damaged)} lines ({numbers})"
+        log.warning("%s: %s cannot be read and is left out", path, what)
+    return found
+
+
+def _before(step: int, event: Mapping[str, Any]) -> bool:
+    return event["step"] <= step and not any(name.startswith("test/") for name in event)
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
-    if not line.endswith(b"\n"):
-        return None
+    """Return the event of a line; None for one that was torn or damaged."""
     try:
         event = json.loads(line)
-    except ValueError:
+        event = {k: float(v) if v in NON_FINITE else v for k, v in event.items()}
+    except (ValueError, AttributeError, RecursionError):
         return None
-    return {k: float(v) if v in NON_FINITE else v for k, v in event.items()}
+    numbers = all(isinstance(value, int | float) for value in event.values())
+    return event if numbers and isinstance(event.get("step"), int) else None
 
 
 def _dumps(value: object, indent: int | None = None) -> str:

@@ -3,6 +3,13 @@
 import contextlib
 import logging
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from experiments.errors import masked
+
+LOG = "run.log"
+FORMAT = "[%(asctime)s] %(levelname)s %(name)s: %(message)s"
 
 
 class LogFile(logging.FileHandler):
@@ -30,3 +37,23 @@ class LogFile(logging.FileHandler):
         """Close the file; what it could not take is lost."""
         with contextlib.suppress(OSError):
             super().close()
+
+
+class Formatter(logging.Formatter):
+    """Formats log records without passwords."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return masked(super().format(record))
+
+
+@contextlib.contextmanager
+def log_file(folder: Path) -> Iterator[None]:
+    """Log into `run.log` of a run folder too, which is made with the first message."""
+    handler = LogFile(folder / LOG, delay=True, encoding="utf-8")
+    handler.setFormatter(Formatter(FORMAT))
+    logging.root.addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.root.removeHandler(handler)
+        handler.close()

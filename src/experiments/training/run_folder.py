@@ -1,21 +1,31 @@
-"""A run folder: its config, its checkpoints and its lock.
+"""A run folder: its lock, its config, its log and its checkpoints.
 
+.lock                  held by the process that trains in the folder
 .hydra/config.yaml     the config that the run was started with
 .hydra/hydra.yaml      the choices that it was composed of (of a trial: overrides.yaml)
-.lock                  held by the process that trains in the folder
+run.log                what was logged while it trained
 checkpoints/<step>/    what the run resumes from
+
+Nothing in a run folder changes before its lock is held.
 """
 
 import contextlib
 import fcntl
 import logging
+import re
+import shlex
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
 
 from experiments.core.config import locate
 from experiments.core.trust import vet, vet_objects
 from experiments.errors import UserError, suggest
+from experiments.tracking.jsonl import METRICS, SUMMARY, read_mapping, write_whole
+from experiments.tracking.log_file import LOG
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -26,19 +36,114 @@ log = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 HYDRA = ".hydra"
+EVALUATION = "evaluation.json"  # of mode=evaluate in the folder of a run, which has a summary
 PACKAGE = __name__.partition(".")[0]
 
-COMMAND = ("mode", "resume", "checkpoint", "cluster", "nodes", "allow")
+COMMAND = ("mode", "resume", "checkpoint", "overwrite", "cluster", "nodes", "allow")
 """Keys of a command, not of the run that it names."""
 
+CODE = ("allow=", "trainer.compilation_cache=")
+"""Keys that are never taken from a run folder, since they decide which code runs."""
 
-def run_folder(path: Path) -> Path:
+ALWAYS = ("data", "model", "optim", "trainer", "seed", "name")
+"""Keys of the config of every run, whatever its version; a torn file lacks the last ones."""
+
+RESULTS = (METRICS, SUMMARY, CHECKPOINTS, "lr_range.json", "trials")
+"""What shows that something was trained in a folder."""
+
+OTHERS = (
+    *(HYDRA, LOG, "figures", "profile", "populations", "metrics.csv", "tensorboard", "wandb"),
+    *(EVALUATION, "predictions.csv", "predictions.parquet", "model.stablehlo", "sample.txt"),
+)
+"""What else may be in it that this program wrote."""
+
+
+UsedFolder = Literal["refused", "cleared", "continued"]
+"""What happens to a folder that holds a run already."""
+
+
+class Dumper(yaml.CSafeDumper):
+    """Writes text that OmegaConf reads as a number, such as 1e3, in quotes."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        """Return the node of a text."""
+        style = "'" if re.fullmatch(r"[-+]?[\d._]+(e[-+]?\d+)?", text, re.I) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+Dumper.add_representer(str, Dumper.represent_text)
+
+
+@contextlib.contextmanager
+def run_folder(
+    folder: Path,
+    record: Mapping[str, Any],
+    *,
+    used: UsedFolder = "refused",
+) -> Iterator[None]:
+    """Hold the lock of a run folder, which is made; write what `.hydra` says of the run.
+
+    Args:
+      record: contents of the files `.hydra/<name>.yaml`, for a run that begins.
+      used: what happens to a folder that holds a run.
+
+    Raises:
+        UserError: another process trains in `folder`, or it holds a run and `used` refuses it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with exclusive(folder):
+        if used == "continued" and is_run(folder):
+            yield
+            return
+        if used == "cleared":
+            _clear(folder)
+        check_unused(folder)
+        (folder / HYDRA).mkdir(exist_ok=True)
+        # the config comes last: it makes the folder that of a run
+        for name in sorted(record, key=lambda name: name == "config"):
+            text = yaml.dump(record[name], Dumper=Dumper, sort_keys=False, allow_unicode=True)
+            write_whole(folder / HYDRA / f"{name}.yaml", text)
+        yield
+
+
+def check_unused(folder: Path) -> None:
+    """Raise `UserError` if `folder` holds a run."""
+    found = [name for name in RESULTS if (folder / name).is_file() or (folder / name).is_dir()]
+    if found:
+        raise UserError(
+            f"{folder} holds a run already ({', '.join(found)})\n"
+            f"go on with it by {shlex.quote(f'resume={folder}')}, choose another folder by "
+            f"hydra.run.dir=..., or clear it first by overwrite=true"
+        )
+
+
+def _clear(folder: Path) -> None:
+    """Delete what runs write into their folder, and nothing else."""
+    for name in (*OTHERS, *RESULTS):
+        path = folder / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def is_run(folder: Path) -> bool:
+    """Return whether a run has begun in `folder`."""
+    return (folder / HYDRA / "config.yaml").is_file()
+
+
+def said_again(arguments: Sequence[str]) -> list[str]:
+    """Return those arguments of a run that `resume=` has to say again."""
+    return [argument for argument in arguments if argument.startswith(CODE)]
+
+
+def existing_run(path: Path) -> Path:
     """Return `path`.
 
     Raises:
         UserError: it is not the folder of a run.
     """
-    if not (path / HYDRA / "config.yaml").is_file():
+    if not is_run(path):
         what = "is not the folder of a run" if path.is_dir() else "does not exist"
         raise UserError(f"{path} {what}; a run folder holds .hydra/config.yaml and checkpoints/")
     return path
@@ -54,8 +159,8 @@ def split_source(path: Path) -> tuple[Path, int | None]:
         UserError: there is no such run or no such checkpoint.
     """
     if path.absolute().parent.name != CHECKPOINTS or not path.name.isdigit():
-        return run_folder(path), None
-    folder = run_folder(path.absolute().parent.parent)
+        return existing_run(path), None
+    folder = existing_run(path.absolute().parent.parent)
     if not path.is_dir():
         steps = ", ".join(map(str, saved_steps(folder))) or f"none; the newest is {folder} itself"
         raise UserError(f"{path} does not exist; there are {steps}")
@@ -96,13 +201,13 @@ def saved_config(source: Path, overrides: Sequence[str]) -> "DictConfig":
     from omegaconf import DictConfig, OmegaConf
 
     folder, _ = split_source(source)
-    config = OmegaConf.load(folder / HYDRA / "config.yaml")
-    assert isinstance(config, DictConfig)
+    path = folder / HYDRA / "config.yaml"
+    plain = read_mapping(path, _parse)
+    if lost := [key for key in ALWAYS if key not in plain]:
+        raise UserError(f"{path} is damaged: it has no {', '.join(lost)}\nrestore it from a copy")
     if (today := _composed_today(folder)) is not None:
-        plain, current = (OmegaConf.to_container(c, resolve=False) for c in (config, today))
-        assert isinstance(plain, dict)
-        assert isinstance(current, dict)
-        config = OmegaConf.create(up_to_date(plain, current))
+        plain = up_to_date(plain, today)
+    config = OmegaConf.create(plain)
     if config.name is None:
         config.name = folder.resolve().name
     missing = object()
@@ -111,8 +216,8 @@ def saved_config(source: Path, overrides: Sequence[str]) -> "DictConfig":
         if key.partition(".")[0] in COMMAND:
             continue
         value = OmegaConf.select(config, key, default=missing)
-        if value is missing or isinstance(value, DictConfig):
-            problem = "keeps its choices"
+        if value is missing or isinstance(value, DictConfig) or override.is_delete():
+            problem = "keeps its values" if override.is_delete() else "keeps its choices"
             if value is missing:
                 parent, _, name = key.rpartition(".")
                 group = OmegaConf.select(config, parent) if parent else config
@@ -124,37 +229,71 @@ def saved_config(source: Path, overrides: Sequence[str]) -> "DictConfig":
                 f"single values can be changed, such as trainer.epochs=20"
             )
         OmegaConf.update(config, key, override.value())
-    plain = OmegaConf.to_container(config, resolve=False)
-    vet(plain, folder)
-    vet_objects(plain, folder)
+    changed = OmegaConf.to_container(config, resolve=False)
+    vet(changed, folder)
+    vet_objects(changed, folder)
     return config
 
 
-def _composed_today(folder: Path) -> "DictConfig | None":
+def _parse(text: str) -> Any:
+    """Parse YAML as Hydra does."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    except OmegaConfBaseException as error:
+        raise ValueError(error) from error
+
+
+def _composed_today(folder: Path) -> dict[str, Any] | None:
     """Compose a run's choices with the configs as they are now, if its folder says the choices."""
     from hydra import compose
     from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
     if not GlobalHydra.instance().is_initialized():  # no config folder to compose from
         return None
+    if (choices := _choices(folder)) is None:
+        return None
+    try:
+        composed: Any = OmegaConf.to_container(compose("config", choices), resolve=False)
+    except HydraException as error:  # a choice that was renamed, or is in another --config-dir
+        log.warning("the config of %s is taken as it is: %s", folder, str(error).splitlines()[0])
+        return None
+    return composed
+
+
+def _choices(folder: Path) -> list[str] | None:
+    """Return the choices that the config of a run was composed of, as overrides, if it says."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    def found_in(path: Path, *keys: str, kind: type) -> Any:
+        advice = "delete it: the config of the run is then taken as it is"
+        found: Any = read_mapping(path, lambda text: {"": _parse(text)}, advice)[""]
+        for key in keys:
+            found = found.get(key) if isinstance(found, dict) else None
+        if not isinstance(found, kind):
+            what = ".".join(keys) or "list of overrides"
+            raise UserError(f"{path} is damaged: it has no {what}\n{advice}")
+        return found
+
     hydra, given = (folder / HYDRA / name for name in ("hydra.yaml", "overrides.yaml"))
     if hydra.is_file():
-        chosen = OmegaConf.load(hydra).hydra.runtime.choices
+        chosen = found_in(hydra, "hydra", "runtime", "choices", kind=dict)
         # experiment and debug only change other choices, which are listed too, and values
         skipped = ("experiment", "debug")
-        choices = [
+        return [
             f"{group}={choice}"
             for group, choice in chosen.items()
             if choice and group not in skipped and not str(group).startswith("hydra/")
         ]
-    elif given.is_file():
+    if given.is_file():
         options = GlobalHydra.instance().config_loader().get_group_options
-        overrides = [str(override) for override in OmegaConf.load(given)]
-        choices = [o for o in overrides if options(o.partition("=")[0].partition("@")[0])]
-    else:
-        return None
-    return compose("config", choices)
+        overrides = [str(override) for override in found_in(given, kind=list)]
+        return [o for o in overrides if options(o.partition("=")[0].partition("@")[0])]
+    return None
 
 
 def up_to_date(saved: Mapping, today: Mapping) -> dict[str, Any]:

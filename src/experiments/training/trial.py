@@ -1,8 +1,8 @@
 """One trial as the host sees it: its config, its folder, its best epoch, and how it ended."""
 
-import json
 import logging
 import math
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments.errors import UserError, suggest
 from experiments.machine import StopRequest
-from experiments.tracking.jsonl import METRICS, SUMMARY
+from experiments.tracking.jsonl import METRICS, SUMMARY, read_mapping
 from experiments.tracking.tracker import RunInfo, Trackers
 from experiments.training.checkpoints import Saved, discard_after, load, saved_step
 from experiments.training.metrics import Line
@@ -198,7 +198,7 @@ class Trial:
             f"{self.directory} cannot go on: {sizes.format(**before)}, "
             f"now {self.units['batch_size']} and {self.units['steps_per_epoch']}\n"
             f"give it the old data.batch_size, data.limit and trainer.steps_per_epoch, or start a "
-            f"new run from its weights: model.pretrained={self.directory}"
+            f"new run from its weights: {shlex.quote(f'model.pretrained={self.directory}')}"
         )
 
     def restore(self, saved: Mapping[str, Any]) -> None:
@@ -292,8 +292,8 @@ def groups(
 
 def finished_before(trial: Trial, test: bool) -> dict[str, Any] | None:
     """Return the summary in a trial's folder if there is nothing left to do."""
-    path = trial.directory / SUMMARY
-    summary = json.loads(path.read_text()) if path.exists() else {}
+    path, advice = trial.directory / SUMMARY, "delete it: the run, resumed, writes a new one"
+    summary = read_mapping(path, advice=advice) if path.exists() else {}
     total = trial.setup.experiment.total_steps
     trial.check_units(summary)
     done = summary.get("status") == "finished" and summary["step"] >= total

@@ -2,7 +2,6 @@
 
 import base64
 import html
-import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -17,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.errors import UserError
-from experiments.tracking.jsonl import METRICS, SUMMARY, read_history, write_whole
+from experiments.tracking.jsonl import METRICS, SUMMARY, read_history, read_mapping, write_whole
 from experiments.tracking.terminal import number
 from experiments.tracking.wandb import flatten
 from experiments.viz import page
@@ -25,7 +24,9 @@ from experiments.viz import page
 PAGE = "report.html"
 MOST_PICTURED = 24  # runs of a family whose figures are in the page; each weighs some 100 kB
 # parts of a config that change no result
-UNIMPORTANT = ("name", "resume", "checkpoint", "mode", "logger", "cluster", "nodes")
+UNIMPORTANT = (
+    *("name", "resume", "checkpoint", "overwrite", "mode", "logger", "cluster", "nodes"),
+)
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class RunData:
     @property
     def curve(self) -> tuple[list[float], list[float]]:
         """(epochs, the metric after each)."""
-        events = [event for event in self.history if self.metric in event]
+        events = [event for event in self.history if {self.metric, "epoch"} <= event.keys()]
         return [event["epoch"] for event in events], [event[self.metric] for event in events]
 
 
@@ -107,8 +108,8 @@ def read_run(path: Path, folder: Path) -> RunData:
     figures = sorted((path / "figures").glob("*.png"))
     return RunData(
         name=str(path.relative_to(folder)),
-        config=flatten(yaml.safe_load(config.read_text()) if config.is_file() else {}),
-        summary=json.loads(summary.read_text()) if summary.is_file() else {},
+        config=flatten(read_mapping(config, yaml.safe_load) if config.is_file() else {}),
+        summary=read_mapping(summary) if summary.is_file() else {},
         history=read_history(path / METRICS),
         # names of figures that were drawn during training end in the step
         figures=[figure for figure in figures if not figure.stem[-8:].isdigit()],

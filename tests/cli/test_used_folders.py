@@ -1,0 +1,75 @@
+"""A run's folder is its own: what else is started there refuses, or leaves its record alone."""
+
+import json
+
+import pytest
+
+from experiments.training.run_folder import exclusive
+
+QUICK = ["trainer.epochs=1", "trainer.figures=false", "logger=none", "model.hidden=[8]"]
+
+
+@pytest.fixture
+def trained(run_cli, tmp_path):
+    """The folder of a finished run, with a file of its user's."""
+    folder = tmp_path / "trained"
+    code, error = run_cli(*QUICK, folder=folder)
+    assert code == 0, error
+    (folder / "notes.txt").write_text("mine")
+    return folder
+
+
+def contents(folder):
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_a_refused_process_changes_nothing(run_cli, trained):
+    before = contents(trained)
+    others = ["seed=9", "optim.learning_rate=0.5"]
+    for mode in ([], ["mode=lr_range"], ["overwrite=true"], [f"resume={trained}"]):
+        with exclusive(trained):
+            code, error = run_cli(*QUICK[:-2], *others, *mode, folder=trained)
+        assert code == 2
+        assert f"another process is training in {trained}" in error
+    for mode in ([], ["mode=lr_range"], ["mode=pretrain"]):
+        code, error = run_cli(*QUICK, *others, *mode, folder=trained)
+        assert code == 2
+        for words in (f"{trained} holds a run", "resume=", "hydra.run.dir=", "overwrite=true"):
+            assert words in error
+        assert len(error.splitlines()) == 2
+    assert contents(trained) == before
+
+
+def test_a_used_folder_is_cleared_on_demand(run_cli, trained):
+    (trained / "checkpoints" / "999").mkdir()
+    code, error = run_cli(*QUICK[:-1], "model.hidden=[4]", "overwrite=true", folder=trained)
+    assert code == 0, error
+    summary = json.loads((trained / "summary.json").read_text())
+    assert [path.name for path in (trained / "checkpoints").iterdir()] == [str(summary["step"])]
+    assert (trained / "notes.txt").read_text() == "mine"
+    assert "stopped" not in (trained / "run.log").read_text()
+    assert run_cli("mode=evaluate", f"checkpoint={trained}")[0] == 0
+    for other in (f"resume={trained}", "mode=summary"):
+        code, error = run_cli("overwrite=true", other, folder=trained)
+        assert code == 2
+        assert "overwrite=true" in error
+
+
+def test_what_is_said_of_a_run_stays_beside_its_record(run_cli, trained, capsys):
+    before = contents(trained)
+    for mode in ("evaluate", "predict", "export"):
+        code, error = run_cli(f"mode={mode}", f"checkpoint={trained}", folder=trained)
+        assert code == 0, error
+    assert run_cli("mode=summary", "model=lenet5", folder=trained)[0] == 0
+    after = contents(trained)
+    new = {name: after.pop(name) for name in set(after) - set(before)}
+    assert after == before
+    assert set(new) == {
+        *("evaluation.json", "predictions.csv", "model.stablehlo", "model_summary.json")
+    }
+    evaluated, summary = json.loads(new["evaluation.json"]), json.loads(before["summary.json"])
+    assert evaluated["test/accuracy"] == summary["test/accuracy"]
+    code, error = run_cli(f"resume={trained}", "trainer.epochs=2", folder=trained)
+    assert code == 0, error
+    assert json.loads((trained / "summary.json").read_text())["step"] == 2 * summary["step"]

@@ -251,3 +251,20 @@ def test_cifar10_reads_as_tfds_itself_reads_it(real_data):
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):
         np.testing.assert_array_equal(image, source[100 + i]["image"])
         assert label == source[100 + i]["label"]
+
+
+def test_labels_beyond_the_classes_are_refused(write, pictures):
+    folder = write("toy", train=pictures(20), test=pictures(4))  # with the labels 0 to 2
+    description = folder / "features.json"
+    description.write_text(
+        description.read_text().replace('"numClasses": "3"', '"numClasses": "2"')
+    )
+    with pytest.raises(UserError, match="has the label 2, none of 2 classes"):
+        TfdsImages(name="toy").load()
+
+
+def test_pictures_of_more_than_a_byte_a_channel_are_refused(write):
+    deep = [np.full((6, 6, 1), 300, np.uint16)] * 20
+    write("deep", train=deep, test=deep)
+    with pytest.raises(UserError, match="more than 8 bits"):
+        TfdsImages(name="deep").load()

@@ -72,7 +72,7 @@ class Records:
     """
 
     def __init__(self, prepared: Prepared, split: str) -> None:
-        self._prepared = prepared
+        self._prepared, self._split = prepared, split
         self._files = prepared.shards(split)
         lengths = prepared.shard_lengths(split)
         self._ends = list(itertools.accumulate(lengths))
@@ -121,22 +121,47 @@ class Records:
         for bounds in self.chunks:
             with self._readable(bounds[0]):
                 for record in self._records.__getitems__(range(*bounds)):
-                    text, label = _parsed(record, "text")
+                    text, label = self._parsed(record, "text")
                     found.append((text.decode(), label))
         return found
 
     def _picture(self, record: bytes) -> tuple[Image.Image, int]:
-        encoded, label = _parsed(record, "image")
+        encoded, label = self._parsed(record, "image")
         mode = MODES[self._prepared.channels]
         image = Image.open(io.BytesIO(encoded))
+        if image.mode.startswith(("I", "F")):  # Pillow would cut values off at 255
+            raise ValueError("a picture has more than 8 bits per channel")
         image.load()  # decodes it
         return (image if image.mode == mode else image.convert(mode)), label
+
+    def _parsed(self, record: bytes, kind: Kind) -> tuple[bytes, int]:
+        """Return the picture or text in one serialized example, and its label, -1 without one.
+
+        Some records of a truncated file read as empty; they count as damaged.
+        """
+        try:
+            features = {e.key: e.value for e in Example.FromString(record).features.feature}
+            labelled = kind == "image" or "label" in features
+            label = features["label"].int64_list.value[0] if labelled else -1
+            content = features[kind].bytes_list.value[0]
+        except Exception as error:
+            raise ValueError("a record is damaged") from error
+        classes = self._prepared.num_classes
+        if labelled and classes and not 0 <= label < classes:
+            raise UserError(
+                f"an example of {self._prepared.name}, split {self._split!r}, "
+                f"has the label {label}, none of {classes} classes; "
+                f"TFDS marks by -1 what has no label: use another split"
+            )
+        return content, label
 
     @contextlib.contextmanager
     def _readable(self, index: int) -> Iterator[None]:
         """Name the file with example `index` in an error."""
         try:
             yield
+        except UserError:
+            raise
         except Exception as error:
             path = self._files[np.searchsorted(self._ends, index, side="right")]
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -151,17 +176,3 @@ def begin_decoding(*_: Any) -> None:
     assert parent is not None
     assert parent.pid is not None
     end_with(parent.pid, signal.SIGKILL)
-
-
-def _parsed(record: bytes, kind: Kind) -> tuple[bytes, int]:
-    """Return the picture or text in one serialized example, and its label, -1 without one.
-
-    Some records of a truncated file read as empty; they count as damaged.
-    """
-    try:
-        features = {e.key: e.value for e in Example.FromString(record).features.feature}
-        labelled = kind == "image" or "label" in features
-        label = features["label"].int64_list.value[0] if labelled else -1
-        return features[kind].bytes_list.value[0], label
-    except Exception as error:
-        raise ValueError("a record is damaged") from error

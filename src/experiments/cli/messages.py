@@ -11,7 +11,6 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.cli.sweep import RENAMED, SEARCH_KEYS
-from experiments.core.config import leaves
 from experiments.errors import UserError, causes, suggest
 from experiments.search.configs import Configs
 
@@ -55,14 +54,18 @@ def _bad_override(message: str) -> str:
         return message.strip().splitlines()[0]
     key = match.group(1).partition("@")[0]
     parent, _, last = key.rpartition(".")
+    searches = "-m" in sys.argv or Path(sys.argv[0]).name == "sweep.py"
+    if (own := RENAMED.get(key, key)) in SEARCH_KEYS and not searches:
+        now = f"now {own}, " if own != key else ""
+        return f"{key}: {now}a key of searches; say -m: python run.py -m optim=adam,sgd {own}=..."
     keys = _valid_keys()
     siblings = [k.rpartition(".")[2] for k in keys if k.rpartition(".")[0] == parent]
     near = suggest(last, siblings) if parent else ""
     if near:
         near = re.sub(r"'([^']+)'", rf"'{parent}.\1'", near)
-    elif "-m" in sys.argv or Path(sys.argv[0]).name == "sweep.py":
+    else:
         keys += SEARCH_KEYS
-        near = suggest(RENAMED.get(key, key), keys)
+        near = suggest(own, keys)
     return f"{key}: there is no such key{near or suggest(key, keys)}"
 
 
@@ -72,6 +75,5 @@ def _valid_keys() -> list[str]:
     folder = Path(sys.argv[0]).resolve().parent / "conf"
     for overrides in (choices, []):  # the misspelt name may be among the choices
         with contextlib.suppress(HydraException, OmegaConfBaseException):
-            config = Configs(folder, overrides).compose()
-            return [*config, *(path for path, _ in leaves(config) if "." in path)]
+            return sorted(Configs(folder, overrides).paths({}))
     return []

@@ -49,5 +49,8 @@ def unusable(key: str, path: object, error: OSError) -> UserError:
 
 def suggest(name: str, valid: Iterable[str], count: int = 3) -> str:
     """Return the nearest valid names as `; did you mean 'a' or 'b'?`, or an empty string."""
-    near = difflib.get_close_matches(str(name), list(valid), n=count, cutoff=0.6)
+    names = [str(one) for one in valid]
+    near = difflib.get_close_matches(str(name), names, n=count, cutoff=0.6)
+    if not near and len(str(name)) > 2:
+        near = [one for one in names if one.startswith(str(name))][:count]
     return f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from experiments.errors import UserError
+from experiments.search.actions import begin
 from experiments.search.plan import plan_of_arguments, plan_of_file
 from experiments.search.readers import read_sweep_file
 from support import ROOT
@@ -102,6 +103,60 @@ def test_the_metric_decides_which_epoch_is_best(tmp_path):
     assert plan.overrides == ["seed=3", "trainer.monitor=loss", "trainer.monitor_mode=min"]
 
 
+def test_a_metric_that_trials_do_not_have_is_named(tmp_path):
+    path = tmp_path / "sweep.yaml"
+
+    def complaints(name: str, models: str) -> str:
+        path.write_text(
+            f"run_cap: 2\nmetric: {{name: val/{name}, goal: maximize}}\n"
+            f"parameters:\n  model: {{values: {models}}}\n"
+        )
+        with pytest.raises(UserError) as error:
+            plan_of_file(read_sweep_file(path), [], {}, CONFIG)
+        return str(error.value)
+
+    assert complaints("acc", "[mlp]") == (
+        f"{path}:2: metric.name=val/acc: trials with model=mlp have no such metric; "
+        "did you mean 'accuracy'?"
+    )
+    of_families = complaints("accuracy", "[mlp, vae]")  # the one has it, the other does not
+    assert "model=mlp" not in of_families
+    assert "model=vae have no such metric; there are elbo, kl, loss" in of_families
+    with pytest.raises(UserError, match="monitor=f1: its trials have no such metric"):
+        plan_of_arguments(["seed=1,2", "trainer.monitor=f1"], {}, CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        (
+            "{distribution: q_log_uniform_values, min: 1, max: 64, q: 8}",
+            "rounded to multiples of 8",
+        ),
+        ("{distribution: q_uniform, min: -1, max: 64, q: 1}", "at least 1"),  # -1 is: all data
+        ("{min: -1, max: 64}", "at least 1"),
+    ],
+)
+def test_a_range_that_reaches_a_batch_of_nothing_is_refused(tmp_path, entry, words):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(f"run_cap: 2\nparameters:\n  data.batch_size: {entry}\n")
+    with pytest.raises(UserError, match=f"data.batch_size=0: .*{words}"):
+        plan_of_file(read_sweep_file(path), [], {}, CONFIG)
+
+
+def test_a_goal_against_the_sense_of_its_metric_is_questioned(tmp_path, caplog):
+    path = tmp_path / "sweep.yaml"
+    for metric, better in (("accuracy", "maximize"), ("loss", "minimize")):
+        for goal in ("maximize", "minimize"):
+            path.write_text(
+                f"run_cap: 2\nmetric: {{name: val/{metric}, goal: {goal}}}\n"
+                "parameters:\n  optim.b1: {values: [0.8, 0.9]}\n"
+            )
+            caplog.clear()
+            assert plan_of_file(read_sweep_file(path), [], {}, CONFIG).goal == goal
+            assert (f"say goal: {better}" in caplog.text) == (goal != better)
+
+
 def test_an_override_settles_a_parameter_of_the_file():
     file = read_sweep_file(ROOT / "sweeps" / "lenet5_lr_wd.yaml")
     plan = plan_of_file(file, ["model=mlp", "optim.weight_decay=0.1"], {}, CONFIG)
@@ -123,9 +178,20 @@ def test_shipped_sweep_files_are_valid_and_run_as_w_and_b_runs_them(path):
     assert content["command"] == ["${env}", "python", "${program}", "${args_no_hyphens}"]
 
 
-def test_finite_lists_without_a_budget_are_a_full_grid():
+def test_finite_lists_are_a_full_grid_but_with_a_budget(caplog):
     arguments = ["optim=adam,sgd", "optim.learning_rate=0.1,0.01,0.001"]
     plan = plan_of_arguments(arguments, {}, CONFIG)
     assert (plan.method, plan.n_trials) == ("grid", 6)
+    assert not caplog.text
     plan = plan_of_arguments(arguments, {"n_trials": 4}, CONFIG)
     assert (plan.method, plan.n_trials) == ("random", 4)
+    assert "drawn at random, and may repeat" in caplog.text
+    assert "6 at most" in caplog.text
+
+
+def test_an_array_job_is_no_larger_than_its_trials(tmp_path):
+    arguments, options = ["seed=1,2,3,4"], {"cluster": {"name": "slurm"}, "side_by_side": 2}
+    plan = plan_of_arguments(arguments, options, CONFIG)
+    with pytest.raises(UserError, match="there are 4 trials, 2 at a time; say workers=2"):
+        begin(plan, tmp_path / "study", CONFIG, {"workers": 3}, None)
+    assert not (tmp_path / "study").exists()

@@ -14,7 +14,7 @@ from experiments.search import local
 from experiments.search.outcome import in_one_line
 from experiments.search.plan import Plan, read_plan
 from experiments.search.results import ending, follow, watching
-from experiments.search.slurm import Task, cancel_jobs, jobs, queue, read_cluster
+from experiments.search.slurm import Task, cancel_jobs, check_array, jobs, queue, read_cluster
 from experiments.search.study import CANCEL, Study, create_study
 from experiments.tracking.log_file import Formatter
 from experiments.tracking.wandb import leave_run_aside
@@ -31,6 +31,8 @@ def begin(
     if plan.side_by_side == "auto":
         share = -(-plan.n_trials // local.worker_count(options))
         plan = dataclasses.replace(plan, side_by_side=min(share, MOST_SIDE_BY_SIDE))
+    if workers is None:
+        check_array(local.worker_count(options), plan.n_trials, int(plan.side_by_side))
     study = create_study(plan, folder, config_folder)
     print(f"{plan.name}: {plan.n_trials} trials, {plan.method} search, in {folder}", flush=True)
     launch(study, options, workers)
@@ -105,6 +107,9 @@ def resume(folder: Path, config_folder: Path, options: Options) -> None:
         study.lay_down()
         if "retry" in options:
             print(f"{study.retry()} failed trials run again, as new ones", flush=True)
+        left = sum(not trial.state.is_finished() for trial in study.trials())
+        if workers is None and left:
+            check_array(local.worker_count(options), left, int(study.plan.side_by_side))
         launch(study, options, workers)
 
 

@@ -20,7 +20,7 @@ from experiments.machine import PARENT, STOP_SIGNALS, end_with_launcher, launche
 from experiments.search.configs import Configs
 from experiments.search.local import worker_count
 from experiments.search.readers import SweepFile, read_sweep_file
-from experiments.search.slurm import Task, read_cluster
+from experiments.search.slurm import Task, check_array, read_cluster
 from experiments.tracking.wandb import WANTED_BACK
 from experiments.training.run_folder import is_run, said_again
 
@@ -43,6 +43,8 @@ def begin(
             raise UserError(f"{key}={options[key]}: W&B decides that; say it in {path}")
     file, count = read_sweep_file(path), worker_count(options)
     cluster = read_cluster(config_folder, {"name": "local"} | options.get("cluster", {}))
+    if cluster is not None and file.content.get("run_cap"):
+        check_array(count, file.content["run_cap"], 1)
     folder.mkdir(parents=True, exist_ok=True)
     sweep = register(file, overrides, folder, config_folder)
     command = [sys.executable, "-m", __spec__.name, "agent", sweep]

@@ -4,9 +4,11 @@ All of a plan is checked, so that its study does not fail later for a mistake in
 """
 
 import dataclasses
+import logging
+import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,9 +17,9 @@ import yaml
 from optuna.trial import FrozenTrial, TrialState
 
 from experiments.core.config import build, check_arguments
-from experiments.errors import UserError
+from experiments.errors import UserError, suggest
 from experiments.search import methods
-from experiments.search.configs import Configs, check_trial, configs_of
+from experiments.search.configs import Configs, assignments, check_trial, configs_of
 from experiments.search.local import where_jax_is
 from experiments.search.readers import SweepFile, read_space, split
 from experiments.search.slurm import read_cluster
@@ -28,6 +30,11 @@ from experiments.types import Positive, PositiveInt
 
 FILE = "study.yaml"
 SETTLED = ("study", "workers", "engine", "allow")  # options that are no part of a plan
+
+LARGER_IS_BETTER = {"accuracy", "acc", "f1", "auc", "precision", "recall", "solved"}
+SMALLER_IS_BETTER = {"loss", "error", "perplexity", "mse", "mae", "rmse", "nll"}
+
+log = logging.getLogger(__name__)
 
 Method = Literal["random", "grid", "bayes", "gp", "cmaes", "quasi_random", "narrow"]
 
@@ -145,8 +152,17 @@ def plan_of_arguments(
             "-m searches over nothing: give a key several values, such as optim=adam,sgd"
         )
     settings: dict[str, Any] = {"name": "_".join(p.rpartition(".")[2] for p in parameters)}
-    if "n_trials" not in options and all("values" in node for node in parameters.values()):
-        settings["method"] = "grid"
+    if "method" not in options and all("values" in node for node in parameters.values()):
+        if "n_trials" not in options:
+            settings["method"] = "grid"
+        else:
+            points = math.prod(len(node["values"]) for node in parameters.values())
+            log.warning(
+                "warning: n_trials=%s trials are drawn at random, and may repeat; without n_trials "
+                "all combinations run once, %d at most",
+                options["n_trials"],
+                points,
+            )
     return make_plan(parameters, overrides, settings | options, config_folder)
 
 
@@ -182,6 +198,7 @@ def make_plan(
         raise UserError(f"retry={settings['retry']}: goes with resume=<study folder>")
     settings = {k: v for k, v in settings.items() if k not in SETTLED}
     settings, own = where_jax_is(examine, space, settings)
+    question_goal(settings["metric"], settings["goal"])
     settings |= {"seed": config["seed"], "parameters": dict(parameters)}
     settings["name"] = re.sub(r"[^\w.-]+", "-", str(settings["name"]))
     settings["cluster"] = {"name": "local"} | settings.get("cluster", {})
@@ -222,9 +239,62 @@ def examine(space: Space, settings: Mapping[str, Any]) -> tuple[dict[str, Any], 
     usual = {"metric": f"val/{chosen}", "goal": "maximize" if mode == "max" else "minimize"}
     settled = {**usual, **settings}
     wanted, goal = settled["metric"].removeprefix("val/"), settled["goal"][:3]
+    key = "metric.name=val/" if "metric" in settings else "trainer.monitor="
+    if wrong := [f"{key}{wanted}: {problem}" for problem in check_metric(space, wanted)]:
+        raise UserError("\n".join(wrong))
     if (wanted, goal) == (chosen, mode):
         return settled, []
     return settled, [f"trainer.monitor={wanted}", f"trainer.monitor_mode={goal}"]
+
+
+def check_metric(space: Space, metric: str) -> Iterator[str]:
+    """Yield a complaint for each choice of a group whose trials have no such validation metric.
+
+    What the objective itself goes by needs no look; other metrics are found by shapes alone.
+    """
+    for choices in space.contexts:
+        config = space.configs.plain(choices)
+        objective = build(config["objective"], loss=build(config.get("loss")), num_classes=2)
+        if metric in ("loss", objective.monitor[0]):
+            continue
+        try:
+            there = metrics_of(config)
+        except UserError:  # of the data, say, which may lie where the workers are
+            continue
+        if metric not in there:
+            of = " ".join(assignments(choices))
+            trials = f"trials with {of}" if of else "its trials"
+            hint = suggest(metric, there) or f"; there are {', '.join(sorted(there))}"
+            yield f"{trials} have no such metric{hint}"
+
+
+def metrics_of(config: dict[str, Any]) -> set[str]:
+    """Return the names of a run's validation metrics; of its data only the shapes are read."""
+    import jax
+
+    from experiments.core.experiment import Experiment
+
+    data = build(config["data"])
+    experiment = Experiment(config, data.spec, data.pipeline, 1, 1)
+    batch = {
+        name: jax.ShapeDtypeStruct((2, *shape), dtype)
+        for name, (shape, dtype) in {**data.spec.stored, "mask": ((), "float32")}.items()
+    }
+    weights = experiment.weights(experiment.abstract_state({}))
+    sums, _ = jax.eval_shape(experiment.eval_step, *weights, batch, {})
+    return set(sums) - {"count"}
+
+
+def question_goal(metric: str, goal: str) -> None:
+    """Warn where a search looks for the worst trial by the usual sense of its metric."""
+    words = set(re.findall("[a-z0-9]+", metric.lower()))
+    for better, names in (("maximize", LARGER_IS_BETTER), ("minimize", SMALLER_IS_BETTER)):
+        if words & names and goal != better:
+            log.warning(
+                "warning: goal: %s looks for the worst %s (W&B's default is minimize); "
+                "say goal: %s",
+                *(goal, metric, better),
+            )
 
 
 def check_values(space: Space) -> list[str]:
@@ -240,6 +310,8 @@ def check_values(space: Space) -> list[str]:
                 try:
                     check_trial(space.configs.plain({**choices, name: value}))
                 except UserError as error:
-                    own = str(error).startswith(name)
-                    found.setdefault(name, str(error) if own else f"{name}={value}: {error}")
+                    own, q = str(error).startswith(name), space.parameters[name].q
+                    problem = str(error) if own else f"{name}={value}: {error}"
+                    rounded = f"; its range is rounded to multiples of {q:g}" if q else ""
+                    found.setdefault(name, problem + rounded)
     return list(found.values())

@@ -175,6 +175,16 @@ def read_cluster(config_folder: Path, block: Mapping[str, Any]) -> Slurm | None:
     return build(node | changes) if node else None
 
 
+def check_array(workers: int, trials: int, side_by_side: int) -> None:
+    """Check that there is something to do for each worker of an array job; raises `UserError`."""
+    most = -(-trials // side_by_side)
+    if workers > most:
+        at_once = f", {side_by_side} at a time" if side_by_side > 1 else ""
+        raise UserError(
+            f"workers={workers}: there are {trials} trials{at_once}; say workers={most}"
+        )
+
+
 def submit_run(folder: Path, cluster: Slurm, nodes: int, arguments: Sequence[str]) -> str:
     """Queue this program with these arguments on `nodes` nodes; return how to follow the job.
 

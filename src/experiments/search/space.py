@@ -103,10 +103,12 @@ class Parameter:
 
     @property
     def extremes(self) -> list:
-        """All values of a list, the ends of a range."""
+        """All values of a list, the ends of a range, and 0 between them where that is drawn."""
         if isinstance(self.optuna, CategoricalDistribution):
             return list(self.values)
-        return [self.finish(self.optuna.low), self.finish(self.optuna.high)]
+        low, high = self.optuna.low, self.optuna.high
+        steps = self.q is not None or isinstance(self.optuna, IntDistribution)
+        return [self.finish(x) for x in (low, high, *([0] if steps and low < 0 < high else []))]
 
 
 def choice(values: Sequence, probabilities: Sequence[float] | None = None) -> Parameter:

@@ -190,14 +190,13 @@ def test_nothing_ends_where_nobody_reads_and_no_log_can_be_written(
     tmp_path, data_home, extra, streams
 ):
     place = [f"study={tmp_path}"] if extra else [f"hydra.run.dir={tmp_path}"]
-    for folder in [tmp_path, tmp_path / "trials" / "0"]:
-        (folder / "run.log").mkdir(parents=True)  # as unwritable as on a disk without inodes
+    run = tmp_path / "trials" / "0" if extra else tmp_path
+    (run / "run.log").mkdir(parents=True)  # as unwritable as on a disk without inodes
     command = [sys.executable, "run.py", *data_home, *FAST, *place, *extra]
     shell = ["bash", "-c", f'set -o pipefail; "$@" {streams}', "bash", *command]
     done = subprocess.run(shell, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
-    run = tmp_path / "trials" / "0" if extra else tmp_path
     assert json.loads((run / "summary.json").read_text())["status"] == "finished"
 
 

@@ -39,6 +39,7 @@ class Static:
 Positive = Annotated[float, Bound("greater than", 0), Bound("at most", 1e30)]
 NonNegative = Annotated[float, Bound("at least", 0), Bound("at most", 1e30)]
 Fraction = Annotated[float, Bound("at least", 0), Bound("at most", 1)]
+Share = Annotated[float, Bound("greater than", 0), Bound("at most", 1)]
 Decay = Annotated[float, Bound("at least", 0), Bound("less than", 1)]
 Compression = Annotated[float, Bound("greater than", 0), Bound("at most", 1), Static()]
 PositiveInt = Annotated[int, Bound("at least", 1), Bound("at most", 2**31 - 1)]

@@ -248,6 +248,13 @@ def test_a_path_of_any_kind_ends_in_one_line(tmp_path, name):
             data(name, f"data.path={path}").load()
 
 
+def test_reviews_that_are_not_read_in_full_are_counted(write_texts, caplog):
+    write_texts("imdb_reviews", train=[("a b c d", 1), ("да", 0)] * 5, test=[("a", 1)])
+    with caplog.at_level("INFO"):
+        data("imdb_reviews", "data.length=3").load()
+    assert "10 training texts 5 are cut off after data.length=3 words, and 5 have" in caplog.text
+
+
 def test_reviews_become_the_numbers_of_common_words(write_texts):
     good, bad = ("A good, GOOD film", 1), ("a bad film!", 0)
     write_texts("imdb_reviews", train=[good, bad] * 10, test=[("good awful film", 1)])

@@ -190,9 +190,17 @@ def test_a_missing_file(toy):
         TfdsImages(name="toy").load()
 
 
-def test_a_damaged_description(toy):
-    (toy / "features.json").write_text("{")
-    with pytest.raises(UserError, match="cannot be read"):
+@pytest.mark.parametrize("file", ["features.json", "dataset_info.json"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "{}", '{"splits": [1]}', "\udc80"])
+def test_a_damaged_description(toy, file, content):
+    (toy / file).write_text(content, errors="surrogateescape")
+    with pytest.raises(UserError, match=r"cannot be read .*\nRemove|is stored as tfrecord"):
+        TfdsImages(name="toy").load()
+
+
+def test_names_that_are_not_as_many_as_the_classes(toy):
+    (toy / "label.labels.txt").write_text("a\nb\n")
+    with pytest.raises(UserError, match="names 2, not 3"):
         TfdsImages(name="toy").load()
 
 

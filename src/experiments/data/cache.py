@@ -38,7 +38,7 @@ def load_split(prepared: Prepared, split: str, cache: str | None, workers: int) 
     """
     folder = Path(cache).expanduser() if cache else user_cache()
     arrays = cached(
-        folder / prepared.name / prepared.info["version"] / prepared.fingerprint / split,
+        folder / prepared.name / prepared.folder.name / prepared.fingerprint / split,
         make=lambda: decode_split(prepared, split, workers),
     )
     return Arrays(arrays)

@@ -102,7 +102,7 @@ def _first_line(error: Exception) -> str:
 def describe(prepared: Prepared) -> str:
     """Describe a data set, with the mean and std of the training images for a config file."""
     sizes = ", ".join(f"{prepared.num_examples(split):,} {split}" for split in prepared.splits)
-    lines = [f"{prepared.name} {prepared.info['version']} in {prepared.folder}: {sizes}"]
+    lines = [f"{prepared.name} {prepared.folder.name} in {prepared.folder}: {sizes}"]
     if prepared.size is not None and "train" in prepared.splits:
         images = load_split(prepared, "train", cache=None, workers=4).arrays["image"]
         mean, std = statistics(images)

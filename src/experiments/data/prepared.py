@@ -90,7 +90,7 @@ class Prepared:
         total, paths = len(self.shard_lengths(split)), []
         for i in range(total):
             name = template.format(
-                DATASET=self.info["name"],
+                DATASET=self.name.partition("/")[0],
                 SPLIT=split,
                 FILEFORMAT=FORMAT,
                 SHARD_INDEX=f"{i:05d}",
@@ -119,9 +119,12 @@ class Prepared:
     def class_names(self) -> tuple[str, ...]:
         """The names TFDS wrote beside the data, else the numbers."""
         path = self.folder / "label.labels.txt"
-        if path.is_file():
-            return tuple(path.read_text().splitlines())
-        return tuple(map(str, range(self.num_classes)))
+        if not path.is_file():
+            return tuple(map(str, range(self.num_classes)))
+        names = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+        if len(names) != self.num_classes:
+            raise UserError(f"{path} names {len(names)}, not {self.num_classes}.\n{self.remedy}")
+        return tuple(names)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -198,12 +201,20 @@ def _read(name: str, folder: Path, kind: Kind | None) -> Prepared:
     try:
         info = json.loads((folder / "dataset_info.json").read_text())
         described = json.loads((folder / "features.json").read_text())
-        features = described["featuresDict"]["features"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        found = _described(name, folder, kind, info, described["featuresDict"]["features"])
+        for split in found.splits:
+            found.num_examples(split)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(
             f"the description of data set {name!r} in {folder} cannot be read ({error}).\n"
             f"Remove that folder and prepare it again: make data DATA={name}"
         ) from error
+    return found
+
+
+def _described(
+    name: str, folder: Path, kind: Kind | None, info: dict[str, Any], features: dict[str, Any]
+) -> Prepared:
     stored_as = info.get("fileFormat", "tfrecord")
     if stored_as != FORMAT:
         raise UserError(

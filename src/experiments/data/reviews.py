@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from experiments.data.prepared import Prepared, locate
 from experiments.data.records import Records
 from experiments.errors import UserError
 from experiments.types import Decay, NonNegativeInt, PositiveInt
+
+log = logging.getLogger(__name__)
 
 WORD = re.compile(r"[a-z0-9']+")
 UNKNOWN = 0  # the token of words outside the vocabulary, and of padding
@@ -77,6 +80,14 @@ class Reviews:
             [(WORD.findall(text.lower()), label) for text, label in Records(prepared, part).texts()]
             for part in ("train", "test")
         )
+        cut = sum(len(words) > self.length for words, _ in train)
+        empty = sum(not words for words, _ in train)
+        if cut or empty:
+            log.info(
+                "Of %d training texts %d are cut off after data.length=%d words, "
+                "and %d have no word in the letters a to z",
+                *(len(train), cut, self.length, empty),
+            )
         order, held_out = hold_out(len(train), self.validation_fraction, self.split_seed)
         counts = Counter(word for i in order for word in train[i][0])
         common = [word for word, _ in counts.most_common(self.vocabulary - 1)]

@@ -13,7 +13,7 @@ from experiments.data.dataset import Spec, Splits, hold_out
 from experiments.data.pipeline import Augment, Pipeline, RowPipeline
 from experiments.data.prepared import Prepared, locate
 from experiments.errors import UserError
-from experiments.types import Decay, NonNegativeInt, Positive, PositiveInt
+from experiments.types import Decay, Fraction, NonNegativeInt, PositiveInt, Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +70,8 @@ class TfdsImages:
     limit: PositiveInt | None = None
     batch_size: PositiveInt | Literal[-1] = 128
     eval_batch_size: PositiveInt | Literal[-1] = 256
-    mean: list[float] | None = None
-    std: list[Positive] | None = None
+    mean: list[Fraction] | None = None
+    std: list[Share] | None = None
     augment: Augment = field(default_factory=Augment)
     image_size: PositiveInt | None = None
     crop_size: PositiveInt | None = None

@@ -136,7 +136,12 @@ def ensure_home() -> None:
 
 def user_cache() -> Path:
     """Return this project's folder for what can be made again: programs, decoded pictures."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "experiments"
+    return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "experiments"
+
+
+def expanded(path: str) -> Path:
+    """Return a path with the home of a user in place of `~`, or as it is where there is none."""
+    return Path(os.path.expanduser(path))
 
 
 def private_folder(path: Path) -> Path:

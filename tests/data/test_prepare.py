@@ -52,6 +52,8 @@ def test_where_the_folder_cannot_be_written(monkeypatch, capsys, tmp_path):
     (tmp_path / "file").write_text("")
     assert program.main(["cifar100", "--dir", str(tmp_path / "file")]) == 2
     assert "cannot be written" in capsys.readouterr().err
+    assert program.main(["cifar100", "--dir", str(tmp_path / ("n" * 300))]) == 2
+    assert "File name too long" in capsys.readouterr().err
 
 
 def test_prepares_only_where_there_is_nothing_yet(monkeypatch, capsys, data_dir, write, pictures):

@@ -240,12 +240,13 @@ def test_differences_too_small_for_float32_are_refused(tmp_path):
 def test_a_path_of_any_kind_ends_in_one_line(tmp_path, name):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for path, reason in {
+        "~nobody-of-this-name/x": "no such file",
         tmp_path: "is a directory",
         tmp_path / "loop": "too many levels of symbolic links",
         tmp_path / ("n" * 300): "file name too long",
     }.items():
         with pytest.raises(UserError, match=f"data.path={path}: {reason}"):
-            data(name, f"data.path={path}").load()
+            data(name, f"data.path='{path}'").load()
 
 
 def test_reviews_that_are_not_read_in_full_are_counted(write_texts, caplog):

@@ -17,7 +17,7 @@ import numpy as np
 from experiments.data.dataset import Arrays
 from experiments.data.prepared import Prepared
 from experiments.errors import UserError
-from experiments.machine import user_cache
+from experiments.machine import expanded, user_cache
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def load_split(prepared: Prepared, split: str, cache: str | None, workers: int) 
     Raises:
         UserError: there is no such split, or the prepared files are damaged.
     """
-    folder = Path(cache).expanduser() if cache else user_cache()
+    folder = expanded(cache) if cache else user_cache()
     arrays = cached(
         folder / prepared.name / prepared.folder.name / prepared.fingerprint / split,
         make=lambda: decode_split(prepared, split, workers),

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from experiments.data.dataset import fingerprint
 from experiments.errors import UserError, suggest
+from experiments.machine import expanded
 
 FORMAT = "array_record"  # TFDS's only format with random access, readable without TensorFlow
 SHIPPED = Path(__file__).parent / "shipped"  # data sets that are part of this package: the digits
@@ -27,7 +28,7 @@ def data_dir(directory: str | None) -> Path:
     That is `directory`, else $TFDS_DATA_DIR, else ~/tensorflow_datasets.
     """
     directory = directory or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return Path(directory).expanduser()
+    return expanded(directory)
 
 
 @dataclass(frozen=True)

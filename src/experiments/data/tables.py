@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +13,7 @@ from pyarrow import csv
 
 from experiments.data.dataset import Arrays, Spec, Splits, as_stored, cut, fingerprint
 from experiments.errors import UserError, suggest, unusable
+from experiments.machine import expanded
 from experiments.types import Decay, PositiveInt
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ class Table:
         parsing = csv.ParseOptions(newlines_in_values=True)
         header: list[str] = []
         try:
-            content = pa.py_buffer(Path(self.path).expanduser().read_bytes())
+            content = pa.py_buffer(expanded(self.path).read_bytes())
             with csv.open_csv(pa.BufferReader(content), parse_options=parsing) as reader:
                 header = [name.strip() for name in reader.schema.names]
                 given = dict(zip(header, reader.schema.names, strict=True))

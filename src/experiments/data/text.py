@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ from experiments.data.dataset import Arrays, Spec, Splits, cut, fingerprint
 from experiments.data.prepared import locate
 from experiments.data.records import Records
 from experiments.errors import UserError, unusable
+from experiments.machine import expanded
 from experiments.types import Decay, PositiveInt
 
 
@@ -138,7 +138,7 @@ class Text:
                 for split in ("train", "validation", "test")
             }
         try:
-            text = Path(self.path).expanduser().read_text(encoding="utf-8-sig")
+            text = expanded(self.path).read_text(encoding="utf-8-sig")
         except OSError as error:
             raise unusable("data.path", self.path, error) from error
         except UnicodeDecodeError as error:

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from experiments import machine
 from experiments.errors import UserError
-from experiments.machine import cores, user_cache
+from experiments.machine import cores, expanded, user_cache
 from experiments.viz.flops import Cost
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ def set_up_compiler(folder: str | None) -> None:
     if folder == "":
         return
     folder = folder or os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    path = Path(folder).expanduser() if folder else user_cache() / "xla"
+    path = expanded(folder) if folder else user_cache() / "xla"
     try:
         machine.private_folder(path.absolute())
     except OSError as error:

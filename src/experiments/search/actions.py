@@ -13,7 +13,7 @@ from experiments.errors import EXIT_CODES, Exit, UserError
 from experiments.search import local
 from experiments.search.outcome import in_one_line
 from experiments.search.plan import Plan, read_plan
-from experiments.search.results import ending, follow, watching
+from experiments.search.results import ending, follow, watching, winner_of
 from experiments.search.slurm import Task, cancel_jobs, check_array, jobs, queue, read_cluster
 from experiments.search.study import CANCEL, Study, create_study
 from experiments.tracking.log_file import Formatter
@@ -59,17 +59,17 @@ def launch(study: Study, options: Options, workers: local.Workers | None) -> Non
     with watching(study) as look:
         asked = workers.work(study, look)
     print(ending(study))
+    reasons = f"{'; '.join(dict.fromkeys(workers.reasons))} (see {study.folder}/{local.LOGS})"
     if study.complete:
-        if study.best() is None:
+        if (best := study.best()) is None:
             raise Exit(EXIT_CODES["failed"])
+        if workers.reasons and winner_of(study).get("trial") != best.number:
+            raise UserError(f"the winner is not tested: {reasons}; sweep.py resume= tests it")
         return
     print(f"go on with  python sweep.py {quote(f'resume={study.folder}')}")
     if asked or study.cancelled:
         raise Exit(EXIT_CODES["interrupted"])
-    reasons = "; ".join(dict.fromkeys(workers.reasons))
-    raise UserError(
-        f"the workers ended before the study did: {reasons} (see {study.folder}/{local.LOGS})"
-    )
+    raise UserError(f"the workers ended before the study did: {reasons}")
 
 
 def status(folder: Path, config_folder: Path, _: Options) -> None:

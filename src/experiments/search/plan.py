@@ -25,7 +25,7 @@ from experiments.search.readers import SweepFile, read_space, split
 from experiments.search.slurm import read_cluster
 from experiments.search.space import Space
 from experiments.search.storage import ADDRESS, keep_address
-from experiments.tracking.jsonl import write_whole
+from experiments.tracking.jsonl import read_mapping, write_whole
 from experiments.types import Positive, PositiveInt
 
 FILE = "study.yaml"
@@ -95,15 +95,22 @@ class Plan:
 
 
 def read_plan(folder: Path) -> Plan:
-    """Read the plan of the study in `folder`; raises `UserError` if there is none."""
+    """Read the plan of the study in `folder`; raises `UserError` if there is none to be read."""
     path = folder / FILE
     if not path.is_file():
         what = "is not the folder of a study" if folder.is_dir() else "does not exist"
         raise UserError(f"{folder} {what}; a study folder holds {FILE}")
-    fields = yaml.safe_load(path.read_text())
+    fields = read_mapping(path, yaml.safe_load)
     if "lanes" in fields:  # its name in older studies
         fields["side_by_side"] = fields.pop("lanes")
-    check_arguments(Plan, fields, "study")
+    needed = (
+        one.name
+        for one in dataclasses.fields(Plan)
+        if one.default is one.default_factory is dataclasses.MISSING
+    )
+    if missing := [name for name in needed if name not in fields]:
+        raise UserError(f"{path} is damaged: it lacks {', '.join(missing)}\nrestore it from a copy")
+    check_arguments(Plan, fields, str(path))
     return Plan(**fields)
 
 

@@ -214,15 +214,25 @@ def read_sweep_file(path: Path) -> SweepFile:
         UserError: a line for everything that is wrong.
     """
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: {(error.strerror or str(error)).lower()}") from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}:{line}: this is not UTF-8; save the file in it") from error
     try:
         root = yaml.compose(text, yaml.SafeLoader)
         content = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UserError(f"{path}:{line}: this is no YAML: {error.problem}") from error
+    except yaml.reader.ReaderError as error:
+        line = text[: error.position].count("\n") + 1
+        raise UserError(
+            f"{path}:{line}: YAML takes no character U+{error.character:04X}: remove it"
+        ) from error
+    except (ValueError, RecursionError) as error:  # of a date, of brackets without end
+        raise UserError(f"{path}: this is no YAML: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}:1: a sweep file holds method, metric and parameters")
     lines: dict[tuple[str, ...], int] = {}

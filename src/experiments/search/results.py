@@ -4,7 +4,6 @@ import contextlib
 import csv
 import datetime
 import io
-import json
 import shlex
 import signal
 import statistics
@@ -21,10 +20,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
+from experiments.errors import UserError
 from experiments.search.configs import assignments
 from experiments.search.local import LOGS
 from experiments.search.study import STATES, Study, state_of
-from experiments.tracking.jsonl import write_json, write_whole
+from experiments.tracking.jsonl import read_mapping, write_json, write_whole
 from experiments.tracking.terminal import duration, number
 
 RESULTS, BEST_COMMAND, BEST_RECIPE = "results.csv", "best.txt", "best.yaml"
@@ -142,9 +142,9 @@ class Overviews:
         """Return those of the workers that live, by worker."""
         found = {}
         for path in sorted(self.folder.glob("*.json")):
-            with contextlib.suppress(OSError, ValueError):  # removed meanwhile
+            with contextlib.suppress(OSError, UserError):  # removed meanwhile, or damaged
                 if self.study.claims.now() - path.stat().st_mtime <= self.study.plan.heartbeat:
-                    found[path.stem] = json.loads(path.read_text())
+                    found[path.stem] = read_mapping(path)
         return found
 
 

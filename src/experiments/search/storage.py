@@ -7,7 +7,7 @@ The URL of a database may hold a password, which is masked wherever it is printe
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -50,6 +50,20 @@ class Journal(JournalFileBackend):
             # Optuna breaks a lock that was held for long, as by a process that slept
             with contextlib.suppress(RuntimeError):
                 self.lock.release()
+
+    def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
+        line = log_number_from + 1  # every entry is one
+        try:
+            for entry in super().read_logs(log_number_from):
+                if not (isinstance(entry, dict) and {"op_code", "worker_id"} <= entry.keys()):
+                    raise ValueError("no entry")
+                yield entry
+                line += 1
+        except ValueError as error:
+            raise UserError(
+                f"{self.path}:{line}: this line is damaged\n"
+                f"restore the file from a copy, or remove the line and with it what it recorded"
+            ) from error
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         lines = [json.dumps(entry, separators=(",", ":")) + "\n" for entry in logs]

@@ -155,6 +155,11 @@ class Worker:
 
     def work(self) -> None:
         """Train until the budget is spent or a signal comes; then test the best trial."""
+        if (there := len(self.study.trials())) < self.study.plan.n_trials:
+            raise UserError(
+                f"{self.study.folder} holds {there} of its {self.study.plan.n_trials} trials; "
+                f"python sweep.py resume= lays the others down"
+            )
         with self.study.claims.touched(self._look):
             while self.stop.name is None and not self.study.complete:
                 trials = self.study.claim(int(self.study.plan.side_by_side))

@@ -34,7 +34,9 @@ def test_no_trial_is_lost_or_run_twice_when_workers_are_killed(
         overrides=[f"trainer.epochs={epochs}", "data.batch_size=1", "trainer.checkpoint_every=0.2"],
     )
     command = [sys.executable, str(ROOT / "sweep.py"), f"resume={study.folder}", "workers=2"]
-    launcher = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    printed = study.folder / "printed"
+    with printed.open("w") as file:
+        launcher = subprocess.Popen(command, cwd=ROOT, stdout=file)
     chance, killed = random.Random(0), 0
     try:
         while launcher.poll() is None:
@@ -46,6 +48,7 @@ def test_no_trial_is_lost_or_run_twice_when_workers_are_killed(
         launcher.kill()
     assert launcher.returncode == 0
     assert killed == kills
+    assert printed.read_text().count("was killed by signal 9 (Killed) during trial") == kills
     with (study.folder / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [int(row["trial"]) for row in rows] == list(range(trials))

@@ -13,7 +13,8 @@ import yaml
 from experiments.errors import Exit, UserError
 from experiments.search import worker
 from experiments.search.configs import Configs
-from experiments.search.study import CANCEL
+from experiments.search.plan import plan_of_arguments
+from experiments.search.study import CANCEL, create_study
 from experiments.search.worker import work
 from support import ROOT
 
@@ -63,6 +64,12 @@ def test_several_seeds_have_their_median_as_score(make_study):
         seeds.append(yaml.safe_load((folder / ".hydra" / "config.yaml").read_text())["seed"])
     assert len(set(seeds)) == 3
     assert float(results(study)[0]["value"]) == sorted(values)[1]
+    command = shlex.split((study.folder / "best.txt").read_text())
+    assert command[-2:] == ["seed=0,1,2", "side_by_side=1"]
+    again = plan_of_arguments(command[2:-1], {"side_by_side": 1}, ROOT / "conf")
+    study = create_study(again, study.folder.with_name("again"), ROOT / "conf")
+    work(study.folder, ROOT / "conf")
+    assert [float(row["value"]) for row in results(study)] == values
 
 
 def test_a_trial_that_fails_or_diverges_is_recorded_and_ends_nothing(make_study):

@@ -77,6 +77,13 @@ class Claims:
         attempts = [claim for claim in self._by_attempt() if claim.key == key]
         return sum(claim.touched != RELEASED for claim in attempts[:-1])
 
+    @property
+    def died(self) -> int:
+        """The number of all attempts that ended with the death of their worker."""
+        latest = self.latest()
+        earlier = [claim for claim in self._by_attempt() if claim != latest[claim.key]]
+        return sum(claim.touched != RELEASED for claim in earlier)
+
     def now(self) -> float:
         """Return the time by the clock that also says when claims were touched."""
         clock = self.folder / f".clock_{self.worker}"

@@ -56,9 +56,14 @@ def metrics_of(study: Study, best: FrozenTrial) -> list[str]:
 
 
 def command(study: Study, trial: FrozenTrial) -> str:
-    """Return the command line that runs a trial's config again."""
-    settings = assignments(study.settings(values_of(trial)))
-    return shlex.join(["python", "run.py", *study.plan.overrides, *settings])
+    """Return the command line that runs a trial again: one run, or one for each of its seeds."""
+    plan, settings, several = study.plan, study.settings(values_of(trial)), []
+    if plan.seeds > 1:
+        first = study.configs.compose(settings)["seed"]
+        settings.pop("seed", None)
+        several = [f"seed={','.join(str(first + index) for index in range(plan.seeds))}"]
+        several += ["side_by_side=1"] if plan.side_by_side == 1 else []  # each in its own order
+    return shlex.join(["python", "run.py", *plan.overrides, *assignments(settings), *several])
 
 
 def write_results(study: Study) -> None:
@@ -202,6 +207,8 @@ def ending(study: Study) -> str:
     """Return the last lines for the terminal: the best trial as a command, and the files."""
     best = study.best()
     lines = [counts(study.trials()).plain.strip(), *replicates(study)]
+    if died := study.claims.died:
+        lines.append(f"died        {died}x a worker during a trial, which went on in another one")
     if best is not None:
         lines.append(f"best        trial {best.number}: {'  '.join(metrics_of(study, best))}")
         lines.append(f"            {command(study, best)}")

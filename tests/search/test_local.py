@@ -29,10 +29,14 @@ def test_planning_takes_no_device():
     program = f"""
 import os, pathlib
 os.environ["JAX_PLATFORMS"] = "none"
+from experiments.core import trust
 from experiments.search.plan import plan_of_arguments
 folder = pathlib.Path({str(ROOT / "conf")!r})
+trust.allow([folder], [])
 space = ["model=lenet5,vgg16,alexnet,resnet20", "optim=adam,sgd", "loss=hinge"]
 assert plan_of_arguments(space, {{}}, folder).n_trials == 8
+space = ["model=vae", "seed=1,2", "trainer.monitor=kl"]  # a metric that is found by shapes
+assert plan_of_arguments(space, {{}}, folder).metric == "val/kl"
 import jax, pytest
 with pytest.raises(RuntimeError):
     jax.devices()"""

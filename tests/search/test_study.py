@@ -5,11 +5,14 @@ import os
 import threading
 
 import optuna
+import pytest
 import yaml
 from rich.console import Console
 
+from experiments.errors import UserError
+from experiments.search.plan import Plan
 from experiments.search.results import Overviews, screen
-from experiments.search.study import Study, open_storage
+from experiments.search.study import Study, create_study, open_storage
 from support import ROOT
 
 
@@ -24,6 +27,13 @@ def test_a_line_that_a_killed_writer_left_torn_is_removed(tmp_path):
     storage, _ = open_storage(tmp_path, "journal.log")
     again = optuna.load_study(storage=storage, study_name="torn")
     assert len(again.trials) == 2
+
+
+def test_trials_without_their_study_are_not_those_of_a_new_one(tmp_path):
+    (tmp_path / "trials" / "0").mkdir(parents=True)
+    plan = Plan("new", {}, [], "val/loss", "minimize", 1)
+    with pytest.raises(UserError, match=r"holds trials without study\.yaml"):
+        create_study(plan, tmp_path, ROOT / "conf")
 
 
 def test_what_is_recorded_at_once_waits_for_the_disk_once_and_keeps_others_out(

@@ -27,6 +27,7 @@ def run(config: DictConfig) -> None:
     """
     check_command(config)
     mode, source = config.mode, config.resume or config.checkpoint
+    trains = mode in get_args(TrainingMode)
     used: UsedFolder = "continued" if config.resume else "refused"
     if config.overwrite:
         used = "cleared"
@@ -38,10 +39,11 @@ def run(config: DictConfig) -> None:
     if source is not None:
         source = Path(to_absolute_path(source))  # with hydra.job.chdir Hydra has left its folder
         config = saved_config(source, arguments)
+        if trains and config.mode != "train":
+            raise UserError(f"{source} is of mode={config.mode}, which has nothing to resume")
     plain = as_plain(config, directory)
     check_config(plain)
     with contextlib.ExitStack() as stack:
-        trains = mode in get_args(TrainingMode)
         if trains and is_first():
             stack.enter_context(run_folder(directory, record, used=used))
         if cluster is not None:

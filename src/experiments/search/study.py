@@ -36,6 +36,7 @@ from experiments.search.readers import read_space
 from experiments.search.space import in_optuna
 
 CANCEL = "cancel"
+TRIALS = "trials"
 BEGUN_AT_ONCE = 16  # trials that begin in one go, while other workers wait for the journal
 STATES = ("waiting", "running", "finished", "pruned", "diverged", "failed")
 
@@ -114,7 +115,7 @@ class Study:
 
     def folder_of(self, number: int) -> Path:
         """Return the folder of a trial."""
-        return self.folder / "trials" / str(number)
+        return self.folder / TRIALS / str(number)
 
     def ranked(self) -> list[FrozenTrial]:
         """Return the finished trials, the best one first."""
@@ -221,6 +222,8 @@ def create_study(plan: Plan, folder: Path, config_folder: Path) -> Study:
             f"there is a study in {folder} already; "
             f"go on with: python sweep.py {quote(f'resume={folder}')}"
         )
+    if (folder / TRIALS).is_dir():  # whose weights new trials would take for their own
+        raise UserError(f"{folder} holds trials without {FILE}; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     if plan.name in optuna.get_all_study_names(open_storage(folder, plan.storage)[0]):
         raise UserError(f"storage={plan.storage} holds a study {plan.name} already; say name=...")

@@ -27,14 +27,15 @@ def run(config: DictConfig) -> None:
     """
     check_command(config)
     mode, source = config.mode, config.resume or config.checkpoint
-    trains = mode in get_args(TrainingMode)
     used: UsedFolder = "continued" if config.resume else "refused"
     if config.overwrite:
         used = "cleared"
     join()
+    trains = mode in get_args(TrainingMode)
     directory = Path(HydraConfig.get().runtime.output_dir)
     cluster, nodes = cluster_of(config)
-    arguments, record = list(HydraConfig.get().overrides.task), record_of(config)
+    arguments = list(HydraConfig.get().overrides.task)
+    record = record_of(config) if trains else {}
     again = arguments_of_job(config, directory, arguments)
     if source is not None:
         source = Path(to_absolute_path(source))  # with hydra.job.chdir Hydra has left its folder
@@ -44,7 +45,8 @@ def run(config: DictConfig) -> None:
     plain = as_plain(config, directory)
     check_config(plain)
     with contextlib.ExitStack() as stack:
-        if trains and is_first():
+        # a job that goes on with a run may be queued while that still trains
+        if trains and is_first() and (cluster is None or used != "continued"):
             stack.enter_context(run_folder(directory, record, used=used))
         if cluster is not None:
             from experiments.search.slurm import submit_run

@@ -26,6 +26,7 @@ from experiments.training.setup import Setups
 from experiments.training.trial import Trial
 
 ROOT = Path(__file__).resolve().parent.parent
+NAME = "é = , ( ) [ ; & # ~ ' x"  # of a folder: what shells, YAML and Hydra read in their own way
 TIMES = {"examples_per_second", "seconds", "training_seconds"}
 
 

@@ -1,9 +1,13 @@
 """Arguments as a user types them, and as Hydra takes them."""
 
+import subprocess
+import sys
+
 import pytest
 
 from experiments.cli.startup import SWEEPER, for_hydra
 from experiments.errors import UserError
+from support import ROOT
 
 
 @pytest.mark.parametrize(
@@ -42,3 +46,24 @@ def test_a_resumed_run_stays_in_its_folder(tmp_path):
 def test_one_of_several_processes_prints(monkeypatch):
     monkeypatch.setenv("JAX_PROCESS_ID", "1")
     assert for_hydra(["model=mlp"]) == ["model=mlp", "hydra/job_logging=disabled"]
+
+
+INTERRUPTED_IMPORT = """
+import os, runpy, signal, sys
+
+class CtrlC:
+    def find_spec(self, name, *_):
+        if name == "experiments.cli.main":
+            os.kill(os.getpid(), signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, CtrlC())
+runpy.run_path(sys.argv[1], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("program", ["run.py", "sweep.py", "report.py"])
+def test_ctrl_c_during_the_imports_is_one_line(program):
+    command = [sys.executable, "-c", INTERRUPTED_IMPORT, program]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.strip()) == (130, "interrupted")

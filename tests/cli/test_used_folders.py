@@ -48,7 +48,6 @@ def test_a_used_folder_is_cleared_on_demand(run_cli, trained):
     summary = json.loads((trained / "summary.json").read_text())
     assert [path.name for path in (trained / "checkpoints").iterdir()] == [str(summary["step"])]
     assert (trained / "notes.txt").read_text() == "mine"
-    assert "stopped" not in (trained / "run.log").read_text()
     assert run_cli("mode=evaluate", f"checkpoint={trained}")[0] == 0
     for other in (f"resume={trained}", "mode=summary"):
         code, error = run_cli("overwrite=true", other, folder=trained)
@@ -56,7 +55,7 @@ def test_a_used_folder_is_cleared_on_demand(run_cli, trained):
         assert "overwrite=true" in error
 
 
-def test_what_is_said_of_a_run_stays_beside_its_record(run_cli, trained, capsys):
+def test_what_is_said_of_a_run_stays_beside_its_record(run_cli, trained, monkeypatch):
     before = contents(trained)
     for mode in ("evaluate", "predict", "export"):
         code, error = run_cli(f"mode={mode}", f"checkpoint={trained}", folder=trained)
@@ -70,6 +69,13 @@ def test_what_is_said_of_a_run_stays_beside_its_record(run_cli, trained, capsys)
     }
     evaluated, summary = json.loads(new["evaluation.json"]), json.loads(before["summary.json"])
     assert evaluated["test/accuracy"] == summary["test/accuracy"]
-    code, error = run_cli(f"resume={trained}", "trainer.epochs=2", folder=trained)
+    monkeypatch.chdir(trained.parent)
+    resume = [f"resume={trained.name}", "hydra.job.chdir=true", "trainer.epochs=2"]
+    code, error = run_cli(*resume, folder=trained)
     assert code == 0, error
     assert json.loads((trained / "summary.json").read_text())["step"] == 2 * summary["step"]
+    config = trained / ".hydra" / "config.yaml"
+    config.write_text(config.read_text().replace("mode: train", "mode: lr_range"))
+    code, error = run_cli(f"resume={trained}", folder=trained)
+    assert code == 2
+    assert "is of mode=lr_range, which has nothing to resume" in error

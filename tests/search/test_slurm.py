@@ -1,6 +1,7 @@
 """Studies and runs on a real Slurm of two nodes: arrays, killed workers, preemption, cancelling."""
 
 import json
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -12,10 +13,10 @@ import yaml
 from experiments.cli.sweep import sweep as run_sweep
 from experiments.core.config import check
 from experiments.errors import UserError
-from experiments.search.slurm import Task, cancel_jobs, jobs, read_cluster
+from experiments.search.slurm import Task, cancel_jobs, jobs, read_cluster, submit_run
 from experiments.training.run_folder import saved_steps
 from slurm_cluster.cluster import Cluster, UnavailableError
-from support import ROOT
+from support import NAME, ROOT
 from wandb_server.server import serve
 
 SWEEP = {
@@ -197,6 +198,16 @@ def test_a_run_on_two_nodes_is_one_run(cluster, run_cli, tmp_path):
     assert [line["step"] for line in lines_of(folder) if "val/loss" in line] == [20, 40, 60]
 
 
+def test_a_job_that_fails_prints_plain_lines(cluster, run_cli, tmp_path):
+    folder = tmp_path / NAME
+    options = [*TINY, "data=mnist", f"data.dir={tmp_path}", "cluster.time=5"]
+    assert run_cli("cluster=slurm", *options, folder=folder)[0] == 0
+    until(lambda: queue_is_empty(cluster), folder)
+    assert "error: data set 'mnist' is not prepared" in output(folder)
+    assert "exit code 2" in output(folder)
+    assert "Traceback" not in output(folder)
+
+
 def test_what_slurm_does_not_take_is_named(cluster, run_cli):
     code, error = run_cli("cluster=slurm", "cluster.partition=gpu")
     assert code == 2
@@ -223,13 +234,26 @@ def test_a_wrong_cluster_is_named(block, words):
         assert word in str(caught.value)
 
 
-def test_every_setting_reaches_sbatch(monkeypatch, tmp_path):
-    """With programs that only note what they are given in the place of Slurm's."""
+@pytest.fixture
+def stand_in(monkeypatch, tmp_path):
+    """Programs in the place of Slurm's that only note what they are given."""
     for name in ("sbatch", "srun"):
         path = tmp_path / name
         path.write_text(f'#!/bin/sh\ncp "$1" {tmp_path}/script\necho Submitted batch job 7\n')
         path.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+
+
+def test_what_is_printed_of_a_job_can_be_copied(stand_in, tmp_path):
+    folder, slurm = tmp_path / NAME, read_cluster(ROOT / "conf", {"name": "slurm"})
+    assert slurm is not None
+    watch = submit_run(folder, slurm, 1, []).splitlines()[1].removeprefix("watch")
+    (folder / "slurm" / "7_0_log.out").write_text("hello")
+    tail = watch.replace("tail -F", "tail")
+    assert subprocess.run(["bash", "-c", tail], capture_output=True, text=True).stdout == "hello"
+
+
+def test_every_setting_reaches_sbatch(stand_in, tmp_path):
     settings = {"partition": "long", "account": "lab", "qos": "high", "time": 30, "gpus": 2}
     settings |= {"cpus": 8, "memory": 16, "setup": ["module load cuda"]}
     settings |= {"options": {"constraint": "a100"}}

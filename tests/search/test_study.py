@@ -10,10 +10,18 @@ from rich.console import Console
 
 from experiments.cli.sweep import sweep
 from experiments.errors import UserError
+from experiments.search.plan import Plan
 from experiments.search.results import Overviews, screen
-from experiments.search.study import Study, state_of
+from experiments.search.study import Study, create_study, state_of
 from experiments.search.worker import work
 from support import ROOT
+
+
+def test_trials_without_their_study_are_not_those_of_a_new_one(tmp_path):
+    (tmp_path / "trials" / "0").mkdir(parents=True)
+    plan = Plan("new", {}, [], "val/loss", "minimize", 1)
+    with pytest.raises(UserError, match=r"holds trials without study\.yaml"):
+        create_study(plan, tmp_path, ROOT / "conf")
 
 
 def test_a_study_of_before_its_key_was_renamed_can_be_resumed(make_study):

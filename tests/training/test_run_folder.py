@@ -6,7 +6,14 @@ import pytest
 import yaml
 
 from experiments.errors import UserError
-from experiments.training.run_folder import exclusive, saved_steps, split_source, up_to_date
+from experiments.training.run_folder import (
+    exclusive,
+    run_folder,
+    saved_config,
+    saved_steps,
+    split_source,
+    up_to_date,
+)
 from support import composed
 
 
@@ -35,6 +42,35 @@ def test_the_lock_of_a_folder_has_one_holder(folder):
         pass
     with exclusive(folder):
         pass
+
+
+def test_a_folder_is_free_until_something_was_trained_there(tmp_path):
+    def begin(name, **options):
+        with run_folder(tmp_path / "run", {"config": {"name": name}}, **options):
+            assert (tmp_path / "run" / ".hydra" / "config.yaml").read_text() == f"name: {wanted}\n"
+
+    wanted = "'1e3'"  # in quotes, or OmegaConf reads a number
+    begin("1e3")
+    wanted = "b"  # it did not get beyond its config
+    begin("b")
+    (tmp_path / "run" / "metrics.jsonl").touch()
+    with pytest.raises(UserError, match="holds a run already"):
+        begin("c")
+    begin("c", used="continued")
+    wanted = "c"
+    begin("c", used="cleared")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+GRAMMAR = ["1e3", "'1e3'", "007", "null", "'a: b # c'", "[1,a]", "int(3.5)", "${seed}", ""]
+
+
+@pytest.mark.parametrize("text", GRAMMAR)
+def test_overrides_of_a_run_are_read_as_those_of_a_new_one(folder, text):
+    config = composed() | {"name": "x"}
+    (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))
+    found = saved_config(folder, [f"freeze={text}"]).freeze
+    assert found == composed(f"freeze={text}")["freeze"]
 
 
 def test_an_older_config_is_brought_up_to_date(caplog):

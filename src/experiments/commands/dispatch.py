@@ -33,22 +33,26 @@ def run(config: DictConfig) -> None:
     if config.overwrite:
         used = "cleared"
     join()
+    trains = mode in get_args(TrainingMode)
     directory = Path(HydraConfig.get().runtime.output_dir)
     cluster, nodes = cluster_of(config)
-    arguments, record = list(HydraConfig.get().overrides.task), record_of(config)
+    arguments = list(HydraConfig.get().overrides.task)
+    record = record_of(config) if trains else {}
     trust.allow(own_folders(), config.allow)
     again = arguments_of_job(config, directory, arguments)
     cache = config.trainer.compilation_cache  # not the run's: programs in a folder are executed
     if source is not None:
         source = Path(to_absolute_path(source))  # with hydra.job.chdir Hydra has left its folder
         config = saved_config(source, arguments)
+        if trains and config.mode != "train":
+            raise UserError(f"{source} is of mode={config.mode}, which has nothing to resume")
     plain = as_plain(config, directory)
     check_config(plain)
     if cluster is not None:
         trust.vet(plain, "a job")  # which goes on with the config in its folder when it is requeued
     with contextlib.ExitStack() as stack:
-        trains = mode in get_args(TrainingMode)
-        if trains and is_first():
+        # a job that goes on with a run may be queued while that still trains
+        if trains and is_first() and (cluster is None or used != "continued"):
             stack.enter_context(run_folder(directory, record, used=used))
         if cluster is not None:
             from experiments.search.slurm import submit_run

@@ -7,7 +7,7 @@ from experiments.tracking.terminal import Terminal, number
 from experiments.tracking.tracker import Trackers
 from experiments.training.figures import RunFigures, view_of
 from experiments.training.restored import Restored
-from experiments.training.run_folder import split_source
+from experiments.training.run_folder import exclusive, split_source
 
 
 def main(config: dict[str, Any], directory: Path, source: Path) -> None:
@@ -19,6 +19,8 @@ def main(config: dict[str, Any], directory: Path, source: Path) -> None:
     figures = RunFigures(view_of(run.setup, run.hparams, folder), folder, Trackers([]), every=1)
     _, predictions = run.predict("test")
     step = run.progress["recorder"]["step"]
-    for name, value in figures.finish(step, run.weights, predictions).items():
+    with exclusive(folder):
+        drawn = figures.finish(step, run.weights, predictions)
+    for name, value in drawn.items():
         print(f"{name} {number(value)}")
     print(f"drawn in {folder / 'figures'}")

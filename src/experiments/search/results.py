@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import yaml
@@ -216,7 +217,7 @@ def ending(study: Study) -> str:
     for reason, count in Counter(str(t.user_attrs.get("reason")) for t in failed).most_common(3):
         lines.append(f"failed      {count}x {reason}")
     lines.append(f"results     {study.folder}/{RESULTS}")
-    lines.append(f"            python report.py {study.folder}")
+    lines.append(f"            python report.py {quote(str(study.folder))}")
     return "\n".join(lines)
 
 

@@ -36,6 +36,7 @@ from experiments.search.storage import open_storage
 log = logging.getLogger(__name__)
 
 CANCEL = "cancel"
+TRIALS = "trials"
 BEGUN_AT_ONCE = 16  # trials that begin in one go, while other workers wait for the journal
 PLACE = "place"  # attribute of a trial that runs again: the number of the first one
 STATES = ("waiting", "running", "finished", "pruned", "diverged", "failed")
@@ -129,7 +130,7 @@ class Study:
 
     def folder_of(self, number: int) -> Path:
         """Return the folder of a trial."""
-        return self.folder / "trials" / str(number)
+        return self.folder / TRIALS / str(number)
 
     def settings(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return all that makes a trial's config of the study's: its values, and what it shares.
@@ -259,6 +260,8 @@ def create_study(plan: Plan, folder: Path, config_folder: Path) -> Study:
             f"there is a study in {folder} already; "
             f"go on with: python sweep.py {quote(f'resume={folder}')}"
         )
+    if (folder / TRIALS).is_dir():  # whose weights new trials would take for their own
+        raise UserError(f"{folder} holds trials without {FILE}; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     if plan.name in optuna.get_all_study_names(open_storage(folder, plan.storage)[0]):
         raise UserError(f"storage={plan.storage} holds a study {plan.name} already; say name=...")

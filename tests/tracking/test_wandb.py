@@ -54,7 +54,8 @@ def test_offline_history_is_the_record_line_for_line(client, run_info):
     run = run_info()
     trackers = Trackers([JsonLines(), Wandb("digits", group="seeds", tags=["a"], mode="offline")])
     trackers.start(run)
-    assert trackers.location == f"wandb sync {run.directory}/wandb/offline-run-*"
+    folders = f"{run.directory}/wandb/offline-run-*"
+    assert trackers.location == f'for run in {folders}; do wandb sync "$run"; done'
     for step, event in steps(1, 40):
         trackers.log(step, event)
     trackers.log(41, {"train/loss": math.inf})
@@ -211,8 +212,8 @@ def test_server_that_dies(client, monkeypatch, run_info, caplog):
     assert time.monotonic() - began < 8
     (path,) = reader.find(run.directory)
     assert (
-        f"W&B did not take everything within 1 s; send the rest with: wandb sync {path.parent}"
-        in (said(caplog))
+        "W&B did not take everything within 1 s; "
+        f"send it later: wandb sync --include-online {path.parent}" in (said(caplog))
     )
     assert reader.read(path).metrics == recorded(run)
     assert len(recorded(run)) == 40

@@ -141,11 +141,11 @@ def test_a_killed_run_leaves_its_history_and_no_process(client, tmp_path, data_h
 def test_a_server_that_answers_500_costs_at_most_10_seconds(
     run_cli, monkeypatch, server, tmp_path, when
 ):
-    server.broken = when == "from the start"
+    server.broken = 500 * (when == "from the start")
     log = Background.log
 
     def logging(self, step, scalars):
-        server.broken = server.broken or step >= 20
+        server.broken = server.broken or 500 * (step >= 20)
         log(self, step, scalars)
 
     monkeypatch.setattr(Background, "log", logging)

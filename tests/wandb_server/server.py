@@ -73,7 +73,7 @@ class Server(ThreadingHTTPServer):
         self.agents: dict[str, Any] = {}
         self.views: dict[str, dict[str, Any]] = {}  # see `wandb_server.views`
         self.unknown: list[str] = []
-        self.broken = False  # answer everything with 500
+        self.broken = 0  # answer everything with this code
 
     @property
     def environment(self) -> dict[str, str]:
@@ -293,7 +293,7 @@ class _Handler(BaseHTTPRequestHandler):
         return unpack.get(self.headers.get("Content-Encoding", ""), bytes)(body)
 
     def _answer(self, value: dict[str, Any], code: int = 200) -> None:
-        code = 500 if self.server.broken else code
+        code = self.server.broken or code
         data = json.dumps(value).encode()
         self.send_response(code)
         self.send_header("Content-Type", "application/json")

@@ -6,12 +6,15 @@ that is slow, dead or absent costs a bounded time and no data.
 
 import json
 import logging
+import math
 import os
 import re
 import shlex
 import signal
 import sys
 import threading
+import time
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +24,13 @@ import yaml
 
 from experiments.tracking.jsonl import METRICS, read_history, write_json
 from experiments.tracking.tracker import SUCCESS, RunInfo, Tracker
+from experiments.tracking.wandb_files import ClientLog, mend_offline_runs, wait_for_a_new_folder
 
 log = logging.getLogger(__name__)
 
-STATE = "wandb_run.json"  # in the run folder: the id under which a resumed run goes on
+STATE = "wandb_run.json"  # in the run folder: the id under which every sitting records the run
+LOOK_EVERY = 10.0  # seconds between looks at whether the server still takes the run
+ONLINE_AGAIN = 60.0  # seconds after a failed start until another run tries
 START_TIMEOUT = 6.0  # seconds for a server to accept a run before it goes on offline
 # in the environment of an agent's run: a file that exists once the machine is wanted back
 WANTED_BACK = "EXPERIMENTS_WANTED_BACK"
@@ -36,6 +42,7 @@ Mode = Literal["online", "offline", "disabled"]
 
 _client = threading.Lock()  # the runs of this process share one service process
 _live = 0  # the number of these runs
+_refused = -math.inf  # when one last could not start online
 
 
 @dataclass(eq=False)
@@ -57,13 +64,18 @@ class Wandb(Tracker):
         self._directory = Path()
         self._run: Any = None
         self._next_step = 0
+        self._late = 0  # steps by which the test is logged late
+        self._said = False
 
     @property
     def location(self) -> str | None:
         if self._run is None:
             return None
-        if self._run.offline:  # a resumed run has a folder for each time it was started
-            return f"wandb sync {shlex.quote(str(self._directory))}/wandb/offline-run-*"
+        if self._run.offline:
+            # A run has a folder for each sitting. They are sent one by one, as one call takes none
+            # behind a file that a kill left without a beginning or an end.
+            folders = f"{shlex.quote(str(self._directory))}/wandb/offline-run-*"
+            return f'for run in {folders}; do wandb sync "$run"; done'
         return self._run.url
 
     @property
@@ -80,29 +92,43 @@ class Wandb(Tracker):
             return
         self._directory = run.directory
         state = run.directory / STATE
-        resumed = run.start_step is not None and state.exists()
-        run_id = json.loads(state.read_text())["id"] if resumed else None
+        again = state.exists()
+        known = json.loads(state.read_text()) if again else {"id": _new_id()}
+        write_json(state, known)  # before W&B hears of it: killed between the two, it has one id
+        recorded = mend_offline_runs(run.directory / "wandb")
+        wait_for_a_new_folder(run.directory / "wandb")
         with _client:
-            self._run = self._open(run, _usable(mode), run_id)
+            self._run = self._open(run, _usable(mode), known["id"], again)
+        self._client_log = ClientLog(Path(self._run.settings.log_internal))
+        self._looked = time.monotonic()
         write_json(state, {"id": self._run.id, "location": self.location})
         self._run.define_metric("epoch", hidden=True)
         self._run.define_metric("val/*", step_metric="epoch", step_sync=False)
         lock = Path(sys.argv[0]).resolve().with_name("requirements.lock")
         if lock.is_file():
             self._run.save(lock, base_path=lock.parent, policy="now")
-        # a file with the last step that W&B was given: offline, nothing else has it after a crash
-        path = run.directory / "wandb" / "last_step"
-        self._last_step = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        if run.start_step is not None:
-            self._continue(run, run.start_step)
+        # A resumed run repeats the steps after its checkpoint bit for bit. Those that W&B has are
+        # left out, since it would refuse or renumber them; those that never reached it are sent
+        # again from the record.
+        self._next_step = recorded + 1 if self._run.offline else self._run.starting_step
+        for event in read_history(run.directory / METRICS):
+            if self._next_step <= event["step"] <= (run.start_step or 0):
+                self.log(int(event.pop("step")), event)
         log.info("W&B: %s", self.location)
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
-        if self._run is not None and step >= self._next_step:
+        if self._run is None:
+            return
+        if any(name.startswith("test/") for name in scalars):  # of a run that was ended meanwhile
+            self._late = max(self._next_step - step, 0)
+        if (step := step + self._late) >= self._next_step:
             self._run.log(dict(scalars), step=step)
-            os.pwrite(self._last_step, b"%20d" % step, 0)
+        if time.monotonic() - self._looked > LOOK_EVERY:
+            self._looked = time.monotonic()
+            self._say_refusal()
 
     def figure(self, step: int, name: str, path: Path) -> None:
+        step += self._late
         if self._run is not None and step >= self._next_step:
             import wandb
 
@@ -123,7 +149,7 @@ class Wandb(Tracker):
     def finish(self, summary: Mapping[str, object], status: str) -> None:
         if self._run is None:
             return
-        run, self._run = self._run, None
+        run = self._run
         try:
             values = {k: v for k, v in summary.items() if k != "wandb"}
             run.summary.update({**flatten(values), "status": status})
@@ -131,26 +157,35 @@ class Wandb(Tracker):
             if status == "interrupted" and wanted_back and Path(wanted_back).exists():
                 run.mark_preempting()  # so that the server gives it to an agent again
             run.finish(exit_code=0 if status in SUCCESS else 1)
+            self._say_refusal()
         except TimeoutError:
-            log.warning(
-                "W&B did not take everything within %g s; send the rest with: wandb sync %s",
-                self.finish_timeout,
-                run.sync_dir,
-            )
+            self._say_unsent(f"did not take everything within {self.finish_timeout:g} s")
         finally:
-            os.close(self._last_step)
+            self._run = None
             with _client:
                 _close()
+
+    def _say_refusal(self) -> None:
+        if not self._run.offline and (reason := self._client_log.refusal()):
+            self._say_unsent(f"has refused a part of this run ({reason[:200]})")
+
+    def _say_unsent(self, what: str) -> None:
+        """Say once what W&B did, and how to send later what it lacks."""
+        if not self._said:
+            self._said, folder = True, shlex.quote(self._run.sync_dir)
+            log.warning("W&B %s; send it later: wandb sync --include-online %s", what, folder)
 
     @property
     def _wanted(self) -> str | None:
         return self.mode or os.environ.get("WANDB_MODE")
 
-    def _open(self, run: RunInfo, mode: Mode, run_id: str | None) -> Any:
+    def _open(self, run: RunInfo, mode: Mode, run_id: str, again: bool) -> Any:
         """Start the run; offline if the server does not accept it, or not in time."""
-        global _live
+        global _live, _refused
         import wandb
 
+        if time.monotonic() - _refused < ONLINE_AGAIN:
+            mode = "offline"
         settings = wandb.Settings(
             console="off",  # a live bar is no log
             silent=True,
@@ -175,7 +210,7 @@ class Wandb(Tracker):
             "config": flatten(run.config) | {f"run.{name}": getattr(run, name) for name in SIZES},
             "dir": run.directory,
             "id": run_id,
-            "resume": "allow" if run_id and mode == "online" else None,
+            "resume": "allow" if again and mode == "online" else None,
             "reinit": "create_new",  # trials side by side are several runs of one process
             "settings": settings,
         }
@@ -185,22 +220,19 @@ class Wandb(Tracker):
             if mode == "offline":
                 raise
             log.warning("W&B did not take this run, it goes on offline: %s", _first_line(error))
+            _refused = time.monotonic()
+            if _live:  # the client takes an id that it has failed with once it has started anew
+                arguments["id"] = uuid.uuid4().hex[:8]
+            else:
+                _end_service()
             opened = wandb.init(**arguments | {"resume": None}, mode="offline")
         _live += 1
         return opened
 
-    def _continue(self, run: RunInfo, start_step: int) -> None:
-        """Continue the history of a resumed run, with no step twice.
 
-        A resumed run repeats the steps after its checkpoint bit for bit. Those that W&B already has
-        are left out, since it would refuse or renumber them; those that never reached the server
-        are sent again from `metrics.jsonl`.
-        """
-        offline = int(os.pread(self._last_step, 20, 0) or -1) + 1
-        self._next_step = offline if self._run.offline else self._run.starting_step
-        for event in read_history(run.directory / METRICS):
-            if self._next_step <= event["step"] <= start_step:
-                self.log(int(event.pop("step")), event)
+def _new_id() -> str:
+    """Return the id that is given from outside, as by an agent of W&B's, or a new one."""
+    return os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8]
 
 
 def leave_run_aside() -> None:
@@ -230,20 +262,25 @@ def _usable(mode: str | None) -> Mode:
 
 
 def _close() -> None:
-    """End the service process of the client with its last run.
+    """End the service process of the client with its last run."""
+    global _live
+    _live -= 1
+    if _live == 0:
+        _end_service()
+
+
+def _end_service() -> None:
+    """End the service process of the client.
 
     `finish()` may return before the last bytes are on disk; teardown waits for them. It raises, or
     exits Python, when the service process has died before.
     """
-    global _live
     import wandb
 
-    _live -= 1
-    if _live == 0:
-        try:
-            wandb.teardown()
-        except (Exception, SystemExit):
-            os.environ.pop("WANDB_SERVICE", None)  # so that the next run starts a new one
+    try:
+        wandb.teardown()
+    except (Exception, SystemExit):
+        os.environ.pop("WANDB_SERVICE", None)  # so that the next run starts a new one
 
 
 def _first_line(error: Exception) -> str:

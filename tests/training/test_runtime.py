@@ -1,12 +1,17 @@
 """A run says what it computes on and what it leaves idle; many trials share what there is."""
 
 import logging
+import os
+import re
+import subprocess
+import sys
 
 import jax
 import pytest
 
 from experiments.training import runtime
 from experiments.viz.flops import Cost
+from support import ROOT, lines_of
 
 
 @pytest.fixture
@@ -25,6 +30,47 @@ def said_lines(caplog):
     with caplog.at_level(logging.INFO):
         runtime.announce()
     return [(record.levelname, record.getMessage()) for record in caplog.records]
+
+
+def test_settings_of_jax_in_the_environment_change_no_result(tmp_path, data_home):
+    tiny = ["model.hidden=[8]", "data.limit=128", "trainer.epochs=1", "trainer.figures=false"]
+    strict = {
+        "JAX_ENABLE_X64": "1",
+        "JAX_DISABLE_JIT": "1",
+        "JAX_NUMPY_DTYPE_PROMOTION": "strict",
+        "JAX_NUMPY_RANK_PROMOTION": "raise",
+        "JAX_TRANSFER_GUARD": "disallow",
+        "JAX_DEBUG_NANS": "1",
+    }
+
+    def run(name, **environment):
+        command = [sys.executable, "run.py", *data_home, *tiny, "logger=none"]
+        command += [f"hydra.run.dir={tmp_path / name}"]
+        env = os.environ | environment
+        return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+
+    for name, environment in {"usual": {}, "strict": strict}.items():
+        done = run(name, **environment)
+        assert done.returncode == 0, done.stderr
+    assert lines_of(tmp_path / "strict") == lines_of(tmp_path / "usual")
+    said = done.stdout + done.stderr
+    for name in (
+        "enable_x64",
+        "disable_jit",
+        "dtype_promotion",
+        "rank_promotion",
+        "transfer_guard",
+    ):
+        assert len(re.findall(rf"jax_\w*{name}=.* not followed", said)) == 1
+    for setting, words in {
+        "JAX_PLATFORMS": "JAX cannot begin: Unable to initialize backend 'no",
+        "JAX_ENABLE_X64": "JAX cannot begin: invalid truth value 'nonsense'",
+    }.items():
+        done = run("bad", **{setting: "nonsense"})
+        assert done.returncode == 2
+        assert words in done.stderr
+        assert f"{setting}=nonsense" in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 @pytest.mark.core

@@ -17,6 +17,10 @@ from experiments.search.configs import Configs
 FULL = (errno.ENOSPC, errno.EDQUOT)  # a full disk, of which the system names no file
 
 
+# by what it was told in the environment: no such device, or no such value
+JAX_REFUSES = re.compile(r"^(Unable to initialize|Unknown) backend|for environment 'JAX_|JAX flag")
+
+
 def explain(error: BaseException) -> str | None:
     """Return one or two lines for the user, or None for an error of the program."""
     for cause in causes(error):
@@ -28,6 +32,9 @@ def explain(error: BaseException) -> str | None:
             return f"error: {cause.override}: this cannot be read as key=value ({cause})"
         if cause is not error and isinstance(cause, FileNotFoundError):
             continue  # an error in what is done where a file is missing is the program's own
+        if isinstance(cause, RuntimeError | ValueError) and JAX_REFUSES.search(str(cause)):
+            given = "; ".join(f"{k}={v}" for k, v in os.environ.items() if k.startswith("JAX_"))
+            return f"error: JAX cannot begin: {str(cause).splitlines()[0]}\nit was told {given}"
         if isinstance(cause, OSError) and (cause.filename is not None or cause.errno in FULL):
             where = f": {cause.filename}" if cause.filename else ""
             return f"error: {os.strerror(cause.errno or 0)}{where}; choose another path"
@@ -49,6 +56,8 @@ def _missing_choice(error: MissingConfigException) -> str:
 
 def _bad_override(message: str) -> str:
     """Return Hydra's first line, or where a key is wrong the nearest valid keys."""
+    if several := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.*)'", message):
+        return f"{several[1]}: to search over several values say -m; a list is key=[a,b]"
     match = re.search(r"Could not override '([^']+)'", message)
     if match is None:
         return message.strip().splitlines()[0]

@@ -41,6 +41,15 @@ TINY_TRIALS = 8  # of such steps, the fewest that are worth a core of their own
 LARGE = 4e8  # operations that take any core longer than FILLS_CPU, so that nothing need be timed
 TIMED_STEPS = 4
 
+SETTINGS = {
+    "jax_enable_x64": False,
+    "jax_disable_jit": False,
+    "jax_numpy_dtype_promotion": "standard",
+    "jax_numpy_rank_promotion": "allow",
+    "jax_transfer_guard": None,
+}
+"""Settings of JAX that the environment changes for all of its programs: `JAX_ENABLE_X64=1`."""
+
 background = ThreadPoolExecutor(8, thread_name_prefix="compiling")
 """The threads in which programs are compiled while Python goes on."""
 
@@ -68,6 +77,7 @@ def set_up_compiler(folder: str | None) -> None:
     None is JAX's own variable of the environment, if it is set. Comes before any use of a device,
     since XLA reads its flags then.
     """
+    _use_own_settings()
     _leave_out_slow_passes()
     if folder == "":
         return
@@ -84,6 +94,17 @@ def set_up_compiler(folder: str | None) -> None:
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.03)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+def _use_own_settings() -> None:
+    """Set what the programs are written for, whatever the environment says; say what that changes.
+
+    So they are traced and compiled ahead, in 32 bits, and arrays go to devices as they are needed.
+    """
+    for name, own in SETTINGS.items():
+        if (given := jax.config.values[name]) != own:
+            log.warning("%s=%s does not go with this program: it is not followed", name, given)
+            jax.config.update(name, own)
 
 
 @functools.cache

@@ -56,6 +56,13 @@ def test_a_fast_run_exits_with_0(run_cli, tmp_path):
         (["data=mnist", "data.dir={tmp}/empty"], ["mnist", "empty", "make data DATA=mnist"]),
         (["data=tfds", "data.name=mnits", "data.dir={tmp}"], ["mnits"]),
         (["model.hidden=[8"], ["model.hidden=[8:", "cannot be read"]),
+        (["optim=adam,sgd"], ["optim=adam,sgd: ", "say -m"]),
+        (["optim.b1=interval(0.5,0.9)"], ["optim.b1=interval(0.5,0.9): ", "say -m"]),
+        (["trainer.steps_per_epoch=2", "optim.accumulate=3"], ["optim.accumulate=3", "2 steps"]),
+        (
+            ["trainer.epochs=2", "schedule=warmup_cosine", "schedule.warmup=3"],
+            ["schedule.warmup=3", "2 epochs"],
+        ),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) and "=" in value[-1] else "",
 )

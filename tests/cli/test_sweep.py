@@ -122,6 +122,11 @@ def workers_of(folder: Path) -> list[str]:
         (["n_trails=4"], ["did you mean 'n_trials'"]),
         (["-m", "optim=adam,sgd", "mode=evaluate"], ["mode=evaluate", "a new training"]),
         (["-m", "optim.learning_rate=tag(log,interval(0,1))", "n_trials=3"], ["above 0"]),
+        (["-m", "model=mlp,conv_autoencoder", "data=digits_rows"], ["2-D convolutions"]),
+        (["-m", "seed=1,2", "schedule=warmup_cosine", "schedule.warmup=99"], ["20 epochs"]),
+        (["-m", "seed=1,2", "objective.head=sigmoid"], ["contains the softmax"]),
+        (["-m", "model=cnn", "model.layers=[flatten],[{dense:classes}]"], ["model.layers"]),
+        (["-m", "data.batch_size=8,16", "freeze=[outptu]"], ["no weight is called outptu"]),
     ],
 )
 def test_bad_searches_are_named_in_plain_lines(run_cli, tmp_path, arguments, words):

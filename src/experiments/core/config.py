@@ -10,6 +10,7 @@ traced scalar replaces a number of the config, and no callable needs to know.
 import functools
 import importlib
 import inspect
+import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -113,7 +114,7 @@ def place(node: Any, values: Mapping[str, Any], path: str = "") -> Any:
 
 
 def check_config(config: Mapping[str, Any]) -> None:
-    """Check a whole config before anything is read or compiled.
+    """Check a whole config before anything is read or compiled; what can be built of it is.
 
     Raises:
         UserError: a value is missing, or no run would take it.
@@ -131,8 +132,44 @@ def check_config(config: Mapping[str, Any]) -> None:
     groups = {group: node for group, node in config.items() if isinstance(node, Mapping)}
     trackers = tracker_nodes(groups.pop("logger"))
     check(groups | trackers)
+    for group in ("data", "init", "schedule", "optim", "discriminator_optim"):
+        build(config.get(group))  # for the limits that a class checks itself
+    objective_of(config)
+    for node in trackers.values():
+        build(node)
+
+
+def objective_of(config: Mapping[str, Any], num_classes: int = 2) -> Any:
+    """Return the objective of a config, with its loss; some objectives are their own."""
+    return build(config["objective"], loss=build(config.get("loss")), num_classes=num_classes)
+
+
+def check_lengths(config: Mapping[str, Any], steps_per_epoch: float = math.inf) -> None:
+    """Check that a run is as long as what is to happen in it.
+
+    Args:
+        config: of a run that is to be trained.
+        steps_per_epoch: as many as there are data for.
+
+    Raises:
+        UserError: a warm-up is longer than the run, or the weights would never be updated.
+    """
+    trainer, schedule = config["trainer"], config["schedule"]
+    epochs = trainer["epochs"]
+    steps = epochs * min(steps_per_epoch, trainer["steps_per_epoch"] or math.inf)
+    if epochs == trainer["steps_per_epoch"] == 1:  # to see whether it runs at all: debug=fast
+        return
+    in_epochs = schedule.get("unit") == "epochs"
+    wanted = [
+        ("schedule.warmup", schedule.get("warmup"), in_epochs),
+        ("objective.warmup_epochs", config["objective"].get("warmup_epochs"), True),
+    ]
     for group in ("optim", "discriminator_optim"):
-        build(config.get(group))  # which checks the arguments of its rule
+        wanted.append((f"{group}.accumulate", (config.get(group) or {}).get("accumulate"), False))
+    for key, value, counts_epochs in wanted:
+        length, unit = (epochs, "epochs") if counts_epochs else (steps, "steps")
+        if (value or 0) > length:
+            raise UserError(f"{key}={value}: the run has {length} {unit}; say trainer.epochs=...")
 
 
 def tracker_nodes(logger: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments.core.config import build, leaves, locate, place, static
+from experiments.core.config import build, leaves, locate, objective_of, place, static
 from experiments.core.input_shape import model_input_shape
 from experiments.core.optim import PartitionedOptimizer
 from experiments.core.params import if_measured, merged, norm, only_if, variables
@@ -119,12 +119,7 @@ class Experiment:
 
     def objective(self, hparams: Hparams) -> Any:
         """Return the objective."""
-        config = place(dict(self.config), hparams)
-        return build(
-            config["objective"],
-            loss=build(config.get("loss")),  # some objectives are their own
-            num_classes=self.spec.num_classes,
-        )
+        return objective_of(place(dict(self.config), hparams), self.spec.num_classes)
 
     def optimizer(self, hparams: Hparams, due: Mapping[str, jax.Array] | None = None) -> Any:
         """Return the optimizer; `due` says which parts a step trains, if not all of them.

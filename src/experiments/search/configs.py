@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.core.config import check_config, leaves, place
+from experiments.core.config import check_config, check_lengths, leaves, place
 from experiments.core.trust import vet, vet_objects
 
 if TYPE_CHECKING:
@@ -107,6 +107,7 @@ def check_trial(config: dict[str, Any]) -> None:
     """Check the config of a trial; raises `UserError`."""
     vet_objects(config, SOURCE)
     check_config(config)
+    check_lengths(config)
 
 
 def resolved(config: dict[str, Any]) -> dict[str, Any]:

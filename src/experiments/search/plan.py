@@ -16,7 +16,7 @@ from typing import Any, Literal
 import yaml
 from optuna.trial import FrozenTrial, TrialState
 
-from experiments.core.config import build, check_arguments
+from experiments.core.config import build, check_arguments, mismatch, objective_of
 from experiments.errors import UserError, suggest
 from experiments.search import methods
 from experiments.search.configs import Configs, assignments, check_trial, configs_of
@@ -27,6 +27,8 @@ from experiments.search.space import Space
 from experiments.search.storage import ADDRESS, keep_address
 from experiments.tracking.jsonl import read_mapping, write_whole
 from experiments.types import Positive, PositiveInt
+
+log = logging.getLogger(__name__)
 
 FILE = "study.yaml"
 SETTLED = ("study", "workers", "engine", "allow")  # options that are no part of a plan
@@ -237,10 +239,12 @@ def examine(space: Space, settings: Mapping[str, Any]) -> tuple[dict[str, Any], 
     """
     if wrong := check_values(space):
         raise UserError("\n".join(wrong))
+    for choices in space.contexts:
+        config = space.configs.plain(choices)
+        check_trial(config)
+        check_model(config)
     config = space.configs.plain(space.contexts[0])
-    check_trial(config)
-    objective = build(config["objective"], loss=build(config.get("loss")), num_classes=2)
-    own, mode = objective.monitor
+    own, mode = objective_of(config).monitor
     chosen = config["trainer"]["monitor"] or own
     mode = config["trainer"]["monitor_mode"] or mode
     usual = {"metric": f"val/{chosen}", "goal": "maximize" if mode == "max" else "minimize"}
@@ -302,6 +306,20 @@ def question_goal(metric: str, goal: str) -> None:
                 "say goal: %s",
                 *(goal, metric, better),
             )
+def check_model(config: dict[str, Any]) -> None:
+    """Check that the model can be built for the data, of which the description alone is read.
+
+    It is not called: that depends on the device, which planning leaves to the workers.
+    """
+    from experiments.core.experiment import Experiment  # imports JAX
+
+    data = build(config["data"])
+    try:
+        Experiment(config, data.spec, data.pipeline, 1, 1).abstract_state({})
+    except UserError:
+        raise
+    except Exception:
+        log.debug("a trial will show this", exc_info=True)
 
 
 def check_values(space: Space) -> list[str]:
@@ -311,11 +329,18 @@ def check_values(space: Space) -> list[str]:
     each group.
     """
     found: dict[str, str] = {}
+    # the longest run that is drawn, where that is searched too
+    epochs = space.parameters.get("trainer.epochs")
+    lengths = [v for v in epochs.extremes if mismatch(v, PositiveInt) is None] if epochs else []
+    longest = {"trainer.epochs": max(lengths)} if lengths else {}
     for choices in space.contexts:
         for name in space.existing(choices):
             for value in space.parameters[name].extremes:
                 try:
-                    check_trial(space.configs.plain({**choices, name: value}))
+                    config = space.configs.plain({**choices, **longest, name: value})
+                    check_trial(config)
+                    if name.startswith(("model.", "data.")) and not isinstance(value, float):
+                        check_model(config)
                 except UserError as error:
                     own, q = str(error).startswith(name), space.parameters[name].q
                     problem = str(error) if own else f"{name}={value}: {error}"

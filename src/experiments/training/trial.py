@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.core.config import check_lengths
 from experiments.errors import UserError, suggest
 from experiments.machine import StopRequest
 from experiments.tracking.jsonl import METRICS, SUMMARY, read_mapping
@@ -42,6 +43,7 @@ class Trial:
         trackers: Trackers,
         stop: StopRequest,
     ):
+        check_lengths(config, setup.experiment.steps_per_epoch)
         self.setup, self.config, self.directory = setup, config, directory
         self.trackers, self.stop = trackers, stop
         self.hparams: dict[str, np.float32] = setup.inputs_of(config)

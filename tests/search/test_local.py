@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from experiments.errors import UserError
 from experiments.search import local
 from experiments.search.actions import launch
 from support import ROOT, leaves_no_child
@@ -22,6 +23,15 @@ from support import ROOT, leaves_no_child
 def test_each_process_imports_what_it_needs(imported, absent):
     program = f"import {imported}, sys\nassert not {absent} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_worker_that_cannot_begin_is_told(tmp_path):
+    (tmp_path / "sweep.py").write_text("raise SystemExit(2)")
+    with (
+        local.standing_by({}, tmp_path / "conf"),
+        pytest.raises(UserError, match="a worker ended as it started, exit code 2"),
+    ):
+        local.where_jax_is(len, "anything")
 
 
 def test_planning_takes_no_device():

@@ -51,12 +51,20 @@ class Process(subprocess.Popen):
                 os.sched_setaffinity(self.pid, cores[slot::count] or [cores[slot % len(cores)]])
 
     def call(self, function: Callable, *arguments: Any) -> Any:
-        """Have it call a function before it works; return what that returns or raise its error."""
+        """Have it call a function before it works; return what that returns or raise its error.
+
+        Raises:
+            UserError: that of the function, or the process has ended.
+        """
         assert self.stdin is not None
         assert self.stdout is not None
-        pickle.dump((function, arguments), self.stdin)
-        self.stdin.flush()
-        answer = pickle.load(self.stdout)
+        try:
+            pickle.dump((function, arguments), self.stdin)
+            self.stdin.flush()
+            answer = pickle.load(self.stdout)
+        except (BrokenPipeError, EOFError) as error:
+            code = self.wait()
+            raise UserError(f"a worker ended as it started, exit code {code}; see above") from error
         if isinstance(answer, UserError):
             raise answer
         return answer

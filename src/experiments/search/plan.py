@@ -28,8 +28,6 @@ from experiments.search.storage import ADDRESS, keep_address
 from experiments.tracking.jsonl import read_mapping, write_whole
 from experiments.types import Positive, PositiveInt
 
-log = logging.getLogger(__name__)
-
 FILE = "study.yaml"
 SETTLED = ("study", "workers", "engine", "allow")  # options that are no part of a plan
 
@@ -265,8 +263,7 @@ def check_metric(space: Space, metric: str) -> Iterator[str]:
     """
     for choices in space.contexts:
         config = space.configs.plain(choices)
-        objective = build(config["objective"], loss=build(config.get("loss")), num_classes=2)
-        if metric in ("loss", objective.monitor[0]):
+        if metric in ("loss", objective_of(config).monitor[0]):
             continue
         try:
             there = metrics_of(config)
@@ -306,6 +303,8 @@ def question_goal(metric: str, goal: str) -> None:
                 "say goal: %s",
                 *(goal, metric, better),
             )
+
+
 def check_model(config: dict[str, Any]) -> None:
     """Check that the model can be built for the data, of which the description alone is read.
 

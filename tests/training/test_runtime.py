@@ -1,5 +1,7 @@
 """A run says what it computes on and what it leaves idle; many trials share what there is."""
 
+import functools
+import io
 import logging
 import os
 import re
@@ -99,3 +101,12 @@ def test_trials_take_no_more_cores_than_there_is_memory_for(monkeypatch):
     assert runtime.devices_for(16, Cost(large, 2**40)) == ["a"]
     assert runtime.devices_for(16, Cost(tiny, 2**10)) == list("ab")
     assert runtime.devices_for(3, Cost(tiny, 2**10)) == ["a"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_folder_of_programs_is_said_once(own_cache, monkeypatch, caplog):
+    opened = functools.partial(io.FileIO, "/dev/full", "wb")
+    monkeypatch.setattr(runtime.tempfile, "TemporaryFile", lambda dir: opened())
+    runtime.set_up_compiler(str(own_cache))
+    assert "no compilation cache: [Errno 28] No space left on device" in caplog.text
+    assert jax.config.values["jax_compilation_cache_dir"] is None

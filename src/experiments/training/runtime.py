@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import math
 import os
+import tempfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -85,6 +86,10 @@ def set_up_compiler(folder: str | None) -> None:
     path = expanded(folder) if folder else user_cache() / "xla"
     try:
         machine.private_folder(path.absolute())
+        with tempfile.TemporaryFile(
+            dir=path
+        ) as probe:  # JAX warns of each program that it cannot keep
+            probe.write(bytes(4096))
     except OSError as error:
         log.warning("no compilation cache: %s", error)
         jax.config.update("jax_compilation_cache_dir", None)  # of the environment

@@ -117,7 +117,7 @@ def test_keys_of_a_logger_are_where_the_command_line_finds_them():
     found = tracker_nodes(several["logger"])
     assert list(found) == ["logger", "logger.tensorboard"]
     assert found["logger.tensorboard"]["_target_"].endswith("TensorBoard")
-    assert found["logger"]["project"] == "experiments"
+    assert found["logger"]["finish_timeout"] == 8.0
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from experiments.tracking import wandb as tracking
 from experiments.tracking.jsonl import METRICS, JsonLines, read_history
 from experiments.tracking.tracker import Trackers
-from experiments.tracking.wandb import Wandb, flatten
+from experiments.tracking.wandb import Wandb
 from wandb_server import reader
 from wandb_server.server import serve
 
@@ -278,15 +278,3 @@ assert not {{"wandb", "matplotlib"}} & set(sys.modules)
     environment = {**os.environ, "WANDB_MODE": "disabled"} if not mode else os.environ
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
     assert not (tmp_path / "wandb").exists()
-
-
-def test_config_is_flat_and_holds_no_secret():
-    config = {
-        "optim": {"learning_rate": 1e-3, "betas": [0.9, 0.99]},
-        "data": {"api_key": "x", "pad_token": 0, "hub": {"auth_token": "x", "password": "x"}},
-    }
-    assert flatten(config) == {
-        "optim.learning_rate": 1e-3,
-        "optim.betas": [0.9, 0.99],
-        "data.pad_token": 0,
-    }

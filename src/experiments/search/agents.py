@@ -22,6 +22,7 @@ from experiments.search.local import worker_count
 from experiments.search.readers import SweepFile, read_sweep_file
 from experiments.search.slurm import Task, check_array, read_cluster
 from experiments.tracking.wandb import WANTED_BACK
+from experiments.tracking.wandb_names import project_of
 from experiments.training.run_folder import is_run, said_again
 
 OPTIONS = ("engine", "study", "workers", "cluster", "allow")
@@ -79,12 +80,13 @@ def register(file: SweepFile, overrides: Sequence[str], folder: Path, config_fol
         "command": ["${env}", *trial, "${program}", "${args_no_hyphens}"],
     }
     entity = logger["entity"] or wandb.Api().default_entity
+    project = project_of(logger["project"])
     try:
-        name = wandb.sweep(content, entity=entity, project=logger["project"])
+        name = wandb.sweep(content, entity=entity, project=project)
     except wandb.Error as error:
         raise UserError(f"W&B does not take {file.path}: {error}") from error
     wandb.teardown()  # the agents have client processes of their own
-    return f"{entity}/{logger['project']}/{name}"
+    return f"{entity}/{project}/{name}"
 
 
 def agent(sweep: str) -> int:

@@ -5,6 +5,7 @@ Each trial is one normal run per seed, in the trial's folder.
 
 import contextlib
 import logging
+import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -266,8 +267,10 @@ class Worker:
         plan, config = self.study.plan, self.study.configs.compose(self.study.settings(run.values))
         config["seed"] += run.index
         config["name"] = f"{plan.name}-{run.number}" + (f"-{run.index}" if plan.seeds > 1 else "")
-        if "group" in config["logger"] and config["logger"]["group"] is None:
-            config["logger"]["group"] = plan.name
+        logger = config["logger"]
+        if {"group", "name"} <= logger.keys():  # a name from the environment would be that of all
+            logger["group"] = logger["group"] or os.environ.get("WANDB_RUN_GROUP") or plan.name
+            logger["name"] = logger["name"] or config["name"]
         return config
 
     def _open(self, run: Run, stack: contextlib.ExitStack, *, alone: bool) -> Training:

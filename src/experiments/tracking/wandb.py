@@ -8,7 +8,6 @@ import json
 import logging
 import math
 import os
-import re
 import shlex
 import signal
 import sys
@@ -18,13 +17,20 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-import yaml
-
+from experiments.errors import UserError, suggest
 from experiments.tracking.jsonl import METRICS, read_history, write_json
 from experiments.tracking.tracker import SUCCESS, RunInfo, Tracker
 from experiments.tracking.wandb_files import ClientLog, mend_offline_runs, wait_for_a_new_folder
+from experiments.tracking.wandb_names import (
+    LONGEST,
+    check_names,
+    flatten,
+    note_of,
+    project_of,
+    tags_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -34,11 +40,11 @@ ONLINE_AGAIN = 60.0  # seconds after a failed start until another run tries
 START_TIMEOUT = 6.0  # seconds for a server to accept a run before it goes on offline
 # in the environment of an agent's run: a file that exists once the machine is wanted back
 WANTED_BACK = "EXPERIMENTS_WANTED_BACK"
-SECRET = re.compile(r"(api_?key|(access|auth)_?token|password|secret)$", re.IGNORECASE)
-
-SIZES = ("parameters", "total_steps", "steps_per_epoch", "batch_size")
 
 Mode = Literal["online", "offline", "disabled"]
+MODES = {"run": "online", "dryrun": "offline"} | {m: m for m in get_args(Mode)}  # with old names
+
+SIZES = ("parameters", "total_steps", "steps_per_epoch", "batch_size")
 
 _client = threading.Lock()  # the runs of this process share one service process
 _live = 0  # the number of these runs
@@ -47,9 +53,15 @@ _refused = -math.inf  # when one last could not start online
 
 @dataclass(eq=False)
 class Wandb(Tracker):
-    """One W&B run; `conf/logger/wandb.yaml` describes the arguments."""
+    """One W&B run; `conf/logger/wandb.yaml` describes the arguments.
 
-    project: str
+    What they leave open the variables of W&B's client decide, such as `WANDB_PROJECT`.
+
+    Raises:
+        UserError: W&B would refuse one of them.
+    """
+
+    project: str | None = None
     entity: str | None = None
     name: str | None = None
     group: str | None = None
@@ -66,6 +78,18 @@ class Wandb(Tracker):
         self._next_step = 0
         self._late = 0  # steps by which the test is logged late
         self._said = False
+        env = os.environ.get
+        self.project = project_of(self.project)
+        self.entity = self.entity or env("WANDB_ENTITY")
+        self.name = self.name or env("WANDB_NAME")
+        self.group = self.group or env("WANDB_RUN_GROUP")
+        self.job_type = self.job_type or env("WANDB_JOB_TYPE") or "train"
+        self.notes = self.notes or env("WANDB_NOTES")
+        self.tags = self.tags or tuple(filter(None, env("WANDB_TAGS", "").split(",")))
+        if (mode := self._wanted) and mode not in MODES:
+            valid = get_args(Mode)
+            raise UserError(f"WANDB_MODE={mode}: one of {', '.join(valid)}{suggest(mode, valid)}")
+        check_names(self.project, self.name, self.tags)
 
     @property
     def location(self) -> str | None:
@@ -92,16 +116,16 @@ class Wandb(Tracker):
             return
         self._directory = run.directory
         state = run.directory / STATE
-        again = state.exists()
-        known = json.loads(state.read_text()) if again else {"id": _new_id()}
+        known = json.loads(state.read_text()) if (again := state.exists()) else {"id": _new_id()}
+        known = {"entity": self.entity, "project": self.project} | known
         write_json(state, known)  # before W&B hears of it: killed between the two, it has one id
         recorded = mend_offline_runs(run.directory / "wandb")
         wait_for_a_new_folder(run.directory / "wandb")
         with _client:
-            self._run = self._open(run, _usable(mode), known["id"], again)
+            self._run = self._open(run, _usable(mode), known, again)
         self._client_log = ClientLog(Path(self._run.settings.log_internal))
         self._looked = time.monotonic()
-        write_json(state, {"id": self._run.id, "location": self.location})
+        write_json(state, known | {"id": self._run.id, "location": self.location})
         self._run.define_metric("epoch", hidden=True)
         self._run.define_metric("val/*", step_metric="epoch", step_sync=False)
         lock = Path(sys.argv[0]).resolve().with_name("requirements.lock")
@@ -177,9 +201,10 @@ class Wandb(Tracker):
 
     @property
     def _wanted(self) -> str | None:
-        return self.mode or os.environ.get("WANDB_MODE")
+        mode = self.mode or os.environ.get("WANDB_MODE") or None
+        return mode and MODES.get(mode.lower(), mode)
 
-    def _open(self, run: RunInfo, mode: Mode, run_id: str, again: bool) -> Any:
+    def _open(self, run: RunInfo, mode: Mode, known: Mapping[str, Any], again: bool) -> Any:
         """Start the run; offline if the server does not accept it, or not in time."""
         global _live, _refused
         import wandb
@@ -200,16 +225,14 @@ class Wandb(Tracker):
             x_transaction_log_flush_interval=1.0,  # a killed run loses 1 s offline, not 15 s
         )
         arguments: dict[str, Any] = {
-            "project": self.project,
-            "entity": self.entity,
-            "name": self.name or run.name,
+            **{key: known[key] for key in ("id", "project", "entity")},
+            "name": self.name or run.name[-LONGEST:],
             "group": self.group,
-            "job_type": self.job_type or "train",
-            "tags": self.tags or _tags(run.config),
-            "notes": self.notes or _note(run.directory),
+            "job_type": self.job_type,
+            "tags": self.tags or tags_of(run.config),
+            "notes": self.notes or note_of(run.directory),
             "config": flatten(run.config) | {f"run.{name}": getattr(run, name) for name in SIZES},
             "dir": run.directory,
-            "id": run_id,
             "resume": "allow" if again and mode == "online" else None,
             "reinit": "create_new",  # trials side by side are several runs of one process
             "settings": settings,
@@ -231,8 +254,8 @@ class Wandb(Tracker):
 
 
 def _new_id() -> str:
-    """Return the id that is given from outside, as by an agent of W&B's, or a new one."""
-    return os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8]
+    """Return the id that is given from outside, as by an agent of W&B's, but once, or a new one."""
+    return os.environ.pop("WANDB_RUN_ID", None) or uuid.uuid4().hex[:8]
 
 
 def leave_run_aside() -> None:
@@ -285,34 +308,3 @@ def _end_service() -> None:
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested mappings to dotted keys, `optim.learning_rate`, without anything secret.
-
-    W&B filters and plots top-level keys, and a sweep names its parameters this way.
-    """
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if SECRET.search(str(key)):
-            continue
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def _tags(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the objective, model and data of a run, such as Classification, LeNet5, mnist."""
-    classes = [config.get(group, {}).get("_target_") for group in ("objective", "model")]
-    names = [target.rpartition(".")[2] for target in classes if target]
-    return (*names, *filter(None, [config.get("data", {}).get("name")]))
-
-
-def _note(directory: Path) -> str | None:
-    """Return the overrides of the run in `directory`, without anything secret; None without any."""
-    path = directory / ".hydra" / "overrides.yaml"
-    overrides = yaml.safe_load(path.read_text()) if path.is_file() else None
-    said = [o for o in overrides or [] if not SECRET.search(str(o).partition("=")[0])]
-    return " ".join(said) or None

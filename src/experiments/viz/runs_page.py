@@ -18,7 +18,7 @@ from rich.table import Table
 from experiments.errors import UserError
 from experiments.tracking.jsonl import METRICS, SUMMARY, read_history, read_mapping, write_whole
 from experiments.tracking.terminal import number
-from experiments.tracking.wandb import flatten
+from experiments.tracking.wandb_names import flatten
 from experiments.viz import page
 
 PAGE = "report.html"

@@ -91,13 +91,14 @@ def families_of(folder: Path) -> tuple[str, str, list[Family]]:
     """Return (entity, project, families) of the runs below a folder that W&B has seen."""
     runs: dict[str, dict[str, RunData]] = defaultdict(dict)  # by objective and by id
     for state in sorted(folder.rglob(STATE)):
-        run = read_run(state.parent, folder)
-        runs[run.config["objective._target_"]][json.loads(state.read_text())["id"]] = run
+        run, known = read_run(state.parent, folder), json.loads(state.read_text())
+        runs[run.config["objective._target_"]][known["id"]] = run
+        project = known.get("project") or run.config["logger.project"]
     if not runs:
         raise UserError(f"no run below {folder} was logged to W&B; train with logger=wandb")
     first = next(iter(next(iter(runs.values())).values())).config
     families = [_family(target, members) for target, members in runs.items()]
-    return first.get("logger.entity") or "", first["logger.project"], families
+    return first.get("logger.entity") or "", project, families
 
 
 def every_family(conf: Path) -> list[Family]:

@@ -4,7 +4,7 @@ import pytest
 
 from experiments.errors import UserError
 from experiments.search.configs import Configs
-from experiments.search.readers import read_space, split
+from experiments.search.readers import read_space, read_sweep_file, split
 from support import ROOT, choices
 
 CONFIG = ROOT / "conf"
@@ -54,3 +54,21 @@ def test_a_parameter_exists_only_beside_the_choice_that_has_it():
         {"optim": "adam", "optim.b1": 0.9},
         {"optim": "momentum"},
     ]
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ("optim.rule: {values: [optax.scale_by_adam, os.system]}", "allow=[os]"),
+        ("model._target_: {value: subprocess.run}", "allow=[subprocess]"),
+        ("name: {value: '${oc.env:HOME}'}", "may not read this"),
+        ("allow: {value: [os]}", "only a command line can allow"),
+    ],
+)
+def test_a_sweep_file_names_nothing_that_runs(tmp_path, entry, words):
+    path = tmp_path / "sent.yaml"
+    path.write_text(f"run_cap: 4\nparameters:\n  {entry}\n")
+    with pytest.raises(UserError) as error:
+        read_sweep_file(path)
+    assert str(error.value).startswith(f"{path}:3: ")
+    assert words in str(error.value)

@@ -9,6 +9,7 @@ from experiments.errors import UserError
 from experiments.training.run_folder import (
     exclusive,
     run_folder,
+    said_again,
     saved_config,
     saved_steps,
     split_source,
@@ -127,3 +128,8 @@ def test_a_folder_of_others_runs_nothing(run_cli, tmp_path, command, path, value
     assert words in error
     assert len(error[error.index("error:") :].splitlines()) == 1
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_run_that_goes_on_trusts_what_its_command_did():
+    kept = ["allow=[mine]", "trainer.compilation_cache=/x"]
+    assert said_again([*kept, "optim=sgd"]) == kept

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.core.config import check_config, check_lengths, leaves, place
-from experiments.core.trust import vet, vet_objects
+from experiments.core.trust import says, vet, vet_objects
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -108,6 +108,15 @@ def check_trial(config: dict[str, Any]) -> None:
     vet_objects(config, SOURCE)
     check_config(config)
     check_lengths(config)
+
+
+def compilation_cache(config: dict[str, Any]) -> str | None:
+    """Return the folder of compiled programs, but not one that the study alone names.
+
+    What is in it is executed, and the study may have been sent.
+    """
+    folder = config["trainer"]["compilation_cache"]
+    return folder if not folder or says(f"compilation_cache: {folder}") else None
 
 
 def resolved(config: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from experiments.core.trust import vet
+from experiments.core.trust import vet, vet_objects
 from experiments.errors import UserError, suggest
 from experiments.search.configs import Configs
 
@@ -154,12 +154,18 @@ class Space:
         others = (first | {name: v} for name, values in self.groups.items() for v in values[1:])
         return [first, *others]
 
-    def vet(self, source: Any) -> None:
-        """Check that `source` may name and read what its trials do; raises `UserError`."""
+    def vet(self, source: Any, *, objects: bool = False) -> None:
+        """Check that `source` may name and read what its trials do; raises `UserError`.
+
+        Args:
+          objects: import what the choices name too.
+        """
         for name, parameter in self.parameters.items():
             parameter.vet(name, source)
         for choices in self.contexts:
-            vet(self.configs.compose(choices), source)
+            vet(config := self.configs.compose(choices), source)
+            if objects:
+                vet_objects(config, source)
 
     def draw(self, suggest: Callable[[str, Parameter], Any]) -> dict[str, Any]:
         """Return the values of one trial: of groups, then of the parameters beside them."""

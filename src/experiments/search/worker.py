@@ -16,10 +16,15 @@ from typing import Any, Literal
 from optuna.trial import FrozenTrial
 
 from experiments.core.config import build
-from experiments.core.trust import says, vet_objects
 from experiments.errors import EXIT_CODES, Exit, UserError
 from experiments.machine import StopRequest, fault_of
-from experiments.search.configs import Configs, assignments, check_trial, resolved
+from experiments.search.configs import (
+    Configs,
+    assignments,
+    check_trial,
+    compilation_cache,
+    resolved,
+)
 from experiments.search.outcome import Outcome, Summary, in_one_line, outcome_of
 from experiments.search.results import WINNER, Overviews, values_of, winner_of, write_results
 from experiments.search.study import Study, Trial
@@ -130,15 +135,10 @@ class Worker:
 
     def __init__(self, study: Study, stop: StopRequest):
         self.study, self.stop, self.setups = study, stop, Setups()
-        study.space.vet(study.folder)
-        for choices in study.space.contexts:  # here, since it would be a failure of each trial
-            vet_objects(study.configs.compose(choices), study.folder)
+        study.space.vet(study.folder, objects=True)  # else it would be a failure of each trial
         config = study.configs.plain()
         split_processor(int(study.plan.side_by_side) * study.plan.seeds)
-        cache = config["trainer"]["compilation_cache"]
-        if cache and not says(f"compilation_cache: {cache}"):
-            cache = None  # programs in a folder are executed, and a study may have been sent
-        set_up_compiler(cache)
+        set_up_compiler(compilation_cache(config))
         announce()
         options = build(config["population"])
         self.limits = {"width": options.width, "most": options.most}

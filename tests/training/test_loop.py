@@ -367,9 +367,15 @@ def test_vgg16_with_batch_norm_lowers_the_loss_on_the_digits(tmp_path, data_home
     assert losses[-1] < losses[0]
 
 
-def test_the_profiler_leaves_a_trace(train, tmp_path):
-    train("trainer.epochs=1", "trainer.profile_steps=3", "trainer.max_steps_per_dispatch=2")
+def test_the_profiler_leaves_a_trace_even_of_fewer_steps_and_ends_nothing(train, tmp_path, caplog):
+    options = ["trainer.epochs=1", "trainer.max_steps_per_dispatch=2"]
+    train(*options, "trainer.profile_steps=1000")
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "profile").write_text("a file")
+    summary, _ = train(*options, "trainer.profile_steps=3", folder="full")
+    assert summary["status"] == "finished"
+    assert sum("no profile in" in message for message in caplog.messages) == 1
 
 
 @pytest.mark.core

@@ -98,6 +98,7 @@ class Training:
         self._begin(saved, width)
         if self.train:
             self._train()
+        self.profile.after(self.metrics.step, ended=True)
         if self.trials:
             done = self.metrics.step >= self.experiment.total_steps
             ended = "finished" if done else "stopped_early"
@@ -261,8 +262,6 @@ class Training:
             if (figures := self.figures.get(trial)) and figures.due(epoch):
                 weights = self.stack.weights_of(row, self.stack.weights)
                 figures.after_epoch(self.metrics.step, weights)
-
-    # ------------------------------------------------------------------ reasons to stop
 
     def _look(self) -> None:
         self.decisions.look([trial.stop.name for trial in self.trials])

@@ -28,9 +28,13 @@ class Trainer:
       checkpoints: save what is needed to resume, evaluate and reuse the run.
       checkpoint_every: seconds between checkpoints (null: only at the end).
       keep_every: epochs between checkpoints that stay for good (null: the newest two and the
-        best weights alone stay).
-      profile_steps: steps recorded by the JAX profiler into the run folder (0: none).
-      debug_nans: when a run diverges, find the operation that made the first NaN.
+        best weights alone stay). Of trials side by side each has its own, and the stack that they
+        share is saved as well.
+      profile_steps: steps recorded by the JAX profiler (0: none), and what is left of the last
+        dispatch. The trace is in `profile/` of the run folder; of trials side by side there is one
+        in `populations/<name>/profile/` of their study.
+      debug_nans: when a run diverges, play that step again and name the first operation that gives
+        a NaN or, where none does, an infinity.
       compilation_cache: folder of compiled programs (null: the user's cache folder, "": none).
       figures: draw figures: of every trial, of none, or of the best alone, that is of a run by
         itself and of the winner of a study.

@@ -266,7 +266,10 @@ def free_memory(devices: int) -> int:
 
 
 class Profile:
-    """A trace by the JAX profiler of `steps` steps after the first one; 0 records none."""
+    """A trace by the JAX profiler of some `steps` after the first dispatch; 0 records none.
+
+    It begins and ends between dispatches, or with the run. One that cannot be written costs a line.
+    """
 
     def __init__(self, directory: Path, steps: int):
         self.folder, self.steps = directory / "profile", steps
@@ -275,12 +278,21 @@ class Profile:
     def before(self, step: int) -> None:
         """Take note of the steps done before a dispatch; the first one only warms up."""
         if self.steps and self.since is None and step > 0:
-            jax.profiler.start_trace(self.folder)
             self.since = step
+            self._try(jax.profiler.start_trace, self.folder)
 
-    def after(self, step: int) -> None:
-        """Take note of the steps done after a dispatch."""
-        if self.since is not None and self.steps and step - self.since >= self.steps:
-            jax.profiler.stop_trace()
-            log.info("profile of %d steps: %s", step - self.since, self.folder)
+    def after(self, step: int, *, ended: bool = False) -> None:
+        """Take note of the steps done after a dispatch, or in all."""
+        if self.steps and self.since is not None and (ended or step - self.since >= self.steps):
+            if self._try(jax.profiler.stop_trace):
+                log.info("profile of %d steps: %s", step - self.since, self.folder)
             self.steps = 0
+
+    def _try(self, call: Callable, *arguments: Any) -> bool:
+        try:
+            call(*arguments)
+        except Exception as error:
+            log.warning("no profile in %s: %s", self.folder, error)
+            self.steps = 0
+            return False
+        return True

@@ -128,7 +128,7 @@ class Stack:
             self.best = _select(put(padded, self.layout.trials), self.weights, self.best)
 
     def first_nan(self, row: int, step: int) -> str | None:
-        """Return the operation that first gives a NaN or an infinity in a trial's `step`.
+        """Return the operation that first gives a NaN in a trial's `step`, or else an infinity.
 
         The states are those before that step, as trials that have diverged keep them. None if the
         step played by itself is finite.

@@ -1,0 +1,145 @@
+"""Checks of what a search may draw, of its metric and its goal, before anything is trained."""
+
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from experiments.core.config import build, mismatch, objective_of
+from experiments.errors import UserError, suggest
+from experiments.search.configs import assignments, check_trial
+from experiments.search.space import Space
+from experiments.types import PositiveInt
+
+if TYPE_CHECKING:
+    from experiments.core.experiment import Experiment
+
+log = logging.getLogger(__name__)
+
+LARGER_IS_BETTER = {"accuracy", "acc", "f1", "auc", "precision", "recall", "solved"}
+SMALLER_IS_BETTER = {"loss", "error", "perplexity", "mse", "mae", "rmse", "nll"}
+
+
+def examine(space: Space, settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Check what a search may draw; return its settings, with metric and goal, and overrides.
+
+    By these overrides a trial finds its best epoch. This imports what the configs name, and with
+    that JAX, but computes nothing.
+
+    Raises:
+        UserError: a line for each thing that is wrong.
+    """
+    if wrong := check_values(space):
+        raise UserError("\n".join(wrong))
+    for choices in space.contexts:
+        config = space.configs.plain(choices)
+        check_trial(config)
+        check_model(config)
+    config = space.configs.plain(space.contexts[0])
+    own, mode = objective_of(config).monitor
+    chosen = config["trainer"]["monitor"] or own
+    mode = config["trainer"]["monitor_mode"] or mode
+    usual = {"metric": f"val/{chosen}", "goal": "maximize" if mode == "max" else "minimize"}
+    settled = {**usual, **settings}
+    wanted, goal = settled["metric"].removeprefix("val/"), settled["goal"][:3]
+    key = "metric.name=val/" if "metric" in settings else "trainer.monitor="
+    if wrong := [f"{key}{wanted}: {problem}" for problem in check_metric(space, wanted)]:
+        raise UserError("\n".join(wrong))
+    if (wanted, goal) == (chosen, mode):
+        return settled, []
+    return settled, [f"trainer.monitor={wanted}", f"trainer.monitor_mode={goal}"]
+
+
+def check_metric(space: Space, metric: str) -> Iterator[str]:
+    """Yield a complaint for each choice of a group whose trials have no such validation metric.
+
+    What the objective itself goes by needs no look; other metrics are found by shapes alone.
+    """
+    for choices in space.contexts:
+        config = space.configs.plain(choices)
+        if metric in ("loss", objective_of(config).monitor[0]):
+            continue
+        try:
+            there = metrics_of(config)
+        except Exception:  # of data that lie where the workers are, or of a device
+            log.debug("a trial will show this", exc_info=True)
+            continue
+        if metric not in there:
+            of = " ".join(assignments(choices))
+            trials = f"trials with {of}" if of else "its trials"
+            hint = suggest(metric, there) or f"; there are {', '.join(sorted(there))}"
+            yield f"{trials} have no such metric{hint}"
+
+
+def metrics_of(config: dict[str, Any]) -> set[str]:
+    """Return the names of a run's validation metrics; of its data only the shapes are read."""
+    import jax
+
+    experiment = experiment_of(config)
+    batch = {
+        name: jax.ShapeDtypeStruct((2, *shape), dtype)
+        for name, (shape, dtype) in {**experiment.spec.stored, "mask": ((), "float32")}.items()
+    }
+    weights = experiment.weights(experiment.abstract_state({}))
+    sums, _ = jax.eval_shape(experiment.eval_step, *weights, batch, {})
+    return set(sums) - {"count"}
+
+
+def experiment_of(config: dict[str, Any]) -> "Experiment":
+    """Return the experiment of a config; of its data the description alone is read."""
+    from experiments.core.experiment import Experiment  # imports JAX
+
+    data = build(config["data"])
+    return Experiment(config, data.spec, data.pipeline, 1, 1)
+
+
+def question_goal(metric: str, goal: str) -> None:
+    """Warn where a search looks for the worst trial by the usual sense of its metric."""
+    words = set(re.findall("[a-z0-9]+", metric.lower()))
+    for better, names in (("maximize", LARGER_IS_BETTER), ("minimize", SMALLER_IS_BETTER)):
+        if words & names and goal != better:
+            log.warning(
+                "warning: goal: %s looks for the worst %s (W&B's default is minimize); "
+                "say goal: %s",
+                *(goal, metric, better),
+            )
+
+
+def check_model(config: dict[str, Any]) -> None:
+    """Check that the model can be built for the data, of which the description alone is read.
+
+    It is not called: that depends on the device, which planning leaves to the workers.
+    """
+    try:
+        experiment_of(config).abstract_state({})
+    except UserError:
+        raise
+    except Exception:
+        log.debug("a trial will show this", exc_info=True)
+
+
+def check_values(space: Space) -> list[str]:
+    """Return the complaints of a run about values that the search may draw, one per parameter.
+
+    All values of a list and the ends of every range are compared with the config of each choice of
+    each group.
+    """
+    found: dict[str, str] = {}
+    # the longest run that is drawn, where that is searched too
+    epochs = space.parameters.get("trainer.epochs")
+    lengths = [v for v in epochs.extremes if mismatch(v, PositiveInt) is None] if epochs else []
+    longest = {"trainer.epochs": max(lengths)} if lengths else {}
+    for choices in space.contexts:
+        for name in space.existing(choices):
+            for value in space.parameters[name].extremes:
+                try:
+                    config = space.configs.plain({**choices, **longest, name: value})
+                    check_trial(config)
+                    if name.startswith(("model.", "data.")) and not isinstance(value, float):
+                        check_model(config)
+                except UserError as error:
+                    own, q = str(error).startswith(name), space.parameters[name].q
+                    problem = str(error) if own else f"{name}={value}: {error}"
+                    rounded = f"; its range is rounded to multiples of {q:g}" if q else ""
+                    found.setdefault(name, problem + rounded)
+    return list(found.values())

@@ -48,6 +48,7 @@ SIZES = ("parameters", "total_steps", "steps_per_epoch", "batch_size")
 
 _client = threading.Lock()  # the runs of this process share one service process
 _live = 0  # the number of these runs
+_taken: set[str] = set()  # ids from outside that a run of this process has
 _refused = -math.inf  # when one last could not start online
 
 
@@ -255,7 +256,11 @@ class Wandb(Tracker):
 
 def _new_id() -> str:
     """Return the id that is given from outside, as by an agent of W&B's, but once, or a new one."""
-    return os.environ.pop("WANDB_RUN_ID", None) or uuid.uuid4().hex[:8]
+    given = os.environ.get("WANDB_RUN_ID")
+    if given and given not in _taken:
+        _taken.add(given)
+        return given
+    return uuid.uuid4().hex[:8]
 
 
 def leave_run_aside() -> None:

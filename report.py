@@ -40,7 +40,7 @@ def main() -> None:
 
         compare_runs(folders[0])
         return
-    from experiments.search import report
+    from experiments.commands import report
 
     if len(folders) == 1:
         report.write_report(folders[0], CONFIG)

@@ -11,8 +11,10 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from experiments.core import trust
+from experiments.search.plan import Plan
+from experiments.search.study import Study, create_study
 from experiments.training.runtime import SHORT_OPTIONS, set_up_compiler
-from support import ROOT
+from support import LEARNING_RATE, ROOT, TINY
 
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ["WANDB_ERROR_REPORTING"] = "false"
@@ -80,3 +82,18 @@ def run_cli(monkeypatch, capsys, tmp_path, data_home):
     for handler in set(logging.root.handlers) - set(before):  # Hydra's, on this test's terminal
         logging.root.removeHandler(handler)
         handler.close()
+
+
+@pytest.fixture
+def make_study(tmp_path, data_home):
+    """A new study of tiny trials; keyword arguments are fields of its plan."""
+
+    def make(folder: Path | None = None, **fields) -> Study:
+        overrides = [*TINY, *data_home, *fields.pop("overrides", [])]
+        settings = {"parameters": LEARNING_RATE, "n_trials": 4, "heartbeat": 2.0, **fields}
+        plan = Plan(
+            name="tiny", overrides=overrides, metric="val/accuracy", goal="maximize", **settings
+        )
+        return create_study(plan, folder or tmp_path / "study", ROOT / "conf")
+
+    return make

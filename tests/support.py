@@ -27,6 +27,18 @@ from experiments.training.trial import Trial
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "é = , ( ) [ ; & # ~ ' x"  # of a folder: what shells, YAML and Hydra read in their own way
+TINY = [
+    "model.hidden=[8]",
+    "data.limit=128",
+    "trainer.epochs=3",
+    "trainer.figures=false",
+    "logger=none",
+]
+
+LEARNING_RATE = {
+    "optim.learning_rate": {"distribution": "log_uniform_values", "min": 1e-5, "max": 0.1}
+}
+
 TIMES = {"examples_per_second", "seconds", "training_seconds"}
 
 

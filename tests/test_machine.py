@@ -1,5 +1,7 @@
 """A process uses what its job or its container was given, and gives back what it is done with."""
 
+import ast
+import contextlib
 import ctypes
 import os
 import platform
@@ -12,6 +14,7 @@ import pytest
 from experiments import machine
 from experiments.ops import library
 from experiments.training.runtime import set_up_compiler
+from support import ROOT
 
 PIECE, PIECES = 4096, 25_000
 
@@ -101,3 +104,32 @@ def test_freed_pieces_below_one_in_use_go_back_to_the_system():
 def test_other_c_libraries_are_left_alone(monkeypatch):
     monkeypatch.setattr("sys.platform", "darwin")
     machine.return_freed_memory()
+
+
+def test_several_may_write_a_file_at_once_and_each_writes_it_whole(tmp_path):
+    path = tmp_path / "file"
+    with machine.whole(path) as mine, machine.whole(path) as other:
+        mine.write_text("mine")
+        other.write_text("other's")
+    assert path.read_text() == "mine"  # its block ended last
+    with contextlib.suppress(KeyboardInterrupt), machine.whole(path) as new:
+        new.write_text("a part")
+        raise KeyboardInterrupt
+    assert path.read_text() == "mine"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_nothing_is_written_but_whole():
+    """What is opened, such as a file that grows line by line, has a way of its own."""
+    called = {
+        (str(path.relative_to(ROOT)), node.func.attr)
+        for path in (ROOT / "src").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+    }
+    assert {
+        (path, name) for path, name in called if name in {"write_text", "write_bytes", "savefig"}
+    } == {
+        ("src/experiments/machine.py", "write_bytes"),  # in `write_whole`
+        ("src/experiments/viz/drawing.py", "savefig"),  # into memory
+    }

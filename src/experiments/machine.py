@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -142,6 +143,27 @@ def user_cache() -> Path:
 def expanded(path: str) -> Path:
     """Return a path with the home of a user in place of `~`, or as it is where there is none."""
     return Path(os.path.expanduser(path))
+
+
+def write_whole(path: Path, content: str | bytes | bytearray) -> None:
+    """Write a file; a reader finds the old one or the new one, never a part."""
+    with whole(path) as new:
+        new.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Yield where to write a file; it takes the place of `path` at the end of the block.
+
+    Several processes may do so at once. What the block leaves with an error is removed.
+    """
+    new = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
+    try:
+        yield new
+        new.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            new.unlink()
 
 
 def private_folder(path: Path) -> Path:

@@ -1,5 +1,3 @@
-import ast
-import contextlib
 import json
 import math
 import os
@@ -9,8 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.errors import UserError
-from experiments.tracking.jsonl import METRICS, SUMMARY, JsonLines, read_history, whole
-from support import ROOT
+from experiments.tracking.jsonl import METRICS, SUMMARY, JsonLines, read_history
 
 
 def record(run, steps, **scalars):
@@ -144,32 +141,3 @@ def test_folder_that_cannot_be_written_is_reported_to_the_user(run_info):
     run = run_info()
     with pytest.raises(UserError, match="no such file or directory"):
         JsonLines().start(run_info(directory=run.directory / "absent"))
-
-
-def test_several_may_write_a_file_at_once_and_each_writes_it_whole(tmp_path):
-    path = tmp_path / "file"
-    with whole(path) as mine, whole(path) as other:
-        mine.write_text("mine")
-        other.write_text("other's")
-    assert path.read_text() == "mine"  # its block ended last
-    with contextlib.suppress(KeyboardInterrupt), whole(path) as new:
-        new.write_text("a part")
-        raise KeyboardInterrupt
-    assert path.read_text() == "mine"
-    assert os.listdir(tmp_path) == ["file"]
-
-
-def test_nothing_is_written_but_whole():
-    """What is opened, such as a file that grows line by line, has a way of its own."""
-    called = {
-        (str(path.relative_to(ROOT)), node.func.attr)
-        for path in (ROOT / "src").rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
-    }
-    assert {
-        (path, name) for path, name in called if name in {"write_text", "write_bytes", "savefig"}
-    } == {
-        ("src/experiments/tracking/jsonl.py", "write_bytes"),  # in `write_whole`
-        ("src/experiments/viz/drawing.py", "savefig"),  # into memory
-    }

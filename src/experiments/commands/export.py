@@ -19,8 +19,8 @@ from jax import export
 
 from experiments.data.dataset import INPUTS, model_input
 from experiments.errors import UserError
+from experiments.machine import write_whole
 from experiments.ops.product import xla_only
-from experiments.tracking.jsonl import write_whole
 from experiments.tracking.terminal import Terminal
 from experiments.training.restored import Restored
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.core.config import build
 from experiments.errors import UserError
-from experiments.tracking.jsonl import whole
+from experiments.machine import whole
 from experiments.tracking.terminal import Terminal
 from experiments.training.restored import Restored
 

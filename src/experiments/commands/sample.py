@@ -7,8 +7,8 @@ from typing import Any
 from experiments.core.config import build
 from experiments.core.generation import generate
 from experiments.errors import UserError
+from experiments.machine import write_whole
 from experiments.objectives.sequence import Language
-from experiments.tracking.jsonl import write_whole
 from experiments.tracking.terminal import Terminal
 from experiments.training.restored import Restored
 from experiments.types import NonNegative, PositiveInt

@@ -5,7 +5,6 @@ import json
 import logging
 import multiprocessing
 import time
-import uuid
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -17,7 +16,7 @@ import numpy as np
 from experiments.data.dataset import Arrays
 from experiments.data.prepared import Prepared
 from experiments.errors import UserError
-from experiments.machine import expanded, user_cache
+from experiments.machine import expanded, user_cache, whole, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -124,23 +123,17 @@ def _open(folder: Path) -> dict[str, np.ndarray] | None:
 
 
 def _store(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write each array, then the digests, into a file of another name, which is then renamed.
+    """Write each array whole, then the digests of all.
 
-    Others see all of a file or nothing. Two processes may do so at once, as they write the same,
-    and what was there before stays valid for those who have it open.
+    What was there before stays valid for those who have it open.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    fresh = folder / f".{uuid.uuid4().hex}.npy"
     digests = {}
-    try:
-        for name, array in arrays.items():
+    for name, array in arrays.items():
+        with whole(folder / f"{name}.npy") as fresh:
             np.save(fresh, array)
             digests[name] = _digest(fresh)
-            fresh.replace(folder / f"{name}.npy")
-        fresh.write_text(json.dumps(digests))
-        fresh.replace(folder / DIGESTS)
-    finally:
-        fresh.unlink(missing_ok=True)
+    write_whole(folder / DIGESTS, json.dumps(digests))
 
 
 def _digest(path: Path) -> int:

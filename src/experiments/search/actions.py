@@ -11,11 +11,10 @@ from experiments.core import trust
 from experiments.core.config import mismatch
 from experiments.errors import EXIT_CODES, Exit, UserError
 from experiments.search import local
-from experiments.search.outcome import in_one_line
 from experiments.search.plan import Plan, read_plan
 from experiments.search.results import ending, follow, watching, winner_of
 from experiments.search.slurm import Task, cancel_jobs, check_array, jobs, queue, read_cluster
-from experiments.search.study import CANCEL, Study, create_study
+from experiments.search.study import CANCEL, Study, create_study, in_one_line
 from experiments.tracking.log_file import Formatter
 from experiments.tracking.wandb import leave_run_aside
 from experiments.types import PositiveInt

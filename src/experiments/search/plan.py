@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from experiments.core.config import check_arguments
 from experiments.errors import UserError
+from experiments.machine import write_whole
 from experiments.search import methods
 from experiments.search.configs import Configs, configs_of
 from experiments.search.examine import examine, question_goal
@@ -25,7 +26,7 @@ from experiments.search.local import where_jax_is
 from experiments.search.readers import SweepFile, read_space, split
 from experiments.search.slurm import read_cluster
 from experiments.search.storage import ADDRESS, keep_address
-from experiments.tracking.jsonl import read_mapping, write_whole
+from experiments.tracking.jsonl import read_mapping
 from experiments.types import Positive, PositiveInt
 
 FILE = "study.yaml"

@@ -22,10 +22,11 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from experiments.errors import UserError
+from experiments.machine import write_whole
 from experiments.search.configs import assignments
 from experiments.search.local import LOGS
 from experiments.search.study import STATES, Study, state_of
-from experiments.tracking.jsonl import read_mapping, write_json, write_whole
+from experiments.tracking.jsonl import read_mapping, write_json
 from experiments.tracking.terminal import duration, number
 
 RESULTS, BEST_COMMAND, BEST_RECIPE = "results.csv", "best.txt", "best.yaml"

@@ -14,17 +14,19 @@ they run just these.
 import contextlib
 import logging
 import os
+import statistics
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import Any, NamedTuple
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from experiments.errors import UserError
+from experiments.errors import UserError, masked
+from experiments.machine import fault_of
 from experiments.search import methods
 from experiments.search.claims import RELEASED, Claim, Claims
 from experiments.search.configs import Configs, configs_of
@@ -40,6 +42,8 @@ TRIALS = "trials"
 BEGUN_AT_ONCE = 16  # trials that begin in one go, while other workers wait for the journal
 PLACE = "place"  # attribute of a trial that runs again: the number of the first one
 STATES = ("waiting", "running", "finished", "pruned", "diverged", "failed")
+
+Summary = dict[str, Any]
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -57,6 +61,14 @@ class Trial:
     claim: Claim
     optuna: optuna.Trial
     reported: frozenset[int]
+
+
+class Outcome(NamedTuple):
+    """The end of a trial: one of the study's states or `interrupted`, its value, attributes."""
+
+    state: str
+    value: float | None = None
+    attributes: Mapping[str, Any] = {}
 
 
 class Study:
@@ -269,3 +281,39 @@ def create_study(plan: Plan, folder: Path, config_folder: Path) -> Study:
     study = Study(folder, config_folder)
     study.lay_down()
     return study
+
+
+def outcome_of(trial: int, ended: Sequence[Summary | Exception], metric: str) -> Outcome:
+    """Return the outcome of a trial, from the summaries or errors of its runs."""
+    spent = {"seconds": round(sum(run["seconds"] for run in ended if isinstance(run, dict)), 3)}
+
+    def without_value(state: str, reason: str) -> Outcome:
+        return Outcome(state, None, spent | {"reason": reason})
+
+    scores, pruned = [], None
+    for run in ended:
+        if isinstance(run, Exception):
+            # its last worker is not dead after all, or it is no fault of the trial
+            if isinstance(run.__cause__, BlockingIOError) or fault_of(run):
+                return Outcome("interrupted")
+            log.warning("trial %d failed", trial, exc_info=run)
+            return without_value("failed", in_one_line(run))
+        if run["status"] == "interrupted":
+            return Outcome("interrupted")
+        if run["status"] == "diverged":
+            return without_value("diverged", f"diverged at step {run['diverged_at']}")
+        if run["status"] == "pruned":
+            pruned = pruned or {"reason": f"pruned after epoch {round(run['epoch'])}"}
+        elif metric not in run["best"]:
+            return without_value("failed", f"no epoch was validated, so there is no {metric}")
+        scores.append(run["best"].get(metric))
+    if pruned is not None:
+        return Outcome("pruned", scores[0], spent | pruned)
+    return Outcome("finished", statistics.median(scores), spent)
+
+
+def in_one_line(error: Exception) -> str:
+    """Return the reason that is recorded of a trial which failed with this error."""
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    first = next(iter(str(error).strip().splitlines()), "")
+    return masked(f"{kind}{first}")[:500]

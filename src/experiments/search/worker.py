@@ -25,9 +25,8 @@ from experiments.search.configs import (
     compilation_cache,
     resolved,
 )
-from experiments.search.outcome import Outcome, Summary, in_one_line, outcome_of
 from experiments.search.results import WINNER, Overviews, values_of, winner_of, write_results
-from experiments.search.study import Study, Trial
+from experiments.search.study import Outcome, Study, Summary, Trial, in_one_line, outcome_of
 from experiments.tracking.jsonl import JsonLines
 from experiments.tracking.log_file import log_file
 from experiments.tracking.tracker import Tracker, Trackers, chosen

@@ -5,7 +5,8 @@ import io
 from collections.abc import Mapping
 from pathlib import Path
 
-from experiments.tracking.jsonl import METRICS, read_history, write_whole
+from experiments.machine import write_whole
+from experiments.tracking.jsonl import METRICS, read_history
 from experiments.tracking.tracker import RunInfo, Tracker
 
 

@@ -9,7 +9,6 @@ import contextlib
 import json
 import logging
 import math
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -17,6 +16,7 @@ from typing import Any, TextIO
 import yaml
 
 from experiments.errors import UserError
+from experiments.machine import write_whole
 from experiments.tracking.tracker import RunInfo, Tracker
 
 log = logging.getLogger(__name__)
@@ -100,27 +100,6 @@ def read_mapping(
 def write_json(path: Path, value: Mapping[str, object]) -> None:
     """Write indented JSON, as a whole."""
     write_whole(path, _dumps(value, indent=2) + "\n")
-
-
-def write_whole(path: Path, content: str | bytes | bytearray) -> None:
-    """Write a file; a reader finds the old one or the new one, never a part."""
-    with whole(path) as new:
-        new.write_bytes(content.encode() if isinstance(content, str) else content)
-
-
-@contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Yield where to write a file; it takes the place of `path` at the end of the block.
-
-    Several processes may do so at once. What the block leaves with an error is removed.
-    """
-    new = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
-    try:
-        yield new
-        new.replace(path)
-    finally:
-        with contextlib.suppress(OSError):
-            new.unlink()
 
 
 def _read(path: Path) -> list[tuple[bytes, dict[str, Any]]]:

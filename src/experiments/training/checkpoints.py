@@ -26,14 +26,13 @@ import numpy as np
 from experiments.core.experiment import State, Tree
 from experiments.core.params import copied
 from experiments.errors import UserError
-from experiments.tracking.jsonl import write_whole
+from experiments.machine import fault_of, write_whole
 from experiments.training.distributed import fetch
 from experiments.training.run_folder import CHECKPOINTS, saved_steps
 
 log = logging.getLogger(__name__)
 
 POINTER = "population.json"
-FULL = ("No space left on device", "Disk quota exceeded")
 LARGE = 64 * 2**20  # bytes of states that are not copied
 OVERHEAD = 64 * 1024  # bytes of a checkpoint besides its arrays: 60 kB for an MLP under Adam
 Stack = tuple[State, tuple[Tree, Tree]]  # states and best weights, with an axis of trials in front
@@ -179,7 +178,7 @@ class Checkpoints:
             for unfinished in self.path.glob("*.orbax-checkpoint-tmp"):  # room for the summary
                 shutil.rmtree(unfinished, ignore_errors=True)
             last_line = str(error).strip().splitlines()[-1][:200]
-            raise self._unsaved(next((r for r in FULL if r in str(error)), last_line)) from error
+            raise self._unsaved(fault_of(error) or last_line) from error
 
 
 class SharedCheckpoints:

@@ -298,8 +298,7 @@ class Training:
         if self.trainer.checkpoints:
             self._save_last([row for row in leaving if leaving[row] != "diverged"], staying)
         tested = self._evaluate_best([row for row in leaving if leaving[row] in TESTED])
-        if not staying:
-            self.checkpoints.close()
+        self.checkpoints.close()
         for row, status in leaving.items():
             trial = self.trials[row]
             trial.summary = summaries[row] | tested.get(row, {})
@@ -309,7 +308,6 @@ class Training:
         self.trials = [self.trials[row] for row in staying]
         if staying:
             self.metrics.keep(staying)
-            self.checkpoints.close()
             self.stack.go_on_with(staying)
         return True
 

@@ -24,7 +24,8 @@ import yaml
 from experiments.core.config import locate
 from experiments.core.trust import vet, vet_objects
 from experiments.errors import UserError, suggest
-from experiments.tracking.jsonl import METRICS, SUMMARY, read_mapping, write_whole
+from experiments.machine import write_whole
+from experiments.tracking.jsonl import METRICS, SUMMARY, read_mapping
 from experiments.tracking.log_file import LOG
 
 if TYPE_CHECKING:

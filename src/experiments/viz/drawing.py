@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.tracking.jsonl import write_whole
+from experiments.machine import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.errors import UserError
-from experiments.tracking.jsonl import METRICS, SUMMARY, read_history, read_mapping, write_whole
+from experiments.machine import write_whole
+from experiments.tracking.jsonl import METRICS, SUMMARY, read_history, read_mapping
 from experiments.tracking.terminal import number
 from experiments.tracking.wandb_names import flatten
 from experiments.viz import page

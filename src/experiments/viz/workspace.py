@@ -16,7 +16,7 @@ import yaml
 
 from experiments.core.config import locate
 from experiments.errors import UserError
-from experiments.tracking.jsonl import write_whole
+from experiments.machine import write_whole
 from experiments.tracking.wandb import STATE
 from experiments.viz.page import rank_colours
 from experiments.viz.runs_page import RunData, differences, read_run

@@ -9,10 +9,11 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
+from experiments.machine import write_whole
 from experiments.search.results import command, screen, values_of, winner_of, write_results
 from experiments.search.space import in_optuna
 from experiments.search.study import Study, state_of
-from experiments.tracking.jsonl import METRICS, read_history, write_whole
+from experiments.tracking.jsonl import METRICS, read_history
 from experiments.viz import drawing
 from experiments.viz.study_page import StudyData, comparison, study_figures, study_page
 

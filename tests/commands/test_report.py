@@ -10,7 +10,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 from PIL import Image
 
-from experiments.search.report import study_data, write_comparison, write_report
+from experiments.commands.report import study_data, write_comparison, write_report
 from experiments.viz.study_page import StudyData, comparison, study_figures, study_page
 from support import ROOT
 

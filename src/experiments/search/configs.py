@@ -29,14 +29,11 @@ class Configs:
     def compose(self, values: Mapping[str, Any] = {}) -> dict[str, Any]:
         """Return the config with other `values`, by dotted path or group; without interpolating.
 
-        The values and overrides may be of a file that somebody sent, so what they name is checked.
         Composing by Hydra is slow: configs that differ in values alone are copies of one.
         """
         chosen = {key: value for key, value in values.items() if key in self.groups or "@" in key}
         others = {path: value for path, value in values.items() if path not in chosen}
-        config = place(self._of_choices(chosen), others)
-        vet(config, SOURCE)
-        return config
+        return place(self._of_choices(chosen), others)
 
     def plain(self, values: Mapping[str, Any] = {}) -> dict[str, Any]:
         """Return the same with interpolations resolved."""
@@ -120,7 +117,11 @@ def compilation_cache(config: dict[str, Any]) -> str | None:
 
 
 def resolved(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a config with the values that its interpolations stand for."""
+    """Return a config with the values that its interpolations stand for.
+
+    It may be of a file that somebody sent, so what it names and reads is checked before.
+    """
+    vet(config, SOURCE)
     if any(isinstance(value, str) and "${" in value for _, value in leaves(config)):
         from omegaconf import OmegaConf
 

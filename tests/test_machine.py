@@ -46,6 +46,12 @@ def test_programs_are_read_from_no_folder_that_others_write(
     finally:
         os.umask(before)
     assert [stat.S_IMODE(path.stat().st_mode) for path in (new.parent, new)] == [0o700] * 2
+    open_to_all = tmp_path / "open"
+    open_to_all.mkdir(mode=0o755)
+    assert cache_at(open_to_all) == open_to_all
+    (open_to_all / "program").touch()
+    (open_to_all / "program").chmod(0o666)
+    assert cache_at(open_to_all) is None
     shared = tmp_path / "shared"
     shared.mkdir()
     shared.chmod(0o1777)

@@ -170,7 +170,7 @@ def private_folder(path: Path) -> Path:
     """Return a folder for programs, made where it is not there: what is in it is executed.
 
     Raises:
-        OSError: it cannot be made, or another user can put files into it.
+        OSError: it cannot be made, or another user can write into it or into a file in it.
     """
     for folder in (*reversed(path.parents), path):
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -179,6 +179,11 @@ def private_folder(path: Path) -> Path:
             raise PermissionError(f"{folder} belongs to another user")
         if _others_write(found) and (folder == path or not found.st_mode & stat.S_ISVTX):
             raise PermissionError(f"{folder} can be written by others; remove it, or chmod go-w it")
+    if path.is_relative_to(user_cache()):
+        path.chmod(0o700)  # one of an older version may be open
+    for entry in os.scandir(path) if found.st_mode & 0o011 else ():  # where others can enter
+        if _others_write(entry.stat(follow_symlinks=False)):
+            raise PermissionError(f"{entry.path} can be written by others; remove it")
     return path
 
 

@@ -50,6 +50,8 @@ def test_what_a_config_is_made_of_may_be_named(name):
         "experiments.models.mlp.nnx.summary.yaml.unsafe_load",
         "jax.numpy.load",  # unpickles
         "jax.numpy.save",
+        "flax.linen.fp8_ops.pxla.xb.register_plugin",
+        "experiments.core.initializers.jax.profiler.save_device_memory_profile",
         "jax.experimental.serialize_executable.deserialize_and_load",
         "optax.__builtins__.eval",
         "optax._src.base.Any",
@@ -75,7 +77,7 @@ def test_a_user_allows_packages_by_name_or_in_config_files_of_their_own(tmp_path
     with pytest.raises(UserError, match=r"theirs.system: .* which is of posix"):
         vet("theirs.system")
     (tmp_path / "conf" / "model").mkdir(parents=True)
-    (tmp_path / "conf" / "model" / "mine.yaml").write_text("_target_: mine.net\n")
+    (tmp_path / "conf" / "model" / "mine.yaml").write_text('layers: [{"_target_": mine.net}]\n')
     with pytest.raises(UserError, match=r"allow=\[mine\]"):
         vet("mine.net")
     trust.allow([ROOT / "conf", tmp_path / "conf"], [])

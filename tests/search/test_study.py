@@ -38,6 +38,7 @@ def test_a_study_of_before_its_key_was_renamed_can_be_resumed(make_study):
     [
         ("overrides", ["optim.rule=os.system"], "allow=[os]"),
         ("overrides", ["name=${oc.env:HOME}"], "may not read this"),
+        ("overrides", ["hydra.searchpath=[pkg://antigravity]"], "changes nothing of Hydra"),
         ("parameters", {"optim.rule": {"values": ["optax.adam", "os.system"]}}, "allow=[os]"),
         ("cluster", {"name": "slurm", "setup": ["touch ran"]}, "say it again: cluster.setup="),
     ],

@@ -1,6 +1,7 @@
 """The record of an earlier run in its folder, also one of an older version."""
 
 import logging
+import sys
 
 import pytest
 import yaml
@@ -122,14 +123,27 @@ def test_a_folder_of_others_runs_nothing(run_cli, tmp_path, command, path, value
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     callback = {"_target_": "pathlib.Path.touch", "self": f"{tmp_path}/ran"}
     own = {"callbacks": {"x": callback}, "launcher": callback, "runtime": {"choices": {}}}
+    own["runtime"]["choices"]["hydra.searchpath"] = "[pkg://antigravity]"
     (folder / "hydra.yaml").write_text(yaml.safe_dump({"hydra": own}))
     code, error = run_cli(*f"{command}{folder.parent}".split())
     assert code == 2
     assert words in error
     assert len(error[error.index("error:") :].splitlines()) == 1
     assert not (tmp_path / "ran").exists()
+    assert "antigravity" not in sys.modules
 
 
 def test_a_run_that_goes_on_trusts_what_its_command_did():
     kept = ["allow=[mine]", "trainer.compilation_cache=/x"]
     assert said_again([*kept, "optim=sgd"]) == kept
+
+
+@pytest.mark.parametrize("name", [".lock", "run.log", "metrics.jsonl"])
+def test_nothing_is_written_through_a_link(tmp_path, name):
+    mine, sent = tmp_path / "mine", tmp_path / "sent"
+    mine.write_text("precious")
+    sent.mkdir()
+    (sent / name).symlink_to(mine)
+    with pytest.raises((UserError, OSError), match=name), run_folder(sent, {}):
+        pass
+    assert mine.read_text() == "precious"

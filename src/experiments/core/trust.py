@@ -6,6 +6,7 @@ and packages that the user allows: `allow=[mypackage]`. Interpolations that read
 config itself, such as `${oc.env:...}`, are refused unless an own config file has the same.
 """
 
+import contextlib
 import functools
 import inspect
 import re
@@ -13,6 +14,8 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from experiments.core.config import leaves, locate
 from experiments.errors import UserError
@@ -28,7 +31,6 @@ ROOMS = (
 """Packages and modules of which a config may name whatever is defined in them."""
 
 NAMES = ("_target_", "rule")  # keys whose values are called
-NAMED = re.compile(rf"^[ \t]*(?:{'|'.join(NAMES)}):[ \t]*['\"]?([\w.]+)", re.MULTILINE)
 # of nodes of the config itself, and of what Hydra knows of the command
 HARMLESS = re.compile(r"\$\{(?:[\w.\[\]]*|(?:hydra|now|oc\.select|unique):[^${}]*)\}")
 
@@ -63,7 +65,7 @@ def vet(config: Any, source: Any) -> None:
     for path, value in leaves(config):
         if path.rpartition(".")[2] in NAMES and value is not None and not _may_name(str(value)):
             raise UserError(_refusal(path, value, source))
-        if "${" in HARMLESS.sub("", str(value)) and not says(str(value)):
+        if "${" in HARMLESS.sub("", str(value)) and not says(path, value):
             raise UserError(
                 f"{path}={value}: the config of {source} may not read this; say {path}=..."
             )
@@ -78,19 +80,21 @@ def vet_objects(config: Any, source: Any) -> None:
         UserError: it is not, or does not exist.
     """
     for path, value in leaves(config):
-        if path.rpartition(".")[2] in NAMES and value not in (None, *_own(_folders)[1]):
+        if path.rpartition(".")[2] in NAMES and value not in (None, *_own_names(_folders)):
             try:
-                homes = list(_homes(value))
+                *reached, home = _homes(value)
             except UserError as error:
                 raise UserError(f"{path}={value}: {error}") from error
-            for home in homes:
-                if home.partition(".")[0] not in LIBRARIES and not _within(home, _trusted()):
-                    raise UserError(_refusal(path, value, source, home.partition(".")[0]))
+            if home.partition(".")[0] not in LIBRARIES:  # whose functions are in private modules
+                reached.append(home)
+            for module in reached:
+                if not _within(module, _trusted()):
+                    raise UserError(_refusal(path, value, source, module.partition(".")[0]))
 
 
-def says(text: str) -> bool:
-    """Return whether the user's own config files hold a text."""
-    return text in _own(_folders)[0]
+def says(path: str, value: Any) -> bool:
+    """Return whether the user's own config files hold a value under this key."""
+    return (path.rpartition(".")[2], str(value)) in _own(_folders)
 
 
 def _refusal(path: str, value: Any, source: Any, home: str | None = None) -> str:
@@ -101,7 +105,7 @@ def _refusal(path: str, value: Any, source: Any, home: str | None = None) -> str
 
 
 def _may_name(name: str) -> bool:
-    if name in _own(_folders)[1]:
+    if name in _own_names(_folders):
         return True
     public = all(part.isidentifier() and not part.startswith("_") for part in name.split("."))
     return public and _within(name, _trusted())
@@ -113,21 +117,31 @@ def _within(name: str, packages: Iterable[str]) -> bool:
 
 def _trusted() -> tuple[str, ...]:
     """Return `ROOMS`, the packages of others that own config files name, and those allowed."""
-    own = {name.partition(".")[0] for name in _own(_folders)[1]}
+    own = {name.partition(".")[0] for name in _own_names(_folders)}
     return (*ROOMS, *own.difference([PACKAGE, *LIBRARIES]), *_packages)
 
 
 @functools.cache
-def _own(folders: tuple[Path, ...]) -> tuple[str, frozenset[str]]:
-    """Return the text of the user's own config files, and the names in it."""
+def _own(folders: tuple[Path, ...]) -> frozenset[tuple[str, str]]:
+    """Return the values of the user's own config files, each with its key."""
     found = ((folder, path) for folder in folders for path in sorted(folder.rglob("*.yaml")))
     files = (path for folder, path in found if path.relative_to(folder).parts[0] != "hydra")
-    text = "\n".join(path.read_text("utf-8", "replace") for path in files)
-    return text, frozenset(NAMED.findall(text))
+    values = set()
+    for path in files:
+        with contextlib.suppress(yaml.YAMLError):  # which is said where the file is composed
+            content = yaml.load(path.read_text("utf-8", "replace"), yaml.CSafeLoader)
+            values |= {(where.rpartition(".")[2], str(value)) for where, value in leaves(content)}
+    return frozenset(values)
+
+
+@functools.cache
+def _own_names(folders: tuple[Path, ...]) -> frozenset[str]:
+    """Return what the user's own config files call."""
+    return frozenset(value for key, value in _own(folders) if key in NAMES)
 
 
 def _homes(name: str) -> Iterator[str]:
-    """Yield the modules that an object is reached through by attributes, and its own."""
+    """Yield the modules that an object is reached through by attributes, and at last its own."""
     found, parts = locate(name), name.split(".")
     outer = (".".join(parts[:depth]) for depth in range(2, len(parts)))
     reached = [locate(path) for path in outer if path not in sys.modules]
@@ -135,6 +149,6 @@ def _homes(name: str) -> Iterator[str]:
         found = found.func
     for one in (*reached, found):
         home = one.__name__ if inspect.ismodule(one) else getattr(one, "__module__", None)
+        if one is found and getattr(one, "__name__", None) == "load":  # which unpickles files
+            home = "pickle"
         yield home if isinstance(home, str) else type(one).__module__
-    if getattr(found, "__name__", None) == "load":  # which unpickles files
-        yield "pickle"

@@ -4,6 +4,7 @@ Hydra is imported where something is composed: a worker's configs come from its 
 """
 
 import functools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.core.config import check_config, check_lengths, leaves, place
 from experiments.core.trust import says, vet, vet_objects
+from experiments.errors import UserError
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -23,6 +25,9 @@ class Configs:
     """The configs that can be composed in a folder, each with `overrides`; they are remembered."""
 
     def __init__(self, folder: Path, overrides: Sequence[str] = ()):
+        for override in overrides:
+            if re.match(r"[+~]*hydra\b", override):  # hydra.searchpath imports packages
+                raise UserError(f"{override}: {SOURCE} changes nothing of Hydra itself")
         self.folder, self.overrides = folder, tuple(overrides)
         self._composed: dict[tuple, dict[str, Any]] = {}
 
@@ -113,7 +118,7 @@ def compilation_cache(config: dict[str, Any]) -> str | None:
     What is in it is executed, and the study may have been sent.
     """
     folder = config["trainer"]["compilation_cache"]
-    return folder if not folder or says(f"compilation_cache: {folder}") else None
+    return folder if not folder or says("compilation_cache", folder) else None
 
 
 def resolved(config: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ Nothing in a run folder changes before its lock is held.
 import contextlib
 import fcntl
 import logging
+import os
 import re
 import shlex
 import shutil
@@ -93,6 +94,9 @@ def run_folder(
     """
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder):
+        for name in (METRICS, LOG, "metrics.csv"):  # in a folder of others they may lead anywhere
+            if (folder / name).is_symlink():
+                raise UserError(f"{folder / name} is a link, which is not written through")
         if used == "continued" and is_run(folder):
             yield
             return
@@ -181,7 +185,8 @@ def exclusive(folder: Path) -> Iterator[None]:
     Raises:
         UserError: another process trains in `folder`.
     """
-    with (folder / ".lock").open("w") as file:
+    path, flags = folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(path, flags, 0o666), "r+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -283,18 +288,17 @@ def _choices(folder: Path) -> list[str] | None:
     hydra, given = (folder / HYDRA / name for name in ("hydra.yaml", "overrides.yaml"))
     if hydra.is_file():
         chosen = found_in(hydra, "hydra", "runtime", "choices", kind=dict)
-        # experiment and debug only change other choices, which are listed too, and values
-        skipped = ("experiment", "debug")
-        return [
-            f"{group}={choice}"
-            for group, choice in chosen.items()
-            if choice and group not in skipped and not str(group).startswith("hydra/")
-        ]
-    if given.is_file():
-        options = GlobalHydra.instance().config_loader().get_group_options
-        overrides = [str(override) for override in found_in(given, kind=list)]
-        return [o for o in overrides if options(o.partition("=")[0].partition("@")[0])]
-    return None
+        found = [f"{group}={choice}" for group, choice in chosen.items() if choice]
+    elif given.is_file():
+        found = [str(override) for override in found_in(given, kind=list)]
+    else:
+        return None
+    options = GlobalHydra.instance().config_loader().get_group_options
+    groups = {text: text.partition("=")[0].partition("@")[0] for text in found}
+    # experiment and debug only change other choices, which are listed too, and values
+    skipped = ("experiment", "debug", "hydra") if hydra.is_file() else ("hydra",)
+    own = (text for text in found if groups[text].partition("/")[0] not in skipped)
+    return [text for text in own if options(groups[text])]
 
 
 def up_to_date(saved: Mapping, today: Mapping) -> dict[str, Any]:

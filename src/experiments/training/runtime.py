@@ -86,9 +86,7 @@ def set_up_compiler(folder: str | None) -> None:
     path = expanded(folder) if folder else user_cache() / "xla"
     try:
         machine.private_folder(path.absolute())
-        with tempfile.TemporaryFile(
-            dir=path
-        ) as probe:  # JAX warns of each program that it cannot keep
+        with tempfile.TemporaryFile(dir=path) as probe:  # JAX would warn once per program
             probe.write(bytes(4096))
     except OSError as error:
         log.warning("no compilation cache: %s", error)

@@ -2,26 +2,22 @@
 
 import atexit
 import contextlib
-import ctypes
 import errno
 import gc
-import grp
 import os
-import pwd
-import shutil
 import signal
 import stat
 import sys
-import tempfile
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from experiments.errors import causes
+
+# modules that take long are imported where they are used: Ctrl-C is heeded once this one is
 
 CONTROL_GROUPS = Path("/sys/fs/cgroup")  # of Linux, version 2
 GARBAGE_USUALLY = gc.get_threshold()
@@ -131,6 +127,9 @@ def fault_of(error: BaseException) -> str | None:
 def ensure_home() -> None:
     """Give a user who has no home, as in some containers, a folder that goes with this process."""
     if os.path.expanduser("~") == "~":
+        import shutil
+        import tempfile
+
         os.environ["HOME"] = folder = tempfile.mkdtemp(prefix="home-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
@@ -157,6 +156,8 @@ def whole(path: Path) -> Iterator[Path]:
 
     Several processes may do so at once. What the block leaves with an error is removed.
     """
+    import uuid
+
     new = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
     try:
         yield new
@@ -189,6 +190,9 @@ def private_folder(path: Path) -> Path:
 
 def _others_write(found: os.stat_result) -> bool:
     """Return whether more than one user can write; on many systems each has a group alone."""
+    import grp
+    import pwd
+
     with contextlib.suppress(KeyError):  # a user or a group without a name
         if grp.getgrgid(found.st_gid).gr_name == pwd.getpwuid(os.geteuid()).pw_name:
             return bool(found.st_mode & stat.S_IWOTH)
@@ -229,6 +233,8 @@ def return_freed_memory() -> None:
     It keeps freed memory for later requests, in pieces that are too small for large arrays: after
     compiling a deep network as much as its training state.
     """
+    import ctypes
+
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)

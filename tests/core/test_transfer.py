@@ -166,6 +166,7 @@ def test_a_run_starts_from_another_with_other_classes(run_cli, tmp_path):
             f"model.layers={deeper}",
             f"model.pretrained={source}",
             "freeze=[conv1,batch_norm1]",
+            "overwrite=true",
             folder=second,
         )
         assert code == 0

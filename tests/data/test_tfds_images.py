@@ -227,9 +227,9 @@ def test_pictures_of_different_sizes_need_a_size(write, pictures):
 SECOND_START = """
 import sys, time
 from experiments.data.tfds_images import TfdsImages
-started = time.perf_counter()
+started = time.process_time()
 splits = TfdsImages(name="mnist", dir=sys.argv[1], cache_dir=sys.argv[2]).load()
-print(time.perf_counter() - started, len(splits.train))
+print(time.process_time() - started, len(splits.train))
 print(*{"tensorflow_datasets", "grain", "array_record"} & set(sys.modules))
 """
 

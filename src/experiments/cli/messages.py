@@ -29,7 +29,8 @@ def explain(error: BaseException) -> str | None:
         if isinstance(cause, MissingConfigException) and cause.missing_cfg_file:
             return f"error: {_missing_choice(cause)}"
         if isinstance(cause, OverrideParseException):
-            return f"error: {cause.override}: this cannot be read as key=value ({cause})"
+            given = _as_given(str(cause.override))
+            return f"error: {given}: this cannot be read as key=value ({cause})"
         if cause is not error and isinstance(cause, FileNotFoundError):
             continue  # an error in what is done where a file is missing is the program's own
         if isinstance(cause, RuntimeError | ValueError) and JAX_REFUSES.search(str(cause)):
@@ -54,10 +55,15 @@ def _missing_choice(error: MissingConfigException) -> str:
     )
 
 
+def _as_given(override: str) -> str:
+    """Return an override without what was put before its key for Hydra."""
+    return re.sub(r"^\+{1,2}(hydra\.sweeper\.options\.)?", "", override)
+
+
 def _bad_override(message: str) -> str:
     """Return Hydra's first line, or where a key is wrong the nearest valid keys."""
     if several := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.*)'", message):
-        return f"{several[1]}: to search over several values say -m; a list is key=[a,b]"
+        return f"{_as_given(several[1])}: to search over several values say -m; a list is key=[a,b]"
     match = re.search(r"Could not override '([^']+)'", message)
     if match is None:
         return message.strip().splitlines()[0]

@@ -99,6 +99,8 @@ class Table:
             with csv.open_csv(pa.BufferReader(content), parse_options=parsing) as reader:
                 header = [name.strip() for name in reader.schema.names]
                 given = dict(zip(header, reader.schema.names, strict=True))
+            if all(_is_number(name) for name in header):
+                log.warning("%s: its first row, which is numbers, is taken for names", self.path)
             names = self._chosen(header)
             types = {given[name]: pa.float64() for name in names}
             table = csv.read_csv(
@@ -166,6 +168,14 @@ class Table:
         sequence = windows[:, : self.length, :-1]
         unit_of_each = np.full(len(windows), unit, np.float32)
         return Arrays({"sequence": sequence, "target": target, "unit": unit_of_each})
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _complaint(path: str, error: ValueError, header: list[str]) -> str:

@@ -48,6 +48,7 @@ SETTINGS = {
     "jax_numpy_dtype_promotion": "standard",
     "jax_numpy_rank_promotion": "allow",
     "jax_transfer_guard": None,
+    "jax_threefry_partitionable": True,
 }
 """Settings of JAX that the environment changes for all of its programs: `JAX_ENABLE_X64=1`."""
 

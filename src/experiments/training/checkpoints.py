@@ -5,8 +5,7 @@ and of each what the host knows of it. A trial by itself has its checkpoints in 
 Those of trials side by side are in a folder of their own, to which a small file in the folder of
 each trial points; a trial that left early, or went on alone, has newer ones in its own folder.
 
-Orbax writes in the background under another name and renames what is whole, so nothing half-written
-is ever visible.
+Orbax writes in the background and renames what is whole: nothing half-written is ever visible.
 """
 
 import contextlib
@@ -90,12 +89,11 @@ class Checkpoints:
             return
         self._check_room(sum(leaf.nbytes for leaf in jax.tree.leaves(stack)) + OVERHEAD)
         args, (states, best) = self._ocp.args, stack
-        # copied, since the training goes on changing its own
-        record = copy.deepcopy({"trials": list(progress), "checksums": checksums(stack)})
+        trials = copy.deepcopy(list(progress))  # the training goes on changing its own
         items = args.Composite(
             state=args.PyTreeSave(states),
             best=args.PyTreeSave(best),
-            progress=args.JsonSave(record),
+            progress=args.JsonSave({"trials": trials, "checksums": checksums(stack, trials)}),
         )
         with self._explained():
             self._manager.save(step, args=items)
@@ -154,8 +152,9 @@ class Checkpoints:
             step, args=args.Composite(**wanted, progress=args.JsonRestore())
         )
         expected = found.progress.get("checksums")  # of version 0.1 there are none
-        if expected is not None and expected != checksums((found.state, found.best)):
-            raise ValueError("its arrays are not those that were saved: the files are damaged")
+        known = found.progress.get("trials")
+        if expected not in (None, checksums((found.state, found.best), known)):
+            raise ValueError("it is not what was saved: the files are damaged")
         return _with_trials(found.state, found.best, found.progress)
 
     def _check_room(self, size: int) -> None:
@@ -251,10 +250,11 @@ class SharedCheckpoints:
             self._open, self._stacks = None, self._stacks + 1
 
 
-def checksums(stack: Any) -> list[int]:
-    """Return the CRC-32 of every array, in rising order: whatever way their tree is read."""
+def checksums(stack: Any, trials: Any) -> list[int]:
+    """Return CRC-32s: of what is known of the trials, and of every array, whatever their order."""
     arrays = (np.ascontiguousarray(fetch(leaf)) for leaf in jax.tree.leaves(stack))
-    return sorted(zlib.crc32(array.data) for array in arrays)
+    known = json.dumps(trials, sort_keys=True).encode()
+    return [zlib.crc32(known), *sorted(zlib.crc32(array.data) for array in arrays)]
 
 
 def saved_step(folder: Path) -> int:

@@ -22,6 +22,10 @@ from experiments.training.setup import Setup
 
 log = logging.getLogger(__name__)
 
+SIZES = ("batch_size", "steps_per_epoch")  # of a batch in examples, of an epoch in steps
+SPLIT = ("validation_fraction", "split_seed", "held_out", "train_split", "validation_split")
+"""Keys of `data` that decide which examples are held out; training on may not change them."""
+
 TESTED = ("finished", "stopped_early")
 """The statuses of trials whose best weights are worth a test."""
 
@@ -160,7 +164,7 @@ class Trial:
             "seconds": round(self.seconds, 3),
             "examples_per_second": seen / max(self.training_seconds, 1e-9),
             "parameters": self.parameters,
-            **self.units,
+            **{name: self.units[name] for name in SIZES},
         }
 
     def progress(self, metrics: dict[str, Any]) -> dict[str, Any]:
@@ -173,55 +177,52 @@ class Trial:
             "training_seconds": self.training_seconds,
             "seconds": self.seconds,
             "fingerprint": self.setup.splits.fingerprint,
-            "monitor": [self.best.metric, self.best.mode],
+            "monitor": self.monitor,
             "total_steps": self.setup.experiment.total_steps,
             **self.units,
         }
 
     @property
-    def units(self) -> dict[str, int]:
-        """The sizes in which its progress is counted."""
-        return {
-            "batch_size": self.setup.batch_size,
-            "steps_per_epoch": self.setup.experiment.steps_per_epoch,
-        }
+    def units(self) -> dict[str, Any]:
+        """The sizes in which its progress is counted, and what decides which data are held out."""
+        data = self.config["data"]
+        steps = self.setup.experiment.steps_per_epoch
+        sizes = dict(zip(SIZES, (self.setup.batch_size, steps), strict=True))
+        return sizes | {f"data.{key}": data[key] for key in SPLIT if key in data}
 
     def check_units(self, saved: Mapping[str, Any]) -> None:
         """Check that `saved`, a summary or what `progress` returned, counts as this config does.
 
         Raises:
-            UserError: an epoch or a step was something else.
+            UserError: an epoch, a step or the split was something else.
         """
-        before = {name: saved.get(name, size) for name, size in self.units.items()}
-        if before == self.units:
-            return
-        sizes = "a batch was {batch_size} examples and an epoch {steps_per_epoch} steps"
-        raise UserError(
-            f"{self.directory} cannot go on: {sizes.format(**before)}, "
-            f"now {self.units['batch_size']} and {self.units['steps_per_epoch']}\n"
-            f"give it the old data.batch_size, data.limit and trainer.steps_per_epoch, or start a "
-            f"new run from its weights: {shlex.quote(f'model.pretrained={self.directory}')}"
-        )
+        changed = {n: saved[n] for n, now in self.units.items() if saved.get(n, now) != now}
+        if changed:
+            said = ", ".join(f"{n} was {old}, now {self.units[n]}" for n, old in changed.items())
+            raise UserError(
+                f"{self.directory} cannot go on: {said}\ngive it the old data and sizes, or start "
+                f"a new run from its weights: {shlex.quote(f'model.pretrained={self.directory}')}"
+            )
+
+    @property
+    def monitor(self) -> list:
+        """The metric that the best epoch is chosen by, and the batches it is measured on."""
+        return [self.best.metric, self.best.mode, self.setup.trainer.eval_batches]
 
     def restore(self, saved: Mapping[str, Any]) -> None:
-        """Take up what `progress` returned; say what has changed since.
-
-        Raises:
-            UserError: progress is counted in other units.
-        """
+        """Take up what `progress` returned; say what has changed since; raises as `check_units`."""
         self.check_units(saved)
         self.line = saved["last_line"]
         self.training_seconds, self.seconds_before = saved["training_seconds"], saved["seconds"]
         if saved["fingerprint"] != self.setup.splits.fingerprint:
             self.warn("the data on disk have changed since it was saved")
-        metric, mode = saved.get("monitor", (self.best.metric, self.best.mode))
-        if (metric, mode) == (self.best.metric, self.best.mode):
+        if (before := saved.get("monitor", self.monitor)) == self.monitor:
             self.best.line, self.best.stale = saved["best"], saved["stale"]
         else:
-            self.warn(f"the best epoch by {metric} ({mode}) is no longer the best: looked for anew")
+            self.warn(f"the best epoch by {before[0]} ({before[1]}) is looked for anew")
         total = self.setup.experiment.total_steps
-        if (before := saved.get("total_steps", total)) != total:
-            self._compare_schedules(saved["recorder"]["step"], before, total)
+        if (steps := saved.get("total_steps", total)) != total:
+            self._compare_schedules(saved["recorder"]["step"], steps, total)
 
     def _compare_schedules(self, step: int, before: int, total: int) -> None:
         """Say where another number of steps in all has changed the learning rate at a step."""
@@ -297,8 +298,10 @@ def finished_before(trial: Trial, test: bool) -> dict[str, Any] | None:
     path, advice = trial.directory / SUMMARY, "delete it: the run, resumed, writes a new one"
     summary = read_mapping(path, advice=advice) if path.exists() else {}
     total = trial.setup.experiment.total_steps
+    if not all(isinstance(summary.get(name, 0), int) for name in ("step", *SIZES)):
+        raise UserError(f"{path} is damaged\n{advice}")
     trial.check_units(summary)
-    done = summary.get("status") == "finished" and summary["step"] >= total
+    done = summary.get("status") == "finished" and summary.get("step", 0) >= total
     done = done and (not test or any(name.startswith("test/") for name in summary))
     return summary if done else None
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.core.config import build
+from experiments.core.config import build, check_config, place
 from experiments.core.experiment import Experiment
 from experiments.core.optim import PartitionedOptimizer
 from experiments.errors import UserError
@@ -99,6 +99,20 @@ def test_the_average_warms_up_and_then_follows_its_decay():
     optimizer = build(composed("optim.ema_decay=0.9")["optim"])
     assert optimizer.average(1.0, 0.0, jnp.int32(0)) == pytest.approx(0.1)
     assert optimizer.average(1.0, 0.0, jnp.int32(10_000)) == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("name", choices("optim"))
+def test_every_rule_is_given_numbers_that_it_can_train_with(name):
+    """A decay of 1 or more, or an eps of 0, would end in a loss that is not finite, or in none."""
+    config = composed(f"optim={name}", f"optim@discriminator_optim={name}")
+    decays = config["optim"].keys() & {"b1", "b2", "rho", "decay", "momentum"}
+    wrong = [(a, v) for a in decays for v in (1.0, 1.5, -0.1, "abc")]
+    wrong += [(a, v) for a in config["optim"].keys() & {"eps"} for v in (0.0, -1.0)]
+    for argument, value in wrong:
+        for path in (f"optim.{argument}", f"discriminator_optim.{argument}"):
+            with pytest.raises(UserError, match=f"^{path}={value}: must be"):
+                check_config(place(config, {path: value}))
+    check_config(config)
 
 
 @pytest.mark.parametrize("name", choices("optim"))

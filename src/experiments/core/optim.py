@@ -7,21 +7,29 @@ learning rate. The penalties enter as gradients; reported losses are the data te
 """
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from experiments.core.config import check_arguments, locate
+from experiments.core.config import check_arguments, locate, mismatch
 from experiments.core.params import chosen, only_if
 from experiments.core.transfer import check_patterns, matches, name_of, named
+from experiments.errors import UserError
 from experiments.types import Decay, NonNegative, Positive, PositiveInt, is_off
 
 Tree = Any
+
+BOUNDS: dict[str, Any] = {
+    **dict.fromkeys(("b1", "b2", "b3", "rho", "decay"), Decay),
+    "eps": Positive,
+    **dict.fromkeys(("eps_root", "initial_accumulator_value", "initial_scale"), NonNegative),
+}
+"""The values that the papers allow for arguments of optax's rules, by name."""
 
 
 @dataclass(frozen=True)
@@ -181,10 +189,7 @@ def optimizer(
         chain.append(optax.clip_by_global_norm(clip_norm))
     if clip_value is not None:
         chain.append(optax.clip(clip_value))
-    function = locate(rule)
-    of_config = {k: v for k, v in arguments.items() if not isinstance(v, jax.Array | np.generic)}
-    check_arguments(function, of_config, "optim")  # without the traced numbers of a program
-    chain.append(function(**arguments))
+    chain.append(locate(rule)(**arguments))
     if not is_off(weight_decay):
         chain.append(optax.add_decayed_weights(weight_decay, mask))
     if trust_ratio:
@@ -193,6 +198,26 @@ def optimizer(
     if accumulate > 1:
         transform = optax.MultiSteps(transform, accumulate).gradient_transformation()
     return Optimizer(transform, learning_rate, learning_rates or {}, ema_decay)
+
+
+def check_rule(arguments: Mapping[str, Any], path: str) -> None:
+    """Check the arguments of an optimizer's rule by its signature, and those of optax by bounds.
+
+    optax itself takes every number and trains with it, to a loss that is not finite at worst.
+    """
+    try:
+        rule = locate(arguments["rule"])
+    except UserError as error:
+        raise UserError(f"{path}.rule: {error}") from error
+    own = {k: v for k, v in arguments.items() if k not in inspect.signature(optimizer).parameters}
+    bounds = BOUNDS if rule.__module__.partition(".")[0] == "optax" else {}
+    for name, value in own.items():
+        if name in bounds and (complaint := mismatch(value, bounds[name])):
+            raise UserError(f"{path}.{name}={value}: must be {complaint}")
+    check_arguments(rule, own, path)
+
+
+optimizer.check_config = check_rule  # type: ignore[attr-defined]
 
 
 def regularized(params: Tree) -> Tree:

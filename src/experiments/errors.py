@@ -3,7 +3,9 @@
 import difflib
 import os
 import re
+import traceback
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 EXIT_CODES = {"finished": 0, "stopped_early": 0, "diverged": 1, "failed": 1, "interrupted": 75}
 """The exit code for each status that a run can end with."""
@@ -12,6 +14,9 @@ MASK = "***"
 PASSWORD = re.compile(
     r"(://[^\s:/@]*:)\S*(?=@)|((?:password|passwd|pwd)=)[^\s&'\"]*", re.IGNORECASE
 )
+
+# by what it was told in the environment: no such device, or no such value
+JAX_REFUSES = re.compile(r"^(Unable to initialize|Unknown) backend|for environment 'JAX_|JAX flag")
 
 
 class UserError(Exception):
@@ -45,6 +50,22 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 def unusable(key: str, path: object, error: OSError) -> UserError:
     """Return the error that says what the system says of a path that a key of the config names."""
     return UserError(f"{key}={path}: {os.strerror(error.errno or 0).lower()}")
+
+
+def refusal_of_jax(error: BaseException) -> str | None:
+    """Return why JAX does not begin, in two lines, if it is for what the environment tells it."""
+    if isinstance(error, RuntimeError | ValueError) and JAX_REFUSES.search(str(error)):
+        reason = str(error).splitlines()[0]
+    elif isinstance(error, AssertionError) and error.__traceback__ is not None:
+        # for CUDA without a GPU it has no words: it asserts that it has found a device
+        raised = traceback.extract_tb(error.__traceback__)[-1]
+        if (Path(raised.filename).stem, raised.name) != ("xla_bridge", "backends"):
+            return None
+        reason = "this machine has no such device"
+    else:
+        return None
+    given = "; ".join(f"{k}={v}" for k, v in os.environ.items() if k.startswith("JAX_"))
+    return f"JAX cannot begin: {reason}\nit was told {given}"
 
 
 def suggest(name: str, valid: Iterable[str], count: int = 3) -> str:

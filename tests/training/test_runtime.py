@@ -64,14 +64,19 @@ def test_settings_of_jax_in_the_environment_change_no_result(tmp_path, data_home
         "transfer_guard",
     ):
         assert len(re.findall(rf"jax_\w*{name}=.* not followed", said)) == 1
-    for setting, words in {
-        "JAX_PLATFORMS": "JAX cannot begin: Unable to initialize backend 'no",
-        "JAX_ENABLE_X64": "JAX cannot begin: invalid truth value 'nonsense'",
-    }.items():
-        done = run("bad", **{setting: "nonsense"})
+    for setting, value, words in (
+        ("JAX_PLATFORMS", "nonsense", "JAX cannot begin: Unable to initialize backend 'no"),
+        (
+            "JAX_PLATFORMS",
+            "cuda",
+            "JAX cannot begin: ",
+        ),  # without a GPU JAX has no words of its own
+        ("JAX_ENABLE_X64", "nonsense", "JAX cannot begin: invalid truth value 'nonsense'"),
+    ):
+        done = run("bad", **{"CUDA_VISIBLE_DEVICES": "", setting: value})
         assert done.returncode == 2
         assert words in done.stderr
-        assert f"{setting}=nonsense" in done.stderr
+        assert f"{setting}={value}" in done.stderr
         assert "Traceback" not in done.stderr
 
 

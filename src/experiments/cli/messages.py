@@ -11,14 +11,10 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.cli.sweep import RENAMED, SEARCH_KEYS
-from experiments.errors import UserError, causes, suggest
+from experiments.errors import UserError, causes, refusal_of_jax, suggest
 from experiments.search.configs import Configs
 
 FULL = (errno.ENOSPC, errno.EDQUOT)  # a full disk, of which the system names no file
-
-
-# by what it was told in the environment: no such device, or no such value
-JAX_REFUSES = re.compile(r"^(Unable to initialize|Unknown) backend|for environment 'JAX_|JAX flag")
 
 
 def explain(error: BaseException) -> str | None:
@@ -33,9 +29,8 @@ def explain(error: BaseException) -> str | None:
             return f"error: {given}: this cannot be read as key=value ({cause})"
         if cause is not error and isinstance(cause, FileNotFoundError):
             continue  # an error in what is done where a file is missing is the program's own
-        if isinstance(cause, RuntimeError | ValueError) and JAX_REFUSES.search(str(cause)):
-            given = "; ".join(f"{k}={v}" for k, v in os.environ.items() if k.startswith("JAX_"))
-            return f"error: JAX cannot begin: {str(cause).splitlines()[0]}\nit was told {given}"
+        if (reason := refusal_of_jax(cause)) is not None:
+            return f"error: {reason}"
         if isinstance(cause, OSError) and (cause.filename is not None or cause.errno in FULL):
             where = f": {cause.filename}" if cause.filename else ""
             return f"error: {os.strerror(cause.errno or 0)}{where}; choose another path"

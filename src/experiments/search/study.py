@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from experiments.errors import UserError, masked
+from experiments.errors import UserError, masked, refusal_of_jax
 from experiments.machine import fault_of
 from experiments.search import methods
 from experiments.search.claims import RELEASED, Claim, Claims
@@ -314,6 +314,8 @@ def outcome_of(trial: int, ended: Sequence[Summary | Exception], metric: str) ->
 
 def in_one_line(error: Exception) -> str:
     """Return the reason that is recorded of a trial which failed with this error."""
+    if (refusal := refusal_of_jax(error)) is not None:
+        return "; ".join(refusal.splitlines())
     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
     first = next(iter(str(error).strip().splitlines()), "")
     return masked(f"{kind}{first}")[:500]

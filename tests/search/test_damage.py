@@ -5,8 +5,9 @@ import re
 import pytest
 
 from experiments.cli.sweep import sweep
+from experiments.commands import report
 from experiments.errors import UserError
-from experiments.search import agents, local, report, worker
+from experiments.search import agents, local, worker
 from experiments.search.actions import launch
 from support import ROOT
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from experiments.errors import UserError
 from experiments.training.run_folder import exclusive
 
 QUICK = ["trainer.epochs=1", "trainer.figures=false", "logger=none", "model.hidden=[8]"]
@@ -53,6 +54,19 @@ def test_a_used_folder_is_cleared_on_demand(run_cli, trained):
         code, error = run_cli("overwrite=true", other, folder=trained)
         assert code == 2
         assert "overwrite=true" in error
+
+
+def test_runs_and_studies_do_not_share_a_folder(run_cli, trained, make_study):
+    before, study = contents(trained), make_study()
+    whole = contents(study.folder)
+    for mode in ([], ["overwrite=true"]):
+        code, error = run_cli(*QUICK, *mode, folder=study.folder)
+        assert code == 2
+        assert f"{study.folder} is the folder of a study" in error
+    with pytest.raises(UserError, match="is the folder of a run"):
+        make_study(trained)
+    assert contents(study.folder) == whole
+    assert contents(trained) == before
 
 
 def test_what_is_said_of_a_run_stays_beside_its_record(run_cli, trained, monkeypatch):

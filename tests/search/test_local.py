@@ -25,6 +25,13 @@ def test_each_process_imports_what_it_needs(imported, absent):
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+def test_what_a_killed_worker_was_asked_for_is_done_here(tmp_path):
+    (tmp_path / "sweep.py").write_text("import os\nos.kill(os.getpid(), 9)")
+    with local.standing_by({}, tmp_path / "conf") as workers:
+        workers.running[0].wait()
+        assert local.where_jax_is(len, "four") == 4
+
+
 def test_a_worker_that_cannot_begin_is_told(tmp_path):
     (tmp_path / "sweep.py").write_text("raise SystemExit(2)")
     with (

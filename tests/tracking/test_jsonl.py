@@ -76,7 +76,7 @@ def test_a_damaged_line_costs_no_other_line(run_info, caplog, damaged):
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:2], damaged, *lines[3:], damaged]))
     assert steps_in(run) == [1, 2, 4, 5, 6]
-    assert f"{path}: 2 lines (3, 7) cannot be read" in caplog.text
+    assert f"{path}: what cannot be read is left out: 2 lines (3, 7)" in caplog.text
     caplog.clear()
     record(run_info(start_step=5), [6, 7])
     assert "2 lines (3, 7)" in caplog.text

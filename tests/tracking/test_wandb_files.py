@@ -58,6 +58,18 @@ def test_whatever_a_kill_has_left_a_resumed_run_has_every_step_once(client, run_
         later.unlink()
 
 
+def test_damaged_files_cost_no_step(client, run_info):
+    path = sitting(run_info(), 1, 40, status="interrupted")
+    run, damaged = run_info(start_step=40), bytearray(path.read_bytes())
+    middle = len(damaged) // 2
+    damaged[middle : middle + 40] = bytes(40)
+    path.write_bytes(damaged)
+    (run.directory / STATE).write_text("")
+    sitting(run, 41, 45)
+    assert steps_of(run) == list(range(1, 46))
+    assert {reader.read(p).id for p in reader.find(run.directory)} == {path.stem[4:]}
+
+
 def test_the_printed_command_sends_all_even_if_the_last_sitting_was_killed_at_once(
     server, run_info
 ):

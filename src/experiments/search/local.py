@@ -55,6 +55,7 @@ class Process(subprocess.Popen):
 
         Raises:
             UserError: that of the function, or the process has ended.
+            EOFError: it was killed.
         """
         assert self.stdin is not None
         assert self.stdout is not None
@@ -63,7 +64,8 @@ class Process(subprocess.Popen):
             self.stdin.flush()
             answer = pickle.load(self.stdout)
         except (BrokenPipeError, EOFError) as error:
-            code = self.wait()
+            if (code := self.wait()) < 0:
+                raise EOFError(self.end) from error
             raise UserError(f"a worker ended as it started, exit code {code}; see above") from error
         if isinstance(answer, UserError):
             raise answer
@@ -182,7 +184,7 @@ def where_jax_is(function: Callable, *arguments: Any) -> Any:
     To import JAX beside the workers would take the processor from them for a second.
     """
     if _standing_by is not None:
-        with contextlib.suppress(EOFError, BrokenPipeError):  # it was killed
+        with contextlib.suppress(EOFError):  # it was killed, and will be replaced
             return _standing_by.running[0].call(function, *arguments)
     return function(*arguments)
 

@@ -34,6 +34,7 @@ from experiments.search.plan import FILE, Plan, read_plan
 from experiments.search.readers import read_space
 from experiments.search.space import in_optuna
 from experiments.search.storage import open_storage
+from experiments.training.run_folder import check_unused, is_run
 
 log = logging.getLogger(__name__)
 
@@ -274,6 +275,9 @@ def create_study(plan: Plan, folder: Path, config_folder: Path) -> Study:
         )
     if (folder / TRIALS).is_dir():  # whose weights new trials would take for their own
         raise UserError(f"{folder} holds trials without {FILE}; choose another folder")
+    if is_run(folder):
+        raise UserError(f"{folder} is the folder of a run; choose another one for a study")
+    check_unused(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if plan.name in optuna.get_all_study_names(open_storage(folder, plan.storage)[0]):
         raise UserError(f"storage={plan.storage} holds a study {plan.name} already; say name=...")

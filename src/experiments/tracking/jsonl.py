@@ -114,7 +114,7 @@ def _read(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
     if damaged:
         numbers = ", ".join(map(str, damaged[:SHOWN])) + ", ..." * (len(damaged) > SHOWN)
         what = f"line {numbers}" if len(damaged) == 1 else f"{len(damaged)} lines ({numbers})"
-        log.warning("%s: %s cannot be read and is left out", path, what)
+        log.warning("%s: what cannot be read is left out: %s", path, what)
     return found
 
 

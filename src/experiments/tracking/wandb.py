@@ -4,7 +4,6 @@ The client is imported only by a run that uses it. Its files lie in the run fold
 that is slow, dead or absent costs a bounded time and no data.
 """
 
-import json
 import logging
 import math
 import os
@@ -20,9 +19,14 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from experiments.errors import UserError, suggest
-from experiments.tracking.jsonl import METRICS, read_history, write_json
+from experiments.tracking.jsonl import METRICS, read_history, read_mapping, write_json
 from experiments.tracking.tracker import SUCCESS, RunInfo, Tracker
-from experiments.tracking.wandb_files import ClientLog, mend_offline_runs, wait_for_a_new_folder
+from experiments.tracking.wandb_files import (
+    ClientLog,
+    last_id,
+    mend_offline_runs,
+    wait_for_a_new_folder,
+)
 from experiments.tracking.wandb_names import (
     LONGEST,
     check_names,
@@ -117,7 +121,7 @@ class Wandb(Tracker):
             return
         self._directory = run.directory
         state = run.directory / STATE
-        known = json.loads(state.read_text()) if (again := state.exists()) else {"id": _new_id()}
+        known = _known(state) if (again := state.exists()) else {"id": _new_id()}
         known = {"entity": self.entity, "project": self.project} | known
         write_json(state, known)  # before W&B hears of it: killed between the two, it has one id
         recorded = mend_offline_runs(run.directory / "wandb")
@@ -287,6 +291,17 @@ def _usable(mode: str | None) -> Mode:
     if mode == "online" or not reason.startswith("no API key"):
         log.warning("W&B stays offline: %s", reason)
     return "offline"
+
+
+def _known(state: Path) -> dict[str, Any]:
+    """Return what earlier sittings of a run noted, of a damaged note as much as their files say."""
+    try:
+        known = read_mapping(state)
+        if isinstance(known.get("id"), str):
+            return known
+    except UserError as error:
+        log.warning("%s", str(error).splitlines()[0])
+    return {"id": last_id(state.parent / "wandb") or _new_id()}
 
 
 def _close() -> None:

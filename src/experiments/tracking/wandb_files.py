@@ -7,9 +7,11 @@ line of JSON for each event.
 
 import json
 import os
+import re
 import shutil
 import struct
 import time
+import zlib
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -25,7 +27,8 @@ def mend_offline_runs(folder: Path) -> int:
     """Return the last step in what the offline sittings below `folder` recorded, or -1.
 
     Their process may have been killed, and `wandb sync` takes no run behind a file that ends within
-    a record: such an end is cut off, and a sitting that recorded nothing is removed.
+    a record: what follows the last whole record, or a damaged one, is cut off, and a sitting that
+    recorded nothing is removed.
     """
     from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
@@ -43,6 +46,14 @@ def mend_offline_runs(folder: Path) -> int:
         if not begun:
             shutil.rmtree(sitting, ignore_errors=True)
     return last
+
+
+def last_id(folder: Path) -> str | None:
+    """Return the id of the run that the newest sitting below `folder` recorded, if there is one."""
+    named = (
+        re.fullmatch(r"(?:offline-)?run-(\d+_\d+)-(.+)", path.name) for path in folder.glob("*")
+    )
+    return max((match.groups() for match in named if match), default=(None, None))[1]
 
 
 def wait_for_a_new_folder(folder: Path) -> None:
@@ -84,11 +95,13 @@ def _records(log: bytes) -> Iterator[tuple[bytes, int]]:
         if (room := BLOCK - position % BLOCK) < HEADER.size:  # padding
             position += room
             continue
-        _, length, kind = HEADER.unpack_from(log, position)
+        checksum, length, kind = HEADER.unpack_from(log, position)
         position += HEADER.size + length
         if not FULL <= kind <= LAST or position > len(log):
             return
         piece = log[position - length : position]
+        if zlib.crc32(piece, zlib.crc32(bytes([kind]))) != checksum:
+            return
         record = piece if kind in (FULL, FIRST) else record + piece
         if kind in (FULL, LAST):
             yield record, position

@@ -114,10 +114,11 @@ class Training:
             self._restore(saved)
         training = self.train and self.metrics.step < self.experiment.total_steps
         self.stack = Stack(self.trials, width, training=training)
+        pretrained = pretrained_weights(self.setup) if saved is None else None  # or refused
         for trial in self.trials:
             trial.start(count_parameters(self.setup.shapes.params), self.metrics.step)
         if saved is None:
-            self.stack.begin(pretrained_weights(self.setup))
+            self.stack.begin(pretrained)
         else:
             self.stack.restore(saved)
         if training:

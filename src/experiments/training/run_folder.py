@@ -50,8 +50,11 @@ CODE = ("allow=", "trainer.compilation_cache=")
 ALWAYS = ("data", "model", "optim", "trainer", "seed", "name")
 """Keys of the config of every run, whatever its version; a torn file lacks the last ones."""
 
-RESULTS = (METRICS, SUMMARY, CHECKPOINTS, "lr_range.json", "trials")
+RESULTS = (METRICS, SUMMARY, CHECKPOINTS, "lr_range.json")
 """What shows that something was trained in a folder."""
+
+STUDY = ("study.yaml", "trials")
+"""What shows that a folder is that of a study, which no run clears or writes into."""
 
 OTHERS = (
     *(HYDRA, LOG, "figures", "profile", "populations", "metrics.csv", "tensorboard", "wandb"),
@@ -97,6 +100,8 @@ def run_folder(
         for name in (METRICS, LOG, "metrics.csv"):  # in a folder of others they may lead anywhere
             if (folder / name).is_symlink():
                 raise UserError(f"{folder / name} is a link, which is not written through")
+        if any((folder / name).exists() for name in STUDY):
+            raise UserError(f"{folder} is the folder of a study; choose another one for a run")
         if used == "continued" and is_run(folder):
             yield
             return

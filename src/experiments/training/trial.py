@@ -270,6 +270,7 @@ def groups(
     left: dict[Trial, Saved | None] = {}
     for trial in trials:
         if resume and (done := finished_before(trial, test)):
+            log.info("%s has finished: there is nothing left to do", trial.directory)
             trial.summary = done
             trial.trackers.finish(done, done["status"])
         else:

@@ -42,6 +42,17 @@ def test_a_refused_process_changes_nothing(run_cli, trained):
     assert contents(trained) == before
 
 
+def test_a_metric_that_there_is_not_is_refused_before_training(run_cli, tmp_path):
+    for wrong in ("acc", "val/accuracy"):
+        code, error = run_cli(*QUICK, f"trainer.monitor={wrong}", folder=tmp_path / "run")
+        assert code == 2
+        assert f"trainer.monitor={wrong}: " in error
+        assert "did you mean 'accuracy'?" in error
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    code, error = run_cli(*QUICK, "trainer.monitor=loss", folder=tmp_path / "run")
+    assert code == 0, error
+
+
 def test_a_used_folder_is_cleared_on_demand(run_cli, trained):
     (trained / "checkpoints" / "999").mkdir()
     code, error = run_cli(*QUICK[:-1], "model.hidden=[4]", "overwrite=true", folder=trained)

@@ -26,7 +26,7 @@ from experiments.core.rng import initial_keys, stream
 from experiments.core.transfer import check_frozen, fitted, freeze_statistics, split
 from experiments.data.dataset import Spec, model_input
 from experiments.data.pipeline import Averaged, resize
-from experiments.errors import UserError
+from experiments.errors import UserError, suggest
 
 Tree = Any
 Hparams = Mapping[str, Any]
@@ -301,6 +301,25 @@ class Experiment:
     def weights(self, state: State) -> tuple[Tree, Tree]:
         """Return (params, model_state) to evaluate with: the averages where there are any."""
         return (state.params, state.model_state) if state.ema is None else state.ema
+
+    def complaint_about(self, metric: str) -> str | None:
+        """Return None if this is a metric of the validation, else the names that it may have.
+
+        What the objective itself goes by needs no look; other metrics are found by shapes alone.
+        """
+        if metric in ("loss", self.objective({}).monitor[0]):
+            return None
+        batch = {
+            name: jax.ShapeDtypeStruct((2, *shape), dtype)
+            for name, (shape, dtype) in {**self.spec.stored, "mask": ((), "float32")}.items()
+        }
+        weights = self.weights(self.abstract_state({}))
+        there = jax.eval_shape(self.eval_step, *weights, batch, {})[0].keys() - {"count"}
+        if metric in there:
+            return None
+        return "no such metric" + (
+            suggest(metric, there) or f"; there are {', '.join(sorted(there))}"
+        )
 
     def abstract_state(self, hparams: Hparams) -> State:
         """Return shapes and dtypes of the state; nothing is allocated or compiled."""

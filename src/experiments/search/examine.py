@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from experiments.core.config import build, mismatch, objective_of
-from experiments.errors import UserError, suggest
+from experiments.errors import UserError
 from experiments.search.configs import assignments, check_trial
 from experiments.search.space import Space
 from experiments.types import PositiveInt
@@ -51,38 +51,16 @@ def examine(space: Space, settings: Mapping[str, Any]) -> tuple[dict[str, Any], 
 
 
 def check_metric(space: Space, metric: str) -> Iterator[str]:
-    """Yield a complaint for each choice of a group whose trials have no such validation metric.
-
-    What the objective itself goes by needs no look; other metrics are found by shapes alone.
-    """
+    """Yield a complaint for each choice of a group whose trials have no such validation metric."""
     for choices in space.contexts:
-        config = space.configs.plain(choices)
-        if metric in ("loss", objective_of(config).monitor[0]):
-            continue
         try:
-            there = metrics_of(config)
+            complaint = experiment_of(space.configs.plain(choices)).complaint_about(metric)
         except Exception:  # of data that lie where the workers are, or of a device
             log.debug("a trial will show this", exc_info=True)
             continue
-        if metric not in there:
+        if complaint is not None:
             of = " ".join(assignments(choices))
-            trials = f"trials with {of}" if of else "its trials"
-            hint = suggest(metric, there) or f"; there are {', '.join(sorted(there))}"
-            yield f"{trials} have no such metric{hint}"
-
-
-def metrics_of(config: dict[str, Any]) -> set[str]:
-    """Return the names of a run's validation metrics; of its data only the shapes are read."""
-    import jax
-
-    experiment = experiment_of(config)
-    batch = {
-        name: jax.ShapeDtypeStruct((2, *shape), dtype)
-        for name, (shape, dtype) in {**experiment.spec.stored, "mask": ((), "float32")}.items()
-    }
-    weights = experiment.weights(experiment.abstract_state({}))
-    sums, _ = jax.eval_shape(experiment.eval_step, *weights, batch, {})
-    return set(sums) - {"count"}
+            yield f"{f'trials with {of}' if of else 'its trials'} have {complaint}"
 
 
 def experiment_of(config: dict[str, Any]) -> "Experiment":

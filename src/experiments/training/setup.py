@@ -176,6 +176,20 @@ class Setup:
         return self.data.evaluator(split, self.eval_batch_size, layout.batch, limit)
 
     @functools.cached_property
+    def monitor(self) -> tuple[str, str]:
+        """The validation metric that says which epoch is best, and "min", "max" or "last".
+
+        Raises:
+            UserError: there is no such metric.
+        """
+        metric, mode = self.objective.monitor
+        if (wanted := self.trainer.monitor) not in (None, metric):
+            if complaint := self.experiment.complaint_about(wanted):
+                raise UserError(f"trainer.monitor={wanted}: the validation has {complaint}")
+            metric, mode = wanted, "max" if "accuracy" in wanted else "min"
+        return metric, self.trainer.monitor_mode or mode
+
+    @functools.cached_property
     def static_key(self) -> str:
         """A text that is equal for configs of this static configuration."""
         return static_key(self.config, self.traced.inputs)

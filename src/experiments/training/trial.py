@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from experiments.core.config import check_lengths
-from experiments.errors import UserError, suggest
+from experiments.errors import UserError
 from experiments.machine import StopRequest
 from experiments.tracking.jsonl import METRICS, SUMMARY, read_mapping
 from experiments.tracking.tracker import RunInfo, Trackers
@@ -51,7 +51,7 @@ class Trial:
         self.setup, self.config, self.directory = setup, config, directory
         self.trackers, self.stop = trackers, stop
         self.hparams: dict[str, np.float32] = setup.inputs_of(config)
-        self.best = BestEpoch.of(setup)
+        self.best = BestEpoch(*setup.monitor)
         self.line: Line = {}  # the newest
         self.diverged_at: int | None = None  # the step, from 1
         self.first_nan: str | None = None  # the operation that made it, with `debug_nans`
@@ -316,26 +316,9 @@ class BestEpoch:
     line: dict = field(default_factory=dict)  # of the best epoch
     stale: int = 0  # epochs since then
 
-    @classmethod
-    def of(cls, setup: Setup) -> "BestEpoch":
-        """Follow what the config asks for, or what the objective goes by."""
-        trainer = setup.trainer
-        metric, mode = setup.objective.monitor
-        if trainer.monitor not in (None, metric):
-            metric, mode = trainer.monitor, "max" if "accuracy" in trainer.monitor else "min"
-        return cls(metric, trainer.monitor_mode or mode)
-
     def improved(self, line: dict) -> bool:
-        """Take an epoch's line; return whether no earlier epoch was as good.
-
-        Raises:
-            UserError: the line has no such metric.
-        """
+        """Take an epoch's line; return whether no earlier epoch was as good."""
         name = f"val/{self.metric}"
-        if name not in line:
-            known = [key.removeprefix("val/") for key in line if key.startswith("val/")]
-            hint = suggest(self.metric, known) or f"; there are {', '.join(known)}"
-            raise UserError(f"trainer.monitor={self.metric} is no validation metric{hint}")
         value, previous = line[name], self.line.get(name)
         better = value == value and (  # NaN is never better
             previous is None

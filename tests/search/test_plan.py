@@ -144,6 +144,41 @@ def test_a_range_that_reaches_a_batch_of_nothing_is_refused(tmp_path, entry, wor
         plan_of_file(read_sweep_file(path), [], {}, CONFIG)
 
 
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ("optim.accumulate: {min: 1, max: 50}", "optim.accumulate=50: the run has 4 steps"),
+        ("data.batch_size: {values: [16, 10000]}", "data.batch_size=10000 does not go with 256"),
+        ("data.batch_size: {values: [16, 200]}, optim.accumulate: {value: 17}", "has 16 steps"),
+        ("trainer.epochs: {values: [1, 2]}, optim.accumulate: {value: 9}", "has 8 steps"),
+        ("data.limit: {values: [64, 9999]}", "data.limit is 9999, but 'digits' has 1293"),
+        ("freeze: {values: [null, nothing]}", "freeze: no weight is called nothing"),
+        ("freeze: {values: [layers.5]}, model.hidden: {values: [[8], [4]]}", "called layers.5"),
+    ],
+)
+def test_values_that_no_trial_could_have_are_refused(tmp_path, parameters, words):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(f"run_cap: 2\nparameters: {{{parameters}}}\n")
+    given = {"data.limit=256", "data.batch_size=64", "trainer.epochs=1", "model=mlp"}
+    overrides = sorted(one for one in given if one.partition("=")[0] not in parameters)
+    with pytest.raises(UserError, match=words):
+        plan_of_file(read_sweep_file(path), overrides, {}, CONFIG)
+
+
+def test_a_value_that_goes_with_some_of_the_others_is_drawn(tmp_path):
+    path = tmp_path / "sweep.yaml"
+    for parameters, overrides in {
+        "data.batch_size: {values: [16, 32]}, optim.b1: {min: 0.1, max: 0.2}": ["data.limit=64"],
+        "data.limit: {values: [16, 64]}, data.batch_size: {values: [16, 64]}": [],
+        "trainer.epochs: {min: 1, max: 9}, optim.accumulate: {min: 1, max: 9}": [
+            *("data.limit=64", "data.batch_size=64")
+        ],
+        "freeze: {values: [hidden.1]}, model.hidden: {values: [[8, 8], [8, 4]]}": ["model=mlp"],
+    }.items():
+        path.write_text(f"run_cap: 2\nparameters: {{{parameters}}}\n")
+        plan_of_file(read_sweep_file(path), overrides, {}, CONFIG)
+
+
 def test_a_goal_against_the_sense_of_its_metric_is_questioned(tmp_path, caplog):
     path = tmp_path / "sweep.yaml"
     for metric, better in (("accuracy", "maximize"), ("loss", "minimize")):

@@ -11,7 +11,7 @@ from hydra.utils import to_absolute_path
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.core import trust
-from experiments.core.config import build, check, check_config, mismatch
+from experiments.core.config import build, check, check_config, check_sizes, mismatch
 from experiments.errors import UserError
 from experiments.tracking.log_file import log_file
 from experiments.training.distributed import is_first, join
@@ -48,6 +48,8 @@ def run(config: DictConfig) -> None:
             raise UserError(f"{source} is of mode={config.mode}, which has nothing to resume")
     plain = as_plain(config, directory)
     check_config(plain)
+    if mode == "train" and cluster is None:  # the data may lie where the job runs
+        check_sizes(plain)
     if cluster is not None:
         trust.vet(plain, "a job")  # which goes on with the config in its folder when it is requeued
     with contextlib.ExitStack() as stack:

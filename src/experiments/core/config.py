@@ -172,6 +172,31 @@ def check_lengths(config: Mapping[str, Any], steps_per_epoch: float = math.inf) 
             raise UserError(f"{key}={value}: the run has {length} {unit}; say trainer.epochs=...")
 
 
+def check_sizes(config: Mapping[str, Any]) -> None:
+    """Check batches and lengths by the description of the data, which is all that is read.
+
+    Raises:
+        UserError: a batch is more than the data, or what `check_lengths` says.
+    """
+    data = build(config["data"])
+    steps, examples = math.inf, data.spec.train_examples
+    if examples is not None:
+        steps = examples // resolve_batch_size(data.batch_size, examples)
+    check_lengths(config, steps)
+
+
+def resolve_batch_size(requested: int, examples: int) -> int:
+    """Return the batch size that a config asks for; -1 is the full batch."""
+    if requested == -1:
+        return examples
+    if not 1 <= requested <= examples:
+        raise UserError(
+            f"data.batch_size={requested} does not go with {examples} training examples; "
+            f"use 1 to {examples}, or -1 for the full batch"
+        )
+    return requested
+
+
 def tracker_nodes(logger: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config node of each tracker in the group `logger`, by its dotted path.
 

@@ -34,7 +34,7 @@ class Spec:
         input_shape: shape of one input: (height, width, channels) of an image, (steps, features) of
             a sequence. Tokens count as one-hot vectors.
         num_classes: outputs of a model, per step where the targets are a sequence.
-        train_examples: None where only reading the data can tell.
+        train_examples: the most that there can be; None where only reading the data can tell.
         stored: shape and type of each array of one example.
     """
 
@@ -139,13 +139,19 @@ def hold_out(total: int, fraction: float | None, seed: int) -> tuple[np.ndarray,
     np.random.Generator(np.random.PCG64(seed)).shuffle(order)
     if fraction is None:
         return order, order[:0]
+    count = number_held_out(total, fraction)
+    return order[count:], order[:count]
+
+
+def number_held_out(total: int, fraction: float) -> int:
+    """Return how many examples are this share; raise `UserError` for none of them and for all."""
     count = round(fraction * total)
     if not 0 < count < total:
         raise UserError(
             f"data.validation_fraction={fraction} holds out {count} of {total} examples: "
             f"choose one that leaves some for training and validation"
         )
-    return order[count:], order[:count]
+    return count
 
 
 def cut(whole: InOrder, held_out: float) -> dict[str, InOrder]:

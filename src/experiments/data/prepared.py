@@ -145,7 +145,7 @@ def locate(name: str, version: str | None, directory: str | None, kind: Kind = "
         UserError: it is unknown, not prepared, or not usable.
     """
     folder = data_dir(directory)
-    found = find(name, version, folder, kind) or find(name, version, SHIPPED, kind)
+    found = find_here(name, version, directory, kind)
     if found is None:
         check_name(name, folder)
         raise UserError(
@@ -153,6 +153,14 @@ def locate(name: str, version: str | None, directory: str | None, kind: Kind = "
             f"or name the folder that has it by TFDS_DATA_DIR or data.dir"
         )
     return found
+
+
+def find_here(
+    name: str, version: str | None, directory: str | None, kind: Kind = "image"
+) -> Prepared | None:
+    """Return what `locate` does, or None where it is not prepared on this machine."""
+    found = find(name, version, data_dir(directory), kind)
+    return found or find(name, version, SHIPPED, kind)
 
 
 def find(name: str, version: str | None, directory: Path, kind: Kind | None) -> Prepared | None:

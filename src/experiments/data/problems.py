@@ -76,7 +76,8 @@ class Problem:
         raise NotImplementedError
 
     def _spec(self, input_shape: tuple[int, ...], outputs: int) -> Spec:
-        return Spec(input_shape, outputs, self.limit or self.examples, {"seed": ((), "uint32")})
+        examples = min(self.limit or self.examples, self.examples)
+        return Spec(input_shape, outputs, examples, {"seed": ((), "uint32")})
 
 
 @dataclass(frozen=True, kw_only=True)

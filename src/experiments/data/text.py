@@ -72,7 +72,8 @@ class Text:
         stored: dict[str, Any] = {"text": ((self.length + 1,), np.min_scalar_type(size - 1).name)}
         if self.streams is not None:
             stored["restart"] = ((), "bool")
-        return Spec((self.length, size), size, self.limit, stored)
+        examples = self.limit and max(self.limit, self.streams or 0)  # a batch at least
+        return Spec((self.length, size), size, examples, stored)
 
     def load(self) -> Splits:
         """Read the text.

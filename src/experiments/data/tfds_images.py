@@ -9,9 +9,9 @@ from typing import Any, Literal
 import numpy as np
 
 from experiments.data.cache import load_split
-from experiments.data.dataset import Spec, Splits, hold_out
+from experiments.data.dataset import Spec, Splits, hold_out, number_held_out
 from experiments.data.pipeline import Augment, Pipeline, RowPipeline
-from experiments.data.prepared import Prepared, locate
+from experiments.data.prepared import Prepared, find_here, locate
 from experiments.errors import UserError
 from experiments.types import Decay, Fraction, NonNegativeInt, PositiveInt, Share
 
@@ -105,10 +105,11 @@ class TfdsImages:
 
     @property
     def spec(self) -> Spec:
-        """Shapes and classes; reads the description of the data only where the config has None."""
+        """Shapes, classes and size; data that the config describes need not be on this machine."""
         stored = {"image": (self._shape, "uint8"), "label": ((), "int32")}
         classes = self.num_classes or self._prepared.num_classes
-        whole = Spec(self._shape, classes, self.limit, stored)
+        examples = self.limit if self._here is None else self._train_examples(self._here)
+        whole = Spec(self._shape, classes, examples, stored)
         side = self.crop_size
         if side is None:
             return whole
@@ -173,7 +174,11 @@ class TfdsImages:
 
     @cached_property
     def _prepared(self) -> Prepared:
-        return locate(self.name, self.version, self.dir)
+        return self._here or locate(self.name, self.version, self.dir)
+
+    @cached_property
+    def _here(self) -> Prepared | None:
+        return find_here(self.name, self.version, self.dir)
 
     @property
     def _shape_of_data(self) -> tuple[int, int, int]:
@@ -200,14 +205,22 @@ class TfdsImages:
 
         Sorted, so that they are read in the order of the file; training shuffles them anyway.
         """
+        count = self._train_examples(prepared)
         total = prepared.num_examples(self.train_split)
         fraction = self.validation_fraction if self.validation_split is None else None
         train, held_out = hold_out(total, fraction, self.split_seed)
-        if self.limit is not None and self.limit > len(train):
+        return np.sort(train[:count]), None if fraction is None else np.sort(held_out)
+
+    def _train_examples(self, prepared: Prepared) -> int:
+        """Return the number of examples to train on."""
+        count = prepared.num_examples(self.train_split)
+        if self.validation_split is None:
+            count -= number_held_out(count, self.validation_fraction)
+        if self.limit is not None and self.limit > count:
             raise UserError(
-                f"data.limit is {self.limit}, but {self.name!r} has {len(train)} training examples"
+                f"data.limit is {self.limit}, but {self.name!r} has {count} training examples"
             )
-        return np.sort(train[: self.limit]), None if fraction is None else np.sort(held_out)
+        return self.limit or count
 
 
 @dataclass(frozen=True, kw_only=True)

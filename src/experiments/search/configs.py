@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.core.config import check_config, check_lengths, leaves, place
+from experiments.core.config import check_config, leaves, place
 from experiments.core.trust import says, vet, vet_objects
 from experiments.errors import UserError
 
@@ -109,7 +109,6 @@ def check_trial(config: dict[str, Any]) -> None:
     """Check the config of a trial; raises `UserError`."""
     vet_objects(config, SOURCE)
     check_config(config)
-    check_lengths(config)
 
 
 def compilation_cache(config: dict[str, Any]) -> str | None:

@@ -1,15 +1,15 @@
 """Checks of what a search may draw, of its metric and its goal, before anything is trained."""
 
+import itertools
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from experiments.core.config import build, mismatch, objective_of
+from experiments.core.config import build, check_sizes, objective_of
 from experiments.errors import UserError
 from experiments.search.configs import assignments, check_trial
 from experiments.search.space import Space
-from experiments.types import PositiveInt
 
 if TYPE_CHECKING:
     from experiments.core.experiment import Experiment
@@ -17,6 +17,18 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LARGER_IS_BETTER = {"accuracy", "acc", "f1", "auc", "precision", "recall", "solved"}
+SIZES = (
+    *("data.", "trainer.epochs", "trainer.steps_per_epoch", "schedule.warmup"),
+    *("objective.warmup_epochs", "optim.accumulate", "discriminator_optim.accumulate"),
+)
+"""Beginnings of parameters that decide together how long a trial is, and how long it has to be."""
+
+SHAPES = ("model.", "data.")
+"""Beginnings of parameters that shapes of weights follow from."""
+
+WEIGHTS = ("freeze", "optim.learning_rates", "discriminator_optim.learning_rates")
+"""Beginnings of parameters that name weights."""
+
 SMALLER_IS_BETTER = {"loss", "error", "perplexity", "mse", "mae", "rmse", "nll"}
 
 
@@ -35,6 +47,9 @@ def examine(space: Space, settings: Mapping[str, Any]) -> tuple[dict[str, Any], 
         config = space.configs.plain(choices)
         check_trial(config)
         check_model(config)
+        check_beside(
+            space, choices, [n for n in space.existing(choices) if n.startswith(SIZES)], check_sizes
+        )
     config = space.configs.plain(space.contexts[0])
     own, mode = objective_of(config).monitor
     chosen = config["trainer"]["monitor"] or own
@@ -100,24 +115,47 @@ def check_values(space: Space) -> list[str]:
     """Return the complaints of a run about values that the search may draw, one per parameter.
 
     All values of a list and the ends of every range are compared with the config of each choice of
-    each group.
+    each group. A value that is wrong beside some values of other parameters only is not refused.
     """
     found: dict[str, str] = {}
-    # the longest run that is drawn, where that is searched too
-    epochs = space.parameters.get("trainer.epochs")
-    lengths = [v for v in epochs.extremes if mismatch(v, PositiveInt) is None] if epochs else []
-    longest = {"trainer.epochs": max(lengths)} if lengths else {}
-    for choices in space.contexts:
-        for name in space.existing(choices):
-            for value in space.parameters[name].extremes:
-                try:
-                    config = space.configs.plain({**choices, **longest, name: value})
-                    check_trial(config)
-                    if name.startswith(("model.", "data.")) and not isinstance(value, float):
-                        check_model(config)
-                except UserError as error:
-                    own, q = str(error).startswith(name), space.parameters[name].q
-                    problem = str(error) if own else f"{name}={value}: {error}"
-                    rounded = f"; its range is rounded to multiples of {q:g}" if q else ""
-                    found.setdefault(name, problem + rounded)
+    for check, names, beside in (
+        (check_trial, None, ()),
+        (check_model, SHAPES, ()),
+        (check_model, WEIGHTS, SHAPES),
+        (check_sizes, SIZES, SIZES),
+    ):
+        for choices in space.contexts:
+            there = space.existing(choices)
+            others = [name for name in there if beside and name.startswith(beside)]
+            for name in there if names is None else (n for n in there if n.startswith(names)):
+                parameter = space.parameters[name]
+                for value in parameter.extremes:
+                    if check is check_model and isinstance(value, float):
+                        continue  # no shape follows from it
+                    try:
+                        check_beside(space, {**choices, name: value}, others, check)
+                    except UserError as error:
+                        own, q = str(error).startswith(name), parameter.q
+                        problem = str(error) if own else f"{name}={value}: {error}"
+                        rounded = f"; its range is rounded to multiples of {q:g}" if q else ""
+                        found.setdefault(name, problem + rounded)
+        if found:  # the other checks are of values that are right by themselves
+            break
     return list(found.values())
+
+
+def check_beside(
+    space: Space, values: dict[str, Any], others: Sequence[str], check: Callable[[dict], None]
+) -> None:
+    """Check the config with these values, and with any of the `others`.
+
+    Raises:
+        UserError: none of the values of the others, or of the ends of their ranges, goes with it.
+    """
+    names = [name for name in others if name not in values]
+    for beside in itertools.product(*(space.parameters[name].extremes for name in names)):
+        try:
+            return check(space.configs.plain({**values, **dict(zip(names, beside, strict=True))}))
+        except UserError as error:
+            refused = error
+    raise refused

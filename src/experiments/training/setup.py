@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments.core.config import build, place
+from experiments.core.config import build, place, resolve_batch_size
 from experiments.core.experiment import Experiment, State, hyperparameters
 from experiments.core.rng import root_key
 from experiments.core.transfer import named
@@ -311,15 +311,3 @@ def static_key(config: Mapping[str, Any], traced: Iterable[str]) -> str:
     blank = dict.fromkeys(traced)
     rest = {group: value for group, value in config.items() if group not in OWN}
     return json.dumps(place(rest, blank), sort_keys=True)
-
-
-def resolve_batch_size(requested: int, examples: int) -> int:
-    """Return the batch size that a config asks for; -1 is the full batch."""
-    if requested == -1:
-        return examples
-    if not 1 <= requested <= examples:
-        raise UserError(
-            f"data.batch_size={requested} does not go with {examples} training examples; "
-            f"use 1 to {examples}, or -1 for the full batch"
-        )
-    return requested

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import gc
 import os
+import re
 import signal
 import stat
 import sys
@@ -165,6 +166,13 @@ def whole(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             new.unlink()
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what killed processes were writing in `folder`, in which nobody else writes."""
+    for path in folder.glob(".*"):
+        if re.fullmatch(r"\.[0-9a-f]{8}\..+", path.name):
+            path.unlink(missing_ok=True)
 
 
 def private_folder(path: Path) -> Path:

@@ -3,7 +3,7 @@
     python tests/training/kill_at.py MOMENT FOLDER OVERRIDES...
 
 Python reports every file that it opens, renames or removes before it does so. A moment is a regular
-expression for such a report about the run folder, such as `rename summary.json.tmp`, or `test`,
+expression for such a report about the run folder, such as `remove checkpoints/12`, or `test`,
 when the best weights have been tested and nothing was written of that.
 """
 

@@ -20,12 +20,12 @@ MOMENTS = [  # each later than the one before in any run
     rf"rename {CHECKPOINT}",
     r"remove checkpoints/\d+",
     "test",
-    r"write figures/learning_curves\.png\.tmp",
-    r"rename figures/learning_curves\.png\.tmp",
-    r"write summary\.json\.tmp",
-    r"rename summary\.json\.tmp",
+    r"write figures/\.\w+\.learning_curves\.png",
+    r"rename figures/\.\w+\.learning_curves\.png",
+    r"write \.\w+\.summary\.json",
+    r"rename \.\w+\.summary\.json",
 ]
-PICTURES = [r"write figures/samples_\d+\.png\.tmp", r"rename figures/samples_\d+\.png\.tmp"]
+PICTURES = [r"write figures/\.\w+\.samples_\d+\.png", r"rename figures/\.\w+\.samples_\d+\.png"]
 FAMILIES = {
     "mlp": ["model=mlp", "model.hidden=[16]", "model.dropout=0.3", "optim.ema_decay=0.9"],
     "lenet5": ["model=lenet5", "data.augment.crop_padding=1", "optim.accumulate=2"],
@@ -64,7 +64,7 @@ def test_a_run_killed_at_every_moment_ends_like_an_undisturbed_one(
     for mine, other in zip(weights_of(killed), weights_of(whole), strict=True):
         np.testing.assert_array_equal(mine, other)
     assert pictures(killed) == pictures(whole)
-    assert not [path for path in killed.rglob("*tmp*") if path.suffix == ".tmp"]
+    assert not [path for path in killed.rglob(".*") if path.is_file() and path.name != ".lock"]
 
 
 def run(moment: str, folder: Path, arguments: list[str]) -> int:

@@ -25,7 +25,7 @@ import yaml
 from experiments.core.config import locate
 from experiments.core.trust import vet, vet_objects
 from experiments.errors import UserError, suggest
-from experiments.machine import write_whole
+from experiments.machine import remove_parts, write_whole
 from experiments.tracking.jsonl import METRICS, SUMMARY, read_mapping
 from experiments.tracking.log_file import LOG
 
@@ -98,8 +98,10 @@ def run_folder(
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder):
         for name in (METRICS, LOG, "metrics.csv"):  # in a folder of others they may lead anywhere
-            if (folder / name).is_symlink():
-                raise UserError(f"{folder / name} is a link, which is not written through")
+            if (path := folder / name).is_symlink() and (path.is_file() or not path.exists()):
+                raise UserError(f"{path} is a link, which is not written through")
+        for part in (folder, folder / "figures"):
+            remove_parts(part)
         if any((folder / name).exists() for name in STUDY):
             raise UserError(f"{folder} is the folder of a study; choose another one for a run")
         if used == "continued" and is_run(folder):

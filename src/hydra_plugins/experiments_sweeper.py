@@ -7,9 +7,22 @@ that is not needed for that.
 from pathlib import Path
 from typing import Any
 
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
+
+
+class OwnConfigs(SearchPathPlugin):
+    """Has Hydra's compose API read a further folder, as `--config-dir` does for its `main`."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Add the folder of the configs that a search composes, if they have one."""
+        from experiments.search import configs
+
+        if configs.beside is not None:
+            search_path.append("command-line", f"file://{configs.beside}")
 
 
 class StudySweeper(Sweeper):
@@ -29,6 +42,9 @@ class StudySweeper(Sweeper):
         sources = hydra_context.config_loader.get_search_path().get_path()
         main = next(source for source in sources if source.provider == "main")
         self.config_folder = Path(main.path.removeprefix("file://"))
+        for source in sources:
+            if source.provider == "command-line":
+                self.options["config_dir"] = source.path.removeprefix("file://")
         self.study = Path(self.options.pop("study", None) or config.hydra.sweep.dir)
 
     def sweep(self, arguments: list[str]) -> None:

@@ -68,6 +68,32 @@ def test_a_multirun_is_a_study_that_can_be_shown_and_extended(tmp_path, data_hom
     assert len(results(folder)) == 3
 
 
+def test_a_search_reads_the_users_own_config_files(tmp_path, data_home, monkeypatch):
+    """Its workers trust what they name, and who resumes it says the folder again."""
+    own, study = tmp_path / "own", tmp_path / "study"
+    (own / "model").mkdir(parents=True)
+    (own / "model" / "theirs.yaml").write_text("_target_: theirs.Net\nwidth: 4\n")
+    (tmp_path / "theirs.py").write_text(
+        "from experiments.models.mlp import MLP\n\n\n"
+        "def Net(*, width: int, input_shape, num_classes, kernel_init, rngs):\n"
+        "    more = dict(input_shape=input_shape, num_classes=num_classes, rngs=rngs)\n"
+        "    options = dict(hidden=[width], activation='relu', dropout=0.0)\n"
+        "    return MLP(**options, **more, kernel_init=kernel_init)\n"
+    )
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    monkeypatch.setenv("PYTHONPATH", path)
+    drawn = ["model=theirs", "model.width=4,8", f"study={study}", *TINY[1:], *data_home]
+    done = run("run.py", "-m", f"--config-dir={own}", *drawn)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [row["state"] for row in results(study)] == ["finished", "finished"]
+    assert f"run.py --config-dir={own} model=theirs" in (study / "best.txt").read_text()
+    assert run("sweep.py", f"status={study}").returncode == 0
+    refused = run("sweep.py", f"resume={study}")
+    assert refused.returncode == 2
+    assert "model._target_=theirs.Net" in refused.stderr
+    assert run("sweep.py", f"resume={study}", f"--config-dir={own}").returncode == 0
+
+
 def test_ctrl_c_saves_and_leaves_no_process(tmp_path, data_home):
     path, folder = tmp_path / "lr.yaml", tmp_path / "study"
     path.write_text(SWEEP)

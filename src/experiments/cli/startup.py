@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.cli.sweep import SEARCH_KEYS, divide, trust_own
+from experiments.cli.sweep import SEARCH_KEYS, config_dir_of, divide, trust_own
 from experiments.search import local
 
 if TYPE_CHECKING:
@@ -97,8 +97,10 @@ def workers_ahead(arguments: list[str], config_folder: Path) -> Iterator[None]:
 
     The arguments are as Hydra takes them.
     """
+    config_dir, arguments = config_dir_of(arguments)
     flags = {a for a in arguments if a.startswith("-")}
     options, overrides = divide([a.removeprefix(SWEEPER) for a in arguments])
+    options |= {"config_dir": config_dir} if config_dir else {}
     if flags & set(MULTIRUN):
         trust_own(options, overrides, config_folder)
     if not flags or flags - set(MULTIRUN):  # other flags, such as --cfg, only print something

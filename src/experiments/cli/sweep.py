@@ -7,8 +7,10 @@ python sweep.py resume=<study folder>    go on; [n_trials=...] longer, [workers=
     [retry=failed] runs trials that failed again
 python sweep.py cancel=<study folder>    ask its workers to save their trials and stop
 python sweep.py worker=<study folder>    one worker, as clusters start it
+each with --config-dir=<folder> where the configs are of files of your own
 """
 
+import argparse
 import datetime
 import os
 import uuid
@@ -18,10 +20,9 @@ from typing import Any, Literal
 
 import yaml
 
-from experiments.core import trust
 from experiments.core.config import mismatch
 from experiments.errors import UserError, suggest
-from experiments.search import local
+from experiments.search import configs, local
 
 # All else is imported where it is used: workers start before that.
 
@@ -39,9 +40,11 @@ Options = dict[str, Any]
 
 def sweep(arguments: Sequence[str], config_folder: Path) -> None:
     """Do what `python sweep.py` is asked for; raise `Exit` unless the study is complete."""
+    config_dir, arguments = config_dir_of(arguments)
     first = arguments[0] if arguments else ""
     action, _, value = first.partition("=")
     options, overrides = divide(arguments[1:])
+    options |= {"config_dir": config_dir} if config_dir else {}
     trust_own(options, overrides, config_folder)
     engine = options.get("engine", "own")
     if action in ACTIONS:
@@ -71,9 +74,17 @@ def sweep(arguments: Sequence[str], config_folder: Path) -> None:
             begin(plan, study_folder(options, plan.name), config_folder, options, workers)
 
 
+def config_dir_of(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Divide arguments into the folder of the user's own config files, and the others."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", "-cd", type=lambda folder: str(Path(folder).absolute()))
+    known, others = parser.parse_known_args(arguments)
+    return known.config_dir, others
+
+
 def trust_own(options: Options, overrides: Sequence[str], config_folder: Path) -> None:
     """Note what a command line trusts that a study in a folder cannot say: packages, programs."""
-    trust.allow([config_folder], options.get("allow", []))
+    configs.trust_own(config_folder, options.get("config_dir"), options.get("allow", []))
     for override in overrides:
         key, _, folder = override.partition("=")
         if key == "trainer.compilation_cache" and folder.strip("'\"") not in ("", "null"):

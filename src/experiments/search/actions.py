@@ -7,10 +7,9 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from experiments.core import trust
 from experiments.core.config import mismatch
 from experiments.errors import EXIT_CODES, Exit, UserError
-from experiments.search import local
+from experiments.search import configs, local
 from experiments.search.plan import Plan, read_plan
 from experiments.search.results import ending, follow, watching, winner_of
 from experiments.search.slurm import Task, cancel_jobs, check_array, jobs, queue, read_cluster
@@ -48,7 +47,7 @@ def launch(study: Study, options: Options, workers: local.Workers | None) -> Non
         program = study.configs.folder.parent / "sweep.py"
         cluster = read_cluster(study.configs.folder, study.plan.cluster)
         assert cluster is not None
-        command = [sys.executable, str(program), f"worker={study.folder}", *trust.arguments()]
+        command = [sys.executable, str(program), f"worker={study.folder}", *configs.arguments()]
         tasks = [Task(command, cancelled=study.folder / CANCEL)] * count
         job = cluster.submit(tasks, study.folder, study.plan.name)
         print(f"job {job}, an array of {count} workers; they print into {study.folder}/slurm")
@@ -82,7 +81,7 @@ def resume(folder: Path, config_folder: Path, options: Options) -> None:
     """Start workers on a study that exists, with a larger budget or failed trials anew."""
     plan = read_plan(folder)
     for key in options:
-        if key not in ("n_trials", "workers", "cluster", "allow", "retry"):
+        if key not in ("n_trials", "workers", "cluster", "allow", "retry", "config_dir"):
             raise UserError(f"{key}={options[key]}: a study keeps it; resume= can change n_trials")
     if (retry := options.get("retry", "failed")) != "failed":
         raise UserError(f"retry={retry}: must be failed, for the trials in this state")
@@ -99,7 +98,9 @@ def resume(folder: Path, config_folder: Path, options: Options) -> None:
             raise UserError(f"cluster.{key}={given}: {problem}")
     with local.standing_by(options, config_folder, cluster["name"]) as workers:
         read_cluster(config_folder, cluster)
-        dataclasses.replace(plan, n_trials=budget, cluster=cluster).save(folder)
+        config_dir = options.get("config_dir", plan.config_dir)
+        changed = {"n_trials": budget, "cluster": cluster, "config_dir": config_dir}
+        dataclasses.replace(plan, **changed).save(folder)
         (folder / CANCEL).unlink(missing_ok=True)
         study = Study(folder, config_folder)
         study.space.vet(folder)
@@ -124,11 +125,11 @@ def worker(folder: Path, config_folder: Path, options: Options) -> None:
     """Run one worker of the study in `folder`; with `-` its launcher names the study later."""
     from experiments.search.worker import work  # imports JAX, while the launcher plans
 
-    name, configs = options.get("name"), None
+    name, composed = options.get("name"), None
     if folder == Path("-"):
         if (found := local.wait_for_study(str(name))) is None:
             return
-        folder, configs = found
+        folder, composed = found
     # by force: instead of the handler that Orbax has installed
     logging.basicConfig(stream=sys.stdout, force=True)
     logging.root.handlers[0].setFormatter(Formatter("%(asctime)s %(message)s"))
@@ -137,7 +138,7 @@ def worker(folder: Path, config_folder: Path, options: Options) -> None:
         logging.getLogger(talkative).setLevel(logging.WARNING)
     leave_run_aside()
     try:
-        work(folder, config_folder, name, configs)
+        work(folder, config_folder, name, composed)
     except Exception as error:
         local.tell(in_one_line(error))
         raise

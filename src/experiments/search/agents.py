@@ -17,7 +17,7 @@ from typing import Any
 
 from experiments.errors import EXIT_CODES, Exit, UserError
 from experiments.machine import PARENT, STOP_SIGNALS, end_with_launcher, launched_here
-from experiments.search.configs import Configs
+from experiments.search.configs import Configs, flags
 from experiments.search.local import worker_count
 from experiments.search.readers import SweepFile, read_sweep_file
 from experiments.search.slurm import Task, check_array, read_cluster
@@ -25,7 +25,7 @@ from experiments.tracking.wandb import WANTED_BACK
 from experiments.tracking.wandb_names import project_of
 from experiments.training.run_folder import is_run, said_again
 
-OPTIONS = ("engine", "study", "workers", "cluster", "allow")
+OPTIONS = ("engine", "study", "workers", "cluster", "allow", "config_dir")
 
 
 def begin(
@@ -47,7 +47,7 @@ def begin(
     if cluster is not None and file.content.get("run_cap"):
         check_array(count, file.content["run_cap"], 1)
     folder.mkdir(parents=True, exist_ok=True)
-    sweep = register(file, overrides, folder, config_folder)
+    sweep = register(file, overrides, folder, config_folder, options.get("config_dir"))
     command = [sys.executable, "-m", __spec__.name, "agent", sweep]
     print(f"sweep {sweep}, runs in {folder}", flush=True)
     if cluster is not None:
@@ -66,14 +66,20 @@ def begin(
         raise Exit(EXIT_CODES["interrupted"])
 
 
-def register(file: SweepFile, overrides: Sequence[str], folder: Path, config_folder: Path) -> str:
+def register(
+    file: SweepFile,
+    overrides: Sequence[str],
+    folder: Path,
+    config_folder: Path,
+    config_dir: str | None,
+) -> str:
     """Make the sweep on the server; return its name there, entity/project/id."""
     import wandb
 
-    logger = Configs(config_folder, overrides).plain()["logger"]
+    logger = Configs(config_folder, overrides, config_dir).plain()["logger"]
     if not wandb.login(prompt=False, verify=False):
         raise UserError("engine=wandb needs an account: wandb login")
-    trial = [sys.executable, "-m", __spec__.name, str(folder), *overrides]
+    trial = [sys.executable, "-m", __spec__.name, str(folder), *flags(config_dir), *overrides]
     program = str(config_folder.parent / "run.py")
     content = file.content | {
         "program": program,
@@ -120,7 +126,11 @@ def trial(folder: Path, arguments: Sequence[str]) -> None:
     run = folder / os.environ["WANDB_RUN_ID"]
     own = [*arguments, f"hydra.run.dir={run}"]
     if is_run(run):
-        own = [f"resume={run}", *said_again(arguments)]
+        own = [
+            *(a for a in arguments if a.startswith("--")),
+            f"resume={run}",
+            *said_again(arguments),
+        ]
     os.environ[PARENT] = str(os.getppid())
     os.execv(sys.executable, [sys.executable, program, *(a for a in own if a != program)])
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.core import trust
 from experiments.core.config import check_config, leaves, place
 from experiments.core.trust import says, vet, vet_objects
 from experiments.errors import UserError
@@ -20,15 +21,41 @@ if TYPE_CHECKING:
 
 SOURCE = "a search"  # of configs, in messages
 
+beside: str | None = None
+"""The folder that Hydra, as it begins, is to search after its own; `hydra_plugins` reads this."""
+
+_trusted: str | None = None  # the user's `--config-dir`
+
+
+def trust_own(config_folder: Path, config_dir: str | None, packages: Any) -> None:
+    """Trust what a command line trusts: its folders of config files, and packages."""
+    global _trusted
+    _trusted = config_dir
+    trust.allow([config_folder, *([Path(config_dir)] if config_dir else [])], packages)
+
+
+def arguments() -> list[str]:
+    """Return what to say on the command line of a process that is to trust the same."""
+    return [*trust.arguments(), *flags(_trusted)]
+
+
+def flags(config_dir: str | None) -> list[str]:
+    """Return the flag of a command line that names a folder of config files beside `conf`."""
+    return [f"--config-dir={config_dir}"] if config_dir else []
+
 
 class Configs:
-    """The configs that can be composed in a folder, each with `overrides`; they are remembered."""
+    """The configs that can be composed in a folder, each with `overrides`; they are remembered.
 
-    def __init__(self, folder: Path, overrides: Sequence[str] = ()):
+    Args:
+      config_dir: folder of further config files. To compose them is not to trust what they name.
+    """
+
+    def __init__(self, folder: Path, overrides: Sequence[str] = (), config_dir: str | None = None):
         for override in overrides:
             if re.match(r"[+~]*hydra\b", override):  # hydra.searchpath imports packages
                 raise UserError(f"{override}: {SOURCE} changes nothing of Hydra itself")
-        self.folder, self.overrides = folder, tuple(overrides)
+        self.folder, self.overrides, self.config_dir = folder, tuple(overrides), config_dir
         self._composed: dict[tuple, dict[str, Any]] = {}
 
     def compose(self, values: Mapping[str, Any] = {}) -> dict[str, Any]:
@@ -92,13 +119,16 @@ class Configs:
         from hydra import initialize_config_dir
         from hydra.core.global_hydra import GlobalHydra
 
-        before = GlobalHydra.instance().hydra
+        global beside
+        if self.config_dir is not None and not Path(self.config_dir).is_dir():
+            raise UserError(f"--config-dir={self.config_dir}: there is no such folder")
+        before, beside = GlobalHydra.instance().hydra, self.config_dir
         GlobalHydra.instance().clear()
         try:
             with initialize_config_dir(str(self.folder), version_base="1.3"):
                 yield GlobalHydra.instance().config_loader()
         finally:
-            GlobalHydra.instance().hydra = before
+            GlobalHydra.instance().hydra, beside = before, None
 
 
 # returns the one `Configs` of this process for these arguments

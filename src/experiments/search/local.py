@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from experiments.core import trust
 from experiments.core.config import mismatch
 from experiments.errors import UserError
 from experiments.machine import StopRequest, launched_here
+from experiments.search import configs
 from experiments.types import PositiveInt
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Process(subprocess.Popen):
     def __init__(self, sweep: Path, slot: int, count: int):
         self.name, self.slot = f"local-{slot}-{uuid.uuid4().hex[:6]}", slot
         super().__init__(
-            [sys.executable, str(sweep), "worker=-", f"name={self.name}", *trust.arguments()],
+            [sys.executable, str(sweep), "worker=-", f"name={self.name}", *configs.arguments()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment(slot, count) | launched_here(),
@@ -107,11 +107,11 @@ def wait_for_study(name: str) -> "tuple[Path, Configs] | None":
         sys.stdout.buffer.flush()
     global _launcher
     _launcher = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    folder, configs = arguments
+    folder, composed = arguments
     with (folder / LOGS / f"{name}.log").open("w") as log:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(log.fileno(), stream.fileno())
-    return folder, configs
+    return folder, composed
 
 
 def tell(reason: str) -> None:

@@ -59,6 +59,7 @@ class Plan:
       attempts: deaths of workers at one trial after which the trial counts as failed.
       side_by_side: trials that a worker takes at once and trains side by side; `auto` is its share
         of the budget, up to 128.
+      config_dir: folder of the user's own config files, beside `conf`.
       cluster: where workers run; `name` is `local` or `slurm`, the rest is its own.
     """
 
@@ -77,6 +78,7 @@ class Plan:
     heartbeat: Positive = 60.0
     attempts: PositiveInt = 3
     side_by_side: PositiveInt | Literal["auto"] = 1
+    config_dir: str | None = None
     cluster: dict = field(default_factory=lambda: {"name": "local"})
 
     def ranked(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
@@ -151,7 +153,8 @@ def plan_of_arguments(
     for argument in arguments:
         if argument.partition("=")[0] in ("mode", "resume", "checkpoint", "overwrite"):
             raise UserError(f"{argument}: -m searches, so every run of it is a new training")
-    parameters, overrides = split(Configs(config_folder).parse(arguments))
+    configs = Configs(config_folder, config_dir=options.get("config_dir"))
+    parameters, overrides = split(configs.parse(arguments))
     if not parameters:
         raise UserError(
             "-m searches over nothing: give a key several values, such as optim=adam,sgd"
@@ -186,7 +189,7 @@ def make_plan(
     Raises:
         UserError: a line for each thing that is wrong, which begins with its key.
     """
-    configs = configs_of(config_folder, tuple(overrides))
+    configs = configs_of(config_folder, tuple(overrides), settings.get("config_dir"))
     for override in configs.parse(overrides):
         if override.is_sweep_override():
             raise UserError(f"{override.input_line}: put it among the parameters of the sweep file")

@@ -23,7 +23,7 @@ from rich.text import Text
 
 from experiments.errors import UserError
 from experiments.machine import write_whole
-from experiments.search.configs import assignments
+from experiments.search.configs import assignments, flags
 from experiments.search.local import LOGS
 from experiments.search.study import STATES, Study, state_of
 from experiments.tracking.jsonl import read_mapping, write_json
@@ -65,7 +65,16 @@ def command(study: Study, trial: FrozenTrial) -> str:
         settings.pop("seed", None)
         several = [f"seed={','.join(str(first + index) for index in range(plan.seeds))}"]
         several += ["side_by_side=1"] if plan.side_by_side == 1 else []  # each in its own order
-    return shlex.join(["python", "run.py", *plan.overrides, *assignments(settings), *several])
+    return shlex.join(
+        [
+            "python",
+            "run.py",
+            *flags(plan.config_dir),
+            *plan.overrides,
+            *assignments(settings),
+            *several,
+        ]
+    )
 
 
 def write_results(study: Study) -> None:

@@ -84,7 +84,8 @@ class Study:
     ):
         self.folder, self.plan = folder, read_plan(folder)
         self.worker = worker or f"{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
-        self.configs = configs or configs_of(config_folder, tuple(self.plan.overrides))
+        plan = self.plan
+        self.configs = configs or configs_of(config_folder, tuple(plan.overrides), plan.config_dir)
         self.space = read_space(self.plan.parameters, self.configs)
         self.claims = Claims(folder / "claims", self.worker, self.plan.heartbeat)
         self.storage, self.at_once = open_storage(folder, self.plan.storage)

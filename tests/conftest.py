@@ -36,6 +36,12 @@ def compilation_cache(tmp_path_factory):
     set_up_compiler(str(shared / "xla"))
 
 
+@pytest.fixture(autouse=True)
+def usual_logging():
+    """Only warnings are logged, whatever a command of an earlier test has set up."""
+    logging.root.setLevel(logging.WARNING)
+
+
 @pytest.fixture
 def own_cache(tmp_path):
     """A folder of compiled programs that no other test has left any in."""
@@ -72,7 +78,7 @@ def run_cli(monkeypatch, capsys, tmp_path, data_home):
             *arguments,
         ]
         monkeypatch.setattr("sys.argv", [str(ROOT / argv[0]), *argv[1:]])
-        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # so that it is restored afterwards
         code = command_line(entry.main)
         return code, capsys.readouterr().err
 

@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import ctypes
 import errno
 import gc
 import os
@@ -28,6 +29,9 @@ FAULTS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.ESTALE),
     *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENXIO, errno.ENODEV),
 )
+# opened before there are threads: to open it takes the lock of the dynamic linker, under the GIL,
+# which a module that another thread imports may be waiting for while it has that lock
+PROGRAM = ctypes.CDLL(None) if sys.platform == "linux" else None
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -241,9 +245,7 @@ def return_freed_memory() -> None:
     It keeps freed memory for later requests, in pieces that are too small for large arrays: after
     compiling a deep network as much as its training state.
     """
-    import ctypes
-
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    trim = getattr(PROGRAM, "malloc_trim", None)
     if trim is not None:
         trim(0)
 

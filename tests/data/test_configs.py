@@ -9,7 +9,7 @@ from experiments.data.pipeline import Augment
 from experiments.data.tfds_images import TfdsImages
 from support import choices, composed
 
-NEEDED = {"tfds": ["data.name=toy"], "text": ["data.path=a.txt"], "csv": ["data.path=a.csv"]}
+NEEDED = {"tfds": ["data.name=toy"], "text": ["data.path=a.txt"], "timeseries": ["data.path=a.csv"]}
 
 
 @pytest.mark.parametrize("name", choices("data"))

@@ -153,7 +153,7 @@ def table(tmp_path):
 
 def test_a_table_is_scaled_by_its_training_rows_alone(table):
     options = ("data.column=heat", "data.inputs=[wind,heat]", "data.length=3", "data.horizon=2")
-    config = data("csv", f"data.path={table}", *options, "data.held_out=0.2")
+    config = data("timeseries", f"data.path={table}", *options, "data.held_out=0.2")
     splits = config.load()
     train = splits.train.arrays
     values = np.array([[i % 7, 10 + i % 5] for i in range(60)])
@@ -181,7 +181,7 @@ def test_a_table_is_scaled_by_its_training_rows_alone(table):
 def test_bad_tables_end_in_one_line(table, overrides, message):
     base = [f"data.path={table}", "data.held_out=0.2"]
     with pytest.raises(UserError, match=message):
-        data("csv", *base, *overrides).load()
+        data("timeseries", *base, *overrides).load()
 
 
 ROWS = [f"{i},{i % 7},{i % 5}\n" for i in range(40)]
@@ -204,13 +204,13 @@ ROWS = [f"{i},{i % 7},{i % 5}\n" for i in range(40)]
 def test_a_table_whose_values_would_change_is_refused(tmp_path, header, row, message):
     (tmp_path / "t.csv").write_text("".join([header, "\n", *ROWS[:5], row, "\n", *ROWS[6:]]))
     with pytest.raises(UserError, match=message):
-        data("csv", f"data.path={tmp_path}/t.csv", "data.length=3").load()
+        data("timeseries", f"data.path={tmp_path}/t.csv", "data.length=3").load()
 
 
 def test_what_editors_add_to_a_table_is_no_value(tmp_path):
     """A byte-order mark, spaces, line breaks in quotation marks, empty lines, ends of lines."""
     path = tmp_path / "t.csv"
-    config = data("csv", f"data.path={path}", "data.length=3")
+    config = data("timeseries", f"data.path={path}", "data.length=3")
     path.write_text("a,b,c\n" + "".join(ROWS))
     plain = config.load().train.arrays
     rows = [f'{i},"x\ny", {row.split(",")[2]}\n' for i, row in enumerate(ROWS)]
@@ -223,7 +223,7 @@ def test_what_editors_add_to_a_table_is_no_value(tmp_path):
 def test_a_column_that_is_constant_but_for_rounding_is_only_shifted(tmp_path, caplog, values):
     numbers = [*(values * 35)[:35], "0.6", "0.6", "0.6", "0.6", "0.6"]
     (tmp_path / "t.csv").write_text("\n".join(["a", *numbers]))
-    splits = data("csv", f"data.path={tmp_path}/t.csv", "data.length=3").load()
+    splits = data("timeseries", f"data.path={tmp_path}/t.csv", "data.length=3").load()
     assert np.abs(splits.train.arrays["target"]).max() < 1e-15
     assert splits.train.arrays["unit"][0] == 1
     np.testing.assert_allclose(splits.test.arrays["target"][-1], 0.5)
@@ -233,10 +233,10 @@ def test_a_column_that_is_constant_but_for_rounding_is_only_shifted(tmp_path, ca
 def test_differences_too_small_for_float32_are_refused(tmp_path):
     (tmp_path / "t.csv").write_text("\n".join(["a", *(f"{i}e-200" for i in range(40))]))
     with pytest.raises(UserError, match="differences beyond those that float32 holds"):
-        data("csv", f"data.path={tmp_path}/t.csv", "data.length=3").load()
+        data("timeseries", f"data.path={tmp_path}/t.csv", "data.length=3").load()
 
 
-@pytest.mark.parametrize("name", ["text", "csv"])
+@pytest.mark.parametrize("name", ["text", "timeseries"])
 def test_a_path_of_any_kind_ends_in_one_line(tmp_path, name):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for path, reason in {

@@ -23,7 +23,7 @@ ROUNDING = 8 * np.finfo(float).eps  # of its largest value, the spread of a colu
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class TimeSeries:
     """A column of a CSV file, forecast from its own past and that of other columns.
 
     The rows are in the order of time. The last share `held_out` of them is for testing, as many

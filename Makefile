@@ -59,7 +59,7 @@ dashboard: install  ## review RUN offline: a study in the browser, a run in the 
 	else $(BIN)/python report.py $(RUN); fi
 
 data: install  ## download and prepare DATA=mnist (needs a network and the extra `prepare`)
-	$(BIN)/python -m experiments.data.prepare $(DATA)
+	$(BIN)/python -m experiments.cli.prepare $(DATA)
 
 clean:  ## remove what was built, but no runs
 	rm -rf .venv build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from experiments.data.dataset import Arrays, Splits
-from experiments.data.tfds_images import TfdsImages
+from experiments.data.images import TfdsImages
 
 
 @dataclass(frozen=True)

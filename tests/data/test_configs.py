@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from experiments.core.config import build, locate
+from experiments.data.images import TfdsImages
 from experiments.data.pipeline import Augment
-from experiments.data.tfds_images import TfdsImages
 from support import choices, composed
 
 NEEDED = {"tfds": ["data.name=toy"], "text": ["data.path=a.txt"], "timeseries": ["data.path=a.csv"]}

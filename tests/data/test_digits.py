@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments.data.images import TfdsImages
 from experiments.data.prepared import locate
-from experiments.data.tfds_images import TfdsImages
 
 # Fails on any attempt to use the network, TensorFlow or TFDS.
 OFFLINE = """
@@ -16,7 +16,7 @@ def refuse(*args, **kwargs):
 for name in ("connect", "connect_ex", "sendto"):
     setattr(socket.socket, name, refuse)
 socket.getaddrinfo = socket.gethostbyname = socket.create_connection = refuse
-from experiments.data.tfds_images import TfdsImages
+from experiments.data.images import TfdsImages
 assert len(TfdsImages(name="digits").load().test) == 360
 assert not {"tensorflow", "tensorflow_datasets"} & set(sys.modules)
 """

@@ -10,9 +10,9 @@ import pytest
 from experiments.core.config import check
 from experiments.core.experiment import Experiment
 from experiments.data.dataset import Spec
+from experiments.data.images import TfdsImages
 from experiments.data.pipeline import Augment, Averaged, Pipeline, centre_crop, resize, views
 from experiments.data.stream import centre_box
-from experiments.data.tfds_images import TfdsImages
 from experiments.errors import UserError
 from support import composed
 

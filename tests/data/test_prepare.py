@@ -4,7 +4,7 @@ import time
 import numpy as np
 import pytest
 
-from experiments.data import prepare as program
+from experiments.cli import prepare as program
 from experiments.errors import UserError
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from experiments.data.dataset import Stream
-from experiments.data.tfds_images import TfdsImages
+from experiments.data.images import TfdsImages
 from experiments.errors import UserError
 from support import leaves_no_child
 
@@ -147,7 +147,7 @@ def test_a_damaged_file_is_the_users_to_correct(toy, data_dir: Path):
 
 READ = """
 import time
-from experiments.data.tfds_images import TfdsImages
+from experiments.data.images import TfdsImages
 if __name__ == "__main__":
     batches = TfdsImages(name="digits", stream=True, workers=1).load().train.iterate(4, 0, True)
     next(batches)

@@ -11,11 +11,17 @@ from hydra.utils import to_absolute_path
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.core import trust
-from experiments.core.config import build, check, check_config, check_sizes, mismatch
+from experiments.core.config import build, check, check_config, check_sizes, mismatch, settled
 from experiments.errors import UserError
 from experiments.tracking.log_file import log_file
 from experiments.training.distributed import is_first, join
-from experiments.training.run_folder import UsedFolder, run_folder, said_again, saved_config
+from experiments.training.run_folder import (
+    UsedFolder,
+    run_folder,
+    said_again,
+    saved_config,
+    with_found,
+)
 from experiments.training.runtime import set_up_compiler
 from experiments.types import Mode, PositiveInt, RunMode, TrainingMode
 
@@ -46,7 +52,7 @@ def run(config: DictConfig) -> None:
         config = saved_config(source, arguments)
         if trains and config.mode != "train":
             raise UserError(f"{source} is of mode={config.mode}, which has nothing to resume")
-    plain = as_plain(config, directory)
+    plain = as_plain(config, directory, source)
     check_config(plain)
     if mode == "train" and cluster is None:  # the data may lie where the job runs
         check_sizes(plain)
@@ -130,8 +136,12 @@ def cluster_of(config: DictConfig) -> tuple[Any, int]:
     return (build(node) if node else None), nodes
 
 
-def as_plain(config: DictConfig, directory: Path) -> dict[str, Any]:
-    """Return the config as dicts, lists and scalars; a run without a name gets its folder's."""
+def as_plain(config: DictConfig, directory: Path, source: Path | None = None) -> dict[str, Any]:
+    """Return the config as dicts, lists and scalars; a run without a name gets its folder's.
+
+    `source` is the run that it is of, if that has begun.
+    """
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
-    return {str(k): v for k, v in plain.items()} | {"name": plain["name"] or directory.name}
+    named = {str(k): v for k, v in plain.items()} | {"name": plain["name"] or directory.name}
+    return settled(with_found(named, source) if source else named)

@@ -139,6 +139,31 @@ def check_config(config: Mapping[str, Any]) -> None:
         build(node)
 
 
+def by_target(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the groups, of objective and loss, that hold a choice for each kind of target."""
+    nodes = {group: config.get(group) for group in ("objective", "loss")}
+    return {g: node for g, node in nodes.items() if node is not None and "_target_" not in node}
+
+
+def settled(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a config with the objective and the loss that the targets ask for.
+
+    Raises:
+        UserError: the data cannot be read, or have no targets.
+    """
+    groups = by_target(config)
+    if not groups or any(value == MISSING for _, value in leaves(config["data"])):
+        return config
+    check(config["data"], "data")
+    task = build(config["data"]).predicts
+    if task is None:
+        raise UserError(
+            f"data.path={config['data']['path']} has no targets: choose a model that needs none, "
+            f"such as model=autoencoder"
+        )
+    return config | {group: node[task] for group, node in groups.items()}
+
+
 def objective_of(config: Mapping[str, Any], num_classes: int = 2) -> Any:
     """Return the objective of a config, with its loss; some objectives are their own."""
     return build(config["objective"], loss=build(config.get("loss")), num_classes=num_classes)

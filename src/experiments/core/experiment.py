@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 
 from experiments.core.config import build, leaves, locate, objective_of, place, static
-from experiments.core.input_shape import model_input_shape
+from experiments.core.input_shape import check_target, model_input_shape
 from experiments.core.optim import PartitionedOptimizer
 from experiments.core.params import if_measured, merged, norm, only_if, variables
 from experiments.core.rng import initial_keys, stream
@@ -89,6 +89,7 @@ class Experiment:
             {"fp32": "float32", "bf16": "bfloat16"}[config["trainer"]["precision"]]
         )
         self.skip_bad_updates = config["trainer"]["on_nan"] == "skip"
+        check_target(config, spec)
         self.input_shape = model_input_shape(config, spec)
         pixels = getattr(locate(config["objective"]["_target_"]), "pixels", None)
         if pixels is not None and len(spec.input_shape) == 3:
@@ -266,7 +267,8 @@ class Experiment:
     ) -> dict[str, jax.Array]:
         """Return a batch as the objective sees it: normalised, cropped, augmented and resized."""
         pipeline = self.pipeline
-        if (augment := self.config["data"].get("augment")) is not None:
+        augment = self.config["data"].get("augment")
+        if augment is not None and hasattr(pipeline, "augment"):
             augment = build(place(augment, hparams, "data.augment"))
             pipeline = dataclasses.replace(pipeline, augment=augment)
         if self.tta is not None and not train:

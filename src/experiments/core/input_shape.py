@@ -15,6 +15,26 @@ from experiments.errors import UserError
 Shape = tuple[int, ...]
 
 
+def check_target(config: Mapping[str, Any], spec: Spec) -> None:
+    """Raise a `UserError` where the data have no such target as the objective needs."""
+    kind = getattr(locate(config["objective"]["_target_"]), "kind", None)
+    needed = {"classification": "label", "regression": "target"}.get(str(kind))
+    if needed is None or "seed" in spec.stored:  # which stands for a generated example
+        return
+    if needed == "label" and needed in spec.stored and spec.num_classes < 2:
+        raise UserError(
+            "these data have one class, so there is nothing to tell apart; "
+            "a model that needs no classes: model=autoencoder"
+        )
+    if not spec.stored or needed in spec.stored:
+        return
+    if "label" in spec.stored:
+        raise UserError("these data have classes: say objective=classification loss=cross_entropy")
+    if "target" in spec.stored:
+        raise UserError("these data have numbers to predict: say objective=regression loss=mse")
+    raise UserError("these data have no targets; a model that needs none: model=autoencoder")
+
+
 def model_input_shape(config: Mapping[str, Any], spec: Spec) -> Shape:
     """Return the data's shape, with small images enlarged to the model's `minimum_size`.
 

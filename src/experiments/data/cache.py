@@ -1,31 +1,35 @@
 """Splits in memory: decoded once, and stored as files that later starts map into memory."""
 
-import contextlib
 import json
 import logging
 import multiprocessing
+import signal
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
-from experiments.data.dataset import Arrays
-from experiments.data.prepared import Prepared
+from experiments.data.dataset import Arrays, Pictures
 from experiments.errors import UserError
-from experiments.machine import expanded, user_cache, whole, write_whole
+from experiments.machine import end_with, expanded, user_cache, whole, write_whole
 
 log = logging.getLogger(__name__)
 
-WORTH_PROCESSES = 8192  # fewer examples are decoded sooner than processes have started
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+WORTH_PROCESSES = 8192  # fewer examples are decoded sooner than processes have started,
+WORTH_BYTES = 2**26  # unless they are large
 LOG_SECONDS = 10.0
 DIGESTS = "crc32.json"  # the CRC-32 of the file of each array
 
 
-def load_split(prepared: Prepared, split: str, cache: str | None, workers: int) -> Arrays:
+def load_split(data: Pictures, split: str, cache: str | None, workers: int) -> Arrays:
     """Return a split whose pictures all have one shape, from the cache or decoded into it.
 
     Args:
@@ -33,56 +37,94 @@ def load_split(prepared: Prepared, split: str, cache: str | None, workers: int) 
         workers: see `decode_split`.
 
     Raises:
-        UserError: there is no such split, or the prepared files are damaged.
+        UserError: there is no such split, or the files are damaged.
     """
-    folder = expanded(cache) if cache else user_cache()
-    arrays = cached(
-        folder / prepared.name / prepared.folder.name / prepared.fingerprint / split,
-        make=lambda: decode_split(prepared, split, workers),
-    )
-    return Arrays(arrays)
+    folder = cache_folder(cache) / data.cache_key / split
+    return Arrays(cached(folder, make=lambda: decode_split(data, split, workers)))
 
 
-def decode_split(prepared: Prepared, split: str, workers: int) -> dict[str, np.ndarray]:
+def cache_folder(cache: str | None) -> Path:
+    """Return the folder of decoded data; None means the user's cache folder."""
+    return expanded(cache) if cache else user_cache()
+
+
+def decode_split(data: Pictures, split: str, workers: int) -> dict[str, np.ndarray]:
     """Decode a split whose pictures all have one shape.
 
     Args:
         workers: processes that share the work where it is worth starting them; 0 decodes in this
-            process. Threads would not help: Pillow holds the interpreter's lock.
+            process.
 
     Returns:
         "image", uint8 [N, H, W, C], and "label", int32 [N].
 
     Raises:
-        UserError: the prepared files are damaged, or a process ended early.
+        UserError: the files are damaged, or a process ended early.
     """
-    # these import array_record, needed only to decode
-    from experiments.data.records import Records, begin_decoding
-
-    records = Records(prepared, split)
-    images = np.empty((len(records), *prepared.picture_shape), np.uint8)
+    records = data.records(split)
+    images = np.empty((len(records), *data.picture_shape), np.uint8)
     labels = np.empty(len(records), np.int32)
-    started = said = time.monotonic()
-    log.info("Decoding %s %s: %d pictures", prepared.name, split, len(records))
-    with contextlib.ExitStack() as stack:
-        decoded: Iterator = map(records.chunk, records.chunks)
-        if workers > 1 and len(records) >= WORTH_PROCESSES:
-            spawn = multiprocessing.get_context("spawn")  # a fork would copy JAX's threads
-            pool = ProcessPoolExecutor(workers, spawn, initializer=begin_decoding)
-            decoded = stack.enter_context(pool).map(records.chunk, records.chunks)
+    started = time.monotonic()
+    log.info("Decoding %s %s: %d pictures", data.name, split, len(records))
+    if not worth_processes(len(records), records.size):
+        workers = 0
+    decoded = in_parallel(records.chunk, records.chunks, workers, data.name)
+    for (start, stop), part in zip(records.chunks, said(decoded, records.chunks), strict=True):
+        images[start:stop], labels[start:stop] = part
+    log.info("Decoded %s %s in %.1f s", data.name, split, time.monotonic() - started)
+    return {"image": images, "label": labels}
+
+
+def worth_processes(examples: int, size: int) -> bool:
+    """Return whether so many examples, of so many bytes in all, are decoded sooner by processes."""
+    return examples >= WORTH_PROCESSES or size >= WORTH_BYTES
+
+
+def in_parallel(
+    function: Callable[[Task], Result], tasks: Iterable[Task], workers: int, name: str
+) -> Iterator[Result]:
+    """Yield the result of each task in order, computed by processes, or in this one without.
+
+    Threads would not help: Pillow holds the interpreter's lock.
+
+    Raises:
+        UserError: a process that decodes the data `name` ended early.
+    """
+    if workers <= 1:
+        yield from map(function, tasks)
+        return
+    spawn = multiprocessing.get_context("spawn")  # a fork would copy JAX's threads
+    with ProcessPoolExecutor(workers, spawn, initializer=begin_decoding) as pool:
         try:
-            for (start, stop), part in zip(records.chunks, decoded, strict=True):
-                images[start:stop], labels[start:stop] = part
-                if time.monotonic() - said > LOG_SECONDS:
-                    said = time.monotonic()
-                    log.info("Decoded %d of %d pictures", stop, len(records))
+            yield from pool.map(function, tasks)
         except BrokenProcessPool as error:
             raise UserError(
-                f"a process that decodes {prepared.name} ended early; was it out of memory? "
+                f"a process that decodes {name} ended early; was it out of memory? "
                 f"Use fewer: data.workers"
             ) from error
-    log.info("Decoded %s %s in %.1f s", prepared.name, split, time.monotonic() - started)
-    return {"image": images, "label": labels}
+
+
+def begin_decoding(*_: Any) -> None:
+    """Prepare a process that decodes: it ends with its parent, and leaves Ctrl-C to that."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    assert parent.pid is not None
+    end_with(parent.pid, signal.SIGKILL)
+
+
+def said(results: Iterable[Result], chunks: list[tuple[int, int]]) -> Iterator[Result]:
+    """Yield results; log every few seconds how many pictures of all are done.
+
+    Args:
+        chunks: (start, stop) of the pictures that each result is of.
+    """
+    before = time.monotonic()
+    for (_, stop), result in zip(chunks, results, strict=True):
+        yield result
+        if time.monotonic() - before > LOG_SECONDS:
+            before = time.monotonic()
+            log.info("Decoded %d of %d pictures", stop, chunks[-1][1])
 
 
 def cached(folder: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -5,16 +5,26 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from experiments.errors import UserError
+from experiments.errors import UserError, unusable
+from experiments.machine import expanded
 
 Batch = dict[str, np.ndarray]
 InOrder = TypeVar("InOrder", str, np.ndarray)
+
+PARTS = ("train", "validation", "test")
+SPLITS = {  # other names of them
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+ALL = "all"  # the split of examples that are not yet divided
+NAMED = 5  # most names in a line
 
 INPUTS = ("image", "sequence", "tokens")
 """Names of a model's input: pixels [B, H, W, C], features [B, T, F] or integers [B, T]."""
@@ -87,11 +97,31 @@ class Stream:
         return self.length
 
 
+class Pictures(Protocol):
+    """Labelled pictures on disk, which are read split by split.
+
+    `records(split)` gives random access to pairs of a picture, decoded, and its label: what Grain
+    calls a source. Its `chunk((start, stop))` reads at once those of one of its `chunks`, and
+    `size` is that of its files in bytes.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def cache_key(self) -> str: ...
+    @property
+    def picture_shape(self) -> tuple[int, int, int]: ...
+    def num_examples(self, split: str) -> int: ...
+    def records(self, split: str) -> Any: ...
+
+
 @dataclass(frozen=True)
 class Splits:
     """The three splits of a data set, disjoint.
 
-    `fingerprint` identifies the data that were read, so that a change on disk is noticed.
+    `fingerprint` identifies the data that were read, so that a change on disk is noticed. `found`
+    is what the data themselves said, such as classes and scales, in the form of JSON; the run
+    keeps it for later commands, whose `data.found` it is.
     """
 
     train: Arrays | Stream
@@ -99,6 +129,7 @@ class Splits:
     test: Arrays | Stream
     class_names: tuple[str, ...]
     fingerprint: str
+    found: Mapping[str, Any] | None = None
 
 
 def as_stored(batch: Mapping[str, Any], key: Any = None, *, train: bool) -> dict[str, Any]:
@@ -154,11 +185,99 @@ def number_held_out(total: int, fraction: float) -> int:
     return count
 
 
+def stratified(
+    labels: np.ndarray, held_out: float, seed: int, parts: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Draw from each class a share for each of the parts; the rest is for training.
+
+    A class of three examples and more has at least one in each part; a smaller one is for training
+    alone.
+
+    Args:
+        labels: of all examples [N]; of numbers, where there are no classes, all the same.
+        held_out: share of each class for each part.
+        seed: of `numpy.random.PCG64`.
+        parts: any of "validation" and "test".
+
+    Returns:
+        Indices for "train", in random order, and for each part, int32, sorted.
+    """
+    rng = np.random.Generator(np.random.PCG64(seed))
+    order = rng.permutation(len(labels)).astype(np.int32)
+    drawn: dict[str, list[np.ndarray]] = {part: [] for part in ("train", *parts)}
+    by_class = order[np.argsort(labels[order], kind="stable")]
+    starts = np.flatnonzero(np.diff(labels[by_class])) + 1
+    for own in np.split(by_class, starts):
+        share = max(round(len(own) * held_out), 1) if len(own) > 2 and held_out else 0
+        ends = [share * (i + 1) for i in range(len(parts))]
+        *held, train = np.split(own, ends)
+        for part, indices in zip((*parts, "train"), (*held, train), strict=True):
+            drawn[part].append(indices)
+    joined = {part: np.concatenate(indices) for part, indices in drawn.items()}
+    chosen = {part: np.sort(indices) for part, indices in joined.items()}
+    return chosen | {"train": order[np.isin(order, joined["train"])]}
+
+
+def parts_of(
+    splits: np.ndarray, labels: np.ndarray, held_out: float, seed: int
+) -> dict[str, np.ndarray]:
+    """Return the indices of the examples of each split: of those that are given, or drawn.
+
+    Args:
+        splits: split of each example, [M], or `ALL`.
+        labels, held_out, seed: see `stratified`.
+    """
+    own = {part: np.flatnonzero(splits == part) for part in PARTS}
+    given = {part: indices for part, indices in own.items() if len(indices)}
+    drawable = given.get("train", np.flatnonzero(splits == ALL))
+    missing = [part for part in ("validation", "test") if part not in given]
+    drawn = stratified(labels[drawable], held_out, seed, missing)
+    return given | {part: drawable[indices] for part, indices in drawn.items()}
+
+
+def absent_classes(
+    parts: Mapping[str, np.ndarray], labels: np.ndarray, classes: Sequence[str]
+) -> Iterator[tuple[str, list[str]]]:
+    """Yield each split that lacks classes which another one has, and their names.
+
+    Args:
+        parts: the indices of each split's examples.
+        labels: of all examples.
+        classes: their names.
+    """
+    there = {part: set(labels[rows].tolist()) for part, rows in parts.items()}
+    every = set().union(*there.values())
+    for part, own in there.items():
+        if every - own:
+            yield part, [classes[number] for number in sorted(every - own)]
+
+
 def cut(whole: InOrder, held_out: float) -> dict[str, InOrder]:
     """Cut a text or a time series: the last share for testing, as much before it for validation."""
     share = round(len(whole) * held_out)
     first, second = max(len(whole) - 2 * share, 0), len(whole) - share
     return {"train": whole[:first], "validation": whole[first:second], "test": whole[second:]}
+
+
+def some(names: Sequence[Any]) -> str:
+    """Return the first of many names, and how many more there are."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(map(str, names[:NAMED])) + more
+
+
+def stamp(path: str) -> tuple[int, int]:
+    """Return what changes with a file: its size and time.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    try:
+        status = expanded(path).stat()
+        if expanded(path).is_dir():
+            raise IsADirectoryError(21, "")
+    except OSError as error:
+        raise unusable("data.path", path, error) from error
+    return status.st_size, status.st_mtime_ns
 
 
 def fingerprint(content: bytes) -> str:

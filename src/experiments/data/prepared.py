@@ -103,6 +103,17 @@ class Prepared:
                 raise UserError(f"{paths[-1]} is missing.\n{self.remedy}")
         return paths
 
+    def records(self, split: str) -> Any:
+        """Return the examples of a split; see `Records`."""
+        from experiments.data.records import Records  # imports array_record
+
+        return Records(self, split)
+
+    @property
+    def cache_key(self) -> str:
+        """The folder of its decoded pictures in that of all decoded data."""
+        return f"{self.name}/{self.folder.name}/{self.fingerprint}"
+
     def check(self, key: str, configured: Any, actual: Any) -> None:
         """Raise a `UserError` where `data.<key>` is set and contradicts the data."""
         if configured is not None and configured != actual:

@@ -6,8 +6,6 @@ TFDS stores each example as a serialized `tf.train.Example`.
 import contextlib
 import io
 import itertools
-import multiprocessing
-import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +16,6 @@ from PIL import Image
 
 from experiments.data.prepared import Kind, Prepared
 from experiments.errors import UserError
-from experiments.machine import end_with
 
 CHUNK = 512  # examples that are read and decoded together
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's image mode by number of channels
@@ -86,6 +83,11 @@ class Records:
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         with self._readable(index):
             return self._picture(self._records[index])
+
+    @property
+    def size(self) -> int:
+        """The size of the files in bytes."""
+        return sum(path.stat().st_size for path in self._files)
 
     @property
     def chunks(self) -> list[tuple[int, int]]:
@@ -167,12 +169,3 @@ class Records:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             message = f"prepared data cannot be read: {path}: {reason}"
             raise UserError(f"{message}\n{self._prepared.remedy}") from error
-
-
-def begin_decoding(*_: Any) -> None:
-    """Prepare a process that decodes: it ends with its parent, and leaves Ctrl-C to that."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    assert parent.pid is not None
-    end_with(parent.pid, signal.SIGKILL)

@@ -10,9 +10,8 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from experiments.data.dataset import Batch, Stream
-from experiments.data.prepared import Prepared
-from experiments.data.records import Records, begin_decoding
+from experiments.data.cache import begin_decoding
+from experiments.data.dataset import Batch, Pictures, Stream
 
 Example = dict[str, Any]
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
@@ -23,7 +22,7 @@ CROP_RATIO = (3 / 4, 4 / 3)
 
 
 def open_split(
-    prepared: Prepared,
+    pictures: Pictures,
     split: str,
     indices: np.ndarray | None = None,
     *,
@@ -43,7 +42,7 @@ def open_split(
     Raises:
         UserError: there is no such split, or files are missing.
     """
-    records = Records(prepared, split)
+    records = pictures.records(split)
     indices = np.arange(len(records)) if indices is None else indices
 
     def iterate(batch_size: int, seed: int, train: bool, rows: range | None = None) -> _Batches:

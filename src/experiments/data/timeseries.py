@@ -83,7 +83,7 @@ class TimeSeries:
         if not len(train):
             raise UserError(f"data.held_out={self.held_out} leaves no rows for training")
         mean, deviation = self._scales(names, train, np.abs(values).max(axis=0))
-        splits = {
+        splits: dict[str, Any] = {
             split: self._windows(split, (part - mean) / deviation, deviation[-1])
             for split, part in parts.items()
         }

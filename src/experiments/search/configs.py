@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.core import trust
-from experiments.core.config import check_config, leaves, place
+from experiments.core.config import by_target, check_config, leaves, place, settled
 from experiments.core.trust import says, vet, vet_objects
 from experiments.errors import UserError
 
@@ -151,7 +151,7 @@ def compilation_cache(config: dict[str, Any]) -> str | None:
 
 
 def resolved(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a config with the values that its interpolations stand for.
+    """Return a config with the values that its interpolations stand for, and an objective.
 
     It may be of a file that somebody sent, so what it names and reads is checked before.
     """
@@ -159,8 +159,10 @@ def resolved(config: dict[str, Any]) -> dict[str, Any]:
     if any(isinstance(value, str) and "${" in value for _, value in leaves(config)):
         from omegaconf import OmegaConf
 
-        return OmegaConf.to_container(OmegaConf.create(config), resolve=True)  # type: ignore[return-value]
-    return config
+        config = OmegaConf.to_container(OmegaConf.create(config), resolve=True)  # type: ignore[assignment]
+    if by_target(config):
+        vet_objects(config, SOURCE)  # the data are asked, and so built
+    return settled(config)
 
 
 def _paths(node: Any, path: str = "") -> Iterator[str]:

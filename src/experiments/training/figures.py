@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.core.config import settled
 from experiments.core.experiment import Tree
 from experiments.data.dataset import Batch
 from experiments.data.pipeline import resize
@@ -23,7 +24,7 @@ from experiments.training.distributed import is_first
 from experiments.training.evaluation import Predictions
 from experiments.training.feed import evaluation_batches
 from experiments.training.restored import Restored
-from experiments.training.run_folder import saved_config
+from experiments.training.run_folder import saved_config, with_found
 from experiments.training.setup import Setup, Split
 from experiments.training.trial import Trial
 from experiments.viz import drawing
@@ -204,7 +205,8 @@ def open_classifier(folder: Path, channels: int) -> Classifier:
 
     config = OmegaConf.to_container(saved_config(folder, []), resolve=True)
     assert isinstance(config, dict)
-    run = Restored({str(key): value for key, value in config.items()}, folder, Trackers([]))
+    plain = settled(with_found({str(key): value for key, value in config.items()}, folder))
+    run = Restored(plain, folder, Trackers([]))
     experiment, where = run.setup.experiment, f"objective.classifier={folder}"
     if experiment.input_shape[-1] != channels:
         own = experiment.input_shape[-1]

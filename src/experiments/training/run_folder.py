@@ -4,6 +4,7 @@
 .hydra/config.yaml     the config that the run was started with
 .hydra/hydra.yaml      the choices that it was composed of (of a trial: overrides.yaml)
 run.log                what was logged while it trained
+data.json              what was found in the user's own data, such as classes and scales
 checkpoints/<step>/    what the run resumes from
 
 Nothing in a run folder changes before its lock is held.
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 HYDRA = ".hydra"
+FOUND = "data.json"  # what was found in the data of the user's own
 EVALUATION = "evaluation.json"  # of mode=evaluate in the folder of a run, which has a summary
 PACKAGE = __name__.partition(".")[0]
 
@@ -58,7 +60,7 @@ STUDY = ("study.yaml", "trials")
 
 OTHERS = (
     *(HYDRA, LOG, "figures", "profile", "populations", "metrics.csv", "tensorboard", "wandb"),
-    *(EVALUATION, "predictions.csv", "predictions.parquet", "model.stablehlo", "sample.txt"),
+    *(FOUND, EVALUATION, "predictions.csv", "predictions.parquet", "model.stablehlo", "sample.txt"),
 )
 """What else may be in it that this program wrote."""
 
@@ -246,6 +248,14 @@ def saved_config(source: Path, overrides: Sequence[str]) -> "DictConfig":
     vet(changed, folder)
     vet_objects(changed, folder)
     return config
+
+
+def with_found(config: dict[str, Any], source: Path) -> dict[str, Any]:
+    """Return the config of a run with what the run found in its data, if it has kept that."""
+    path = split_source(source)[0] / FOUND
+    if "found" not in config["data"] or not path.is_file():
+        return config
+    return config | {"data": config["data"] | {"found": read_mapping(path)}}
 
 
 def _parse(text: str) -> Any:

@@ -14,10 +14,12 @@ import numpy as np
 from experiments.core.config import check_lengths
 from experiments.errors import UserError
 from experiments.machine import StopRequest
-from experiments.tracking.jsonl import METRICS, SUMMARY, read_mapping
+from experiments.tracking.jsonl import METRICS, SUMMARY, read_mapping, write_json
 from experiments.tracking.tracker import RunInfo, Trackers
 from experiments.training.checkpoints import Saved, discard_after, load, saved_step
+from experiments.training.distributed import is_first
 from experiments.training.metrics import Line
+from experiments.training.run_folder import FOUND
 from experiments.training.setup import Setup
 
 log = logging.getLogger(__name__)
@@ -78,6 +80,8 @@ class Trial:
     def start(self, parameters: int, step: int) -> None:
         """Start the clock and the trackers; `step` is that of the checkpoint it goes on from."""
         self._started, self.parameters = time.perf_counter(), parameters
+        if (found := self.setup.splits.found) is not None and is_first():
+            write_json(self.directory / FOUND, found)
         self.trackers.start(self.info(parameters, step))
 
     def info(self, parameters: int, step: int = 0) -> RunInfo:

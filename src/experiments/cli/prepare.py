@@ -1,4 +1,4 @@
-"""Download and prepare a data set: `python -m experiments.data.prepare mnist [--dir FOLDER]`.
+"""Download and prepare a data set: `python -m experiments.cli.prepare mnist [--dir FOLDER]`.
 
 The same as `make data DATA=mnist`. Only this needs a network and TensorFlow (the extra `prepare`).
 """

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments.cli.prepare import statistics
 from experiments.core.config import build, check
 from experiments.data import cache, records
 from experiments.data.dataset import Arrays, Stream
+from experiments.data.images import TfdsImages
 from experiments.data.pipeline import Augment
-from experiments.data.prepare import statistics
 from experiments.data.prepared import locate
-from experiments.data.tfds_images import TfdsImages
 from experiments.errors import UserError
 
 
@@ -149,7 +149,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("options", "message"), WRONG)
 def test_wrong_options(toy, options, message):
-    config = {"_target_": "experiments.data.tfds_images.TfdsImages", "name": "toy", **options}
+    config = {"_target_": "experiments.data.images.TfdsImages", "name": "toy", **options}
 
     def load() -> None:
         check(config, "data")
@@ -226,7 +226,7 @@ def test_pictures_of_different_sizes_need_a_size(write, pictures):
 
 SECOND_START = """
 import sys, time
-from experiments.data.tfds_images import TfdsImages
+from experiments.data.images import TfdsImages
 started = time.process_time()
 splits = TfdsImages(name="mnist", dir=sys.argv[1], cache_dir=sys.argv[2]).load()
 print(time.process_time() - started, len(splits.train))

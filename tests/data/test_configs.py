@@ -1,6 +1,7 @@
 """Every file in conf/data, composed by Hydra."""
 
 import dataclasses
+import typing
 
 import pytest
 
@@ -17,6 +18,8 @@ def test_shows_every_key_and_builds(name):
     config = composed(f"data={name}", *NEEDED.get(name, []))["data"]
     target = locate(config["_target_"])
     assert set(config) == {field.name for field in dataclasses.fields(target)} | {"_target_"}
+    hints = typing.get_type_hints(target.__init__)  # by which `check` compares the values
+    assert set(config) - {"_target_"} == set(hints) - {"return"}
     data = build(config)
     assert data.batch_size > 0
     if not issubclass(target, TfdsImages):

@@ -1,7 +1,5 @@
 """Examples in arrays of NumPy: images, vectors or sequences, with or without targets."""
 
-from __future__ import annotations
-
 import functools
 from dataclasses import dataclass, field
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """Examples in a file of the user's own: their targets, splits and scales, whatever the file is."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Examples in the rows of a table: a CSV, TSV or Parquet file with columns of any kind."""
 
-from __future__ import annotations
-
 import functools
 import logging
 import re

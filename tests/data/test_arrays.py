@@ -245,6 +245,12 @@ def test_bad_files_of_tables_end_in_one_line(tmp_path, content, message):
         data("table", tmp_path / "t.csv", "data.target=k").load()
 
 
+def test_a_table_without_names_is_said(tmp_path, caplog):
+    with pytest.raises(UserError, match=r"data.target=kind: .* no such column, only 5.1, 3.5"):
+        table(tmp_path, "5.1,3.5\n4.9,3.0\n", "data.target=kind").load()
+    assert "its first row, which is numbers, is taken for names" in caplog.text
+
+
 def test_parquet_is_read_as_csv_is(tmp_path):
     import pyarrow as pa
     from pyarrow import parquet

@@ -259,6 +259,15 @@ def cut(whole: InOrder, held_out: float) -> dict[str, InOrder]:
     return {"train": whole[:first], "validation": whole[first:second], "test": whole[second:]}
 
 
+def is_number(text: str) -> bool:
+    """Return whether a text is a number."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def some(names: Sequence[Any]) -> str:
     """Return the first of many names, and how many more there are."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""

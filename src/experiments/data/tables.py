@@ -16,6 +16,7 @@ from experiments.data.dataset import (
     Spec,
     as_stored,
     fingerprint,
+    is_number,
     some,
     stamp,
 )
@@ -239,15 +240,6 @@ def check_text(column: pa.ChunkedArray, name: str, path: str, *, every: bool = F
         )
 
 
-def is_number(text: str) -> bool:
-    """Return whether a text is a number."""
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
 # ------------------------------------------------------------------ files
 
 
@@ -274,6 +266,8 @@ def read_table(reading: Reading, _stamp: Any) -> tuple[pa.Table, str]:
     names = [str(name).strip() for name in table.column_names]
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise UserError(f"data.path={path} has several columns {some(twice)}")
+    if all(map(is_number, names)):
+        log.warning("%s: its first row, which is numbers, is taken for names", path)
     if not len(table):
         raise UserError(f"data.path={path} has no rows")
     columns = [_plain(column, reading) for column in table.columns]

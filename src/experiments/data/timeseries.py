@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv
 
-from experiments.data.dataset import Arrays, Spec, Splits, as_stored, cut, fingerprint
+from experiments.data.dataset import Arrays, Spec, Splits, as_stored, cut, fingerprint, is_number
 from experiments.errors import UserError, suggest, unusable
 from experiments.machine import expanded
 from experiments.types import Decay, PositiveInt
@@ -99,7 +99,7 @@ class TimeSeries:
             with csv.open_csv(pa.BufferReader(content), parse_options=parsing) as reader:
                 header = [name.strip() for name in reader.schema.names]
                 given = dict(zip(header, reader.schema.names, strict=True))
-            if all(_is_number(name) for name in header):
+            if all(is_number(name) for name in header):
                 log.warning("%s: its first row, which is numbers, is taken for names", self.path)
             names = self._chosen(header)
             types = {given[name]: pa.float64() for name in names}
@@ -168,14 +168,6 @@ class TimeSeries:
         sequence = windows[:, : self.length, :-1]
         unit_of_each = np.full(len(windows), unit, np.float32)
         return Arrays({"sequence": sequence, "target": target, "unit": unit_of_each})
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _complaint(path: str, error: ValueError, header: list[str]) -> str:

@@ -86,13 +86,12 @@ class Trial:
 
     def info(self, parameters: int, step: int = 0) -> RunInfo:
         """Return what trackers learn before the first step."""
-        experiment = self.setup.experiment
         return RunInfo(
             directory=self.directory,
             name=self.config["name"],
             config=dict(self.config),
-            total_steps=experiment.total_steps,
-            steps_per_epoch=experiment.steps_per_epoch,
+            total_steps=self.setup.experiment.total_steps,
+            steps_per_epoch=self.setup.experiment.steps_per_epoch,
             batch_size=self.setup.batch_size,
             parameters=parameters,
             start_step=step or None,

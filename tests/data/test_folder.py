@@ -131,6 +131,12 @@ def test_photographs_are_turned_upright_and_cut_to_one_square(tmp_path):
     )
 
 
+def test_large_pictures_of_one_size_are_made_smaller(tmp_path):
+    for i in range(4):
+        save(tmp_path / f"p/a/{i}.png", np.zeros((300, 600), np.uint8))
+    assert load(tmp_path / "p", held_out=0.25).spec.input_shape == (224, 224, 1)
+
+
 def test_files_that_cannot_be_read_are_named_and_left_out(photos, caplog):
     whole = (photos / "dog/00.png").read_bytes()
     (photos / "dog/torn.png").write_bytes(whole[: len(whole) // 2])
@@ -176,7 +182,7 @@ def test_a_run_keeps_what_it_found(photos, tmp_path, run_cli):
     found = json.loads((run / "data.json").read_text())
     assert (found["classes"], found["shape"]) == (["cat", "dog"], [8, 8, 1])
     (tmp_path / "new").mkdir()
-    for i in range(8):
+    for i in range(3):
         save(tmp_path / f"new/dog/{i}.jpg", np.zeros((20, 30, 3), np.uint8))
     evaluate = ["mode=evaluate", f"checkpoint={run}", f"data.path={tmp_path}/new"]
     assert run_cli(*evaluate, folder=tmp_path / "e", folders=False)[0] == 0

@@ -171,9 +171,9 @@ class FolderImages(Images):
 
     There may be folders `train`, `validation` and `test` above those of the classes; a split that
     has none is drawn from the training pictures, a share of each class. The shape is that of all
-    pictures; where they differ in size it is a square, its side the median of their shorter sides,
-    at most 224. Each picture is then resized to it; what is too long is cut off on both sides.
-    Files that cannot be read are named and left out.
+    pictures; where they differ in size, or are larger than 256, it is a square, its side the median
+    of their shorter sides, at most 224. Each picture is then resized to it; what is too long is cut
+    off on both sides. Files that cannot be read are named and left out.
 
     Args:
         path: the folder.

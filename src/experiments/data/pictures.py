@@ -18,7 +18,8 @@ SIDE = 256  # that large JPEG files are decoded to, at least, where they are onl
 ORIENTATION = 0x0112  # the EXIF tag
 QUARTER_TURNS = (5, 6, 7, 8)  # its values by which height and width are exchanged
 
-LARGEST = 224  # side of pictures that differ in size, unless it is said
+LARGEST = 224  # side of pictures that are resized, unless it is said
+KEPT = 256  # longer side of the largest pictures of one size that keep it
 
 log = logging.getLogger(__name__)
 
@@ -46,13 +47,13 @@ class Scan:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """The shape of all pictures, or a square where they differ in size.
+        """The shape of all pictures, or a square where they are large or differ in size.
 
         Its side is the median of their shorter sides, at most `LARGEST`.
         """
         sizes = self.sizes[self.readable]
         channels = 3 if self.coloured[self.readable].any() else 1
-        if (sizes == sizes[0]).all():
+        if (sizes == sizes[0]).all() and sizes.max() <= KEPT:
             return int(sizes[0, 0]), int(sizes[0, 1]), channels
         side = min(int(np.median(sizes.min(axis=1))), LARGEST)
         return side, side, channels

@@ -96,7 +96,9 @@ class Setup:
         self.trainer: Trainer = build(config["trainer"])
         self.source: Any = build(config["data"])
         self.streamed = isinstance(self.splits.train, Stream)
-        self.batch_size = resolve_batch_size(self.source.batch_size, len(self.splits.train))
+        size, examples = self.source.batch_size, len(self.splits.train)
+        # an evaluation may be of fewer examples than a batch of the training had
+        self.batch_size = resolve_batch_size(size if training else min(size, examples), examples)
         self.data_mesh = data_mesh(self.trainer.devices, self.batch_size)
         # one shape for validation and test: one compilation, and a whole number of rows per device
         longest = max(len(self.splits.validation), len(self.splits.test))

@@ -101,6 +101,9 @@ def test_the_metric_decides_which_epoch_is_best(tmp_path):
     plan = plan_of_file(read_sweep_file(path), ["seed=3"], {}, CONFIG)
     assert (plan.metric, plan.goal, plan.seed) == ("val/loss", "minimize", 3)
     assert plan.overrides == ["seed=3", "trainer.monitor=loss", "trainer.monitor_mode=min"]
+    for metric, goal in (("loss", "minimize"), ("macro_f1", "maximize")):
+        plan = plan_of_arguments(["seed=1,2", f"trainer.monitor={metric}"], {}, CONFIG)
+        assert (plan.metric, plan.goal) == (f"val/{metric}", goal)
 
 
 def test_a_metric_that_trials_do_not_have_is_named(tmp_path):

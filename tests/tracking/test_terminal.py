@@ -70,6 +70,21 @@ def test_plain_output(run_info, clock):
     ]
 
 
+def test_classes_are_a_table_and_few_metrics_a_line(run_info, clock):
+    values = {"val/loss": 0.5, "val/recall": 0.75, "val/macro_f1": 0.25}
+    classes = [
+        {"class": f"[kind] {i}", "support": i, "recall": 1.0, "f1": 1 - i / 30} for i in range(30)
+    ]
+    run = run_info(config={"trainer": {"monitor": "macro_f1"}})
+    lines = plain_lines(run, clock, [(1, 40, values)], {"classes": classes})
+    assert lines[1].endswith("val loss 0.5000 macro_f1 0.2500")
+    assert lines[-22:-20] == [
+        "the 20 classes of the lowest F1, of 30:",
+        "class      support  recall      f1",
+    ]
+    assert lines[-20] == "[kind] 29       29  1.0000  0.0333"
+
+
 def test_long_lines_are_shown_as_they_grow(run_info, clock):
     out = io.StringIO()
     tracker = Terminal(Console(file=out, width=80))

@@ -23,6 +23,7 @@ def write_run(folder, value, *, monitor="val/accuracy", mode="max", **config):
     (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump(settings))
     best = {} if value is None else {"epoch": 2.0, monitor: value}
     summary = {"status": "finished", "best": best, "monitor": monitor, "monitor_mode": mode}
+    summary["classes"] = [{"class": "a < b", "support": 3, "f1": 0.51239}]
     summary |= {"seconds": 1.5, "parameters": 1234, "epoch": 2.0}
     (folder / "summary.json").write_text(json.dumps(summary))
     lines = [{"step": 10 * e, "epoch": float(e), monitor: (value or 0) / (3 - e)} for e in (1, 2)]
@@ -49,6 +50,7 @@ def test_runs_are_ranked_by_the_metric_of_their_family(tmp_path, capsys):
     page = (tmp_path / "report.html").read_text()
     assert page.count('alt="samples"') == 5  # not what was drawn under way
     assert "optim.learning_rate" in page
+    assert page.count("<td>a &lt; b</td><td>3</td><td>0.5124</td>") == 5
 
 
 def test_seeds_are_shown_as_a_mean_and_their_spread(tmp_path, capsys):

@@ -5,7 +5,8 @@ from typing import Any
 
 from experiments.core.params import count_parameters
 from experiments.tracking.jsonl import SUMMARY, write_json
-from experiments.tracking.terminal import Terminal, number
+from experiments.tracking.terminal import Terminal, number, print_classes
+from experiments.training.metrics import prefixed
 from experiments.training.restored import Restored
 from experiments.training.run_folder import EVALUATION, is_run
 from experiments.training.setup import Split
@@ -18,10 +19,11 @@ def main(config: dict[str, Any], directory: Path, source: Path) -> None:
     splits: dict[Split, str] = {"validation": "val", "test": "test"}
     for split, prefix in splits.items():
         measured, _ = run.predict(split)
-        values = {f"{prefix}/{name}": value for name, value in measured.items()}
+        values = prefixed(prefix, measured.line)
         print("   ".join(f"{name} {number(value)}" for name, value in values.items()))
-        summary |= values
+        summary |= values | measured.classes(run.setup.splits.class_names)
     summary |= {"parameters": count_parameters(run.weights[0]), "checkpoint": str(source)}
+    print_classes(summary)
     path = directory / (EVALUATION if is_run(directory) else SUMMARY)
     write_json(path, summary)
     print(f"written to {path}")

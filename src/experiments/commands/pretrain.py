@@ -9,7 +9,7 @@ from experiments.commands import train
 from experiments.core.config import check_config
 from experiments.core.trust import vet
 from experiments.tracking.jsonl import SUMMARY, write_json
-from experiments.tracking.terminal import number
+from experiments.tracking.terminal import concise, number
 from experiments.tracking.wandb import leave_run_aside
 from experiments.training.run_folder import UsedFolder, run_folder
 
@@ -64,4 +64,5 @@ def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
     write_json(directory / SUMMARY, tested | {"labels": config["data"]["limit"]})
     print("-- in the test")
     for name, value in tested.items():
-        print(f"{name:28} {number(value)}")
+        if concise(name.partition("/")[2], config["trainer"]["monitor"]):
+            print(f"{name:28} {number(value)}")

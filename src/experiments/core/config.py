@@ -129,6 +129,9 @@ def check_config(config: Mapping[str, Any]) -> None:
     ):
         if complaint := mismatch(value, hint):
             raise UserError(f"{key}={value}: must be {complaint}")
+    for name, node in (config.get("metrics") or {}).items():
+        if not isinstance(node, Mapping) or "_target_" not in node:
+            raise UserError(f"metrics.{name}: must name a function: {{_target_: module.function}}")
     groups = {group: node for group, node in config.items() if isinstance(node, Mapping)}
     trackers = tracker_nodes(groups.pop("logger"))
     check(groups | trackers)

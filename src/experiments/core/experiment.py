@@ -20,6 +20,7 @@ from flax import nnx
 
 from experiments.core.config import build, leaves, locate, objective_of, place, static
 from experiments.core.input_shape import check_target, model_input_shape
+from experiments.core.metrics import metrics_of, scalars_of, sums_of
 from experiments.core.optim import PartitionedOptimizer
 from experiments.core.params import if_measured, merged, norm, only_if, variables
 from experiments.core.rng import initial_keys, stream
@@ -244,7 +245,7 @@ class Experiment:
     def eval_step(
         self, params: Tree, model_state: Tree, batch: Mapping[str, jax.Array], hparams: Hparams
     ) -> tuple[dict[str, jax.Array], jax.Array]:
-        """Return sums over the batch of each metric, and the predictions example by example.
+        """Return the sums of each metric over the batch, and the predictions of each example.
 
         Examples with a `mask` [batch] of 0 are padding; the sum `count` is Σ mask.
         """
@@ -257,10 +258,21 @@ class Experiment:
             model = Averaged(model, objective)
         rngs = nnx.Rngs(sample=stream(jax.random.key(0), "sample"))
         values, outputs = objective(model, inputs | {"mask": mask}, rngs, jnp.inf)
-        # a padded example counts for nothing, even where the model makes a NaN of it
-        sums = {k: jnp.sum(jnp.where(mask > 0, v * mask, 0)) for k, v in values.items()}
-        predictions = getattr(objective, "predictions", lambda outputs: outputs)
-        return sums | {"count": jnp.sum(mask)}, predictions(outputs)
+        predictions = getattr(objective, "predictions", lambda outputs: outputs)(outputs)
+        sums = sums_of(self.metrics, values, predictions, inputs | {"mask": mask})
+        return sums, predictions
+
+    @functools.cached_property
+    def metrics(self) -> dict[str, Any]:
+        """The metrics of an evaluation beside the values that the objective gives."""
+        return metrics_of(self.config, self.objective(hyperparameters(self.config)))
+
+    def measured(self, batch: Mapping[str, Any], hparams: Hparams) -> set[str]:
+        """Return the names of an evaluation's scalars; of the batch, with a mask, shapes do."""
+        weights = self.weights(self.abstract_state(hparams))
+        sums, _ = jax.eval_shape(self.eval_step, *weights, batch, hparams)
+        of_one_trial = jax.tree.map(lambda one: np.ones((1, *one.shape)), sums)
+        return set(scalars_of(self.metrics, of_one_trial))
 
     def prepare(
         self, batch: Mapping[str, jax.Array], hparams: Hparams, key: jax.Array, *, train: bool
@@ -315,8 +327,7 @@ class Experiment:
             name: jax.ShapeDtypeStruct((2, *shape), dtype)
             for name, (shape, dtype) in {**self.spec.stored, "mask": ((), "float32")}.items()
         }
-        weights = self.weights(self.abstract_state({}))
-        there = jax.eval_shape(self.eval_step, *weights, batch, {})[0].keys() - {"count"}
+        there = self.measured(batch, {})
         if metric in there:
             return None
         return "no such metric" + (

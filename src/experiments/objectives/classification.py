@@ -1,5 +1,6 @@
 """Classification: the target is a label, the model gives one output per class."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,9 +10,12 @@ from flax import nnx
 
 from experiments.data.dataset import model_input
 from experiments.errors import UserError
+from experiments.objectives.metrics import Calibration, PerClass, Ranking, top_k_accuracy
 from experiments.types import Head
 
 Metrics = dict[str, jax.Array]
+
+TOP5_FROM = 10  # classes from which on it tells something to be among the best five
 
 HEADS: dict[str, Callable] = {
     "identity": lambda outputs: outputs,
@@ -57,6 +61,18 @@ class Classification:
             )
         self.loss = loss
         self.num_classes = num_classes
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The metrics of an evaluation beside the values of each example."""
+        found: dict[str, Any] = {
+            "per_class": PerClass(),
+            "ranking": Ranking(self.num_classes),
+            "calibration": Calibration(),
+        }
+        if self.num_classes >= TOP5_FROM:
+            found["top5_accuracy"] = functools.partial(top_k_accuracy, k=5)
+        return found
 
     def __call__(
         self, model: nnx.Module, batch: dict, rngs: nnx.Rngs | None, epoch: Any

@@ -9,6 +9,7 @@ from flax import nnx
 from experiments.data.dataset import model_input
 from experiments.errors import UserError
 from experiments.objectives.classification import Classification, Metrics, full_precision
+from experiments.objectives.metrics import Errors
 from experiments.objectives.sequence import outputs_of
 from experiments.types import Positive
 
@@ -33,6 +34,11 @@ class Regression(Classification):
         if self.takes != "outputs":
             raise UserError("the target is a number, no class: use loss=mse, mae or huber")
         self.tolerance = tolerance
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The metrics of an evaluation beside the values of each example."""
+        return {"errors": Errors()}
 
     def __call__(
         self, model: nnx.Module, batch: dict, rngs: nnx.Rngs | None, epoch: Any

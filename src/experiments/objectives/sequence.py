@@ -59,6 +59,11 @@ class Labelling(Classification):
         }
         return values, seen
 
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """No metrics beside the values of each example."""
+        return {}
+
     def predictions(self, logits: jax.Array) -> jax.Array:
         """Return the predicted classes, int32 [B, steps]."""
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)

@@ -2,7 +2,6 @@
 
 import itertools
 import logging
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LARGER_IS_BETTER = {"accuracy", "acc", "f1", "auc", "precision", "recall", "solved"}
 SIZES = (
     *("data.", "trainer.epochs", "trainer.steps_per_epoch", "schedule.warmup"),
     *("objective.warmup_epochs", "optim.accumulate", "discriminator_optim.accumulate"),
@@ -28,8 +26,6 @@ SHAPES = ("model.", "data.")
 
 WEIGHTS = ("freeze", "optim.learning_rates", "discriminator_optim.learning_rates")
 """Beginnings of parameters that name weights."""
-
-SMALLER_IS_BETTER = {"loss", "error", "perplexity", "mse", "mae", "rmse", "nll"}
 
 
 def examine(space: Space, settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -51,9 +47,11 @@ def examine(space: Space, settings: Mapping[str, Any]) -> tuple[dict[str, Any], 
             space, choices, [n for n in space.existing(choices) if n.startswith(SIZES)], check_sizes
         )
     config = space.configs.plain(space.contexts[0])
-    own, mode = objective_of(config).monitor
-    chosen = config["trainer"]["monitor"] or own
-    mode = config["trainer"]["monitor_mode"] or mode
+    from experiments.objectives.metrics import monitored  # imports JAX
+
+    trainer = config["trainer"]
+    own = objective_of(config).monitor
+    chosen, mode = monitored(own, trainer["monitor"], trainer["monitor_mode"])
     usual = {"metric": f"val/{chosen}", "goal": "maximize" if mode == "max" else "minimize"}
     settled = {**usual, **settings}
     wanted, goal = settled["metric"].removeprefix("val/"), settled["goal"][:3]
@@ -88,9 +86,10 @@ def experiment_of(config: dict[str, Any]) -> "Experiment":
 
 def question_goal(metric: str, goal: str) -> None:
     """Warn where a search looks for the worst trial by the usual sense of its metric."""
-    words = set(re.findall("[a-z0-9]+", metric.lower()))
+    from experiments.objectives.metrics import LARGER_IS_BETTER, SMALLER_IS_BETTER, words
+
     for better, names in (("maximize", LARGER_IS_BETTER), ("minimize", SMALLER_IS_BETTER)):
-        if words & names and goal != better:
+        if words(metric) & names and goal != better:
             log.warning(
                 "warning: goal: %s looks for the worst %s (W&B's default is minimize); "
                 "say goal: %s",

@@ -27,7 +27,7 @@ from experiments.search.configs import assignments, flags
 from experiments.search.local import LOGS
 from experiments.search.study import STATES, Study, state_of
 from experiments.tracking.jsonl import read_mapping, write_json
-from experiments.tracking.terminal import duration, number
+from experiments.tracking.terminal import concise, duration, number
 
 RESULTS, BEST_COMMAND, BEST_RECIPE = "results.csv", "best.txt", "best.yaml"
 COLUMNS = ("trial", "state", "value", "seconds", "run")
@@ -52,7 +52,8 @@ def winner_of(study: Study) -> dict[str, Any]:
 def metrics_of(study: Study, best: FrozenTrial) -> list[str]:
     """Return the metrics of the best trial: `val/accuracy 0.98`, and `test/*` once it is tested."""
     winner = winner_of(study) if winner_of(study).get("trial") == best.number else {}
-    tested = {name: value for name, value in winner.items() if name.startswith("test/")}
+    own = study.plan.metric.partition("/")[2]
+    tested = {n: v for n, v in winner.items() if n.startswith("test/") and concise(n, own)}
     metrics = {study.plan.metric: best.value or 0.0} | tested
     return [f"{name} {number(value)}" for name, value in metrics.items()]
 

@@ -10,12 +10,22 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.console import Console, RenderableType
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Column
+from rich.table import Column, Table
 from rich.text import Text
 
 from experiments.tracking.tracker import SUCCESS, RunInfo, Tracker
 
+DETAILS = frozenset(
+    {
+        *("top5_accuracy", "balanced_accuracy", "macro_f1", "precision", "recall", "auroc"),
+        *("average_precision", "calibration_error", "rmse", "mae", "r2"),
+    }
+)
+"""Metrics that are in the files alone, unless one of them is monitored."""
+
+CLASSES = 20  # most rows of a table of classes
 LINE_EVERY = 5.0  # seconds between plain lines
 EPOCH_EVERY = 1.0  # seconds between plain lines that report a validation
 
@@ -54,6 +64,7 @@ class Terminal(Tracker):
         run = self._run
         assert run, "log() before start()"
         now = time.monotonic()
+        scalars = self._shown(scalars)
         validation = _of_split("val", scalars)
         every = EPOCH_EVERY if validation and validation != self._validation else LINE_EVERY
         self._validation = validation or self._validation
@@ -79,7 +90,8 @@ class Terminal(Tracker):
             self._bar = None
         if self._run is None:  # it ended before its first step
             return
-        line = summary.get("best") or {}
+        line, summary = summary.get("best") or {}, self._shown(summary)
+        line = self._shown(line)
         best = _metrics(_of_split("val", line))
         lines = {
             "best": f"{best} @ epoch {line['epoch']:g}" if best else "",
@@ -97,6 +109,12 @@ class Terminal(Tracker):
                 text.append(f"\n{label:<12}", style="dim").append(value)
         # Not folded: paths and commands are there to be copied.
         self._console.print(text, soft_wrap=True)
+        print_classes(summary, self._console)
+
+    def _shown(self, scalars: Mapping[str, Any]) -> dict[str, Any]:
+        assert self._run
+        monitored = self._run.config.get("trainer", {}).get("monitor")
+        return {name: value for name, value in scalars.items() if concise(name, monitored)}
 
     def _print(self, text: str) -> None:
         # Not through Rich, which would fold lines at 80 columns for a pipe.
@@ -170,6 +188,30 @@ def _metrics(scalars: Mapping[str, Any]) -> str:
         if group in ("train", "val", "test") and not name.startswith("epoch_"):
             groups[group] = f"{groups.get(group, group)} {name} {number(value):>6}"
     return " | ".join(groups.values())
+
+
+def concise(name: str, monitored: str | None) -> bool:
+    """Return whether a metric, such as `val/recall`, is shown where there is little room."""
+    metric = name.partition("/")[2]
+    return metric == monitored or metric not in DETAILS
+
+
+def print_classes(summary: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print what a summary says of each class, if it does: of many those of the lowest F1."""
+    rows = summary.get("classes", [])
+    shown = rows if len(rows) <= CLASSES else sorted(rows, key=lambda row: row["f1"])[:CLASSES]
+    if not rows:
+        return
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    for name in rows[0]:
+        table.add_column(name, justify="left" if name == "class" else "right", overflow="fold")
+    for row in shown:
+        values = (f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values())
+        table.add_row(*map(escape, values))
+    console = console or Console()
+    if len(shown) < len(rows):
+        console.print(f"the {len(shown)} classes of the lowest F1, of {len(rows)}:")
+    console.print(table)
 
 
 def number(value: float) -> str:

@@ -1,13 +1,15 @@
 """Evaluation of weights on a whole split, and the predictions that figures show."""
 
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
+from experiments.core.metrics import Metrics, scalars_of, statistics
 from experiments.data.dataset import Arrays, Batch, Stream
 from experiments.training.distributed import fetch, put_to_read
 from experiments.training.feed import evaluation_batches
@@ -15,6 +17,32 @@ from experiments.training.metrics import Line
 from experiments.viz.trial_view import Predictions
 
 SHOWN = 16  # examples with predictions in full
+AHEAD = 2  # batches that devices compute while the sums of earlier ones are added up
+
+
+class Measured(NamedTuple):
+    """The evaluation of a trial: its metrics, and of a classifier the columns of a table."""
+
+    line: Line
+    per_class: dict[str, np.ndarray]  # by the name of the column: of each class a number
+
+    def classes(self, names: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+        """Return `classes`, the rows of the table, for a summary; of other tasks nothing.
+
+        Args:
+          names: of the classes; empty if the data have none.
+        """
+        if not self.per_class:
+            return {}
+        columns = {"support": self.per_class["support"].astype(int)}
+        columns = {name: column.tolist() for name, column in (self.per_class | columns).items()}
+        rows = zip(*columns.values(), strict=True)
+        return {
+            "classes": [
+                {"class": names[i] if names else str(i), **dict(zip(columns, row, strict=True))}
+                for i, row in enumerate(rows)
+            ]
+        }
 
 
 class Evaluator:
@@ -36,21 +64,25 @@ class Evaluator:
         self._resident: list[dict[str, jax.Array]] | None = None
         self._source: Iterable[Batch] | None = None
 
-    def measure(self, program: Callable) -> list[Line]:
-        """Return the mean of every metric over the split, for each row of a stack.
+    def measure(self, program: Callable, metrics: Metrics) -> list[Measured]:
+        """Return every metric over the split, for each row of a stack.
 
         Args:
           program: `program(batch) -> (sums, predictions)`.
+          metrics: those that the program has sums of, beside the objective's own values.
         """
-        return means([program(batch)[0] for batch in self.batches()])
+        totals = Totals(metrics)
+        for batch in self.batches():
+            totals.add(program(batch)[0])
+        return totals.measured()
 
-    def predict(self, program: Callable) -> tuple[Line, Predictions]:
-        """Return the mean of every metric, and the predictions, of a stack of one."""
-        sums, labels, predicted = [], [np.zeros(0, int)], [np.zeros(0, int)]
+    def predict(self, program: Callable, metrics: Metrics) -> tuple[Measured, Predictions]:
+        """Return every metric, and the predictions, of a stack of one."""
+        totals, labels, predicted = Totals(metrics), [np.zeros(0, int)], [np.zeros(0, int)]
         first: tuple[Batch, Any] | None = None
         for batch in self.batches():
             of_batch, outputs = program(batch)
-            sums.append(of_batch)
+            totals.add(of_batch)
             rows = fetch(batch["mask"]) > 0
             if first is None:
                 few = np.flatnonzero(rows)[:SHOWN]
@@ -61,7 +93,7 @@ class Evaluator:
                 predicted.append(fetch(outputs)[0][rows].argmax(axis=-1))
         assert first is not None
         every = np.concatenate(labels), np.concatenate(predicted)
-        return means(sums)[0], Predictions(*every, *first)
+        return totals.measured()[0], Predictions(*every, *first)
 
     def batches(self) -> Iterable[dict[str, jax.Array]]:
         """Return the split's batches on the devices, padded to one shape, each with a `mask`."""
@@ -79,13 +111,49 @@ class Evaluator:
             yield {name: put_to_read(array, self.sharding) for name, array in batch.items()}
 
 
-def means(sums: Sequence[dict[str, jax.Array]]) -> list[Line]:
-    """Return the mean over all examples for each row, from sums [rows] over those of each batch.
+class Totals:
+    """Sums over batches, for each row of a stack [rows, ...], added up on the host in float64.
 
-    Added up on the host: on the device even that would be a program to compile.
+    On the device even that would be a program to compile.
     """
-    host = jax.device_get(sums)
-    totals = {name: np.sum([batch[name] for batch in host], 0, np.float64) for name in host[0]}
-    count = totals.pop("count")
-    columns = {name: (total / count).tolist() for name, total in totals.items()}
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    def __init__(self, metrics: Metrics):
+        self.metrics, self.statistics = metrics, statistics(metrics)
+        self._waiting: deque[dict[str, Any]] = deque()  # on the devices
+        self._means: list[dict[str, np.ndarray]] = []  # of each batch
+        self._sums: dict[str, dict[str, np.ndarray]] = {}  # of each statistic
+
+    def add(self, sums: dict[str, Any]) -> None:
+        """Add the sums over a batch, once the devices have them."""
+        self._waiting.append(sums)
+        if len(self._waiting) > AHEAD:
+            self._take()
+
+    def measured(self) -> list[Measured]:
+        """Return the evaluation of each row."""
+        while self._waiting:
+            self._take()
+        totals: dict[str, Any] = {
+            name: np.sum([batch[name] for batch in self._means], 0, np.float64)
+            for name in self._means[0]
+        }
+        columns = scalars_of(self.metrics, totals | self._sums)
+        per_class: dict[str, np.ndarray] = {}
+        for name, statistic in self.statistics.items():
+            if hasattr(statistic, "table"):
+                per_class |= statistic.table(self._sums[name])
+        return [
+            Measured(
+                {name: float(values[row]) for name, values in columns.items()},
+                {name: values[row] for name, values in per_class.items()},
+            )
+            for row in range(len(totals["count"]))
+        ]
+
+    def _take(self) -> None:
+        host = jax.device_get(self._waiting.popleft())
+        for name, statistic in self.statistics.items():
+            sums = {key: np.asarray(array, np.float64) for key, array in host.pop(name).items()}
+            before = self._sums.get(name)
+            self._sums[name] = sums if before is None else statistic.add(before, sums)
+        self._means.append(host)

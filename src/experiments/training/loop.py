@@ -240,7 +240,7 @@ class Training:
         measured, means = self.stack.measure("validation", weights), self.metrics.end_epoch()
         better = []
         for row, trial in enumerate(self.trials):
-            line = self.end_lines[row] | means[row] | prefixed("val", measured[row])
+            line = self.end_lines[row] | means[row] | prefixed("val", measured[row].line)
             better.append(trial.diverged_at is None and trial.best.improved(line))
             if trial.diverged_at is None:
                 trial.line = line
@@ -324,7 +324,7 @@ class Training:
         if apart and len(self.trials) > 1:
             self.checkpoints.save_apart(step, self.stack.rows(apart), *self._records(apart))
 
-    def _evaluate_best(self, rows: list[int]) -> dict[int, Line]:
+    def _evaluate_best(self, rows: list[int]) -> dict[int, dict[str, Any]]:
         """Test the best weights of trials that end, log that, and draw their figures.
 
         Where the test split is left alone, figures show the validation split.
@@ -336,15 +336,16 @@ class Training:
         for row in rows:
             self.trials[row].trackers.status("testing")
         evaluated, step = self.stack.evaluate_best(split, drawn), self.metrics.step
-        found: dict[int, Line] = {}
+        found: dict[int, dict[str, Any]] = {row: {} for row in rows}
         for row in rows:
-            trial, (line, predictions) = self.trials[row], evaluated[row]
-            found[row] = prefixed("test", line) if self.test else {}
+            trial, (measured, predictions) = self.trials[row], evaluated[row]
             if self.test:
-                trial.trackers.log(step, {"epoch": self.metrics.epoch, **found[row]})
+                line = prefixed("test", measured.line)
+                trial.trackers.log(step, {"epoch": self.metrics.epoch, **line})
+                found[row] = line | measured.classes(self.setup.splits.class_names)
             if row in drawn and predictions is not None:
                 weights = self.stack.weights_of(row, self.stack.best)
-                if measured := self.figures[trial].finish(step, weights, predictions):
-                    trial.trackers.log(step, measured)
-                    found[row] |= measured
+                if line := self.figures[trial].finish(step, weights, predictions):
+                    trial.trackers.log(step, line)
+                    found[row] |= line
         return found

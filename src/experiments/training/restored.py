@@ -18,8 +18,7 @@ from experiments.models.torchvision import read_published
 from experiments.tracking.tracker import Tracker
 from experiments.training.checkpoints import load, load_weights
 from experiments.training.distributed import put
-from experiments.training.evaluation import Predictions
-from experiments.training.metrics import Line
+from experiments.training.evaluation import Measured, Predictions
 from experiments.training.run_folder import split_source
 from experiments.training.setup import Data, Setup, Split
 
@@ -63,9 +62,10 @@ class Restored:
         evaluate = self.setup.compiled(layout).evaluate
         return lambda batch: evaluate(stack[0], batch, stack[1])
 
-    def predict(self, split: Split) -> tuple[Line, Predictions]:
-        """Return the mean of every metric over a split, and its predictions."""
-        return self.setup.evaluator(split, self.setup.layout(1)).predict(self.program)
+    def predict(self, split: Split) -> tuple[Measured, Predictions]:
+        """Return every metric over a split, and its predictions."""
+        evaluator = self.setup.evaluator(split, self.setup.layout(1))
+        return evaluator.predict(self.program, self.setup.experiment.metrics)
 
     def outputs(self, split: Split) -> Iterator[tuple[dict[str, jax.Array], Any]]:
         """Yield each batch of a split with the objective's predictions for it."""

@@ -20,6 +20,7 @@ from experiments.core.rng import root_key
 from experiments.core.transfer import named
 from experiments.data.dataset import Arrays, Splits, Stream, some_examples
 from experiments.errors import UserError
+from experiments.objectives.metrics import monitored
 from experiments.training.distributed import put_to_read
 from experiments.training.evaluation import Evaluator
 from experiments.training.feed import ResidentFeed, StreamedFeed
@@ -121,6 +122,8 @@ class Setup:
         self._compiled: dict[tuple[Layout, int], Compiled] = {}
         self.widths: dict[Layout, int] = {}  # the fastest that was found
         self._say_sizes()
+        if training and config.get("metrics"):
+            self.experiment.measured(self.evaluation_shapes, {})  # tries the user's own
 
     def inputs_of(self, config: Mapping[str, Any]) -> dict[str, np.float32]:
         """Return the numbers of a trial's config that its program takes as inputs."""
@@ -184,12 +187,10 @@ class Setup:
         Raises:
             UserError: there is no such metric.
         """
-        metric, mode = self.objective.monitor
-        if (wanted := self.trainer.monitor) not in (None, metric):
-            if complaint := self.experiment.complaint_about(wanted):
-                raise UserError(f"trainer.monitor={wanted}: the validation has {complaint}")
-            metric, mode = wanted, "max" if "accuracy" in wanted else "min"
-        return metric, self.trainer.monitor_mode or mode
+        wanted = self.trainer.monitor
+        if wanted is not None and (complaint := self.experiment.complaint_about(wanted)):
+            raise UserError(f"trainer.monitor={wanted}: the validation has {complaint}")
+        return monitored(self.objective.monitor, wanted, self.trainer.monitor_mode)
 
     @functools.cached_property
     def static_key(self) -> str:

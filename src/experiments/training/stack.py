@@ -16,9 +16,8 @@ from experiments.machine import return_freed_memory
 from experiments.training import runtime
 from experiments.training.checkpoints import Saved
 from experiments.training.distributed import fetch, put, put_keys
-from experiments.training.evaluation import Predictions
+from experiments.training.evaluation import Measured, Predictions
 from experiments.training.feed import Window
-from experiments.training.metrics import Line
 from experiments.training.setup import Setup, Split
 from experiments.training.step import Compiled, Layout
 from experiments.training.trial import Trial
@@ -93,22 +92,23 @@ class Stack:
         """The (params, model_state) to evaluate with."""
         return self.setup.experiment.weights(self.states)
 
-    def measure(self, split: Split, weights: tuple[Tree, Tree]) -> list[Line]:
-        """Return the mean of every metric over a split, for each row."""
+    def measure(self, split: Split, weights: tuple[Tree, Tree]) -> list[Measured]:
+        """Return every metric over a split, for each row."""
         evaluate, evaluator = self.compiled.evaluate, self.setup.evaluator(split, self.layout)
-        return evaluator.measure(lambda batch: evaluate(weights, batch, self.hparams))
+        metrics = self.setup.experiment.metrics
+        return evaluator.measure(lambda batch: evaluate(weights, batch, self.hparams), metrics)
 
     def evaluate_best(
         self, split: Split, predicting: Sequence[int]
-    ) -> list[tuple[Line, Predictions | None]]:
+    ) -> list[tuple[Measured, Predictions | None]]:
         """Return each trial's metrics with its best weights, of some with the predictions."""
         if self.layout.rows == 1:  # whose predictions come along
             return [self._predict(0, split)]
-        lines = self.measure(split, self.best)[: len(self.trials)]
+        measured = self.measure(split, self.best)[: len(self.trials)]
         chosen = {row: self._predict(row, split)[1] for row in predicting}
-        return [(line, chosen.get(row)) for row, line in enumerate(lines)]
+        return [(one, chosen.get(row)) for row, one in enumerate(measured)]
 
-    def _predict(self, row: int, split: Split) -> tuple[Line, Predictions]:
+    def _predict(self, row: int, split: Split) -> tuple[Measured, Predictions]:
         layout, stack = self.setup.layout(1), (self.best, self.hparams)
         if self.layout.rows > 1:
             stack = self._picked(stack, [row], layout)
@@ -116,7 +116,8 @@ class Stack:
             self.setup.compiled(layout).evaluate,
             self.setup.evaluator(split, layout),
         )
-        return evaluator.predict(lambda batch: evaluate(stack[0], batch, stack[1]))
+        metrics = self.setup.experiment.metrics
+        return evaluator.predict(lambda batch: evaluate(stack[0], batch, stack[1]), metrics)
 
     def keep_better(self, better: Sequence[bool]) -> None:
         """Take the weights of these rows as their best ones."""

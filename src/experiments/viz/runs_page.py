@@ -227,13 +227,17 @@ def _text(value: Any) -> str:
 
 
 def _pictures(run: RunData) -> str:
-    """Return the figures of a run, which a click unfolds."""
-    if not run.figures:
+    """Return the figures of a run and the table of its classes, which a click unfolds."""
+    classes = run.summary.get("classes", [])
+    if not run.figures and not classes:
         return ""
+    lines = [[page.cell(value) for value in row.values()] for row in classes]
+    table = page.table(list(classes[0]), lines) if classes else ""
     images = "".join(
         f'<img alt="{html.escape(path.stem)}" title="{html.escape(path.stem)}" '
         f'src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
         for path in run.figures
     )
     name = html.escape(run.name)
-    return f'<details><summary>{name}</summary><div class="figures">{images}</div></details>'
+    inside = f'<div class="figures">{images}</div>{table}'
+    return f"<details><summary>{name}</summary>{inside}</details>"

@@ -46,6 +46,7 @@ PositiveInt = Annotated[int, Bound("at least", 1), Bound("at most", 2**31 - 1)]
 NonNegativeInt = Annotated[int, Bound("at least", 0), Bound("at most", 2**31 - 1)]
 Seed = NonNegativeInt
 
+Sampler = Literal["uniform", "balanced"]
 Activation = Literal[
     "identity", "step", "sigmoid", "tanh", "relu", "leaky_relu", "elu", "gelu", "swish"
 ]

@@ -66,3 +66,14 @@ def test_a_softmax_head_is_not_applied_twice():
         for head in ("identity", "softmax")
     )
     np.testing.assert_array_equal(plain.loss_input(OUTPUTS), headed.loss_input(OUTPUTS))
+
+
+def test_focal_loss_without_gamma_is_cross_entropy():
+    values = [float(losses.focal(OUTPUTS, TARGETS, gamma=g)[0]) for g in (0.0, 2.0)]
+    whole = float(losses.cross_entropy(OUTPUTS, TARGETS, label_smoothing=0.0)[0])
+    assert values[0] == pytest.approx(whole, rel=1e-6)
+    assert values[1] == pytest.approx(whole * (1 - np.exp(-whole)) ** 2, rel=1e-5)
+    sure = jnp.array([[100.0, -100.0]])  # 1 - p is 0: neither value nor slope may be NaN
+    for gamma in (0.5, 2.0):
+        slope = jax.grad(lambda z, g=gamma: losses.focal(z, jnp.eye(2)[:1], gamma=g).sum())(sure)
+        assert np.all(np.isfinite(slope))

@@ -28,6 +28,7 @@ from experiments.core.transfer import check_frozen, fitted, freeze_statistics, s
 from experiments.data.dataset import Spec, model_input
 from experiments.data.pipeline import Averaged, resize
 from experiments.errors import UserError, suggest
+from experiments.objectives.losses import with_class_weights
 
 Tree = Any
 Hparams = Mapping[str, Any]
@@ -82,6 +83,8 @@ class Experiment:
         total_steps: int,
         examples: Callable[[], Mapping[str, Any]] | None = None,
     ):
+        # where the data are not at hand, any numbers in the place of `balanced` will do
+        config = with_class_weights(config, lambda: [1] * spec.num_classes)
         self.config = config
         self.spec, self.pipeline = spec, pipeline
         self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps

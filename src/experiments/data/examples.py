@@ -17,7 +17,7 @@ from experiments.data.dataset import (
     some,
 )
 from experiments.errors import UserError
-from experiments.types import Decay, NonNegativeInt, PositiveInt
+from experiments.types import Decay, NonNegativeInt, PositiveInt, Sampler
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +62,7 @@ class Examples:
         held_out: share of the training examples for validation, and again for test.
         split_seed: decides which these are, and which ones `limit` selects.
         limit: use only so many training examples; None uses all.
+        sampler: "balanced" draws training examples so that all classes come equally often.
         batch_size, eval_batch_size: examples per step; -1 is all of them.
         found: what an earlier command found.
     """
@@ -71,6 +72,7 @@ class Examples:
     held_out: Decay = 0.15
     split_seed: NonNegativeInt = 0
     limit: PositiveInt | None = None
+    sampler: Sampler = "uniform"
     batch_size: PositiveInt | Literal[-1] = 64
     eval_batch_size: PositiveInt | Literal[-1] = 256
     found: dict[str, Any] | None = None

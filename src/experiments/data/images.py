@@ -13,7 +13,7 @@ from experiments.data.dataset import Pictures, Spec, Splits, hold_out, number_he
 from experiments.data.pipeline import Augment, Pipeline, RowPipeline
 from experiments.data.prepared import Prepared, find_here, locate
 from experiments.errors import UserError
-from experiments.types import Decay, Fraction, NonNegativeInt, PositiveInt, Share
+from experiments.types import Decay, Fraction, NonNegativeInt, PositiveInt, Sampler, Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,7 @@ class Images:
 
     Args:
         limit: use only so many training examples; None uses all.
+        sampler: "balanced" draws training examples so that all classes come equally often.
         batch_size: training examples per step; -1 is all of them.
         eval_batch_size: examples per step of evaluation; -1 is all of them.
         mean, std: per channel, for pixels in 0..1.
@@ -39,6 +40,7 @@ class Images:
     """
 
     limit: PositiveInt | None = None
+    sampler: Sampler = "uniform"
     batch_size: PositiveInt | Literal[-1] = 128
     eval_batch_size: PositiveInt | Literal[-1] = 256
     mean: list[Fraction] | None = None

@@ -18,7 +18,7 @@ from experiments.data.prepared import Prepared, locate
 from experiments.data.records import Records
 from experiments.errors import UserError, unusable
 from experiments.machine import expanded
-from experiments.types import Decay, NonNegativeInt, PositiveInt
+from experiments.types import Decay, NonNegativeInt, PositiveInt, Sampler
 
 log = logging.getLogger(__name__)
 
@@ -198,6 +198,7 @@ class Reviews:
         validation_fraction: share of the training texts held out.
         split_seed: decides which of them.
         limit: use only so many training texts; None uses all.
+        sampler: "balanced" draws training texts so that all classes come equally often.
         batch_size, eval_batch_size: texts per step; -1 is all of them.
     """
 
@@ -210,6 +211,7 @@ class Reviews:
     validation_fraction: Decay
     split_seed: NonNegativeInt
     limit: PositiveInt | None
+    sampler: Sampler
     batch_size: PositiveInt | Literal[-1]
     eval_batch_size: PositiveInt | Literal[-1]
 

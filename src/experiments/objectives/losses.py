@@ -6,12 +6,16 @@ head. `outputs`: the output head itself. The attribute `head` is the output head
 if the config names none. Targets of a classification are one-hot vectors (or a mixture of them).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from experiments.types import Fraction, Positive
+from experiments.errors import UserError
+from experiments.types import Fraction, NonNegative, Positive
+
+ClassWeights = Literal["balanced"] | list[NonNegative] | None
 
 
 def loss(takes: str, head: str, **others: float | None) -> Callable[[Callable], Callable]:
@@ -22,6 +26,49 @@ def loss(takes: str, head: str, **others: float | None) -> Callable[[Callable], 
         return function
 
     return mark
+
+
+def weighted(values: jax.Array, targets: jax.Array, class_weights: Any) -> jax.Array:
+    """Return the values of examples, each times the weight of its class.
+
+    Args:
+      class_weights: numbers [classes], which may be traced; None weighs all classes alike.
+
+    Raises:
+      UserError: there are more or fewer classes.
+    """
+    if class_weights is None:
+        return values
+    if len(class_weights) != targets.shape[-1]:
+        raise UserError(
+            f"loss.class_weights has {len(class_weights)} numbers, but there are "
+            f"{targets.shape[-1]} classes: give one for each"
+        )
+    weights = jnp.stack([jnp.asarray(weight, values.dtype) for weight in class_weights])
+    return values * jnp.sum(targets * weights, axis=-1)
+
+
+def with_class_weights(
+    config: Mapping[str, Any], counts: Callable[[], Sequence[int]]
+) -> Mapping[str, Any]:
+    """Return a config with class weights as floats, which can be traced.
+
+    `balanced` is the share that a class would have if all had the same, over the share that it has.
+    A class without an example has the weight 1, which nothing is multiplied by in training.
+
+    Args:
+      counts: gives the number of training examples of each class.
+    """
+    loss = config.get("loss") or {}
+    weights = loss.get("class_weights")
+    if weights is None:
+        return config
+    if weights == "balanced":
+        found = counts()
+        present = [count for count in found if count]
+        equal = sum(present) / len(present)
+        weights = [equal / count if count else 1 for count in found]
+    return {**config, "loss": {**loss, "class_weights": [float(weight) for weight in weights]}}
 
 
 @loss(takes="outputs", head="identity")
@@ -50,16 +97,36 @@ def binary_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 @loss(takes="logits", head="softmax")
-def cross_entropy(logits: jax.Array, targets: jax.Array, *, label_smoothing: Fraction) -> jax.Array:
+def cross_entropy(
+    logits: jax.Array,
+    targets: jax.Array,
+    *,
+    label_smoothing: Fraction,
+    class_weights: ClassWeights = None,
+) -> jax.Array:
     """Return −Σ q log softmax(z) with q = (1 − ε) y + ε/C (Szegedy et al. 2016, section 7)."""
     smooth = (1 - label_smoothing) * targets + label_smoothing / targets.shape[-1]
-    return -jnp.sum(smooth * jax.nn.log_softmax(logits), axis=-1)
+    values = -jnp.sum(smooth * jax.nn.log_softmax(logits), axis=-1)
+    return weighted(values, targets, class_weights)
+
+
+@loss(takes="logits", head="softmax")
+def focal(
+    logits: jax.Array, targets: jax.Array, *, gamma: NonNegative, class_weights: ClassWeights = None
+) -> jax.Array:
+    """Return −Σ y (1 − p)^γ log p with p = softmax(z), the focal loss (Lin et al. 2017)."""
+    log_p = jax.nn.log_softmax(logits)
+    rest = jnp.maximum(-jnp.expm1(log_p), 1e-12)  # 1 − p; a power of 0 may have no gradient
+    values = -jnp.sum(targets * rest**gamma * log_p, axis=-1)
+    return weighted(values, targets, class_weights)
 
 
 @loss(takes="log_probabilities", head="softmax")
-def nll(log_probabilities: jax.Array, targets: jax.Array) -> jax.Array:
+def nll(
+    log_probabilities: jax.Array, targets: jax.Array, *, class_weights: ClassWeights = None
+) -> jax.Array:
     """Return −Σ y log p, the negative log-likelihood of given log-probabilities."""
-    return -jnp.sum(targets * log_probabilities, axis=-1)
+    return weighted(-jnp.sum(targets * log_probabilities, axis=-1), targets, class_weights)
 
 
 @loss(takes="outputs", head="identity")

@@ -39,6 +39,8 @@ class ResidentFeed:
     Args:
       arrays: the split, on the devices of `layout`.
       seeds: of the order: one for all trials, or of each row one.
+      shares: the probability of each example [examples]: an epoch draws as many as there are, with
+        replacement. None: an epoch has each once.
     """
 
     def __init__(
@@ -48,8 +50,9 @@ class ResidentFeed:
         layout: Layout,
         seeds: Sequence[int],
         ordered: bool,
+        shares: np.ndarray | None = None,
     ):
-        self.arrays, self.layout, self.ordered = arrays, layout, ordered
+        self.arrays, self.layout, self.ordered, self.shares = arrays, layout, ordered, shares
         self.examples = len(next(iter(arrays.values())))
         self.steps_per_epoch = self.examples // batch_size
         self.keys = root_key(np.array(seeds))
@@ -68,10 +71,13 @@ class ResidentFeed:
             if self.layout.own_batches:
                 order = np.tile(order, (len(self.keys), 1))
         elif self.layout.own_batches:
-            order = jnp.stack([epoch_order(key, epoch, self.examples) for key in self.keys])
+            order = jnp.stack([self._drawn(key, epoch) for key in self.keys])
         else:
-            order = epoch_order(self.keys[0], epoch, self.examples)
+            order = self._drawn(self.keys[0], epoch)
         return put(order, self.layout.order)
+
+    def _drawn(self, key: jax.Array, epoch: int) -> jax.Array:
+        return epoch_order(key, epoch, self.examples, self.shares)
 
 
 class StreamedFeed:

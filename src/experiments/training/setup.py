@@ -19,7 +19,9 @@ from experiments.core.experiment import Experiment, State, hyperparameters
 from experiments.core.rng import root_key
 from experiments.core.transfer import named
 from experiments.data.dataset import Arrays, Splits, Stream, some_examples
+from experiments.data.sampling import equal_shares, labels_of
 from experiments.errors import UserError
+from experiments.objectives.losses import with_class_weights
 from experiments.objectives.metrics import monitored
 from experiments.training.distributed import put_to_read
 from experiments.training.evaluation import Evaluator
@@ -57,6 +59,20 @@ class Data:
         self._resident: dict[NamedSharding, dict[str, jax.Array]] = {}
         self._evaluators: dict[tuple, Evaluator] = {}
 
+    def weighted(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return a config with numbers in the place of `loss.class_weights=balanced`."""
+
+        def counts() -> Sequence[int]:
+            labels = labels_of(self.splits.train, "loss.class_weights=balanced")
+            return np.bincount(labels, minlength=build(config["data"]).spec.num_classes).tolist()
+
+        return with_class_weights(config, counts)
+
+    @functools.cached_property
+    def balanced(self) -> np.ndarray:
+        """The probability of each training example where all classes are drawn equally often."""
+        return equal_shares(labels_of(self.splits.train, "data.sampler=balanced"))
+
     def resident(self, sharding: NamedSharding) -> dict[str, jax.Array]:
         """Return the training split on the devices; they hold it once, whoever asks."""
         if sharding not in self._resident:
@@ -92,6 +108,7 @@ class Setup:
     """
 
     def __init__(self, config: Mapping[str, Any], data: Data, *, training: bool = True):
+        config = data.weighted(config)
         self.config, self.data, self.training = config, data, training
         self.splits = data.splits
         self.trainer: Trainer = build(config["trainer"])
@@ -122,12 +139,12 @@ class Setup:
         self._compiled: dict[tuple[Layout, int], Compiled] = {}
         self.widths: dict[Layout, int] = {}  # the fastest that was found
         self._say_sizes()
-        if training and config.get("metrics"):
-            self.experiment.measured(self.evaluation_shapes, {})  # tries the user's own
+        if training:
+            self._check()
 
     def inputs_of(self, config: Mapping[str, Any]) -> dict[str, np.float32]:
         """Return the numbers of a trial's config that its program takes as inputs."""
-        numbers = hyperparameters(config)
+        numbers = hyperparameters(self.data.weighted(config))
         return {name: np.float32(numbers[name]) for name in self.traced.inputs}
 
     def layout(self, trials: int, *, own_batches: bool = False) -> Layout:
@@ -160,7 +177,12 @@ class Setup:
             steps = self.experiment.steps_per_epoch
             return StreamedFeed(split, self.batch_size, steps, layout, seeds[0])
         arrays = self.data.resident(layout.everywhere)
-        return ResidentFeed(arrays, self.batch_size, layout, seeds, split.ordered)
+        return ResidentFeed(arrays, self.batch_size, layout, seeds, split.ordered, self._shares)
+
+    @property
+    def _shares(self) -> np.ndarray | None:
+        """The probabilities that examples are drawn by; None: each once an epoch."""
+        return self.data.balanced if getattr(self.source, "sampler", "") == "balanced" else None
 
     def compiled(self, layout: Layout, width: int = 1) -> Compiled:
         """Return the programs for a stack; they are compiled once, and trained with by others."""
@@ -263,6 +285,12 @@ class Setup:
             for name, (shape, dtype) in one.items()
         }
 
+    def _check(self) -> None:
+        """Check the sampler and the metrics that the config names, before anything is trained."""
+        _ = self._shares
+        if self.config.get("metrics"):
+            self.experiment.measured(self.evaluation_shapes, {})
+
     def _say_sizes(self) -> None:
         stored, seen = tuple(self.source.spec.input_shape), self.experiment.input_shape
         if stored != seen:
@@ -291,18 +319,20 @@ class Setups:
 
     def of(self, config: Mapping[str, Any]) -> Setup:
         """Return the setup of a trial's config, made where there is none."""
+        data = self._data_of(config)
+        config = data.weighted(config)
         untried = static_key(config, hyperparameters(config))
         if untried not in self._inputs:
-            setup = Setup(config, self._data_of(config))
+            setup = Setup(config, data)
             self._inputs[untried] = setup.traced.inputs
             self._setups.setdefault(setup.static_key, setup)
         key = static_key(config, self._inputs[untried])
         if key not in self._setups:
-            self._setups[key] = Setup(config, self._data_of(config))
+            self._setups[key] = Setup(config, data)
         return self._setups[key]
 
     def _data_of(self, config: Mapping[str, Any]) -> Data:
-        own = {**config["data"], "augment": None}
+        own = {**config["data"], "augment": None, "sampler": None}
         key = json.dumps(own, sort_keys=True)
         if key not in self._data:
             self._data[key] = Data(build(config["data"]).load())

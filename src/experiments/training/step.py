@@ -287,15 +287,20 @@ def many_steps(
 def _order() -> Callable:
     """Return the program of `epoch_order`, made when there is a device to make it for."""
 
-    def order(key: jax.Array, epoch: jax.Array, examples: int) -> jax.Array:
-        return jax.random.permutation(stream(key, "shuffle", epoch), examples)
+    def order(key: jax.Array, epoch: jax.Array, examples: int, shares: Any) -> jax.Array:
+        key = stream(key, "shuffle", epoch)
+        if shares is None:
+            return jax.random.permutation(key, examples)
+        return jax.random.choice(key, examples, (examples,), p=shares).astype(jnp.int32)
 
     return jax.jit(order, static_argnums=2, compiler_options=compiler_options(0))
 
 
-def epoch_order(key: jax.Array, epoch: int, examples: int) -> jax.Array:
-    """Return the shuffled order of an epoch: int32 [examples]."""
-    return _order()(key, np.int32(epoch), examples)
+def epoch_order(
+    key: jax.Array, epoch: int, examples: int, shares: np.ndarray | None = None
+) -> jax.Array:
+    """Return the shuffled order of an epoch, or what is drawn by `shares`: int32 [examples]."""
+    return _order()(key, np.int32(epoch), examples, shares)
 
 
 def _placed(shapes: Shapes, sharding: NamedSharding) -> dict[str, jax.ShapeDtypeStruct]:

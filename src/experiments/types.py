@@ -46,6 +46,9 @@ PositiveInt = Annotated[int, Bound("at least", 1), Bound("at most", 2**31 - 1)]
 NonNegativeInt = Annotated[int, Bound("at least", 0), Bound("at most", 2**31 - 1)]
 Seed = NonNegativeInt
 
+Limit = PositiveInt | Share | None
+"""A number of training examples, or a share of them as a float; None for all."""
+
 Sampler = Literal["uniform", "balanced"]
 Activation = Literal[
     "identity", "step", "sigmoid", "tanh", "relu", "leaky_relu", "elu", "gelu", "swish"

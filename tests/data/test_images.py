@@ -56,6 +56,17 @@ def test_limit_takes_from_the_training_data_only(toy):
     assert keys(limited.validation) == keys(whole.validation)
 
 
+def test_a_share_is_taken_of_every_class(toy):
+    whole, third = (TfdsImages(name="toy", limit=limit).load() for limit in (1.0, 1 / 3))
+    counts = [np.bincount(splits.train.arrays["label"]) for splits in (whole, third)]
+    assert len(whole.train) == 45
+    np.testing.assert_array_equal(counts[1], np.round(counts[0] / 3))
+    few = TfdsImages(name="toy", limit=0.001).load()
+    assert sorted(few.train.arrays["label"]) == [0, 1, 2]
+    assert set(keys(few.train)) < set(keys(third.train)) < set(keys(whole.train))
+    assert len(TfdsImages(name="toy", limit=0.2, stream=True).load().train) == 9
+
+
 def test_a_validation_split_of_its_own_is_used(write, pictures):
     validation = pictures(5, seed=2)
     write("toy", train=pictures(20), dev=validation, test=pictures(4, seed=1))

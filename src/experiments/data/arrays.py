@@ -16,6 +16,7 @@ from experiments.data.examples import (
     tidied,
 )
 from experiments.data.pipeline import Augment, Pipeline
+from experiments.data.sampling import known_count
 from experiments.errors import UserError, suggest, unusable
 from experiments.machine import expanded
 from experiments.types import PositiveInt
@@ -64,7 +65,7 @@ class ArrayFile(Examples):
             if side > min(shape[:2]):
                 raise UserError(f"data.crop_size={side} is more than the images have")
             shape = (side, side, shape[2])
-        return Spec(shape, self.outputs, self.limit, stored)
+        return Spec(shape, self.outputs, known_count(self.limit), stored)
 
     @property
     def pipeline(self) -> Any:

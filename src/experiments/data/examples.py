@@ -16,8 +16,9 @@ from experiments.data.dataset import (
     parts_of,
     some,
 )
+from experiments.data.sampling import limited
 from experiments.errors import UserError
-from experiments.types import Decay, NonNegativeInt, PositiveInt, Sampler
+from experiments.types import Decay, Limit, NonNegativeInt, PositiveInt, Sampler
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,8 @@ class Examples:
             numbers of few different values and those from 0 on without a gap are classes.
         held_out: share of the training examples for validation, and again for test.
         split_seed: decides which these are, and which ones `limit` selects.
-        limit: use only so many training examples; None uses all.
+        limit: use only so many training examples; or with a float this share of every
+            class; None uses all.
         sampler: "balanced" draws training examples so that all classes come equally often.
         batch_size, eval_batch_size: examples per step; -1 is all of them.
         found: what an earlier command found.
@@ -71,7 +73,7 @@ class Examples:
     task: Task | None = None
     held_out: Decay = 0.15
     split_seed: NonNegativeInt = 0
-    limit: PositiveInt | None = None
+    limit: Limit = None
     sampler: Sampler = "uniform"
     batch_size: PositiveInt | Literal[-1] = 64
     eval_batch_size: PositiveInt | Literal[-1] = 256
@@ -153,13 +155,13 @@ class Examples:
         """
         raw, found, parts = self._raw, self._found, self._parts
         train = parts["train"]
-        if self.limit is not None and self.limit > len(train):
+        if isinstance(self.limit, int) and self.limit > len(train):
             raise UserError(
                 f"data.limit is {self.limit}, but {self.path} has {len(train)} training examples"
             )
-        parts = parts | {"train": np.sort(train[: self.limit])}
         name, inputs = self._encode(raw.inputs, found)
         arrays = {name: inputs, **self._encoded_targets(raw, found["target"])}
+        parts = parts | {"train": np.sort(limited(train, self.limit, arrays.get("label")))}
         classes = tuple(found["target"].get("classes", ()))
         self._say(raw, parts, arrays, classes)
         return Splits(

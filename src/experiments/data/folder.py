@@ -209,7 +209,7 @@ class FolderImages(Images):
         labels = number[folder.labels[rows]]
         pictures = FolderPictures(folder, rows, labels, tuple(found["shape"]))
         parts = self._parts
-        chosen = parts | {"train": self._limited(parts["train"], self.path)}
+        chosen = parts | {"train": self._limited(parts["train"], self.path, labels)}
         self._say(chosen, labels, found)
         splits = self._opened(pictures, {part: (ALL, rows) for part, rows in chosen.items()})
         names = tuple(found["classes"])

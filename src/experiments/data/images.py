@@ -1,7 +1,7 @@
 """Labelled images: what all sources share, and those of TensorFlow Datasets, also row by row."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, Literal
@@ -12,8 +12,9 @@ from experiments.data.cache import load_split
 from experiments.data.dataset import Pictures, Spec, Splits, hold_out, number_held_out
 from experiments.data.pipeline import Augment, Pipeline, RowPipeline
 from experiments.data.prepared import Prepared, find_here, locate
+from experiments.data.sampling import count_of, known_count, limited
 from experiments.errors import UserError
-from experiments.types import Decay, Fraction, NonNegativeInt, PositiveInt, Sampler, Share
+from experiments.types import Decay, Fraction, Limit, NonNegativeInt, PositiveInt, Sampler, Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,8 @@ class Images:
     """The arguments and methods that all sources of labelled images share.
 
     Args:
-        limit: use only so many training examples; None uses all.
+        limit: use only so many training examples; or with a float this share of every
+            class (of a stream from TFDS, of all); None uses all.
         sampler: "balanced" draws training examples so that all classes come equally often.
         batch_size: training examples per step; -1 is all of them.
         eval_batch_size: examples per step of evaluation; -1 is all of them.
@@ -39,7 +41,7 @@ class Images:
         split_seed: decides which examples are held out, and which ones `limit` selects.
     """
 
-    limit: PositiveInt | None = None
+    limit: Limit = None
     sampler: Sampler = "uniform"
     batch_size: PositiveInt | Literal[-1] = 128
     eval_batch_size: PositiveInt | Literal[-1] = 256
@@ -89,7 +91,7 @@ class Images:
     @property
     def _train_examples(self) -> int | None:
         """The number of examples to train on; None where only reading the data can tell."""
-        return self.limit
+        return known_count(self.limit)
 
     @property
     def _statistics(self) -> tuple[list[float], list[float]]:
@@ -106,11 +108,7 @@ class Images:
         [N], or None for all. Pictures are cropped to `image_size` while they stream.
         """
         names = dict.fromkeys(split for split, _ in parts.values())
-        stream = self.stream
-        if stream is None and image_size is None:
-            size = math.prod(data.picture_shape) * sum(map(data.num_examples, names))
-            stream = size > self.resident_limit_mb * 2**20
-        if stream or image_size is not None:
+        if self._streamed(data, names, image_size):
             from experiments.data.stream import open_split  # imports Grain, which takes seconds
 
             read = partial(open_split, data, image_size=image_size, workers=self.workers)
@@ -122,6 +120,13 @@ class Images:
             for part, (split, indices) in parts.items()
         }
 
+    def _streamed(self, data: Pictures, splits: Iterable[str], image_size: int | None) -> bool:
+        """Return whether these splits are read batch by batch."""
+        if self.stream is not None or image_size is not None:
+            return bool(self.stream or image_size)
+        size = math.prod(data.picture_shape) * sum(map(data.num_examples, splits))
+        return size > self.resident_limit_mb * 2**20
+
     def _check_channels(self, channels: int) -> None:
         for key in ("mean", "std"):
             values = getattr(self, key)
@@ -131,20 +136,23 @@ class Images:
                     f"channel{'s'[: channels > 1]}: give one value per channel"
                 )
 
-    def _limited(self, order: np.ndarray, where: str) -> np.ndarray:
-        """Return the first `limit` of the indices of training examples, sorted.
+    def _limited(
+        self, order: np.ndarray, where: str, labels: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Return the indices of the training examples that `limit` leaves, sorted.
 
-        They are read in the order of the file; training shuffles them anyway.
+        They are read in the order of the file; training shuffles them anyway. The labels are those
+        of all examples, where they are known.
         """
-        return np.sort(order[: self._within(len(order), where)])
+        return np.sort(limited(order, self._within(len(order), where), labels))
 
-    def _within(self, count: int, where: str) -> int:
-        """Return how many of so many training examples are used."""
-        if self.limit is not None and self.limit > count:
+    def _within(self, count: int, where: str) -> Limit:
+        """Return the limit, where there are so many training examples."""
+        if isinstance(self.limit, int) and self.limit > count:
             raise UserError(
                 f"data.limit is {self.limit}, but {where} has {count} training examples"
             )
-        return self.limit or count
+        return self.limit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,11 +219,12 @@ class TfdsImages(Images):
     @property
     def _train_examples(self) -> int | None:
         if self._here is None:  # data that the config describes need not be on this machine
-            return self.limit
+            return known_count(self.limit)
         count = self._here.num_examples(self.train_split)
         if self.validation_split is None:
             count -= number_held_out(count, self.validation_fraction)
-        return self._within(count, repr(self.name))
+        limit = self._within(count, repr(self.name))
+        return count if isinstance(limit, float) else count_of(limit, count)
 
     @property
     def _classes(self) -> int:
@@ -233,9 +242,16 @@ class TfdsImages(Images):
         prepared.check("num_classes", self.num_classes, prepared.num_classes)
         self._check_channels(prepared.channels)
         train, held_out = self._train_indices(prepared)
+        validation = self.validation_split or self.train_split
+        names = dict.fromkeys((self.train_split, validation, self.test_split))
+        labels = None
+        if isinstance(self.limit, float) and not self._streamed(prepared, names, self.image_size):
+            decoded = load_split(prepared, self.train_split, self.cache_dir, self.workers)
+            labels = decoded.arrays["label"]
+        train = self._limited(train, repr(self.name), labels)
         parts = {
             "train": (self.train_split, train),
-            "validation": (self.validation_split or self.train_split, held_out),
+            "validation": (validation, held_out),
             "test": (self.test_split, None),
         }
         splits = self._opened(prepared, parts, self.image_size)
@@ -261,15 +277,15 @@ class TfdsImages(Images):
         return self._shape_of_data if self.input_shape is None else tuple(self.input_shape)
 
     def _train_indices(self, prepared: Prepared) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return the indices of the training split to train on and those held out, None for none.
+        """Return indices of the training split: to train on, shuffled, and held out, None for none.
 
-        Sorted, so that they are read in the order of the file; training shuffles them anyway.
+        Those held out are sorted, so that they are read in the order of the file.
         """
         total = prepared.num_examples(self.train_split)
         fraction = self.validation_fraction if self.validation_split is None else None
         train, held_out = hold_out(total, fraction, self.split_seed)
         kept = None if fraction is None else np.sort(held_out)
-        return self._limited(train, repr(self.name)), kept
+        return train, kept
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.data.dataset import Arrays, Spec, Splits
+from experiments.data.sampling import count_of
 from experiments.errors import UserError
-from experiments.types import NonNegative, NonNegativeInt, PositiveInt
+from experiments.types import Limit, NonNegative, NonNegativeInt, PositiveInt
 
 Example = dict[str, jax.Array]
 BLANK = 0  # token of `Copy` where there is no symbol
@@ -44,13 +45,14 @@ class Problem:
     Args:
         examples: number per epoch of training; each is new.
         held_out: examples for validation, and again for test.
-        limit: use only so many examples per epoch; None uses all.
+        limit: use only so many examples per epoch; or with a float this share; None
+            uses all.
         batch_size, eval_batch_size: examples per step; -1 is all of them.
     """
 
     examples: PositiveInt
     held_out: PositiveInt
-    limit: PositiveInt | None
+    limit: Limit
     batch_size: PositiveInt | Literal[-1]
     eval_batch_size: PositiveInt | Literal[-1]
 
@@ -64,7 +66,7 @@ class Problem:
         seeds = np.arange(self.examples + 2 * self.held_out, dtype=np.uint32)
         test, validation, train = np.split(seeds, [self.held_out, 2 * self.held_out])
         return Splits(
-            train=Arrays({"seed": train[: self.limit]}),
+            train=Arrays({"seed": train[: count_of(self.limit, self.examples)]}),
             validation=Arrays({"seed": validation}),
             test=Arrays({"seed": test}),
             class_names=(),
@@ -76,7 +78,7 @@ class Problem:
         raise NotImplementedError
 
     def _spec(self, input_shape: tuple[int, ...], outputs: int) -> Spec:
-        examples = min(self.limit or self.examples, self.examples)
+        examples = min(count_of(self.limit, self.examples), self.examples)
         return Spec(input_shape, outputs, examples, {"seed": ((), "uint32")})
 
 

@@ -21,6 +21,7 @@ from experiments.data.dataset import (
     stamp,
 )
 from experiments.data.examples import ROUNDING, Examples, Found, Raw, stored_targets
+from experiments.data.sampling import known_count
 from experiments.errors import UserError, suggest, unusable
 from experiments.machine import expanded
 
@@ -86,7 +87,7 @@ class TableFile(Examples):
         """Shapes and classes, as found in the file or earlier."""
         shape = (sum(map(width, self._found["columns"])),)
         stored = {"sequence": (shape, "float32")} | stored_targets(self._found["target"])
-        return Spec(shape, self.outputs, self.limit, stored)
+        return Spec(shape, self.outputs, known_count(self.limit), stored)
 
     def _read(self) -> Raw:
         reading = Reading(

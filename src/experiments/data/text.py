@@ -16,9 +16,10 @@ import numpy as np
 from experiments.data.dataset import Arrays, Spec, Splits, as_stored, cut, fingerprint, hold_out
 from experiments.data.prepared import Prepared, locate
 from experiments.data.records import Records
+from experiments.data.sampling import count_of, known_count, limited
 from experiments.errors import UserError, unusable
 from experiments.machine import expanded
-from experiments.types import Decay, NonNegativeInt, PositiveInt, Sampler
+from experiments.types import Decay, Limit, NonNegativeInt, PositiveInt, Sampler
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,8 @@ class Text:
         streams: windows of a batch that continue those of the batch before; as many as
             `batch_size`. None takes windows in random order.
         held_out: share of a file for validation, and again for test.
-        limit: use only so many training windows; None uses all.
+        limit: use only so many training windows; or with a float this share; None
+            uses all.
         batch_size, eval_batch_size: windows per step; -1 is all of them.
     """
 
@@ -67,7 +69,7 @@ class Text:
     eval_length: PositiveInt
     streams: PositiveInt | None
     held_out: Decay
-    limit: PositiveInt | None
+    limit: Limit
     batch_size: PositiveInt | Literal[-1]
     eval_batch_size: PositiveInt | Literal[-1]
 
@@ -80,7 +82,8 @@ class Text:
         stored: dict[str, Any] = {"text": ((self.length + 1,), np.min_scalar_type(size - 1).name)}
         if self.streams is not None:
             stored["restart"] = ((), "bool")
-        examples = self.limit and max(self.limit, self.streams or 0)  # a batch at least
+        examples = known_count(self.limit)
+        examples = examples and max(examples, self.streams or 0)  # a batch at least
         return Spec((self.length, size), size, examples, stored)
 
     def load(self) -> Splits:
@@ -115,7 +118,8 @@ class Text:
                 f"too few for one window; use at most {len(codes) - 1}"
             )
         if self.streams is None:
-            return Arrays({"text": _windows(codes, self.length)[: self.limit]})
+            windows = _windows(codes, self.length)
+            return Arrays({"text": windows[: count_of(self.limit, len(windows))]})
         if self.streams != self.batch_size:
             raise UserError(
                 f"data.streams={self.streams} and data.batch_size={self.batch_size}: a batch holds "
@@ -128,11 +132,11 @@ class Text:
                 f"data.streams={self.streams}: pieces of {piece} characters are shorter than the "
                 f"window; lower data.streams (data.batch_size) or data.length={self.length}"
             )
-        if self.limit is not None:
-            steps = min(steps, max(self.limit // self.streams, 1))
+        most = count_of(self.limit, steps * self.streams)
+        steps = min(steps, max(most // self.streams, 1))
         starts = range(0, self.streams * piece, piece)
-        windows = [_windows(codes[start : start + piece + 1], self.length) for start in starts]
-        text = np.stack(windows, axis=1)[:steps].reshape(-1, self.length + 1)
+        pieces = [_windows(codes[start : start + piece + 1], self.length) for start in starts]
+        text = np.stack(pieces, axis=1)[:steps].reshape(-1, self.length + 1)
         restart = np.arange(len(text)) < self.streams
         return Arrays({"text": text, "restart": restart}, ordered=True)
 
@@ -197,7 +201,8 @@ class Reviews:
         length: words of a text that are read.
         validation_fraction: share of the training texts held out.
         split_seed: decides which of them.
-        limit: use only so many training texts; None uses all.
+        limit: use only so many training texts; or with a float this share of
+            every class; None uses all.
         sampler: "balanced" draws training texts so that all classes come equally often.
         batch_size, eval_batch_size: texts per step; -1 is all of them.
     """
@@ -210,7 +215,7 @@ class Reviews:
     length: PositiveInt
     validation_fraction: Decay
     split_seed: NonNegativeInt
-    limit: PositiveInt | None
+    limit: Limit
     sampler: Sampler
     batch_size: PositiveInt | Literal[-1]
     eval_batch_size: PositiveInt | Literal[-1]
@@ -223,7 +228,7 @@ class Reviews:
         tokens, number = ((self.length,), "int32"), ((), "int32")
         stored = {"tokens": tokens, "lengths": number, "label": number}
         classes = self.num_classes or self._prepared.num_classes
-        return Spec((self.length, self.vocabulary), classes, self.limit, stored)
+        return Spec((self.length, self.vocabulary), classes, known_count(self.limit), stored)
 
     def load(self) -> Splits:
         """Read the texts and make the vocabulary.
@@ -254,7 +259,7 @@ class Reviews:
         everything = self._arrays(train, numbers)
         content = f"{prepared.fingerprint} {self.vocabulary} {self.length}"
         return Splits(
-            train=everything.take(order[: self.limit]),
+            train=everything.take(limited(order, self.limit, everything.arrays["label"])),
             validation=everything.take(held_out),
             test=self._arrays(test, numbers),
             class_names=prepared.class_names,

@@ -12,9 +12,10 @@ import pyarrow as pa
 from pyarrow import csv
 
 from experiments.data.dataset import Arrays, Spec, Splits, as_stored, cut, fingerprint, is_number
+from experiments.data.sampling import known_count, limited
 from experiments.errors import UserError, suggest, unusable
 from experiments.machine import expanded
-from experiments.types import Decay, PositiveInt
+from experiments.types import Decay, Limit, PositiveInt
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,8 @@ class TimeSeries:
         held_out: share of the rows for validation, and again for test.
         target: "vector": all values at once; "sequence": one after the other, for a model that
             generates a sequence.
-        limit: use only so many training windows; None uses all.
+        limit: use only so many training windows; or with a float this share; None
+            uses all.
         batch_size, eval_batch_size: windows per step; -1 is all of them.
     """
 
@@ -52,7 +54,7 @@ class TimeSeries:
     horizon: PositiveInt
     held_out: Decay
     target: Literal["vector", "sequence"]
-    limit: PositiveInt | None
+    limit: Limit
     batch_size: PositiveInt | Literal[-1]
     eval_batch_size: PositiveInt | Literal[-1]
 
@@ -68,7 +70,12 @@ class TimeSeries:
             "target": ((self.horizon, 1) if sequence else (self.horizon,), "float32"),
             "unit": ((), "float32"),
         }
-        return Spec((self.length, features), 1 if sequence else self.horizon, self.limit, stored)
+        return Spec(
+            (self.length, features),
+            1 if sequence else self.horizon,
+            known_count(self.limit),
+            stored,
+        )
 
     def load(self) -> Splits:
         """Read the file.
@@ -87,7 +94,7 @@ class TimeSeries:
             split: self._windows(split, (part - mean) / deviation, deviation[-1])
             for split, part in parts.items()
         }
-        splits["train"] = splits["train"].take(np.arange(len(splits["train"]))[: self.limit])
+        splits["train"] = splits["train"].take(limited(np.arange(len(splits["train"])), self.limit))
         return Splits(**splits, class_names=(), fingerprint=fingerprint(values.tobytes()))
 
     def _read(self) -> tuple[list[str], np.ndarray]:

@@ -131,33 +131,32 @@ class Ranking(Statistic):
         score, rest = jnp.sqrt(jnp.sqrt(probabilities)), jnp.sqrt(jnp.sqrt(1 - probabilities))
         place = (self.bins * score / (score + rest)).astype(jnp.int32)
         place = jnp.clip(place, 0, self.bins - 1)
-        own = jnp.take_along_axis(place, label[:, None], axis=-1)[:, 0]
-        empty = jnp.zeros((classes, self.bins))
-        return {
-            "all": empty.at[jnp.arange(classes), place].add(mask[:, None]),
-            "positive": empty.at[label, own].add(mask),
-        }
+        table = jnp.arange(classes) + classes * (jnp.arange(classes) == label[:, None])
+        counts = jnp.zeros(2 * classes * self.bins)
+        counts = counts.at[table * self.bins + place].add(mask[:, None], mode="promise_in_bounds")
+        return {"counts": counts.reshape(2, classes, self.bins)}  # of other classes, of its own
 
     def scalars(self, sums: Sums) -> dict[str, np.ndarray]:
-        shape, bins = sums["all"].shape[:-1], sums["all"].shape[-1]
-        every, positive = (sums[name].reshape(-1, bins) for name in ("all", "positive"))
-        positives = positive.sum(axis=-1)
-        negatives = every.sum(axis=-1) - positives
+        *shape, _, classes, bins = sums["counts"].shape
+        negative, positive = np.moveaxis(sums["counts"], -3, 0).reshape(2, -1, bins)
+        negatives, positives = negative.sum(axis=-1), positive.sum(axis=-1)
         # bins with positive examples, which are few, class by class and by rising score
         row, place = np.nonzero(positive > 0)
         here = positive[row, place]
         true = positives.cumsum()[row] - here.cumsum()  # positive examples of higher scores
-        false = negatives[row] - (every.cumsum(axis=-1)[row, place] - (positives[row] - true))
-        false += (every[row, place] - here) / 2
-        pairs = np.bincount(row, here * false, len(every))
+        false = negatives[row] - negative.cumsum(axis=-1)[row, place] + negative[row, place] / 2
+        pairs = np.bincount(row, here * false, len(positive))
         true += (here + 1) / 2  # a positive example is among those that are found with it
-        precision = np.bincount(row, here * true / (true + false), len(every))
+        precision = np.bincount(row, here * true / (true + false), len(positive))
         ranked = 1 - pairs / np.maximum(positives * negatives, 1)
         average = precision / np.maximum(positives, 1)
-        occurring, both = positives > 0, positives * negatives > 0
+        columns = {
+            "auroc": (positives * negatives > 0, ranked),
+            "average_precision": (positives > 0, average),
+        }
         return {
-            "auroc": mean_where(both.reshape(shape), ranked.reshape(shape)),
-            "average_precision": mean_where(occurring.reshape(shape), average.reshape(shape)),
+            name: mean_where(*(column.reshape(*shape, classes) for column in pair))
+            for name, pair in columns.items()
         }
 
 

@@ -100,6 +100,20 @@ def test_scores_that_are_equal_are_no_ranking():
     assert found["average_precision"] == pytest.approx(ranked(label, p)[1], abs=0.01)
 
 
+def test_the_area_under_the_curve_is_exact_for_scores_in_bins():
+    label = np.random.default_rng(1).choice(3, 500)
+    ranking, p = Ranking(3), scores(label, 3)
+    batch = {"label": jnp.asarray(label), "mask": jnp.ones(500)}
+    sums = {name: np.asarray(array)[None] for name, array in ranking.sums(p, batch).items()}
+    place = np.tile(np.arange(ranking.bins), 2)
+    true = np.repeat([1, 0], ranking.bins)
+    areas = [
+        sk.roc_auc_score(true, place, sample_weight=np.append(positive, negative))
+        for negative, positive in zip(*sums["counts"][0], strict=True)
+    ]
+    assert ranking.scalars(sums)["auroc"][0] == pytest.approx(np.mean(areas), abs=1e-6)
+
+
 def test_regression_equals_scikit_learn_far_from_zero():
     rng = np.random.default_rng(0)
     target = rng.normal(2000, [1, 10], (500, 2)).astype(np.float32)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.data.images import TfdsImages
-from experiments.data.prepared import locate
+from experiments.data.tfds.prepared import locate
 
 # Fails on any attempt to use the network, TensorFlow or TFDS.
 OFFLINE = """

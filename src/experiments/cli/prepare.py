@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.data.cache import load_split
-from experiments.data.prepared import FORMAT, SHIPPED, Prepared, check_name, data_dir, find
+from experiments.data.tfds.prepared import FORMAT, SHIPPED, Prepared, check_name, data_dir, find
 from experiments.errors import UserError
 from experiments.machine import ensure_home
 

@@ -11,8 +11,8 @@ import numpy as np
 from experiments.data.cache import load_split
 from experiments.data.dataset import Pictures, Spec, Splits, hold_out, number_held_out
 from experiments.data.pipeline import Augment, Pipeline, RowPipeline
-from experiments.data.prepared import Prepared, find_here, locate
 from experiments.data.sampling import count_of, known_count, limited
+from experiments.data.tfds.prepared import Prepared, find_here, locate
 from experiments.errors import UserError
 from experiments.types import Decay, Fraction, Limit, NonNegativeInt, PositiveInt, Sampler, Share
 

@@ -15,7 +15,7 @@ from experiments.errors import UserError, suggest
 from experiments.machine import expanded
 
 FORMAT = "array_record"  # TFDS's only format with random access, readable without TensorFlow
-SHIPPED = Path(__file__).parent / "shipped"  # data sets that are part of this package: the digits
+SHIPPED = Path(__file__).parents[1] / "shipped"  # data sets in this package: the digits
 TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"  # of a file's name where none is given
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 
@@ -105,7 +105,7 @@ class Prepared:
 
     def records(self, split: str) -> Any:
         """Return the examples of a split; see `Records`."""
-        from experiments.data.records import Records  # imports array_record
+        from experiments.data.tfds.records import Records  # imports array_record
 
         return Records(self, split)
 

@@ -7,17 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from experiments.data import augmentation
 from experiments.errors import UserError
-from experiments.types import NonNegative, NonNegativeInt, is_off
+from experiments.types import (
+    Bound,
+    Decay,
+    Fraction,
+    NonNegative,
+    NonNegativeInt,
+    PositiveInt,
+    is_off,
+)
 
 Batch = Mapping[str, Any]
 Crops = Literal["flip", "five_crop", "ten_crop"]
+Magnitude = Annotated[float, Bound("at least", 0), Bound("at most", augmentation.LEVELS)]
 
 
 @dataclass(frozen=True)
@@ -37,8 +47,9 @@ class Evaluation:
 class Augment:
     """The random changes to training images, every one off by default.
 
-    All randomness is per example. The strengths `mixup`, `jitter` and `pca` may be traced scalars;
-    a plain 0 or None turns them off.
+    All randomness is per example. They happen in this order: crop and mirror, move, RandAugment,
+    colours, erasing, normalisation, cutout, and last two examples in one. The strengths that are
+    no whole numbers may be traced scalars; a plain 0 or None turns them off.
 
     Args:
         crop_padding: pixels of black border, out of which the original size is cropped (ResNet,
@@ -53,6 +64,17 @@ class Augment:
         pca: standard deviation of the multiples of each principal component of the colours, times
             its eigenvalue, that are added to all pixels of an image (Krizhevsky et al. 2012,
             section 4.1). The components are those of the batch, not of the whole training set.
+        rotation: largest angle in degrees, either way.
+        scale: strength s: the size is multiplied by a factor uniform in [1 - s, 1 + s].
+        translation: largest shift, either way, as a share of the height and of the width. What
+            these three bring in from outside is black.
+        randaugment: magnitude, up to 30, of `randaugment_operations` operations, drawn from 14
+            (arXiv:1909.13719).
+        random_erasing: share of the images in which a rectangle is filled with noise
+            (arXiv:1708.04896).
+        cutmix: alpha of the Beta(alpha, alpha) from which the area of a box is drawn that another
+            image fills, which counts by its area in the label too (arXiv:1905.04899). With `mixup`
+            beside it each image has either, at random.
     """
 
     crop_padding: NonNegativeInt = 0
@@ -61,6 +83,13 @@ class Augment:
     mixup: NonNegative | None = 0.0
     jitter: NonNegative | None = 0.0
     pca: NonNegative | None = 0.0
+    rotation: NonNegative | None = 0.0
+    scale: Decay | None = 0.0
+    translation: Fraction | None = 0.0
+    randaugment: Magnitude | None = 0.0
+    randaugment_operations: PositiveInt = 2
+    random_erasing: Fraction | None = 0.0
+    cutmix: NonNegative | None = 0.0
 
 
 @dataclass(frozen=True)
@@ -69,7 +98,7 @@ class Pipeline:
 
     Args:
         mean, std: per channel, for pixels in 0..1.
-        num_classes: length of the one-hot targets that mixup makes.
+        num_classes: length of the one-hot targets that mixup and cutmix make.
         augment: changes to training images.
         crop_size: side of random crops in training and of the centre crop in evaluation; None
             leaves images as large as they are.
@@ -87,16 +116,17 @@ class Pipeline:
         """Prepare a batch.
 
         Args:
-            batch: "image" uint8 [B, H, W, C], "label" int [B]; anything else is passed on.
+            batch: "image" uint8 [B, H, W, C], or numbers in 0..255; perhaps "label" int [B] or
+                "target" [B, K]; anything else is passed on.
             key: source of all randomness; not used, and may be None, unless `train`.
             train: augment the images.
 
         Returns:
             "image" float32 [B, H, W, C], or with `tta` in evaluation [B, crops, H, W, C], and
-            "label": int [B] as given, or with mixup in training float32 [B, num_classes], each row
-            summing to 1.
+            "label": int [B] as given, or with mixup and cutmix in training float32
+            [B, num_classes], each row summing to 1. Numbers to predict are mixed alike.
         """
-        images, labels = batch["image"], batch["label"]
+        images = batch["image"]
         mean, std = jnp.asarray(self.mean, jnp.float32), jnp.asarray(self.std, jnp.float32)
         if not train:
             if self.tta is not None:
@@ -111,17 +141,31 @@ class Pipeline:
         size = (self.crop_size,) * 2 if self.crop_size else images.shape[1:3]
         images = crop_and_flip(images, next(keys), size, augment.crop_padding, augment.flip)
         images = _unit(images)
-        key_jitter, key_cutout, key_mixup = keys
+        key_jitter, key_cutout, key_mix = keys
+        key_move, key_randaugment, key_erase = jax.random.split(jax.random.fold_in(key, 4), 3)
+        moves = (augment.rotation, augment.scale, augment.translation)
+        if not all(map(is_off, moves)):
+            images = augmentation.move(images, key_move, *moves)
+        if not is_off(augment.randaugment):
+            chosen = (augment.randaugment, augment.randaugment_operations)
+            images = augmentation.randaugment(images, key_randaugment, *chosen)
         if not is_off(augment.jitter):
-            images = _jitter(images, key_jitter, augment.jitter)
+            images = augmentation.jitter(images, key_jitter, augment.jitter)
         if not is_off(augment.pca):
-            images = _shift_colours(images, jax.random.fold_in(key_jitter, 1), augment.pca)
+            key_colours = jax.random.fold_in(key_jitter, 1)
+            images = augmentation.shift_colours(images, key_colours, augment.pca)
+        if not is_off(augment.random_erasing):
+            images = augmentation.erase(images, key_erase, augment.random_erasing)
         images = (images - mean) / std  # from here on 0 is the mean
         if augment.cutout:
-            images = _cutout(images, key_cutout, augment.cutout)
-        if not is_off(augment.mixup):
-            images, labels = _mixup(images, labels, key_mixup, augment.mixup, self.num_classes)
-        return {**batch, "image": images, "label": labels}
+            images = augmentation.cutout(images, key_cutout, augment.cutout)
+        images, own = augmentation.mix(images, key_mix, augment.mixup, augment.cutmix)
+        targets = {name: batch[name] for name in ("label", "target") if name in batch}
+        if own is not None:
+            if "label" in targets:
+                targets["label"] = jax.nn.one_hot(targets["label"], self.num_classes)
+            targets = {name: augmentation.blended(t, own) for name, t in targets.items()}
+        return {**batch, "image": images, **targets}
 
 
 class RowPipeline(Pipeline):
@@ -179,68 +223,6 @@ def _take(images: Array, indices: Array, axis: int) -> Array:
     """Select rows (axis 1) or columns (axis 2) of each image; indices int [B, n], in bounds."""
     indices = jnp.expand_dims(indices, (3 - axis, 3))
     return jnp.take_along_axis(images, indices, axis, mode="promise_in_bounds")
-
-
-def _jitter(images: Array, key: Array, strength: Any) -> Array:
-    """Scale brightness, contrast and saturation of images in 0..1."""
-    factors = jax.random.uniform(key, (3, images.shape[0], 1, 1, 1), minval=-1.0, maxval=1.0)
-    brightness, contrast, saturation = 1 + strength * factors
-    images = jnp.clip(images * brightness, 0, 1)
-    average = _grey(images).mean((1, 2), keepdims=True)
-    images = jnp.clip(average + contrast * (images - average), 0, 1)
-    grey = _grey(images)
-    return jnp.clip(grey + saturation * (images - grey), 0, 1)
-
-
-def _shift_colours(images: Array, key: Array, strength: Any) -> Array:
-    """Add noise along the principal components of the colours to each image.
-
-    The noise Σᵢ αᵢ λᵢ pᵢ, with normal αᵢ of standard deviation `strength` and the eigenvalues λᵢ
-    and eigenvectors pᵢ of the colours' covariance C, is normal with the covariance
-    strength² · Σᵢ λᵢ² pᵢ pᵢᵀ = strength² · C². So is strength · C z with a standard normal z, which
-    needs no eigenvectors.
-    """
-    colours = images.reshape(-1, images.shape[-1])
-    centred = colours - colours.mean(0)
-    covariance = centred.T @ centred / len(colours)
-    normal = jax.random.normal(key, (images.shape[0], images.shape[-1]))
-    return images + (strength * normal @ covariance)[:, None, None]
-
-
-def _grey(images: Array) -> Array:
-    """Return the luma (ITU-R BT.601) of RGB images [B, H, W, 3], else the mean of the channels."""
-    if images.shape[-1] != 3:
-        return images.mean(-1, keepdims=True)
-    weights = jnp.array([0.299, 0.587, 0.114], images.dtype)
-    return (images * weights).sum(-1, keepdims=True)
-
-
-def _cutout(images: Array, key: Array, size: int) -> Array:
-    """Set a square around a random centre to 0."""
-    count, height, width, _ = images.shape
-    key_row, key_column = jax.random.split(key)
-
-    def span(key: Array, length: int) -> Array:
-        start = jax.random.randint(key, (count, 1), 0, length) - size // 2
-        at = jnp.arange(length)
-        return (at >= start) & (at < start + size)
-
-    rows, columns = span(key_row, height), span(key_column, width)
-    return jnp.where((rows[:, :, None] & columns[:, None, :])[..., None], 0, images)
-
-
-def _mixup(
-    images: Array, labels: Array, key: Array, alpha: Any, num_classes: int
-) -> tuple[Array, Array]:
-    """Blend every example with its neighbour in the batch, a random one as batches are shuffled."""
-    weight = jax.random.beta(key, alpha, alpha, (images.shape[0],))
-    targets = jax.nn.one_hot(labels, num_classes)
-
-    def blend(values: Array) -> Array:
-        own = weight.reshape(-1, *[1] * (values.ndim - 1))
-        return own * values + (1 - own) * jnp.roll(values, 1, axis=0)
-
-    return blend(images), blend(targets)
 
 
 def centre_crop(images: Array, size: int) -> Array:

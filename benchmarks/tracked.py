@@ -49,7 +49,7 @@ def tracked(setups: Setups, config: dict[str, Any], steps: int) -> float:
     """Seconds per step of the second epoch of a run."""
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder, StopRequest() as stop:
-        trackers = Trackers([JsonLines(), Terminal(), *chosen(config["logger"]), clock])
+        trackers = Trackers([JsonLines(), Terminal(), *chosen(config), clock])
         trial = Trial(setups.of(config), config, Path(folder), trackers, stop)
         fit([trial], Path(folder), test=False)
     return (clock.ends[1] - clock.ends[0]) / steps

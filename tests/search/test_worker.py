@@ -30,7 +30,7 @@ def test_a_study_is_run_to_its_end(make_study, tmp_path):
         "optim.learning_rate": {"distribution": "log_uniform_values", "min": 1e-3, "max": 0.1},
         "model.hidden": {"values": [[8], [4]]},
     }
-    study = make_study(parameters=parameters)
+    study = make_study(parameters=parameters, overrides=["callbacks=mistakes"])
     work(study.folder, ROOT / "conf")
     rows = results(study)
     columns = ["trial", "state", "value", "seconds", "run", "optim.learning_rate", "model.hidden"]
@@ -39,6 +39,7 @@ def test_a_study_is_run_to_its_end(make_study, tmp_path):
     best = max(rows, key=lambda row: float(row["value"]))
     for row in rows:
         folder = study.folder / row["run"]
+        assert (folder / "mistakes.csv").is_file()
         summary = json.loads((folder / "summary.json").read_text())
         assert float(row["value"]) == summary["best"]["val/accuracy"]
         config = yaml.safe_load((folder / ".hydra" / "config.yaml").read_text())

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from experiments.core.config import tracker_nodes
+from experiments.core.callback import callback_nodes
 from experiments.errors import UserError
 from experiments.tracking import tensorboard
 from experiments.tracking.csv import Csv
@@ -107,14 +107,14 @@ def test_csv_has_a_row_per_event_and_a_column_per_metric(run_info):
     ],
 )
 def test_the_logger_is_one_choice_or_several(choice, kinds):
-    logger = composed(f"logger={choice}")["logger"]
-    followed = [t.trackers[0] if isinstance(t, Background) else t for t in chosen(logger)]
+    config = composed(f"logger={choice}")
+    followed = [t.trackers[0] if isinstance(t, Background) else t for t in chosen(config)]
     assert [type(tracker).__name__ for tracker in followed] == kinds
 
 
 def test_keys_of_a_logger_are_where_the_command_line_finds_them():
     several = composed("logger=[wandb,tensorboard]")
-    found = tracker_nodes(several["logger"])
+    found = callback_nodes(several)
     assert list(found) == ["logger", "logger.tensorboard"]
     assert found["logger.tensorboard"]["_target_"].endswith("TensorBoard")
     assert found["logger"]["finish_timeout"] == 8.0

@@ -23,7 +23,7 @@ def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
     """
     trackers = Trackers([])
     if is_first():
-        trackers = Trackers([JsonLines(), Terminal(), *chosen(config["logger"])])
+        trackers = Trackers([JsonLines(), Terminal(), *chosen(config)])
     with StopRequest() as stop:
         announce()
         trackers.status("reading data")

@@ -16,6 +16,7 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
+from experiments.core.callback import FOLLOWERS, Callback, callback_nodes
 from experiments.errors import UserError, suggest
 from experiments.types import Bound, Seed, Static
 
@@ -133,13 +134,19 @@ def check_config(config: Mapping[str, Any]) -> None:
         if not isinstance(node, Mapping) or "_target_" not in node:
             raise UserError(f"metrics.{name}: must name a function: {{_target_: module.function}}")
     groups = {group: node for group, node in config.items() if isinstance(node, Mapping)}
-    trackers = tracker_nodes(groups.pop("logger"))
-    check(groups | trackers)
+    callbacks = callback_nodes(config)
+    check({g: node for g, node in groups.items() if g not in FOLLOWERS} | callbacks)
     for group in ("data", "init", "schedule", "optim", "discriminator_optim"):
         build(config.get(group))  # for the limits that a class checks itself
     objective_of(config)
-    for node in trackers.values():
-        build(node)
+    for path, node in callbacks.items():
+        try:
+            made = build(node)
+        except TypeError as error:  # an argument is missing
+            raise UserError(f"{path}: {error}") from error
+        if not isinstance(made, Callback):
+            problem = "is no callback; derive it from experiments.Callback"
+            raise UserError(f"{path}._target_={node['_target_']}: it {problem}")
 
 
 def by_target(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -223,18 +230,6 @@ def resolve_batch_size(requested: int, examples: int) -> int:
             f"use 1 to {examples}, or -1 for the full batch"
         )
     return requested
-
-
-def tracker_nodes(logger: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config node of each tracker in the group `logger`, by its dotted path.
-
-    The keys of the first tracker are those of the group itself, `logger.project`; each other
-    tracker has a node of its own in it, `logger.tensorboard`.
-    """
-    others = {k: v for k, v in logger.items() if isinstance(v, Mapping) and "_target_" in v}
-    first = {k: v for k, v in logger.items() if k not in others}
-    found = {"logger": first} if "_target_" in first else {}
-    return found | {f"logger.{name}": node for name, node in others.items()}
 
 
 def check(node: Any, path: str = "") -> None:

@@ -279,7 +279,7 @@ class Worker:
         record = {"config": composed, "overrides": overrides}
         config = resolved(composed)
         check_trial(config)
-        trackers = [JsonLines(), *chosen(config["logger"])]
+        trackers = [JsonLines(), *chosen(config)]
         stack.enter_context(run_folder(run.folder, record, used="continued"))
         if alone:
             stack.enter_context(log_file(run.folder))

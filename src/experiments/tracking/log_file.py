@@ -10,6 +10,7 @@ from experiments.errors import masked
 
 LOG = "run.log"
 FORMAT = "[%(asctime)s] %(levelname)s %(name)s: %(message)s"
+TRACEBACK = "traceback_for_files"  # of a record: text that a terminal does without
 
 
 class LogFile(logging.FileHandler):
@@ -40,10 +41,11 @@ class LogFile(logging.FileHandler):
 
 
 class Formatter(logging.Formatter):
-    """Formats log records without passwords."""
+    """Formats log records for a file: with tracebacks, and without passwords."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return masked(super().format(record))
+        behind = None if record.exc_info else getattr(record, TRACEBACK, None)
+        return masked("\n".join(filter(None, [super().format(record), behind])))
 
 
 @contextlib.contextmanager

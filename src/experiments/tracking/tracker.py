@@ -1,134 +1,126 @@
-"""The protocol of a tracker, several trackers as one, and those that the config asks for.
+"""Trackers, which are callbacks that record or show a run; several callbacks as one.
 
 The config group `logger` is one choice or several together. With `logger=[wandb,tensorboard]` the
 keys of W&B are those of the group, `logger.project`; those of any other tracker lie below its name,
-`logger.tensorboard`.
+`logger.tensorboard`. In the group `callbacks` each callback lies below its name.
 """
+
+from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import traceback
 from asyncio import CancelledError
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from experiments.core.config import build, tracker_nodes
+from experiments.core.callback import (
+    Callback,
+    RunInfo,
+    StopTraining,
+    ValidationPredictions,
+    callback_nodes,
+)
+from experiments.core.config import build
 from experiments.errors import UserError
+from experiments.tracking.log_file import TRACEBACK
+
+if TYPE_CHECKING:
+    import numpy as np
 
 log = logging.getLogger(__name__)
 
 ERRORS = (Exception, SystemExit, CancelledError)  # clients exit, or cancel what they wait for
+Kind = TypeVar("Kind", bound=Callback)
 SUCCESS = frozenset({"finished", "stopped_early"})  # statuses of a run that ended as configured
 
 
-@dataclass(frozen=True)
-class RunInfo:
-    """The facts about a run that are known before its first step.
-
-    Args:
-        directory: the run folder; it exists.
-        name: for people, such as `lenet5_mnist_ab12cd`.
-        config: the composed config as plain dicts, resolved.
-        total_steps, steps_per_epoch, batch_size, parameters: sizes of the training and the model.
-        start_step: the step of the checkpoint that the run resumes from; None for a new run.
-    """
-
-    directory: Path
-    name: str
-    config: dict
-    total_steps: int
-    steps_per_epoch: int
-    batch_size: int
-    parameters: int
-    start_step: int | None = None
-
-
-class Tracker:
-    """The protocol: a tracker follows one run. Subclasses override the calls that they use."""
+class Tracker(Callback):
+    """A callback that records a run or shows it, here or elsewhere."""
 
     slow_to_start = False
     """True of a tracker to call in the background."""
 
-    may_stop = False
-    """True if a log line can make it ask the run to stop, so that the run has to wait for it."""
-
     takes_model = False
     """True if it wants the checkpoint of the finished run."""
-
-    essential = False
-    """True of the run's own record: an error of any other tracker ends no run."""
 
     @property
     def location(self) -> str | None:
         """The address of the run, or the command that shows it; None for the run folder alone."""
         return None
 
-    def start(self, run: RunInfo) -> None:
-        """Begin, before the first step. A `UserError` ends the run."""
-
     def status(self, text: str) -> None:
         """Show what the run is doing outside its steps, such as `compiling`."""
-
-    def log(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Record plain Python floats; steps never decrease."""
 
     def progress(self, step: int, scalars: Mapping[str, float]) -> None:
         """Show the run between two log lines; the scalars are those of the line so far."""
 
-    def figure(self, step: int, name: str, path: Path) -> None:
-        """Record a picture, a PNG file, or an animation, a GIF file."""
-
     def model(self, path: Path) -> None:
         """Offer the finished model, as its checkpoint folder."""
 
-    def finish(self, summary: Mapping[str, object], status: str) -> None:
-        """End with `finished`, `stopped_early`, `interrupted`, `diverged` or `failed`."""
-
 
 class Trackers(Tracker):
-    """Several trackers as one.
+    """Several callbacks, trackers among them, as one.
 
-    An error of a tracker must not end a training: one that raises is finished and dropped with one
-    warning, and one that cannot show a picture goes on without. Only what the run's own record
-    raises passes through, and a `UserError` before the first step.
+    An error of a callback must not end a training: one that raises is finished and dropped with one
+    warning, and one that cannot show a picture goes on without. Only what an essential one raises
+    passes through, such as the run's own record, and a `UserError` before the first step.
+
+    Attributes:
+      stop_reason: why a callback asks the run to stop; None if none does.
     """
 
-    def __init__(self, trackers: Iterable[Tracker]):
+    def __init__(self, trackers: Iterable[Callback]):
         self.trackers = list(trackers)
+        self.stop_reason: str | None = None
 
     @property
-    def may_stop(self) -> bool:  # type: ignore[override]
-        return any(tracker.may_stop for tracker in self.trackers)
+    def may_stop(self) -> bool:
+        return any(callback.may_stop for callback in self.trackers)
+
+    @property
+    def sees_epochs(self) -> bool:
+        return any(callback.sees_epochs for callback in self.trackers)
 
     @property
     def takes_model(self) -> bool:  # type: ignore[override]
-        return any(tracker.takes_model for tracker in self.trackers)
+        return any(tracker.takes_model for tracker in self._of(Tracker))
 
     @property
     def location(self) -> str | None:
         with contextlib.suppress(*ERRORS):  # of a client that has died
-            return next((where for t in self.trackers if (where := t.location)), None)
+            return next((where for t in self._of(Tracker) if (where := t.location)), None)
         return None
 
     def start(self, run: RunInfo) -> None:
         self._forward("start", run)
 
     def status(self, text: str) -> None:
-        self._forward("status", text)
+        self._forward("status", text, to=Tracker)
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
         self._forward("log", step, scalars)
 
     def progress(self, step: int, scalars: Mapping[str, float]) -> None:
-        self._forward("progress", step, scalars)
+        self._forward("progress", step, scalars, to=Tracker)
+
+    def on_epoch_end(
+        self,
+        step: int,
+        weights: dict[str, np.ndarray],
+        metrics: dict[str, float],
+        predictions: ValidationPredictions,
+    ) -> None:
+        self._forward("on_epoch_end", step, weights, metrics, predictions)
 
     def figure(self, step: int, name: str, path: Path) -> None:
         self._forward("figure", step, name, path)
 
     def model(self, path: Path) -> None:
-        self._forward("model", path)
+        self._forward("model", path, to=Tracker)
 
     def finish(self, summary: Mapping[str, object], status: str) -> None:
         """Finish each tracker, even when one before it raises; the location joins the summary."""
@@ -136,11 +128,16 @@ class Trackers(Tracker):
             summary = {**summary, "wandb": self.location}
         self._forward("finish", summary, status)
 
-    def _forward(self, method: str, *arguments: Any) -> Any:
+    def _of(self, kind: type[Kind]) -> list[Kind]:
+        return [callback for callback in self.trackers if isinstance(callback, kind)]
+
+    def _forward(self, method: str, *arguments: Any, to: type[Callback] = Callback) -> Any:
         failed: BaseException | None = None
-        for tracker in list(self.trackers):
+        for tracker in self._of(to):
             try:
                 getattr(tracker, method)(*arguments)
+            except StopTraining as asked:
+                self.stop_reason = self.stop_reason or f"{type(tracker).__name__}: {asked}"
             except ERRORS as error:
                 if self._ends_run(tracker, method, error):
                     failed = failed or error
@@ -154,7 +151,7 @@ class Trackers(Tracker):
         if failed:
             raise failed
 
-    def _ends_run(self, tracker: Tracker, method: str, error: BaseException) -> bool:
+    def _ends_run(self, tracker: Callback, method: str, error: BaseException) -> bool:
         return tracker.essential or (method == "start" and isinstance(error, UserError))
 
 
@@ -182,24 +179,26 @@ class Background(Trackers):
     def finish(self, summary: Mapping[str, object], status: str) -> None:
         self._forward("finish", summary, status).result()
 
-    def _forward(self, method: str, *arguments: Any) -> Future[None]:
-        return self._queue.submit(super()._forward, method, *arguments)
+    def _forward(self, method: str, *arguments: Any, **options: Any) -> Future[None]:
+        return self._queue.submit(super()._forward, method, *arguments, **options)
 
-    def _ends_run(self, tracker: Tracker, method: str, error: BaseException) -> bool:
+    def _ends_run(self, tracker: Callback, method: str, error: BaseException) -> bool:
         return False
 
 
-def chosen(logger: Mapping[str, Any]) -> list[Tracker]:
-    """Return the trackers of a config, slow ones in the background."""
-    trackers = [build(node) for node in tracker_nodes(logger).values()]
-    return [Background(t) if t.slow_to_start else t for t in trackers]
+def chosen(config: Mapping[str, Any]) -> list[Callback]:
+    """Return the trackers and callbacks of a config, slow ones in the background."""
+    every = [build(node) for node in callback_nodes(config).values()]
+    return [Background(c) if isinstance(c, Tracker) and c.slow_to_start else c for c in every]
 
 
-def drop(tracker: Tracker, error: BaseException, *, finish: bool = True) -> None:
-    """Log that a tracker raised an error and is no longer called, and finish it."""
+def drop(tracker: Callback, error: BaseException, *, finish: bool = True) -> None:
+    """Log that a callback raised an error and is no longer called, and finish it."""
     name = type(tracker).__name__
-    log.warning("%s is dropped from this run: %s: %s", name, type(error).__name__, error)
-    log.debug("traceback", exc_info=error)
+    full = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
+    message = f"{name} is dropped from this run: {type(error).__name__}: {error}"
+    for_files = {TRACEBACK: "".join(traceback.format_exception(error)).rstrip()}
+    log.warning(message, exc_info=error if full else None, extra=for_files)
     if finish:
         with contextlib.suppress(*ERRORS):
             tracker.finish({}, "failed")

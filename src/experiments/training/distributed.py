@@ -127,6 +127,7 @@ class Decisions:
         self._max_time, self._save_every = max_time, save_every
         self._most_steps, self._pace = most_steps, 1
         self.signal: str | None = None
+        self.asked: list[bool] = []
         self.late = self.save_due = False
         self.steps = 1
 
@@ -134,21 +135,26 @@ class Decisions:
         """Start the clock."""
         self._started = self._saved = time.perf_counter()
 
-    def look(self, signals: Sequence[str | None]) -> None:
-        """Look at the clock, and at the signals by which trials were asked to stop.
+    def look(self, trials: Sequence[tuple[str | None, str | None]]) -> None:
+        """Look at the clock, and at what asks trials to stop.
 
-        All processes call it at the same point of a training.
+        All processes call it at the same point of a training; the first one has the callbacks.
+
+        Args:
+          trials: of each the signal that asks it to stop, and the reason for which a callback does.
         """
         now = time.perf_counter()
-        asked = [signal.Signals[name].value for name in signals if name is not None]
-        number = max(asked) if len(asked) == len(signals) else 0
+        signals = [signal.Signals[name].value for name, _ in trials if name is not None]
+        number = max(signals) if len(signals) == len(trials) else 0
+        asked = [reason is not None for _, reason in trials]
         late = self._max_time is not None and now - self._started > self._max_time
         due = self._save_every is not None and now - self._saved > self._save_every
-        seen = agree([number, late, due, self._pace])
+        seen = agree([number, late, due, self._pace, *asked])
         number = int(seen[:, 0].max())
         self.signal = signal.Signals(number).name if number else None
         self.late, self.save_due = bool(seen[0, 1]), bool(seen[0, 2])
         self.steps = int(seen[0, 3])
+        self.asked = [bool(one) for one in seen[0, 4:]]
 
     def took(self, seconds: float, count: int) -> None:
         """Learn from a dispatch of `count` steps how many keep the device busy for long enough."""

@@ -95,6 +95,16 @@ class Evaluator:
         every = np.concatenate(labels), np.concatenate(predicted)
         return totals.measured()[0], Predictions(*every, *first)
 
+    def outputs(self, program: Callable) -> tuple[Batch, Any]:
+        """Return all examples as stored, and the predictions for them, of a stack of one."""
+        parts = []
+        for batch in self.batches():
+            rows = fetch(batch["mask"]) > 0
+            of_batch = jax.tree.map(lambda a: fetch(a)[0], program(batch)[1])
+            examples = {name: fetch(a) for name, a in batch.items() if name != "mask"}
+            parts.append(jax.tree.map(lambda a, rows=rows: a[rows], (examples, of_batch)))
+        return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+
     def batches(self) -> Iterable[dict[str, jax.Array]]:
         """Return the split's batches on the devices, padded to one shape, each with a `mask`."""
         if self._resident is not None:

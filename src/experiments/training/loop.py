@@ -135,13 +135,12 @@ class Training:
         self.decisions.start()
         while self.trials and (epoch := self.metrics.step // self.steps_per_epoch) < self.epochs:
             self._look()
-            asked, late, step = self.decisions.signal, self.decisions.late, self.metrics.step
-            if self._leave([trial.reason_to_end(step, asked, late) for trial in self.trials]):
+            before, decided = self.metrics.step, self.decisions
+            each = zip(self.trials, decided.asked, strict=True)
+            if self._leave([t.reason_to_end(before, decided, asked) for t, asked in each]):
                 continue
-            before = self.metrics.step
             self._epoch(epoch)
-            within = self.metrics.step % self.steps_per_epoch
-            interrupted = self.decisions.signal is not None and within
+            interrupted = decided.signal is not None and self.metrics.step % self.steps_per_epoch
             if self._all_diverged() or self.metrics.step == before or interrupted:
                 continue  # to leave, for the reason that there is
             self._validate()
@@ -248,6 +247,7 @@ class Training:
         self.stack.keep_better(better)
         if any(trial.trackers.may_stop for trial in self.trials):
             self._log_lines()
+            self.stack.tell_callbacks(self.metrics.step)
 
     def _log_lines(self, *, drawn: bool = False) -> None:
         """Log the lines of an epoch; with `drawn`, wait for its figures and hand them over too."""
@@ -265,7 +265,7 @@ class Training:
                 figures.after_epoch(self.metrics.step, weights)
 
     def _look(self) -> None:
-        self.decisions.look([trial.stop.name for trial in self.trials])
+        self.decisions.look([(t.stop.name, t.trackers.stop_reason) for t in self.trials])
 
     def _all_diverged(self) -> bool:
         return all(trial.diverged_at is not None for trial in self.trials)

@@ -17,7 +17,6 @@ from experiments.errors import UserError
 from experiments.models.torchvision import read_published
 from experiments.tracking.tracker import Tracker
 from experiments.training.checkpoints import load, load_weights
-from experiments.training.distributed import put
 from experiments.training.evaluation import Measured, Predictions
 from experiments.training.run_folder import split_source
 from experiments.training.setup import Data, Setup, Split
@@ -55,12 +54,7 @@ class Restored:
     @functools.cached_property
     def program(self) -> Callable:
         """The compiled `evaluate(batch) -> (sums, predictions)` of a stack of one."""
-        layout = self.setup.layout(1)
-        stack = jax.tree.map(
-            lambda leaf: put(np.asarray(leaf)[None], layout.trials), (self.weights, self.hparams)
-        )
-        evaluate = self.setup.compiled(layout).evaluate
-        return lambda batch: evaluate(stack[0], batch, stack[1])
+        return self.setup.program(self.weights, self.hparams)
 
     def predict(self, split: Split) -> tuple[Measured, Predictions]:
         """Return every metric over a split, and its predictions."""

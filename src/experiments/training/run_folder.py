@@ -61,6 +61,7 @@ STUDY = ("study.yaml", "trials")
 OTHERS = (
     *(HYDRA, LOG, "figures", "profile", "populations", "metrics.csv", "tensorboard", "wandb"),
     *(FOUND, EVALUATION, "predictions.csv", "predictions.parquet", "model.stablehlo", "sample.txt"),
+    "mistakes.csv",
 )
 """What else may be in it that this program wrote."""
 
@@ -330,9 +331,9 @@ def up_to_date(saved: Mapping, today: Mapping) -> dict[str, Any]:
     def merge(saved: Mapping, today: Mapping, path: str) -> dict[str, Any]:
         merged = dict(today)
         for key, value in saved.items():
-            if key not in today:
+            if key not in today and path != "callbacks.":  # where the user chooses the keys
                 gone.append(f"{path}{key}={value}")
-            elif isinstance(value, Mapping) and isinstance(today[key], Mapping):
+            elif isinstance(value, Mapping) and isinstance(today.get(key), Mapping):
                 merged[key] = merge(value, today[key], f"{path}{key}.")
             elif not _names_missing_code(value):
                 merged[key] = value

@@ -7,7 +7,7 @@ share a `Setup`, so that data are read and programs are compiled once.
 import functools
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -23,7 +23,7 @@ from experiments.data.sampling import equal_shares, labels_of
 from experiments.errors import UserError
 from experiments.objectives.losses import with_class_weights
 from experiments.objectives.metrics import monitored
-from experiments.training.distributed import put_to_read
+from experiments.training.distributed import put, put_to_read
 from experiments.training.evaluation import Evaluator
 from experiments.training.feed import ResidentFeed, StreamedFeed
 from experiments.training.options import Trainer
@@ -39,7 +39,7 @@ Split = Literal["train", "validation", "test"]
 # keys of a config that make no difference to a program
 OWN = (
     *("seed", "name", "mode", "resume", "checkpoint", "logger", "cluster", "nodes"),
-    *("allow", "predict", "population", "lr_range"),
+    *("allow", "predict", "population", "lr_range", "callbacks"),
 )
 UNTRACEABLE = (
     jax.errors.ConcretizationTypeError,
@@ -155,6 +155,11 @@ class Setup:
         rows = -(-trials // devices.size) * devices.size
         return Layout(Mesh(devices, ("trial", "data")), rows, own_batches)
 
+    @property
+    def alone(self) -> Layout:
+        """Where a trial goes that this process evaluates alone."""
+        return Layout(self.data_mesh.local_mesh, 1)
+
     def smaller(self, layout: Layout, trials: int) -> Layout:
         """Return where the trials go that are left of a stack.
 
@@ -201,6 +206,19 @@ class Setup:
         """Return the evaluation of a split for a stack."""
         limit = self.trainer.eval_batches
         return self.data.evaluator(split, self.eval_batch_size, layout.batch, limit)
+
+    def program(self, weights: Any, hparams: Mapping[str, np.float32]) -> Callable:
+        """Return the compiled `evaluate(batch) -> (sums, predictions)` of a stack of one.
+
+        Args:
+          weights: (params, model_state) of a trial, on the host.
+          hparams: its numbers.
+        """
+        stack = jax.tree.map(
+            lambda leaf: put(np.asarray(leaf)[None], self.alone.trials), (weights, hparams)
+        )
+        evaluate = self.compiled(self.alone).evaluate
+        return lambda batch: evaluate(stack[0], batch, stack[1])
 
     @functools.cached_property
     def monitor(self) -> tuple[str, str]:

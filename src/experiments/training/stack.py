@@ -9,9 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.core.callback import ValidationPredictions
 from experiments.core.experiment import State, Tree
-from experiments.core.params import copied
+from experiments.core.params import copied, merged
 from experiments.core.rng import root_key
+from experiments.core.transfer import named
+from experiments.data.dataset import Batch
 from experiments.machine import return_freed_memory
 from experiments.training import runtime
 from experiments.training.checkpoints import Saved
@@ -127,6 +130,24 @@ class Stack:
         elif any(better):
             padded = np.array([*better, *[False] * (self.layout.rows - len(better))])
             self.best = _select(put(padded, self.layout.trials), self.weights, self.best)
+
+    def tell_callbacks(self, step: int) -> None:
+        """Hand the end of an epoch to callbacks that want it, and only then fetch the weights."""
+        if not any(trial.trackers.sees_epochs for trial in self.trials):
+            return
+        everyone = jax.tree.map(fetch, self.weights)
+        for row, trial in enumerate(self.trials):
+            if trial.diverged_at is not None or not trial.trackers.sees_epochs:
+                continue
+            weights = jax.tree.map(lambda leaf, row=row: leaf[row].copy(), everyone)
+
+            def predicted(trial: Trial = trial, weights: Tree = weights) -> tuple[Batch, Any]:
+                program = self.setup.program(weights, trial.hparams)
+                return self.setup.evaluator("validation", self.setup.alone).outputs(program)
+
+            predictions = ValidationPredictions(predicted)
+            told = named(merged(*weights)), dict(trial.line), predictions
+            trial.trackers.on_epoch_end(step, *told)
 
     def first_nan(self, row: int, step: int) -> str | None:
         """Return the operation that first gives a NaN in a trial's `step`, or else an infinity.

@@ -17,7 +17,7 @@ from experiments.machine import StopRequest
 from experiments.tracking.jsonl import METRICS, SUMMARY, read_mapping, write_json
 from experiments.tracking.tracker import RunInfo, Trackers
 from experiments.training.checkpoints import Saved, discard_after, load, saved_step
-from experiments.training.distributed import is_first
+from experiments.training.distributed import Decisions, is_first
 from experiments.training.metrics import Line
 from experiments.training.run_folder import FOUND
 from experiments.training.setup import Setup
@@ -95,6 +95,7 @@ class Trial:
             batch_size=self.setup.batch_size,
             parameters=parameters,
             start_step=step or None,
+            class_names=tuple(self.setup.splits.class_names),
         )
 
     def log(self, step: int, line: Line) -> None:
@@ -120,13 +121,13 @@ class Trial:
         self.diverged_at = step
         self.warn(f"loss or gradient is not finite at step {step}")
 
-    def reason_to_end(self, step: int, signal: str | None, late: bool) -> str | None:
+    def reason_to_end(self, step: int, decisions: Decisions, asked: bool) -> str | None:
         """Return the status with which it ends after the epochs so far, if it does.
 
         Args:
           step: the steps done.
-          signal: that by which all trials were asked to stop, if they were.
-          late: whether the time is up.
+          decisions: what the clock and the signals say.
+          asked: whether a callback asks for it.
         """
         trainer, reason = self.setup.trainer, None
         train_loss = self.line.get("train/epoch_loss", float("inf"))
@@ -136,11 +137,14 @@ class Trial:
             reason = f"val/{self.best.metric} has not improved for {trainer.patience} epochs"
         elif trainer.target_loss is not None and train_loss <= trainer.target_loss:
             reason = f"trainer.target_loss={trainer.target_loss:g} is reached"
-        elif late:
+        elif asked:
+            reason = self.trackers.stop_reason or "a callback asks for it"
+        elif decisions.late:
             reason = f"trainer.max_time={trainer.max_time:g} seconds have passed"
         if reason is not None:
             log.info("stopping early: %s", reason)
             return "stopped_early"
+        signal = decisions.signal
         if self.among_others:  # one of several may be asked alone
             signal = signal or self.stop.name
         if signal is None:

@@ -14,3 +14,14 @@ def test_batch_normalisation_of_one_example_is_warned_of(data_home, caplog, size
     layers = f"model.layers=[flatten,{{dense: 4}},{layer},{{dense: classes}}]"
     Setups().of(composed(*data_home, "model=cnn", layers, f"data.batch_size={size}"))
     assert ("data.batch_size=1: batch normalisation" in caplog.text) == warned
+
+
+def test_a_number_that_is_an_input_is_told_from_one_that_is_switched_off(data_home):
+    setups = Setups()
+    averaged, not_averaged = (
+        composed(*data_home, "model.hidden=[8]", f"optim.ema_decay={decay}")
+        for decay in ("0.9", "null")
+    )
+    assert "optim.ema_decay" in setups.of(averaged).inputs_of(averaged)
+    assert "optim.ema_decay" not in setups.of(not_averaged).inputs_of(not_averaged)
+    assert setups.of(averaged) is setups.of(averaged | {"seed": 1}) is not setups.of(not_averaged)

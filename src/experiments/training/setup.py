@@ -359,6 +359,6 @@ class Setups:
 
 def static_key(config: Mapping[str, Any], traced: Iterable[str]) -> str:
     """Return a text that is equal for configs that differ in the paths `traced` alone."""
-    blank = dict.fromkeys(traced)
+    blank = dict.fromkeys(traced, "an input")  # unlike None, which is that it is not used
     rest = {group: value for group, value in config.items() if group not in OWN}
     return json.dumps(place(rest, blank), sort_keys=True)

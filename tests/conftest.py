@@ -61,7 +61,7 @@ def data_home(tmp_path_factory) -> list[str]:
 @pytest.fixture
 def run_cli(monkeypatch, capsys, tmp_path, data_home):
     """`run.py` in this process: (exit code, standard error) for a list of arguments."""
-    import run as entry
+    from experiments.cli import run as entry
     from experiments.cli.main import command_line
 
     def call(*arguments: str, folder: Path | None = None, folders: bool = True) -> tuple[int, str]:
@@ -78,6 +78,7 @@ def run_cli(monkeypatch, capsys, tmp_path, data_home):
             *arguments,
         ]
         monkeypatch.setattr("sys.argv", [str(ROOT / argv[0]), *argv[1:]])
+        monkeypatch.setattr("sys.path", [*sys.path])  # to which the user's own folders are added
         monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # so that it is restored afterwards
         code = command_line(entry.main)
         return code, capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The adapter of Hydra's `-m` to a study: `python run.py -m optim=adam,sgd model.dropout=0.0,0.5`.
+"""The adapter of Hydra's `-m` to a study: `run -m optim=adam,sgd model.dropout=0.0,0.5`.
 
 Hydra loads plugins only from a package of this name, at every start: this file imports nothing
 that is not needed for that.
@@ -26,7 +26,7 @@ class OwnConfigs(SearchPathPlugin):
 
 
 class StudySweeper(Sweeper):
-    """Searches with the engine behind `sweep.py`; the study is in `hydra.sweep.dir`.
+    """Searches with the engine behind `sweep`; the study is in `hydra.sweep.dir`.
 
     Args:
       options: the search's own keys, such as n_trials, as `cli.startup` passes them on.
@@ -53,7 +53,7 @@ class StudySweeper(Sweeper):
         from experiments.search.local import standing_by
 
         options, config_folder = self.options, self.config_folder
-        with job(), standing_by(options, config_folder) as workers:
+        with job(), standing_by(options) as workers:
             from experiments.search.actions import begin
             from experiments.search.plan import plan_of_arguments
 

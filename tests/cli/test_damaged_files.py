@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-import report
+from experiments.cli import report
 from experiments.errors import UserError
 from support import ROOT
 
@@ -29,7 +29,7 @@ def test_damaged_files_of_a_run_are_named(run_cli, tmp_path, monkeypatch):
             assert code == 2, (name, how, error)
             assert f"error: {damaged / name} is damaged" in error, (name, how, error)
             assert len(error[error.index("error:") :].splitlines()) == 2, error
-            monkeypatch.setattr("sys.argv", ["report.py", str(damaged)])
+            monkeypatch.setattr("sys.argv", ["experiments", str(damaged)])
             if name == ".hydra/hydra.yaml" or (how, name) == ("half", ".hydra/config.yaml"):
                 continue  # of no concern to a page, which shows what there is
             with pytest.raises(UserError, match=f"{name} is damaged"):

@@ -71,9 +71,9 @@ def test_a_winner_that_cannot_be_tested_is_said(make_study, monkeypatch):
     whole = summary.read_bytes()
     summary.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="the winner is not tested: "):
-        launch(study, {}, local.Workers(1, ROOT / "sweep.py"))
+        launch(study, {}, local.Workers(1))
     summary.write_bytes(whole)
-    launch(study, {}, local.Workers(1, ROOT / "sweep.py"))
+    launch(study, {}, local.Workers(1))
 
 
 @pytest.mark.parametrize(

@@ -25,17 +25,22 @@ def test_each_process_imports_what_it_needs(imported, absent):
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_what_a_killed_worker_was_asked_for_is_done_here(tmp_path):
-    (tmp_path / "sweep.py").write_text("import os\nos.kill(os.getpid(), 9)")
-    with local.standing_by({}, tmp_path / "conf") as workers:
+def python(program: str):
+    """Return a function like `programs.command`, for a program that is this text."""
+    return lambda _: [sys.executable, "-c", program]
+
+
+def test_what_a_killed_worker_was_asked_for_is_done_here(monkeypatch):
+    monkeypatch.setattr(local, "command", python("import os; os.kill(os.getpid(), 9)"))
+    with local.standing_by({}) as workers:
         workers.running[0].wait()
         assert local.where_jax_is(len, "four") == 4
 
 
-def test_a_worker_that_cannot_begin_is_told(tmp_path):
-    (tmp_path / "sweep.py").write_text("raise SystemExit(2)")
+def test_a_worker_that_cannot_begin_is_told(monkeypatch):
+    monkeypatch.setattr(local, "command", python("raise SystemExit(2)"))
     with (
-        local.standing_by({}, tmp_path / "conf"),
+        local.standing_by({}),
         pytest.raises(UserError, match="a worker ended as it started, exit code 2"),
     ):
         local.where_jax_is(len, "anything")
@@ -77,9 +82,9 @@ def test_workers_share_a_gpu_by_the_name_that_jaxlib_reads(monkeypatch):
 
 
 LAUNCH = """
-import pathlib, sys, time
+import sys, time
 from experiments.search.local import Process
-process = Process(pathlib.Path(sys.argv[1]), 0, 1)
+process = Process(sys.argv[1:], 0, 1)
 process.stdout.readline()
 print("works", flush=True)
 time.sleep(60)
@@ -91,9 +96,8 @@ command_line(lambda: print("works", flush=True) or time.sleep(60), hydra=False)
 """
 
 
-def test_workers_end_with_a_killed_launcher(tmp_path):
-    (tmp_path / "sweep.py").write_text(WORK)
-    assert leaves_no_child(LAUNCH, str(tmp_path / "sweep.py"))
+def test_workers_end_with_a_killed_launcher():
+    assert leaves_no_child(LAUNCH, *python(WORK)(""))
 
 
 def test_trials_share_no_run_of_wandb_that_the_environment_names(make_study, monkeypatch):
@@ -101,7 +105,7 @@ def test_trials_share_no_run_of_wandb_that_the_environment_names(make_study, mon
     monkeypatch.setenv("WANDB_RUN_ID", "given")
     monkeypatch.setenv("WANDB_RESUME", "must")
     study = make_study(n_trials=2, overrides=["logger=wandb", "trainer.epochs=1"])
-    launch(study, {}, local.Workers(1, ROOT / "sweep.py"))
+    launch(study, {}, local.Workers(1))
     states = [study.folder_of(number) / "wandb_run.json" for number in (0, 1)]
     ids = {json.loads(state.read_text())["id"] for state in states}
     assert len(ids) == 2

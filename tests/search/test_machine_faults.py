@@ -2,6 +2,7 @@
 
 import json
 import resource
+import sys
 
 import pytest
 
@@ -67,19 +68,16 @@ def test_workers_killed_before_they_claim_anything_are_replaced(
     make_study, tmp_path, capsys, lives
 ):
     """As often as a trial may lose its worker; after that the message says what happened."""
-    program = tmp_path / "sweep.py"
-    program.write_text(f"""
+    program = f"""
 import os, pathlib, runpy, signal, sys
-deaths = pathlib.Path(__file__).with_name("deaths")
+deaths = pathlib.Path({str(tmp_path / "deaths")!r})
 with deaths.open("a") as file:
     file.write("x")
 if not {lives} or deaths.stat().st_size < 2:
     os.kill(os.getpid(), signal.SIGKILL)
-sys.argv[0] = {str(ROOT / "sweep.py")!r}
-sys.path.insert(0, {str(ROOT)!r})
-runpy.run_path(sys.argv[0], run_name="__main__")""")
+runpy.run_path({str(ROOT / "sweep.py")!r}, run_name="__main__")"""
     study = make_study(n_trials=1, attempts=2)
-    workers = local.Workers(1, program)
+    workers = local.Workers(1, [sys.executable, "-c", program])
     if lives:
         launch(study, {}, workers)
     else:

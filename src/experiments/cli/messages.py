@@ -10,7 +10,9 @@ from pathlib import Path
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments.cli.own import config_dir_of
 from experiments.cli.sweep import RENAMED, SEARCH_KEYS
+from experiments.core.programs import CONFIG, called
 from experiments.errors import UserError, causes, refusal_of_jax, suggest
 from experiments.search.configs import Configs
 
@@ -67,7 +69,7 @@ def _bad_override(message: str) -> str:
     searches = "-m" in sys.argv or Path(sys.argv[0]).name == "sweep.py"
     if (own := RENAMED.get(key, key)) in SEARCH_KEYS and not searches:
         now = f"now {own}, " if own != key else ""
-        return f"{key}: {now}a key of searches; say -m: python run.py -m optim=adam,sgd {own}=..."
+        return f"{key}: {now}a key of searches; say -m: {called('run')} -m optim=adam,sgd {own}=..."
     keys = _valid_keys()
     siblings = [k.rpartition(".")[2] for k in keys if k.rpartition(".")[0] == parent]
     near = suggest(last, siblings) if parent else ""
@@ -82,8 +84,8 @@ def _bad_override(message: str) -> str:
 def _valid_keys() -> list[str]:
     """Return the keys and groups of the config that the rest of the command line describes."""
     choices = [a for a in sys.argv[1:] if re.fullmatch(r"[a-z_]+=[\w.\-]+", a)]
-    folder = Path(sys.argv[0]).resolve().parent / "conf"
+    config_dir, _ = config_dir_of(sys.argv[1:])
     for overrides in (choices, []):  # the misspelt name may be among the choices
         with contextlib.suppress(HydraException, OmegaConfBaseException):
-            return sorted(Configs(folder, overrides).paths({}))
+            return sorted(Configs(CONFIG, overrides, config_dir).paths({}))
     return []

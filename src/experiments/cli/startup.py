@@ -1,4 +1,4 @@
-"""Starting `run.py`: its arguments as Hydra takes them, its config, and the workers of a search."""
+"""Starting a run: its arguments as Hydra takes them, its config, and the workers of a search."""
 
 import contextlib
 import os
@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.cli.sweep import SEARCH_KEYS, config_dir_of, divide, trust_own
+from experiments.cli.own import config_dir_of
+from experiments.cli.sweep import SEARCH_KEYS, divide, trust_own
 from experiments.search import local
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ PLAIN = re.compile(r"|[A-Za-z_][\w./-]*|[\w.-]*/[\w./-]*", re.ASCII)  # what Hyd
 
 
 def for_hydra(arguments: list[str]) -> list[str]:
-    """Translate the arguments of `run.py` for Hydra.
+    """Translate the arguments of `run` for Hydra.
 
     With `-m` the search's own keys go to the sweeper. Several seeds are replicates: a study with
     one trial per seed, side by side. A resumed run stays in its folder.
@@ -106,5 +107,5 @@ def workers_ahead(arguments: list[str], config_folder: Path) -> Iterator[None]:
     if not flags or flags - set(MULTIRUN):  # other flags, such as --cfg, only print something
         yield
         return
-    with local.standing_by(options, config_folder):
+    with local.standing_by(options):
         yield

@@ -1,18 +1,18 @@
-"""The command line `python sweep.py`.
+"""Searches over hyperparameters.
 
-python sweep.py sweeps/lenet5_lr_wd.yaml [workers=2] [cluster=slurm] [any config override]
+experiments sweep <sweep file> [workers=2] [cluster=slurm] [any config override]
     engine=wandb: W&B's server draws the values, and the workers are its agents
-python sweep.py status=<study folder>    what came out so far, live in a terminal
-python sweep.py resume=<study folder>    go on; [n_trials=...] longer, [workers=...] faster;
+experiments sweep status=<study folder>    what came out so far, live in a terminal
+experiments sweep resume=<study folder>    go on; [n_trials=...] longer, [workers=...] faster;
     [retry=failed] runs trials that failed again
-python sweep.py cancel=<study folder>    ask its workers to save their trials and stop
-python sweep.py worker=<study folder>    one worker, as clusters start it
+experiments sweep cancel=<study folder>    ask its workers to save their trials and stop
+experiments sweep worker=<study folder>    one worker, as clusters start it
 each with --config-dir=<folder> where the configs are of files of your own
 """
 
-import argparse
 import datetime
 import os
+import sys
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +20,9 @@ from typing import Any, Literal
 
 import yaml
 
+from experiments.cli.own import config_dir_of
 from experiments.core.config import mismatch
+from experiments.core.programs import CONFIG
 from experiments.errors import UserError, suggest
 from experiments.search import configs, local
 
@@ -30,7 +32,7 @@ SEARCH_KEYS = (
     *("n_trials", "method", "rounds", "seeds", "storage", "heartbeat", "attempts"),
     *("side_by_side", "study", "workers", "cluster", "name", "engine", "allow", "retry"),
 )
-"""Keys of a command line that are for the search, in `sweep.py` and after `run.py -m`."""
+"""Keys of a command line that are for the search, in `sweep` and after `run -m`."""
 
 RENAMED = {"lanes": "side_by_side"}  # older names of such keys
 ACTIONS = ("status", "resume", "cancel", "worker")  # functions of `search.actions`
@@ -38,8 +40,13 @@ ACTIONS = ("status", "resume", "cancel", "worker")  # functions of `search.actio
 Options = dict[str, Any]
 
 
+def main() -> None:
+    """Do what the command line asks for."""
+    sweep(sys.argv[1:], CONFIG)
+
+
 def sweep(arguments: Sequence[str], config_folder: Path) -> None:
-    """Do what `python sweep.py` is asked for; raise `Exit` unless the study is complete."""
+    """Do what `arguments` ask for; raise `Exit` unless the study is complete."""
     config_dir, arguments = config_dir_of(arguments)
     first = arguments[0] if arguments else ""
     action, _, value = first.partition("=")
@@ -65,21 +72,13 @@ def sweep(arguments: Sequence[str], config_folder: Path) -> None:
         folder = study_folder(options, Path(first).stem)
         agents.begin(Path(first), overrides, options, config_folder, folder)
     else:
-        with local.standing_by(options, config_folder) as workers:
+        with local.standing_by(options) as workers:
             from experiments.search.actions import begin
             from experiments.search.plan import plan_of_file
             from experiments.search.readers import read_sweep_file
 
             plan = plan_of_file(read_sweep_file(Path(first)), overrides, options, config_folder)
             begin(plan, study_folder(options, plan.name), config_folder, options, workers)
-
-
-def config_dir_of(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Divide arguments into the folder of the user's own config files, and the others."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config-dir", "-cd", type=lambda folder: str(Path(folder).absolute()))
-    known, others = parser.parse_known_args(arguments)
-    return known.config_dir, others
 
 
 def trust_own(options: Options, overrides: Sequence[str], config_folder: Path) -> None:

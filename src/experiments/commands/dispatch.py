@@ -27,7 +27,7 @@ from experiments.types import Mode, PositiveInt, RunMode, TrainingMode
 
 
 def run(config: DictConfig) -> None:
-    """Run `python run.py` with a composed config.
+    """Run the program `run` with a composed config.
 
     Raises:
         Exit: the run did not finish.

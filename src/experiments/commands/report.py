@@ -1,4 +1,4 @@
-"""The reports that `python report.py` writes of studies."""
+"""The reports that the program `report` writes of studies."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The actions of `python sweep.py` on a study: begin, status, resume, cancel, worker."""
+"""The actions of the program `sweep` on a study: begin, status, resume, cancel, worker."""
 
 import dataclasses
 import logging
@@ -8,6 +8,7 @@ from shlex import quote
 from typing import Any
 
 from experiments.core.config import mismatch
+from experiments.core.programs import called, command
 from experiments.errors import EXIT_CODES, Exit, UserError
 from experiments.search import configs, local
 from experiments.search.plan import Plan, read_plan
@@ -44,15 +45,14 @@ def launch(study: Study, options: Options, workers: local.Workers | None) -> Non
     """
     if workers is None:
         count = local.worker_count(options)
-        program = study.configs.folder.parent / "sweep.py"
         cluster = read_cluster(study.configs.folder, study.plan.cluster)
         assert cluster is not None
-        command = [sys.executable, str(program), f"worker={study.folder}", *configs.arguments()]
-        tasks = [Task(command, cancelled=study.folder / CANCEL)] * count
+        program = [*command("sweep"), f"worker={study.folder}", *configs.arguments()]
+        tasks = [Task(program, cancelled=study.folder / CANCEL)] * count
         job = cluster.submit(tasks, study.folder, study.plan.name)
         print(f"job {job}, an array of {count} workers; they print into {study.folder}/slurm")
-        print(f"watch       python sweep.py {quote(f'status={study.folder}')}")
-        print(f"cancel      python sweep.py {quote(f'cancel={study.folder}')}")
+        print(f"watch       {called('sweep')} {quote(f'status={study.folder}')}")
+        print(f"cancel      {called('sweep')} {quote(f'cancel={study.folder}')}")
         return
     with watching(study) as look:
         asked = workers.work(study, look)
@@ -62,9 +62,9 @@ def launch(study: Study, options: Options, workers: local.Workers | None) -> Non
         if (best := study.best()) is None:
             raise Exit(EXIT_CODES["failed"])
         if workers.reasons and winner_of(study).get("trial") != best.number:
-            raise UserError(f"the winner is not tested: {reasons}; sweep.py resume= tests it")
+            raise UserError(f"the winner is not tested: {reasons}; resume= tests it")
         return
-    print(f"go on with  python sweep.py {quote(f'resume={study.folder}')}")
+    print(f"go on with  {called('sweep')} {quote(f'resume={study.folder}')}")
     if asked or study.cancelled:
         raise Exit(EXIT_CODES["interrupted"])
     raise UserError(f"the workers ended before the study did: {reasons}")
@@ -96,7 +96,7 @@ def resume(folder: Path, config_folder: Path, options: Options) -> None:
         if (given := cluster.get(key)) and key not in changes:
             problem = f"{folder} may not say what a job runs; say it again: cluster.{key}=..."
             raise UserError(f"cluster.{key}={given}: {problem}")
-    with local.standing_by(options, config_folder, cluster["name"]) as workers:
+    with local.standing_by(options, cluster["name"]) as workers:
         read_cluster(config_folder, cluster)
         config_dir = options.get("config_dir", plan.config_dir)
         changed = {"n_trials": budget, "cluster": cluster, "config_dir": config_dir}
@@ -118,7 +118,7 @@ def cancel(folder: Path, config_folder: Path, _: Options) -> None:
     read_plan(folder)
     (folder / CANCEL).touch()
     cancel_jobs(folder)
-    print(f"its workers save and stop; go on with: python sweep.py {quote(f'resume={folder}')}")
+    print(f"its workers save and stop; go on with: {called('sweep')} {quote(f'resume={folder}')}")
 
 
 def worker(folder: Path, config_folder: Path, options: Options) -> None:

@@ -1,6 +1,6 @@
-"""W&B as the engine of a search: its server draws the values, its agents run `run.py`.
+"""W&B as the engine of a search: its server draws the values, its agents run `run`.
 
-python sweep.py sweeps/lenet5_lr_wd.yaml engine=wandb [workers=8] [cluster=slurm] [any override]
+experiments sweep sweeps/lenet5_lr_wd.yaml engine=wandb [workers=8] [cluster=slurm] [any override]
 
 Each run has its folder in the folder of the study. A run that was stopped by the cluster is marked
 as preempted; the server gives it to an agent again, and it goes on from its checkpoint.
@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.core.programs import command
 from experiments.errors import EXIT_CODES, Exit, UserError
 from experiments.machine import PARENT, STOP_SIGNALS, end_with_launcher, launched_here
 from experiments.search.configs import Configs, flags
@@ -48,16 +49,16 @@ def begin(
         check_array(count, file.content["run_cap"], 1)
     folder.mkdir(parents=True, exist_ok=True)
     sweep = register(file, overrides, folder, config_folder, options.get("config_dir"))
-    command = [sys.executable, "-m", __spec__.name, "agent", sweep]
+    program = [sys.executable, "-P", "-m", __spec__.name, "agent", sweep]
     print(f"sweep {sweep}, runs in {folder}", flush=True)
     if cluster is not None:
-        job = cluster.submit([Task(command)] * count, folder, path.stem)
+        job = cluster.submit([Task(program)] * count, folder, path.stem)
         print(f"job {job}, an array of {count} agents; they print into {folder}/slurm")
         print(f"cancel      scancel {job}")
         return
     signal.signal(signal.SIGINT, signal.default_int_handler)
     environment = os.environ | launched_here()
-    agents = [subprocess.Popen(command, cwd=folder, env=environment) for _ in range(count)]
+    agents = [subprocess.Popen(program, cwd=folder, env=environment) for _ in range(count)]
     try:
         codes = [process.wait() for process in agents]
     except KeyboardInterrupt:  # the agents have got it as well, and pass it on to their runs
@@ -79,12 +80,9 @@ def register(
     logger = Configs(config_folder, overrides, config_dir).plain()["logger"]
     if not wandb.login(prompt=False, verify=False):
         raise UserError("engine=wandb needs an account: wandb login")
-    trial = [sys.executable, "-m", __spec__.name, str(folder), *flags(config_dir), *overrides]
-    program = str(config_folder.parent / "run.py")
-    content = file.content | {
-        "program": program,
-        "command": ["${env}", *trial, "${program}", "${args_no_hyphens}"],
-    }
+    trial = [sys.executable, "-P", "-m", __spec__.name, str(folder)]
+    trial += [*flags(config_dir), *overrides]
+    content = file.content | {"command": ["${env}", *trial, "${args_no_hyphens}"]}
     entity = logger["entity"] or wandb.Api().default_entity
     project = project_of(logger["project"])
     try:
@@ -103,10 +101,10 @@ def agent(sweep: str) -> int:
     """
     with tempfile.TemporaryDirectory() as folder:
         wanted_back = Path(folder) / "wanted_back"
-        command = [str(Path(sys.executable).with_name("wandb")), "agent", "--forward-signals"]
+        program = [str(Path(sys.executable).with_name("wandb")), "agent", "--forward-signals"]
         environment = os.environ | {WANTED_BACK: str(wanted_back)}
         # Ctrl-C in a terminal reaches whole groups, and to an agent a second signal means: kill
-        child = subprocess.Popen([*command, sweep], env=environment, start_new_session=True)
+        child = subprocess.Popen([*program, sweep], env=environment, start_new_session=True)
 
         def stop(_number: int, _frame: Any) -> None:
             if not wanted_back.exists():
@@ -122,7 +120,6 @@ def agent(sweep: str) -> int:
 
 def trial(folder: Path, arguments: Sequence[str]) -> None:
     """Become the run that an agent asks for, and go on with it if it was stopped before."""
-    program = next(a for a in arguments if a.endswith("run.py") and "=" not in a)
     run = folder / os.environ["WANDB_RUN_ID"]
     own = [*arguments, f"hydra.run.dir={run}"]
     if is_run(run):
@@ -132,7 +129,7 @@ def trial(folder: Path, arguments: Sequence[str]) -> None:
             *said_again(arguments),
         ]
     os.environ[PARENT] = str(os.getppid())
-    os.execv(sys.executable, [sys.executable, program, *(a for a in own if a != program)])
+    os.execv(sys.executable, [*command("run"), *own])
 
 
 if __name__ == "__main__":

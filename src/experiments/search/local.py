@@ -12,11 +12,12 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from experiments.core.config import mismatch
+from experiments.core.programs import command
 from experiments.errors import UserError
 from experiments.machine import StopRequest, launched_here
 from experiments.search import configs
@@ -36,10 +37,10 @@ MEMORY = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 class Process(subprocess.Popen):
     """A worker process on its share of the cores and GPUs: number `slot` of `count` shares."""
 
-    def __init__(self, sweep: Path, slot: int, count: int):
+    def __init__(self, sweep: Sequence[str], slot: int, count: int):
         self.name, self.slot = f"local-{slot}-{uuid.uuid4().hex[:6]}", slot
         super().__init__(
-            [sys.executable, str(sweep), "worker=-", f"name={self.name}", *configs.arguments()],
+            [*sweep, "worker=-", f"name={self.name}", *configs.arguments()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment(slot, count) | launched_here(),
@@ -123,11 +124,11 @@ def tell(reason: str) -> None:
 
 
 class Workers:
-    """`count` workers, which start at once as processes of `sweep`, the path of `sweep.py`."""
+    """`count` workers, which start at once as processes of the program `sweep`."""
 
-    def __init__(self, count: int, sweep: Path):
-        self.count, self.sweep = count, sweep
-        self.running = [Process(sweep, slot, count) for slot in range(count)]
+    def __init__(self, count: int, sweep: Sequence[str] | None = None):
+        self.count, self.sweep = count, sweep or command("sweep")
+        self.running = [Process(self.sweep, slot, count) for slot in range(count)]
         self.in_vain = [0] * count  # deaths of each before it began a trial
         self.reasons: list[str] = []  # for which some have ended before the study did
 
@@ -190,9 +191,7 @@ def where_jax_is(function: Callable, *arguments: Any) -> Any:
 
 
 @contextlib.contextmanager
-def standing_by(
-    options: Mapping[str, Any], config_folder: Path, cluster: str = "local"
-) -> Iterator[Workers | None]:
+def standing_by(options: Mapping[str, Any], cluster: str = "local") -> Iterator[Workers | None]:
     """Start the workers of this machine for the block; a block within it is given the same ones.
 
     None start unless the cluster is `local`: that of the options, else `cluster`.
@@ -202,7 +201,7 @@ def standing_by(
     if _standing_by is not None or not local:
         yield _standing_by
         return
-    workers = _standing_by = Workers(worker_count(options), config_folder.parent / "sweep.py")
+    workers = _standing_by = Workers(worker_count(options))
     try:
         yield workers
     finally:

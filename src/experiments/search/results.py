@@ -21,6 +21,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
+from experiments.core.programs import called
 from experiments.errors import UserError
 from experiments.machine import write_whole
 from experiments.search.configs import assignments, flags
@@ -68,8 +69,7 @@ def command(study: Study, trial: FrozenTrial) -> str:
         several += ["side_by_side=1"] if plan.side_by_side == 1 else []  # each in its own order
     return shlex.join(
         [
-            "python",
-            "run.py",
+            *called("run").split(),
             *flags(plan.config_dir),
             *plan.overrides,
             *assignments(settings),
@@ -112,7 +112,7 @@ def recipe(study: Study, best: FrozenTrial) -> str:
         "# @package _global_",
         f"# {study.plan.name}, trial {best.number}, the best of {study.plan.n_trials}: {result}.",
         "#",
-        f"#   python run.py experiment={Path(BEST_RECIPE).stem}     (in conf/experiment)",
+        f"#   {called('run')} experiment={Path(BEST_RECIPE).stem}     (in conf/experiment)",
     ]
     parts = ({"defaults": defaults} if defaults else {}, nested)
     body = [yaml.safe_dump(part, sort_keys=False, width=100) for part in parts if part]
@@ -228,7 +228,7 @@ def ending(study: Study) -> str:
     for reason, count in Counter(str(t.user_attrs.get("reason")) for t in failed).most_common(3):
         lines.append(f"failed      {count}x {reason}")
     lines.append(f"results     {study.folder}/{RESULTS}")
-    lines.append(f"            python report.py {quote(str(study.folder))}")
+    lines.append(f"            {called('report')} {quote(str(study.folder))}")
     return "\n".join(lines)
 
 

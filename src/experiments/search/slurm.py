@@ -23,6 +23,7 @@ import yaml
 from submitit import JobEnvironment, SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
+from experiments.core import programs
 from experiments.core.config import build, check
 from experiments.errors import EXIT_CODES, UserError, suggest
 from experiments.machine import launched_here
@@ -186,12 +187,12 @@ def check_array(workers: int, trials: int, side_by_side: int) -> None:
 
 
 def submit_run(folder: Path, cluster: Slurm, nodes: int, arguments: Sequence[str]) -> str:
-    """Queue this program with these arguments on `nodes` nodes; return how to follow the job.
+    """Queue a run with these arguments on `nodes` nodes; return how to follow the job.
 
     Each start of the job is one of this program, so the arguments must resume what they begin.
     """
     folder = folder.absolute()
-    command = [sys.executable, str(Path(sys.argv[0]).absolute()), *arguments]
+    command = [*programs.command("run"), *arguments]
     job = cluster.submit([Task(command)], folder, folder.name, nodes)
     return (
         f"job {job} runs in {folder}\n"

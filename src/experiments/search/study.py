@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from experiments.core.programs import called
 from experiments.errors import UserError, masked, refusal_of_jax
 from experiments.machine import fault_of
 from experiments.search import methods
@@ -272,7 +273,7 @@ def create_study(plan: Plan, folder: Path, config_folder: Path) -> Study:
     if (folder / FILE).exists():
         raise UserError(
             f"there is a study in {folder} already; "
-            f"go on with: python sweep.py {quote(f'resume={folder}')}"
+            f"go on with: {called('sweep')} {quote(f'resume={folder}')}"
         )
     if (folder / TRIALS).is_dir():  # whose weights new trials would take for their own
         raise UserError(f"{folder} holds trials without {FILE}; choose another folder")

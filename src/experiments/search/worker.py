@@ -16,6 +16,7 @@ from typing import Any, Literal
 from optuna.trial import FrozenTrial
 
 from experiments.core.config import build
+from experiments.core.programs import called
 from experiments.errors import EXIT_CODES, Exit, UserError
 from experiments.machine import StopRequest, fault_of
 from experiments.search.configs import (
@@ -158,7 +159,7 @@ class Worker:
         if (there := len(self.study.trials())) < self.study.plan.n_trials:
             raise UserError(
                 f"{self.study.folder} holds {there} of its {self.study.plan.n_trials} trials; "
-                f"python sweep.py resume= lays the others down"
+                f"{called('sweep')} resume= lays the others down"
             )
         with self.study.claims.touched(self._look):
             while self.stop.name is None and not self.study.complete:

@@ -9,7 +9,6 @@ import math
 import os
 import shlex
 import signal
-import sys
 import threading
 import time
 import uuid
@@ -133,7 +132,7 @@ class Wandb(Tracker):
         write_json(state, known | {"id": self._run.id, "location": self.location})
         self._run.define_metric("epoch", hidden=True)
         self._run.define_metric("val/*", step_metric="epoch", step_sync=False)
-        lock = Path(sys.argv[0]).resolve().with_name("requirements.lock")
+        lock = Path(__file__).resolve().parents[3] / "requirements.lock"  # of a checkout
         if lock.is_file():
             self._run.save(lock, base_path=lock.parent, policy="now")
         # A resumed run repeats the steps after its checkpoint bit for bit. Those that W&B has are

@@ -1,0 +1,43 @@
+"""The command `experiments`, and what a package of it holds."""
+
+import zipfile
+
+import pytest
+
+from experiments.cli.command import main
+from support import ROOT
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ([], 0, "experiments run model=lenet5"),
+        (["--help"], 0, "experiments sweep my.yaml"),
+        (["sweep", "--help"], 0, "experiments sweep resume=<study folder>"),
+        (["report", "-h"], 0, "experiments report <study folder>"),
+        (["rnu"], 2, "did you mean 'run'?"),
+        (["train"], 2, "one of run, sweep, report"),
+        (["sweep"], 2, "nothing given: name a sweep file"),
+    ],
+)
+def test_the_command_says_what_there_is(monkeypatch, capsys, arguments, code, words):
+    monkeypatch.setattr("experiments.machine.end_on_signals", dict)
+    monkeypatch.setattr("sys.argv", ["experiments", *arguments])
+    assert main() == code
+    printed = capsys.readouterr()
+    assert words in (printed.err if code else printed.out)
+
+
+def test_a_wheel_holds_the_config_files(tmp_path):
+    pytest.importorskip("hatchling")
+    from hatchling.builders.wheel import WheelBuilder
+
+    (wheel,) = WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
+    held = zipfile.ZipFile(wheel).namelist()
+    files = {str(path.relative_to(ROOT)) for path in (ROOT / "conf").rglob("*.yaml")}
+    assert {f"experiments/{name}" for name in files if "local" not in name} <= set(held)
+    assert {"experiments/ops/lstm.c", "hydra_plugins/experiments_sweeper.py"} <= set(held)
+    (entry,) = (name for name in held if name.endswith("entry_points.txt"))
+    assert (
+        "experiments = experiments.cli.command:main" in zipfile.ZipFile(wheel).read(entry).decode()
+    )

@@ -168,8 +168,7 @@ def settled(config: dict[str, Any]) -> dict[str, Any]:
     task = build(config["data"]).predicts
     if task is None:
         raise UserError(
-            f"data.path={config['data']['path']} has no targets: choose a model that needs none, "
-            f"such as model=autoencoder"
+            "the data have no targets: choose a model that needs none, such as model=autoencoder"
         )
     return config | {group: node[task] for group, node in groups.items()}
 

@@ -123,14 +123,14 @@ class Examples:
         if raw.targets is not None:
             there = np.flatnonzero(~missing(raw.targets))
             if not len(there):
-                raise UserError(f"data.path={self.path}: {some(raw.names)} is missing in all rows")
+                raise UserError(f"{self.path}: {some(raw.names)} is missing in all rows")
             if self._target["task"] == "classification":
                 labels = labels_of(raw.targets, self._target["classes"], self.path)
         parts = parts_of(raw.splits[there], labels[there], self.held_out, self.split_seed)
         for part, chosen in parts.items():
             if not len(chosen):
                 raise UserError(
-                    f"data.path={self.path} has no examples for {part}: {len(there)} in all; "
+                    f"{self.path} has no examples for {part}: {len(there)} in all; "
                     f"data.held_out={self.held_out} is drawn from each class of 3 and more"
                 )
         return {part: there[parts[part]] for part in PARTS}
@@ -248,7 +248,7 @@ def describe_target(
     classes = list(dict.fromkeys(class_name(value) for value in np.unique(there).tolist()))
     if len(classes) > max(len(there) // 2, FEW):
         raise UserError(
-            f"data.path={path}: {some(names)} has {len(classes)} different values in {len(there)} "
+            f"{path}: {some(names)} has {len(classes)} different values in {len(there)} "
             f"examples, too many for classes: {some(classes)}"
         )
     return {"task": task, "classes": classes}
@@ -290,7 +290,7 @@ def labels_of(targets: np.ndarray, classes: list[str], path: str) -> np.ndarray:
     numbers = {name: i for i, name in enumerate(classes)}
     if strange := [name for name in names if name not in numbers]:
         raise UserError(
-            f"data.path={path} has examples of {some(strange)}, none of the classes that the run "
+            f"{path} has examples of {some(strange)}, none of the classes that the run "
             f"has learnt: {some(classes)}"
         )
     labels = np.full(len(targets), -1, np.int32)
@@ -323,8 +323,7 @@ def scale_of(numbers: np.ndarray, names: tuple[str, ...], path: str) -> Found:
         if constant:
             name = names[i] if len(names) == len(mean) else some(names)
             raise UserError(
-                f"data.path={path}: {name} is {mean[i]:g} in all training examples: "
-                f"nothing to predict"
+                f"{path}: {name} is {mean[i]:g} in all training examples: nothing to predict"
             )
     return {"mean": mean.tolist(), "std": deviation.tolist()}
 

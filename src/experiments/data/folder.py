@@ -22,7 +22,7 @@ from experiments.data.dataset import (
     some,
 )
 from experiments.data.images import Images
-from experiments.data.pictures import SUFFIXES, FolderRecords, Scan, scan
+from experiments.data.pictures import SUFFIXES, FolderRecords, Scan, Source, scan
 from experiments.errors import UserError, unusable
 from experiments.machine import expanded
 from experiments.types import Decay
@@ -89,7 +89,7 @@ class Folder:
             fingerprint(os.fsencode("\n".join([str(root.resolve()), *sizes, *times]))),
         )
 
-    def paths(self) -> list[str]:
+    def paths(self) -> list[Source]:
         """Return the path of each file."""
         root = expanded(self.path)
         return [str(root / file) for file in self.files]
@@ -196,12 +196,14 @@ class FolderImages(Images):
                 that were found earlier, or a split is empty.
         """
         folder, scan, found = self._folder, self._scan, self._found
-        if strange := sorted(set(folder.classes) - set(found["classes"])):
+        numbers = {name: i for i, name in enumerate(found["classes"])}
+        there = [folder.classes[label] for label in np.unique(folder.labels)]
+        if strange := [name for name in there if name not in numbers]:
             raise UserError(
-                f"data.path={self.path} has pictures of {some(strange)}, none of the classes that "
+                f"{self.path} has pictures of {some(strange)}, none of the classes that "
                 f"the run has learnt: {some(found['classes'])}"
             )
-        number = np.array([found["classes"].index(name) for name in folder.classes], np.int32)
+        number = np.array([numbers.get(name, -1) for name in folder.classes], np.int32)
         rows = np.flatnonzero(scan.readable)
         if len(rows) < len(scan.readable):
             lost = [folder.files[row] for row in np.flatnonzero(~scan.readable)]
@@ -234,7 +236,7 @@ class FolderImages(Images):
         for part, chosen in parts.items():
             if not len(chosen):
                 raise UserError(
-                    f"data.path={self.path} has no pictures for {part}: {len(labels)} in all; "
+                    f"{self.path} has no pictures for {part}: {len(labels)} in all; "
                     f"data.held_out={self.held_out} is drawn from each class of 3 and more"
                 )
         return parts

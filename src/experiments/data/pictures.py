@@ -1,9 +1,11 @@
 """Pictures in files of any kind, decoded to 8 bits and one shape; without JAX, for processes."""
 
+import io
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -23,6 +25,28 @@ KEPT = 256  # longer side of the largest pictures of one size that keep it
 
 log = logging.getLogger(__name__)
 
+
+@dataclass(frozen=True)
+class Cell:
+    """An encoded picture in a row of a data set of Hugging Face."""
+
+    data: Any
+    column: str
+    row: int
+    split: str
+
+    def open(self) -> IO[bytes]:
+        """Return the file, in memory or on disk."""
+        cell = self.data[self.row][self.column]
+        if cell is None:
+            raise ValueError("there is no picture")
+        return io.BytesIO(cell["bytes"]) if cell["bytes"] else Path(cell["path"]).open("rb")
+
+    def __str__(self) -> str:
+        return f"{self.split}, row {self.row}"
+
+
+Source = str | Cell  # of a picture: its path, or where it is in a data set
 Look = tuple[tuple[int, int], bool, np.ndarray, str]
 
 
@@ -69,7 +93,7 @@ def _rounded(values: np.ndarray) -> list[float]:
     return [round(float(value), 4) for value in values]
 
 
-def scan(paths: Sequence[str], size: int, name: str, store: Path, workers: int) -> Scan:
+def scan(paths: Sequence[Source], size: int, name: str, store: Path, workers: int) -> Scan:
     """Look at pictures, once: the next time what was found is read from the folder `store`.
 
     Args:
@@ -82,11 +106,13 @@ def scan(paths: Sequence[str], size: int, name: str, store: Path, workers: int) 
     """
     found = Scan(**cached(store, lambda: _look_at_all(paths, size, name, workers)))
     if not found.readable.any():
-        raise UserError(f"data.path={name}: none of its {len(paths)} pictures can be read")
+        raise UserError(f"{name}: none of its {len(paths)} pictures can be read")
     return found
 
 
-def _look_at_all(paths: Sequence[str], size: int, name: str, workers: int) -> dict[str, np.ndarray]:
+def _look_at_all(
+    paths: Sequence[Source], size: int, name: str, workers: int
+) -> dict[str, np.ndarray]:
     bounds = chunks(len(paths))
     log.info("Looking at %d pictures in %s", len(paths), name)
     if not worth_processes(len(paths), size):
@@ -104,7 +130,7 @@ def _look_at_all(paths: Sequence[str], size: int, name: str, workers: int) -> di
     }
 
 
-def look(paths: Sequence[str]) -> list[Look]:
+def look(paths: Sequence[Source]) -> list[Look]:
     """Return of each picture (height, width), whether it has colours, its sums, and an error.
 
     The sums, [2, 3], are the mean of each channel, for pixels in 0..1, and the mean square; the
@@ -123,7 +149,7 @@ def look(paths: Sequence[str]) -> list[Look]:
     return found
 
 
-def decoded(path: str, side: int) -> tuple[Image.Image, tuple[int, int]]:
+def decoded(source: Source, side: int) -> tuple[Image.Image, tuple[int, int]]:
     """Decode a picture to 8 bits, grey or in colour, on white where it is transparent.
 
     Args:
@@ -135,7 +161,7 @@ def decoded(path: str, side: int) -> tuple[Image.Image, tuple[int, int]]:
     Raises:
         Exception: it cannot be read, or has 32 bits per pixel and channel.
     """
-    with Image.open(path) as image:
+    with Image.open(source if isinstance(source, str) else source.open()) as image:
         turned = image.getexif().get(ORIENTATION) in QUARTER_TURNS
         width, height = image.size[::-1] if turned else image.size
         image.draft(None, (side, side))
@@ -173,7 +199,7 @@ def fitted(image: Image.Image, shape: tuple[int, int, int]) -> Image.Image:
 class FolderRecords:
     """Random access to pictures in one shape and their labels."""
 
-    paths: list[str]
+    paths: list[Source]
     labels: np.ndarray
     shape: tuple[int, int, int]
     size: int  # of the files, in bytes

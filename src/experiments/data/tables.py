@@ -89,7 +89,8 @@ class TableFile(Examples):
         stored = {"sequence": (shape, "float32")} | stored_targets(self._found["target"])
         return Spec(shape, self.outputs, known_count(self.limit), stored)
 
-    def _read(self) -> Raw:
+    def _rows(self) -> tuple[pa.Table, np.ndarray, tuple[str, ...], str]:
+        """Return the table, the split of each row, the targets' names, and the fingerprint."""
         reading = Reading(
             self.path,
             self.separator,
@@ -100,6 +101,10 @@ class TableFile(Examples):
         )
         table, content = read_table(reading, stamp(self.path))
         names = (self.target,) if isinstance(self.target, str) else tuple(self.target)
+        return table, np.full(len(table), ALL), names, content
+
+    def _read(self) -> Raw:
+        table, splits, names, content = self._rows()
         features = self.features
         if features is None:
             features = [n for n in table.column_names if n not in (*names, *self.ignore)]
@@ -114,7 +119,6 @@ class TableFile(Examples):
             raise UserError(f"data.features: {some(sorted(both))} is the target")
         columns = [as_targets(table[name], name, self.path) for name in names]
         targets = columns[0] if len(columns) == 1 else np.stack(columns, axis=1)
-        splits = np.full(len(table), ALL)
         return Raw(table.select(features), targets, names, splits, content)
 
     def _describe(self, inputs: pa.Table, rows: np.ndarray) -> Found:
@@ -128,7 +132,8 @@ class TableFile(Examples):
         if left_out:
             log.warning("%s: columns left out: %s", self.path, ", ".join(left_out))
         if not columns:
-            raise UserError(f"data.path={self.path} has no column to predict {self.target} from")
+            wanted = some(self._raw.names)
+            raise UserError(f"{self.path} has no column to predict {wanted} from")
         return {"columns": columns}
 
     def _encode(self, inputs: pa.Table, found: Found) -> tuple[str, np.ndarray]:

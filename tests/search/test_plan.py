@@ -1,5 +1,6 @@
 """Plans of sweep files and command lines are checked whole, before anything is trained."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -180,6 +181,18 @@ def test_a_value_that_goes_with_some_of_the_others_is_drawn(tmp_path):
     }.items():
         path.write_text(f"run_cap: 2\nparameters: {{{parameters}}}\n")
         plan_of_file(read_sweep_file(path), overrides, {}, CONFIG)
+
+
+def test_a_sweep_file_may_name_own_data_that_need_several_keys(tmp_path):
+    rows = "".join(f"{i},{i % 2},{'ab'[i % 2]}\n" for i in range(40))
+    (tmp_path / "t.csv").write_text("x,y,kind\n" + rows)
+    parameters = f"data: {{value: table}}, data.path: {{value: {tmp_path}/t.csv}}"
+    path, sizes = tmp_path / "sweep.yaml", "data.batch_size: {values: [4, 8]}"
+    for targets, wrong in (("[kind, y]", None), ("[kind, knd]", "data.target=knd.* mean 'kind'")):
+        own = f"{parameters}, data.target: {{values: {targets}}}, {sizes}"
+        path.write_text(f"run_cap: 2\nparameters: {{{own}}}\n")
+        with pytest.raises(UserError, match=wrong) if wrong else contextlib.nullcontext():
+            plan_of_file(read_sweep_file(path), [], {}, CONFIG)
 
 
 def test_a_goal_against_the_sense_of_its_metric_is_questioned(tmp_path, caplog):

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from experiments.core.config import build, check_sizes, objective_of
+from experiments.core.config import MISSING, build, check_sizes, leaves, objective_of
 from experiments.errors import UserError
 from experiments.search.configs import assignments, check_trial
 from experiments.search.space import Space
@@ -40,13 +40,14 @@ def examine(space: Space, settings: Mapping[str, Any]) -> tuple[dict[str, Any], 
     if wrong := check_values(space):
         raise UserError("\n".join(wrong))
     for choices in space.contexts:
-        config = space.configs.plain(choices)
+        whole = complete(space, choices)
+        config = space.configs.plain(whole)
         check_trial(config)
         check_model(config)
         check_beside(
-            space, choices, [n for n in space.existing(choices) if n.startswith(SIZES)], check_sizes
+            space, whole, [n for n in space.existing(choices) if n.startswith(SIZES)], check_sizes
         )
-    config = space.configs.plain(space.contexts[0])
+    config = space.configs.plain(complete(space, space.contexts[0]))
     from experiments.objectives.metrics import monitored  # imports JAX
 
     trainer = config["trainer"]
@@ -67,7 +68,8 @@ def check_metric(space: Space, metric: str) -> Iterator[str]:
     """Yield a complaint for each choice of a group whose trials have no such validation metric."""
     for choices in space.contexts:
         try:
-            complaint = experiment_of(space.configs.plain(choices)).complaint_about(metric)
+            config = space.configs.plain(complete(space, choices))
+            complaint = experiment_of(config).complaint_about(metric)
         except Exception:  # of data that lie where the workers are, or of a device
             log.debug("a trial will show this", exc_info=True)
             continue
@@ -124,7 +126,7 @@ def check_values(space: Space) -> list[str]:
         (check_sizes, SIZES, SIZES),
     ):
         for choices in space.contexts:
-            there = space.existing(choices)
+            whole, there = complete(space, choices), space.existing(choices)
             others = [name for name in there if beside and name.startswith(beside)]
             for name in there if names is None else (n for n in there if n.startswith(names)):
                 parameter = space.parameters[name]
@@ -132,7 +134,7 @@ def check_values(space: Space) -> list[str]:
                     if check is check_model and isinstance(value, float):
                         continue  # no shape follows from it
                     try:
-                        check_beside(space, {**choices, name: value}, others, check)
+                        check_beside(space, {**whole, name: value}, others, check)
                     except UserError as error:
                         own, q = str(error).startswith(name), parameter.q
                         problem = str(error) if own else f"{name}={value}: {error}"
@@ -141,6 +143,13 @@ def check_values(space: Space) -> list[str]:
         if found:  # the other checks are of values that are right by themselves
             break
     return list(found.values())
+
+
+def complete(space: Space, choices: Mapping[str, Any]) -> dict[str, Any]:
+    """Return choices with a value for each key that has none but those that the search draws."""
+    without = {key for key, value in leaves(space.configs.plain(choices)) if value == MISSING}
+    drawn = [name for name in space.existing(choices) if name in without]
+    return {**choices, **{name: space.parameters[name].extremes[0] for name in drawn}}
 
 
 def check_beside(

@@ -1,5 +1,8 @@
 """Arrays and tables of one's own: examples with a class, with numbers or with nothing."""
 
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 
@@ -265,6 +268,24 @@ def test_parquet_is_read_as_csv_is(tmp_path):
     assert other.found == plain.found
     for name, array in plain.test.arrays.items():
         np.testing.assert_array_equal(array, other.test.arrays[name])
+
+
+@pytest.mark.parametrize("kind", ["table", "arrays"])
+def test_workers_and_resumed_runs_standardise_alike(tmp_path, npz, kind):
+    """What is found anew, and what a run has written and read again, gives the same bits."""
+    text = "".join(f"{x},{'abc'[i % 3]},{x * i}\n" for i, x in enumerate(RNG.normal(3, 2, 40)))
+    (tmp_path / "t.csv").write_text("x,town,k\n" + text)
+    arrays = {"x": RNG.normal(3, 2, (40, 6, 6, 1)), "y": RNG.normal(3, 2, 40)}
+    path = tmp_path / "t.csv" if kind == "table" else npz(**arrays)
+    target = ["data.target=k"] if kind == "table" else []
+    first, anew = (data(kind, path, *target) for _ in range(2))
+    found = json.loads(json.dumps(first.load().found))
+    for other in (anew, dataclasses.replace(anew, found=found)):
+        for name, array in whole(first.load()).items():
+            np.testing.assert_array_equal(whole(other.load())[name], array)
+        batch = first.load().train.arrays
+        seen = [model_input(one.pipeline(batch, None, train=False))[1] for one in (first, other)]
+        np.testing.assert_array_equal(*seen)
 
 
 def test_a_run_keeps_the_scales_of_its_table(tmp_path, run_cli):

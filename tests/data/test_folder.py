@@ -173,6 +173,13 @@ def test_bad_folders_end_in_one_line(photos, tmp_path):
         load(photos, limit=99).load()
 
 
+def test_other_pictures_keep_the_size_that_was_learnt(photos):
+    learnt = load(photos, image_size=6).load().found
+    assert load(photos, image_size=6, found=learnt).load().test.arrays["image"].shape[1:3] == (6, 6)
+    with pytest.raises(UserError, match=r"data.image_size=9: the run has learnt pictures of 6x6"):
+        load(photos, image_size=9, found=learnt).load()
+
+
 def test_a_run_keeps_what_it_found(photos, tmp_path, run_cli):
     """Later commands on its folder read new pictures as those that it was trained on."""
     options = ["model.hidden=[4]", "trainer.epochs=1", "logger=none", "trainer.figures=false"]

@@ -274,6 +274,11 @@ def some(names: Sequence[Any]) -> str:
     return ", ".join(map(str, names[:NAMED])) + more
 
 
+def number_of(things: Sequence[Any], name: str) -> str:
+    """Return how many there are, with their name, which has -es in the plural."""
+    return f"{len(things)} {name}{'es' if len(things) != 1 else ''}"
+
+
 def stamp(path: str) -> tuple[int, int]:
     """Return what changes with a file: its size and time.
 

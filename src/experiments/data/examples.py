@@ -13,6 +13,7 @@ from experiments.data.dataset import (
     Arrays,
     Splits,
     absent_classes,
+    number_of,
     parts_of,
     some,
 )
@@ -188,7 +189,7 @@ class Examples:
     ) -> None:
         """Log what was found, and what is left out."""
         total = sum(map(len, parts.values()))
-        of = f"{len(classes)} classes" if classes else "no targets"
+        of = number_of(classes, "class") if classes else "no targets"
         if "target" in arrays:
             of = f"regression of {some(raw.names)}"
         shape = "x".join(map(str, next(iter(arrays.values())).shape[1:]))

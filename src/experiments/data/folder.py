@@ -18,6 +18,7 @@ from experiments.data.dataset import (
     Splits,
     absent_classes,
     fingerprint,
+    number_of,
     parts_of,
     some,
 )
@@ -245,6 +246,10 @@ class FolderImages(Images):
     def _found(self) -> dict[str, Any]:
         """What the pictures say of themselves, or said earlier."""
         if self.found:
+            size, side = self.found["shape"][:2], self.image_size
+            if side and size != [side, side]:
+                learnt = "x".join(map(str, size))
+                raise UserError(f"data.image_size={side}: the run has learnt pictures of {learnt}")
             return self.found
         shape = self._scan.shape
         if self.image_size:
@@ -273,8 +278,8 @@ class FolderImages(Images):
         height, width, channels = found["shape"]
         mean, std = self._statistics
         log.info(
-            "%s: %d pictures of %d classes, %dx%d in %s; %s; mean %s, std %s",
-            *(self.path, len(labels), len(found["classes"]), height, width),
+            "%s: %d pictures of %s, %dx%d in %s; %s; mean %s, std %s",
+            *(self.path, len(labels), number_of(found["classes"], "class"), height, width),
             *("grey" if channels == 1 else "colour",),
             ", ".join(f"{len(rows)} for {part}" for part, rows in parts.items()),
             *(mean, std),

@@ -13,6 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from experiments.core import trust
 from experiments.search.plan import Plan
 from experiments.search.study import Study, create_study
+from experiments.training import programs
 from experiments.training.runtime import SHORT_OPTIONS, set_up_compiler
 from support import LEARNING_RATE, ROOT, TINY
 
@@ -23,6 +24,7 @@ QUICK = SHORT_OPTIONS | {"xla_backend_optimization_level": 0}
 FLAGS = [f"--{name}={value}".lower() for name, value in QUICK.items()]
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 jax.config.update("jax_platforms", "cpu")
+COVERED, programs.COVERED = programs.COVERED, ()  # tests change code that would be traced
 trust.allow([ROOT / "conf"], [])  # as every entry point does
 # absl closes the stream that it was imported under when Hydra sets up logging: pytest's own
 absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
@@ -49,6 +51,14 @@ def own_cache(tmp_path):
     set_up_compiler(str(tmp_path / "xla"))
     yield tmp_path / "xla"
     set_up_compiler(before)
+
+
+@pytest.fixture
+def kept_programs(tmp_path, monkeypatch) -> Path:
+    """Programs are kept for later runs, as they are outside of tests: the folder, a new one."""
+    monkeypatch.setattr(programs, "COVERED", COVERED)
+    monkeypatch.setattr(programs, "FOLDER", tmp_path / "programs")
+    return tmp_path / "programs"
 
 
 @pytest.fixture(scope="session")

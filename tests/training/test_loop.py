@@ -238,7 +238,7 @@ def test_a_short_training_is_compiled_sooner_and_comes_to_the_same(data_home):
     """A step that XLA's older emitters compile differs by rounding alone."""
     setup = Setups().of(config := composed(*data_home, *SMALL))
     layout, hparams, key = setup.layout(1), setup.inputs_of(config), root_key(np.array([0]))
-    traced = Compiled(setup, layout, 1).trace_train()
+    lowered = Compiled(setup, layout, 1).lower_train()
     window = next(iter(setup.feed(layout, [0]).windows(0, 0)))
     hparams, initial = jax.tree.map(
         lambda leaf: np.asarray(leaf)[None], (hparams, setup.experiment.init(hparams, root_key(0)))
@@ -248,7 +248,7 @@ def test_a_short_training_is_compiled_sooner_and_comes_to_the_same(data_home):
     defaults = {"xla_cpu_use_fusion_emitters": True, "xla_cpu_parallel_codegen_split_count": 32}
     defaults = {name: defaults[name] for name in SHORT_OPTIONS}
     for options in (compiler_options(SHORT - 1), defaults | compiler_options(SHORT)):
-        run = traced.lower().compile(compiler_options=options)
+        run = lowered.compile(compiler_options=options)
         state = jax.tree.map(jnp.copy, initial)  # which the program takes
         count = np.int32(0), np.int32(8)
         state, _ = run(state, window.arrays, window.order, *count, hparams, key)

@@ -381,7 +381,7 @@ def test_one_compilation_serves_later_trials(trial, tmp_path, monkeypatch):
         return original(self, *arguments, **options)
 
     monkeypatch.setattr(jax.stages.Lowered, "compile", counted)
-    for part, expected in (("a", 2), ("b", 0)):  # training and evaluation
+    for part, expected in (("a", 3), ("b", 0)):  # the beginning, training and evaluation
         trials = [trial(2 * rate, f"{part}{i}") for i, rate in enumerate(RATES[:3])]
         fit(trials, tmp_path / part, width=3, test=False)
         assert len(traced) == expected

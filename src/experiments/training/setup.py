@@ -4,6 +4,7 @@ Trials that differ only in traced numbers, seeds and names are of one *static co
 share a `Setup`, so that data are read and programs are compiled once.
 """
 
+import dataclasses
 import functools
 import json
 import logging
@@ -27,6 +28,7 @@ from experiments.training.distributed import put, put_to_read
 from experiments.training.evaluation import Evaluator
 from experiments.training.feed import ResidentFeed, StreamedFeed
 from experiments.training.options import Trainer
+from experiments.training.programs import Programs
 from experiments.training.runtime import data_mesh, devices_for
 from experiments.training.step import Compiled, Layout
 from experiments.viz.flops import Cost, cost
@@ -97,6 +99,7 @@ class Traced(NamedTuple):
 
     inputs: tuple[str, ...]  # the hyperparameters that it can take as inputs
     cost: Cost  # of a training step of one trial
+    state: State  # shapes and dtypes of a trial's
 
 
 class Setup:
@@ -135,6 +138,7 @@ class Setup:
             functools.partial(some_examples, self.splits.train),
         )
         self.objective = self.experiment.objective(hyperparameters(config))
+        self.programs = Programs(config, self._made_from)
         self.key = root_key(0)  # whose shape is that of every trial's
         self._compiled: dict[tuple[Layout, int], Compiled] = {}
         self.widths: dict[Layout, int] = {}  # the fastest that was found
@@ -237,14 +241,22 @@ class Setup:
         """A text that is equal for configs of this static configuration."""
         return static_key(self.config, self.traced.inputs)
 
-    @functools.cached_property
+    @property
     def shapes(self) -> State:
         """Shapes and dtypes of a trial's state."""
-        return self.experiment.abstract_state(self.inputs_of(self.config))
+        return self.traced.state
 
     @functools.cached_property
     def traced(self) -> Traced:
-        """The hyperparameters that can be inputs, found out by trying, and the cost of a step.
+        """The hyperparameters that can be inputs, the cost of a step, and the state's shapes."""
+        recall, kind = self.programs.recall, "training" if self.training else "evaluation"
+        every = static_key(self.config, hyperparameters(self.config))
+        inputs = recall(f"{kind}-inputs", every, lambda: self._found.inputs)
+        return recall(kind, static_key(self.config, inputs), lambda: self._found)
+
+    @functools.cached_property
+    def _found(self) -> Traced:
+        """What tracing finds out: the inputs by trying.
 
         What the program needs the value of, such as a width, is a constant of it.
         """
@@ -269,7 +281,7 @@ class Setup:
         if not self.training:
             weights, batch = self.experiment.weights(state), self.evaluation_shapes
             jax.eval_shape(self.experiment.eval_step, *weights, batch, hparams)
-            return Traced(names, Cost(0, 0))
+            return Traced(names, Cost(0, 0), state)
         # on the mesh of a trial, whose axes are part of what JAX knows the trace again by
         everywhere = NamedSharding(self.data_mesh, PartitionSpec())
         flag = jax.ShapeDtypeStruct((), bool)
@@ -278,7 +290,19 @@ class Setup:
             (state, self._batch(self.batch_size, "train"), hparams, self.key, flag),
         )
         traced = jax.jit(self.experiment.step).trace(*arguments)
-        return Traced(names, cost(traced.jaxpr.jaxpr))
+        return Traced(names, cost(traced.jaxpr.jaxpr), state)
+
+    @property
+    def _made_from(self) -> tuple:
+        """What programs follow from besides the config; a pipeline can hold statistics of data."""
+        experiment = self.experiment
+        pipeline = experiment.pipeline
+        if hasattr(pipeline, "augment"):  # which is of the config, and whose numbers are inputs
+            pipeline = dataclasses.replace(pipeline, augment=None)
+        return (
+            *(experiment.steps_per_epoch, experiment.total_steps, experiment.spec, pipeline),
+            *(self.streamed, self.batch_size, self.training_shapes, self.evaluation_shapes),
+        )
 
     @property
     def training_shapes(self) -> Shapes:

@@ -22,7 +22,6 @@ from experiments.core.rng import stream
 from experiments.machine import return_freed_memory
 from experiments.training.metrics import ends_line
 from experiments.training.runtime import background, compiler_options
-from experiments.viz.flops import work
 
 if TYPE_CHECKING:
     from experiments.training.setup import Setup
@@ -89,6 +88,7 @@ class Compiled:
         self.states = layout.stacked(setup.shapes)
         number = jax.ShapeDtypeStruct((), np.float32)
         self.hparams = layout.stacked(dict.fromkeys(setup.traced.inputs, number))
+        self._of = f"{setup.static_key} {layout} {width}"
         self._train: Future[jax.stages.Compiled] | None = None
         self._lowered: Future[tuple[jax.stages.Lowered, int]] | None = None
         self._evaluate: Future[jax.stages.Compiled] | None = None
@@ -96,11 +96,9 @@ class Compiled:
     def prepare(self, *, training: bool = True) -> None:
         """Begin to compile what was not begun before."""
         if training and self._train is None:
-            traced, flops = self.trace_train(), self.setup.traced.cost.flops
-            options = compiler_options(self.experiment.total_steps * flops * self.layout.rows)
-            self._train = background.submit(lambda: traced.lower().compile(options))
+            self._train = background.submit(self._compiled_training)
         if self._lowered is None:
-            self._lowered = background.submit(self._lower_evaluation)
+            self._lowered = background.submit(self.lower_evaluate)
 
     @property
     def train(self) -> jax.stages.Compiled:
@@ -123,9 +121,11 @@ class Compiled:
             state = experiment.begin(weights, hparams)
             return state, jax.tree.map(jnp.copy, experiment.weights(state))
 
-        options = compiler_options(0)
-        sharding = self.layout.trials
-        return jax.jit(jax.vmap(one), out_shardings=sharding, compiler_options=options)
+        arguments = (self.states.params, self.states.model_state), self.hparams
+        lowered, _ = self._lower(
+            "begin", jax.vmap(one), arguments, out_shardings=self.layout.trials
+        )
+        return lowered.compile(compiler_options(0))
 
     def compile_evaluation(self) -> Future[jax.stages.Compiled]:
         """Begin to compile for evaluation, now that there have been steps; return that program."""
@@ -133,13 +133,9 @@ class Compiled:
             self._evaluate = background.submit(self._compiled_evaluation)
         return self._evaluate
 
-    def _lower_evaluation(self) -> tuple[jax.stages.Lowered, int]:
-        """Return the program and the operations of a call.
-
-        Of several trials no predictions are made: they would take the memory of all.
-        """
-        traced = self.trace_evaluate(predictions=self.layout.rows == 1)
-        return traced.lower(), work(traced.jaxpr.jaxpr)
+    def _compiled_training(self) -> jax.stages.Compiled:
+        steps, flops = self.experiment.total_steps, self.setup.traced.cost.flops
+        return self.lower_train().compile(compiler_options(steps * flops * self.layout.rows))
 
     def _compiled_evaluation(self) -> jax.stages.Compiled:
         assert self._lowered is not None
@@ -150,10 +146,10 @@ class Compiled:
         return_freed_memory()
         return program
 
-    # ------------------------------------------------------------------ tracing
+    # ------------------------------------------------------------------ lowering
 
-    def trace_train(self) -> Any:
-        """Trace `train(states, arrays, order, first, count, hparams, keys) -> (states, log)`.
+    def lower_train(self) -> jax.stages.Lowered:
+        """Lower `train(states, arrays, order, first, count, hparams, keys) -> (states, log)`.
 
         Steps first to first + count of an epoch are taken on batches that are drawn from `arrays`
         by `order`. Arrays of a stream are one batch, divided among the devices, and `order` is not
@@ -189,16 +185,22 @@ class Compiled:
         shape = (layout.rows, rows) if layout.own_batches else (rows,)
         arrays = _placed(arrays, layout.batch if streamed else layout.everywhere)
         order = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=layout.order)
-        program = jax.jit(spread, donate_argnums=0, out_shardings=layout.trials)
         step = np.int32(1)
         keys = layout.stacked(self.setup.key)
-        return program.trace(self.states, arrays, order, step, step, self.hparams, keys)
+        arguments = (self.states, arrays, order, step, step, self.hparams, keys)
+        placed = {"donate_argnums": 0, "out_shardings": layout.trials}
+        return self._lower("train", spread, arguments, **placed)[0]
 
-    def trace_evaluate(self, *, predictions: bool) -> Any:
-        """Trace `evaluate(weights, batch, hparams) -> (sums, predictions)`.
+    def lower_evaluate(self) -> tuple[jax.stages.Lowered, int]:
+        """Lower `evaluate(weights, batch, hparams) -> (sums, predictions)`.
 
-        Each sum over the batch is [rows]; predictions have the axis of trials too, or are None.
+        Each sum over the batch is [rows]. Predictions have the axis of trials too. Of several
+        trials they are None: they would take the memory of all.
+
+        Returns:
+            The program, and the operations of a call.
         """
+        predictions = self.layout.rows == 1
 
         def evaluate(weights, batch, hparams):
             def one(mine):
@@ -210,9 +212,14 @@ class Compiled:
 
         trials, everywhere = PartitionSpec("trial"), PartitionSpec()
         spread = self._spread(evaluate, trials, everywhere, trials)
-        program = jax.jit(spread, out_shardings=(self.layout.trials, None))
         batch = _placed(self.setup.evaluation_shapes, self.layout.batch)
-        return program.trace(self.experiment.weights(self.states), batch, self.hparams)
+        arguments = (self.experiment.weights(self.states), batch, self.hparams)
+        return self._lower("evaluate", spread, arguments, out_shardings=(self.layout.trials, None))
+
+    def _lower(
+        self, kind: str, function: Callable, arguments: tuple, **options: Any
+    ) -> tuple[jax.stages.Lowered, int]:
+        return self.setup.programs.lower(kind, self._of, function, arguments, **options)
 
     def _batch(self, arrays: Mapping, order: jax.Array, step: Any) -> dict[str, jax.Array]:
         size = self.setup.batch_size

@@ -4,6 +4,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from experiments.cli.main import job
+from experiments.cli.own import with_own
 from experiments.cli.startup import with_config, workers_ahead
 from experiments.core.programs import CONFIG
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Run what the command line describes."""
+    sys.argv[1:] = with_own(sys.argv[1:])
     with workers_ahead(sys.argv[1:], CONFIG):
         with_config(run_one, CONFIG)
 

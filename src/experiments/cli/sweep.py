@@ -7,7 +7,7 @@ experiments sweep resume=<study folder>    go on; [n_trials=...] longer, [worker
     [retry=failed] runs trials that failed again
 experiments sweep cancel=<study folder>    ask its workers to save their trials and stop
 experiments sweep worker=<study folder>    one worker, as clusters start it
-each with --config-dir=<folder> where the configs are of files of your own
+each with --config-dir=<folder> where config files of your own are not in conf/ here
 """
 
 import datetime
@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import yaml
 
-from experiments.cli.own import config_dir_of
+from experiments.cli.own import config_dir_of, with_own
 from experiments.core.config import mismatch
 from experiments.core.programs import CONFIG
 from experiments.errors import UserError, suggest
@@ -42,7 +42,7 @@ Options = dict[str, Any]
 
 def main() -> None:
     """Do what the command line asks for."""
-    sweep(sys.argv[1:], CONFIG)
+    sweep(with_own(sys.argv[1:]), CONFIG)
 
 
 def sweep(arguments: Sequence[str], config_folder: Path) -> None:

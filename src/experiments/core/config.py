@@ -8,7 +8,6 @@ traced scalar replaces a number of the config, and no callable needs to know.
 """
 
 import functools
-import importlib
 import inspect
 import math
 import types
@@ -17,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from experiments.core.callback import FOLLOWERS, Callback, callback_nodes
+from experiments.core.names import locate
 from experiments.errors import UserError, suggest
 from experiments.types import Bound, Seed, Static
 
@@ -31,30 +31,6 @@ SCALARS: dict[Any, tuple[str, Any]] = {
     str: ("text", str),
     type(None): ("null", type(None)),
 }
-
-
-def locate(target: str) -> Any:
-    """Return the object that a dotted name stands for, such as `optax.scale_by_adam`.
-
-    Raises:
-        UserError: a module or an attribute on the way does not exist.
-    """
-    parts = target.split(".")
-    for split in range(len(parts) - 1, 0, -1):
-        name = ".".join(parts[:split])
-        try:
-            found = importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-                raise  # the module exists; something that it imports does not
-            continue
-        for attribute in parts[split:]:
-            if not hasattr(found, attribute):
-                hint = suggest(attribute, dir(found))
-                raise UserError(f"{target!r} does not exist: {name} has no {attribute!r}{hint}")
-            found = getattr(found, attribute)
-        return found
-    raise UserError(f"{target!r} names no importable module")
 
 
 def build(node: Any, **extra: Any) -> Any:

@@ -4,6 +4,9 @@ To build such a config is to call what it names, and it may have been sent by an
 name models, losses, optimizers and functions of arrays, whatever the user's own config files name,
 and packages that the user allows: `allow=[mypackage]`. Interpolations that read more than the
 config itself, such as `${oc.env:...}`, are refused unless an own config file has the same.
+
+Code in the working directory can be imported, yet it counts as any other package: a run folder may
+have been unpacked there. What is in the folder of a run or a study is not even importable.
 """
 
 import contextlib
@@ -17,7 +20,8 @@ from typing import Any
 
 import yaml
 
-from experiments.core.config import leaves, locate
+from experiments.core.config import leaves
+from experiments.core.names import locate
 from experiments.errors import UserError
 
 PACKAGE = __name__.partition(".")[0]
@@ -49,6 +53,11 @@ def allow(folders: Iterable[Path], packages: Any) -> None:
     if not listed or not all(isinstance(package, str) for package in packages):
         raise UserError(f"allow={packages}: must be a list of packages: allow=[mypackage]")
     _folders, _packages = tuple(folders), tuple(packages)
+
+
+def own_folders() -> tuple[Path, ...]:
+    """Return the folders of the user's own config files."""
+    return _folders
 
 
 def arguments() -> list[str]:

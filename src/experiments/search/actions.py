@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 import sys
 from pathlib import Path
 from shlex import quote
@@ -122,7 +123,10 @@ def cancel(folder: Path, config_folder: Path, _: Options) -> None:
 
 
 def worker(folder: Path, config_folder: Path, options: Options) -> None:
-    """Run one worker of the study in `folder`; with `-` its launcher names the study later."""
+    """Run one worker of the study in `folder`; with `-` its launcher names the study later.
+
+    It works where the study was begun: paths in the config may be relative.
+    """
     from experiments.search.worker import work  # imports JAX, while the launcher plans
 
     name, composed = options.get("name"), None
@@ -130,6 +134,9 @@ def worker(folder: Path, config_folder: Path, options: Options) -> None:
         if (found := local.wait_for_study(str(name))) is None:
             return
         folder, composed = found
+    folder = folder.absolute()
+    if (begun := read_plan(folder).directory) and Path(begun).is_dir():
+        os.chdir(begun)
     # by force: instead of the handler that Orbax has installed
     logging.basicConfig(stream=sys.stdout, force=True)
     logging.root.handlers[0].setFormatter(Formatter("%(asctime)s %(message)s"))

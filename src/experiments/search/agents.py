@@ -18,7 +18,7 @@ from typing import Any
 from experiments.core.programs import command
 from experiments.errors import EXIT_CODES, Exit, UserError
 from experiments.machine import PARENT, STOP_SIGNALS, end_with_launcher, launched_here
-from experiments.search.configs import Configs, flags
+from experiments.search import configs
 from experiments.search.local import worker_count
 from experiments.search.readers import SweepFile, read_sweep_file
 from experiments.search.slurm import Task, check_array, read_cluster
@@ -77,11 +77,11 @@ def register(
     """Make the sweep on the server; return its name there, entity/project/id."""
     import wandb
 
-    logger = Configs(config_folder, overrides, config_dir).plain()["logger"]
+    logger = configs.Configs(config_folder, overrides, config_dir).plain()["logger"]
     if not wandb.login(prompt=False, verify=False):
         raise UserError("engine=wandb needs an account: wandb login")
-    trial = [sys.executable, "-P", "-m", __spec__.name, str(folder)]
-    trial += [*flags(config_dir), *overrides]
+    trial = [sys.executable, "-P", "-m", __spec__.name, str(folder), str(Path.cwd())]
+    trial += [*configs.arguments(), *overrides]
     content = file.content | {"command": ["${env}", *trial, "${args_no_hyphens}"]}
     entity = logger["entity"] or wandb.Api().default_entity
     project = project_of(logger["project"])
@@ -118,8 +118,13 @@ def agent(sweep: str) -> int:
         return EXIT_CODES["interrupted"] if wanted_back.exists() else code
 
 
-def trial(folder: Path, arguments: Sequence[str]) -> None:
-    """Become the run that an agent asks for, and go on with it if it was stopped before."""
+def trial(folder: Path, directory: Path, arguments: Sequence[str]) -> None:
+    """Become the run that an agent asks for, and go on with it if it was stopped before.
+
+    Args:
+        folder: of the study.
+        directory: where the study was begun, among the user's own code and data.
+    """
     run = folder / os.environ["WANDB_RUN_ID"]
     own = [*arguments, f"hydra.run.dir={run}"]
     if is_run(run):
@@ -129,10 +134,11 @@ def trial(folder: Path, arguments: Sequence[str]) -> None:
             *said_again(arguments),
         ]
     os.environ[PARENT] = str(os.getppid())
+    os.chdir(directory)
     os.execv(sys.executable, [*command("run"), *own])
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "agent":
         sys.exit(agent(sys.argv[2]))
-    trial(Path(sys.argv[1]), sys.argv[2:])
+    trial(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

@@ -60,6 +60,7 @@ class Plan:
       side_by_side: trials that a worker takes at once and trains side by side; `auto` is its share
         of the budget, up to 128.
       config_dir: folder of the user's own config files, beside `conf`.
+      directory: where the study was begun; paths in its config may be relative to it.
       cluster: where workers run; `name` is `local` or `slurm`, the rest is its own.
     """
 
@@ -79,6 +80,7 @@ class Plan:
     attempts: PositiveInt = 3
     side_by_side: PositiveInt | Literal["auto"] = 1
     config_dir: str | None = None
+    directory: str | None = None
     cluster: dict = field(default_factory=lambda: {"name": "local"})
 
     def ranked(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
@@ -212,6 +214,7 @@ def make_plan(
     settings["cluster"] = {"name": "local"} | settings.get("cluster", {})
     read_cluster(config_folder, settings["cluster"])
     settings["overrides"] = [*overrides, *own]
+    settings["directory"] = str(Path.cwd())
     if settings.get("storage") == "env":
         if not (url := os.environ.get(ADDRESS)):
             raise UserError(f"storage=env: {ADDRESS} is not set to the URL of a database")

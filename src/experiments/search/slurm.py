@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import yaml
 from submitit import JobEnvironment, SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from experiments.core import programs
+from experiments.core import programs, trust
 from experiments.core.config import build, check
 from experiments.errors import EXIT_CODES, UserError, suggest
 from experiments.machine import launched_here
@@ -41,10 +41,12 @@ class Task:
     Args:
       command: starts it.
       cancelled: a file; a job for which it exists does not go back into the queue.
+      directory: it starts there, if there is such a folder: among the user's own code and data.
     """
 
     command: Sequence[str]
     cancelled: Path | None = None
+    directory: Path = field(default_factory=Path.cwd)
 
     def __call__(self) -> None:
         """Run it, in the job, which ends with its exit code if it fails."""
@@ -53,7 +55,8 @@ class Task:
         # the child inherits this: the signal must not end a program that does not handle it yet
         signal.signal(NOTICE, signal.SIG_IGN)
         environment = os.environ | process_of_job(job) | launched_here()
-        child = subprocess.Popen(self.command, env=environment)
+        where = self.directory if self.directory.is_dir() else None
+        child = subprocess.Popen(self.command, env=environment, cwd=where)
 
         def pass_on(number: int, _frame: Any) -> None:
             signals.append(number)
@@ -153,7 +156,9 @@ class Slurm:
 
 
 def read_cluster(config_folder: Path, block: Mapping[str, Any]) -> Slurm | None:
-    """Read the cluster of a study: a file of `conf/cluster` and changes to it.
+    """Read the cluster of a study: a file of a folder `cluster`, and changes to it.
+
+    The folder is that of the user's own config files, or of `config_folder`.
 
     Returns:
         The cluster; None for this machine.
@@ -162,9 +167,13 @@ def read_cluster(config_folder: Path, block: Mapping[str, Any]) -> Slurm | None:
         UserError: there is no such file, or a key or value is wrong.
     """
     name = str(block["name"])
-    path = config_folder / "cluster" / f"{name}.yaml"
-    if not path.is_file():
-        names = sorted(p.stem for p in path.parent.glob("*.yaml"))
+    paths = {
+        path.stem: path
+        for folder in (*trust.own_folders(), config_folder)
+        for path in folder.glob("cluster/*.yaml")
+    }
+    if (path := paths.get(name)) is None:
+        names = sorted(paths)
         raise UserError(f"cluster={name}: must be one of {', '.join(names)}{suggest(name, names)}")
     node = yaml.safe_load(path.read_text())
     changes = {key: value for key, value in block.items() if key != "name"}

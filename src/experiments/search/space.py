@@ -9,11 +9,13 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
+from experiments.core import trust
 from experiments.core.trust import vet, vet_objects
 from experiments.errors import UserError, suggest
 from experiments.search.configs import Configs
@@ -160,12 +162,21 @@ class Space:
         Args:
           objects: import what the choices name too.
         """
-        for name, parameter in self.parameters.items():
-            parameter.vet(name, source)
-        for choices in self.contexts:
-            vet(config := self.configs.compose(choices), source)
-            if objects:
-                vet_objects(config, source)
+        try:
+            for name, parameter in self.parameters.items():
+                parameter.vet(name, source)
+            for choices in self.contexts:
+                vet(config := self.configs.compose(choices), source)
+                if objects:
+                    vet_objects(config, source)
+        except UserError as error:
+            own = self.configs.config_dir
+            if own is None or Path(own) in trust.own_folders():
+                raise
+            advice = (
+                f"it was begun with config files of {own}; if you trust them: --config-dir={own}"
+            )
+            raise UserError(f"{error}\n{advice}") from error
 
     def draw(self, suggest: Callable[[str, Parameter], Any]) -> dict[str, Any]:
         """Return the values of one trial: of groups, then of the parameters beside them."""

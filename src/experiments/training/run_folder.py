@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from experiments.core.config import locate
+from experiments.core.names import locate
 from experiments.core.trust import vet, vet_objects
 from experiments.errors import UserError, suggest
 from experiments.machine import remove_parts, write_whole

@@ -1,5 +1,6 @@
 """Code and config files of the user's own, in a folder outside of the repository."""
 
+import dataclasses
 import json
 import os
 import sys
@@ -15,7 +16,8 @@ from experiments.core.names import locate
 from experiments.core.programs import called
 from experiments.errors import UserError
 from experiments.search import agents
-from experiments.search.plan import plan_of_file, read_plan
+from experiments.search.actions import own_configs
+from experiments.search.plan import Plan, plan_of_file, read_plan
 from experiments.search.readers import read_sweep_file
 from experiments.search.slurm import Task, read_cluster
 from experiments.search.study import Study, create_study, state_of
@@ -167,6 +169,18 @@ def test_a_study_of_ones_own_code_works_from_anywhere(own, tmp_path, monkeypatch
     done = Study(study, ROOT / "conf")
     assert [state_of(trial) for trial in done.trials()] == ["finished"]
     assert f"{called('run')} --config-dir={own}/conf" in (study / "best.txt").read_text()
+
+
+def test_a_study_that_goes_on_elsewhere_keeps_its_config_files(own, tmp_path, monkeypatch):
+    begun = Plan("x", {}, [], "val/loss", "minimize", 1, config_dir=f"{own}/conf")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf").mkdir()
+    (found,) = (flag.partition("=")[2] for flag in with_own([]))
+    assert own_configs(begun, found) == own_configs(begun, None) == f"{own}/conf"
+    assert own_configs(begun, "named") == "named"
+    assert own_configs(dataclasses.replace(begun, config_dir=None), found) is None
+    (own / "conf").rename(tmp_path / "moved")
+    assert own_configs(begun, found) == found
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def resume(folder: Path, config_folder: Path, options: Options) -> None:
             raise UserError(f"cluster.{key}={given}: {problem}")
     with local.standing_by(options, cluster["name"]) as workers:
         read_cluster(config_folder, cluster)
-        config_dir = options.get("config_dir", plan.config_dir)
+        config_dir = own_configs(plan, options.get("config_dir"))
         changed = {"n_trials": budget, "cluster": cluster, "config_dir": config_dir}
         dataclasses.replace(plan, **changed).save(folder)
         (folder / CANCEL).unlink(missing_ok=True)
@@ -112,6 +112,17 @@ def resume(folder: Path, config_folder: Path, options: Options) -> None:
         if workers is None and left:
             check_array(local.worker_count(options), left, int(study.plan.side_by_side))
         launch(study, options, workers)
+
+
+def own_configs(plan: Plan, given: str | None) -> str | None:
+    """Return the folder of the user's own config files with which a study goes on.
+
+    That of another working directory, which nobody has named, replaces the study's own only where
+    that is gone.
+    """
+    gone = plan.config_dir is not None and not Path(plan.config_dir).is_dir()
+    named = given not in (None, str(Path.cwd() / "conf"))
+    return given if named or (gone and given) else plan.config_dir
 
 
 def cancel(folder: Path, config_folder: Path, _: Options) -> None:

@@ -56,51 +56,49 @@ def setups():
 
 @pytest.fixture
 def trained(setups, data_home, tmp_path):
-    """Trials with these callbacks, one for each learning rate, trained side by side."""
+    """Trials, each with a learning rate and these callbacks, trained side by side."""
 
     def train(*callbacks):
         trials = []
-        for rate, callback in zip(RATES, callbacks, strict=False):
+        for rate, own in zip(RATES, callbacks, strict=False):
             config = composed(*TINY, *data_home, f"optim.learning_rate={rate}")
-            trials.append(trial_of(config, tmp_path / f"{rate}", callback, setups=setups))
+            trials.append(trial_of(config, tmp_path / f"{rate}", *own, setups=setups))
         fit(trials, tmp_path, width=len(trials), test=False)
         return trials
 
     return train
 
 
-@pytest.mark.parametrize("count", [1, 3], ids=["alone", "side by side"])
-def test_a_callback_sees_the_epochs_of_its_own_trial(trained, count):
-    callbacks = [Seen() for _ in range(count)]
-    for trial, seen in zip(trained(*callbacks), callbacks, strict=True):
-        assert seen.run.directory == trial.directory
-        lines = [
-            line for line in read_history(trial.directory / "metrics.jsonl") if "val/loss" in line
-        ]
-        assert [{"step": step} | metrics for step, _, metrics, _ in seen.epochs] == lines
-        for _, _, metrics, accuracy in seen.epochs:  # of the predictions
-            assert accuracy == pytest.approx(metrics["val/accuracy"], rel=1e-6)
-        shapes = trial.setup.shapes
-        (saved,) = load([trial.directory], [(shapes, trial.setup.experiment.weights(shapes))])
-        expected = named(merged(*trial.setup.experiment.weights(saved.state)))
-        _, weights, _, _ = seen.epochs[-1]
-        assert weights.keys() == expected.keys()
-        for name, weight in weights.items():
-            np.testing.assert_array_equal(weight, expected[name])
-        assert seen.status == "finished"
+def check(trial, seen):
+    """What a callback has seen is what its own trial has logged and saved."""
+    assert seen.run.directory == trial.directory
+    lines = [line for line in read_history(trial.directory / "metrics.jsonl") if "val/loss" in line]
+    assert [{"step": step} | metrics for step, _, metrics, _ in seen.epochs] == lines
+    for _, _, metrics, accuracy in seen.epochs:  # of the predictions
+        assert accuracy == pytest.approx(metrics["val/accuracy"], rel=1e-6)
+    shapes = trial.setup.shapes
+    (saved,) = load([trial.directory], [(shapes, trial.setup.experiment.weights(shapes))])
+    expected = named(merged(*trial.setup.experiment.weights(saved.state)))
+    _, weights, _, _ = seen.epochs[-1]
+    assert weights.keys() == expected.keys()
+    for name, weight in weights.items():
+        np.testing.assert_array_equal(weight, expected[name])
 
 
-def test_one_of_three_trials_ends_where_its_callback_asks(trained, caplog):
+def test_a_callback_sees_the_epochs_of_its_run(trained):
+    (trial,) = trained([seen := Seen()])
+    check(trial, seen)
+    assert (len(seen.epochs), seen.status) == (3, "finished")
+
+
+def test_trials_side_by_side_have_callbacks_of_their_own(trained, caplog):
     caplog.set_level(logging.INFO)
-    callbacks = [Seen(), Seen(stop=2), Failing()]
-    trials = trained(*callbacks)
-    assert [trial.summary["status"] for trial in trials] == [
-        "finished",
-        "stopped_early",
-        "finished",
-    ]
-    assert [len(seen.epochs) for seen in callbacks[:2]] == [3, 2]
-    assert callbacks[1].status == "stopped_early"
+    every = [Seen(), Seen(stop=2), Seen()]
+    trials = trained(every[:1], every[1:2], [Failing(), every[2]])
+    for trial, seen in zip(trials, every, strict=True):
+        check(trial, seen)
+    assert [len(seen.epochs) for seen in every] == [3, 2, 3]
+    assert [seen.status for seen in every] == ["finished", "stopped_early", "finished"]
     assert "stopping early: Seen: seen enough" in caplog.messages
     assert caplog.messages.count("Failing is dropped from this run: ValueError: no more") == 1
 
@@ -108,7 +106,7 @@ def test_one_of_three_trials_ends_where_its_callback_asks(trained, caplog):
 def test_weights_are_fetched_and_predictions_made_only_for_who_wants_them(trained, monkeypatch):
     monkeypatch.delattr("experiments.training.evaluation.Evaluator.outputs")
     monkeypatch.setattr("experiments.training.stack.fetch", None)
-    (trial,) = trained(Callback())
+    (trial,) = trained([Callback()])
     assert trial.summary["status"] == "finished"
 
 

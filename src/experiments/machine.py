@@ -74,7 +74,9 @@ class StopRequest:
         return "Ctrl-C" if self.name == "SIGINT" else self.name
 
     def __enter__(self) -> "StopRequest":
-        heeded = [n for n in self.signals if signal.getsignal(n) != signal.SIG_IGN]  # not by nohup
+        # only the main thread may; signals that are ignored, as by nohup, stay so
+        own = self.signals if threading.current_thread() is threading.main_thread() else ()
+        heeded = [number for number in own if signal.getsignal(number) != signal.SIG_IGN]
         self._previous = {number: signal.signal(number, self._note) for number in heeded}
         return self
 

@@ -87,6 +87,9 @@ def test_numbers_are_scaled_by_the_training_examples_and_keep_their_unit(npz):
     np.testing.assert_allclose(
         test["target"][:, 0] * scale["std"] + scale["mean"], y[25:], rtol=1e-5
     )
+    source = data("arrays", path)
+    np.testing.assert_allclose(source.decode(test["target"])[:, 0], y[25:], rtol=1e-5)
+    np.testing.assert_array_equal(source.encode(y[25:, None])[1], test["sequence"])
     np.testing.assert_allclose(splits.train.arrays["target"].std(), 1, rtol=1e-5)
     np.testing.assert_allclose(test["unit"], scale["std"][0], rtol=1e-6)
     two = data("arrays", npz(x=y[:, None], y=np.stack([y, -y], 1)))
@@ -165,6 +168,9 @@ def test_a_number_is_scaled_by_training_rows_and_a_missing_one_is_their_mean(tmp
     (column,) = config.load().found["columns"]
     there = np.unique(value[gone == 0]) * column["std"] + column["mean"]
     np.testing.assert_allclose(there, [10, 20], rtol=1e-5)
+    (seen, gone), (ten, there) = config.encode({"v": [None, 10.0]})[1]  # or a DataFrame
+    assert (seen, gone, there) == (0, 1, 0)
+    assert ten * column["std"] + column["mean"] == pytest.approx(10)
 
 
 @pytest.mark.parametrize(

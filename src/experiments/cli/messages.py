@@ -5,6 +5,7 @@ import errno
 import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -19,8 +20,13 @@ from experiments.search.configs import Configs
 FULL = (errno.ENOSPC, errno.EDQUOT)  # a full disk, of which the system names no file
 
 
-def explain(error: BaseException) -> str | None:
-    """Return one or two lines for the user, or None for an error of the program."""
+def explain(error: BaseException, arguments: Sequence[str] | None = None) -> str | None:
+    """Return one or two lines for the user, or None for an error of the program.
+
+    Args:
+        arguments: those that a config was composed of; None: of the command line.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
     for cause in causes(error):
         if isinstance(cause, UserError):
             return f"error: {cause}"
@@ -37,7 +43,7 @@ def explain(error: BaseException) -> str | None:
             where = f": {cause.filename}" if cause.filename else ""
             return f"error: {os.strerror(cause.errno or 0)}{where}; choose another path"
     if isinstance(error, HydraException | OmegaConfBaseException):
-        return f"error: {_bad_override(str(error))}"
+        return f"error: {_bad_override(str(error), arguments)}"
     return None
 
 
@@ -57,7 +63,7 @@ def _as_given(override: str) -> str:
     return re.sub(r"^\+{1,2}(hydra\.sweeper\.options\.)?", "", override)
 
 
-def _bad_override(message: str) -> str:
+def _bad_override(message: str, arguments: Sequence[str]) -> str:
     """Return Hydra's first line, or where a key is wrong the nearest valid keys."""
     if several := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.*)'", message):
         return f"{_as_given(several[1])}: to search over several values say -m; a list is key=[a,b]"
@@ -66,11 +72,11 @@ def _bad_override(message: str) -> str:
         return message.strip().splitlines()[0]
     key = match.group(1).partition("@")[0]
     parent, _, last = key.rpartition(".")
-    searches = "-m" in sys.argv or Path(sys.argv[0]).name == "sweep.py"
+    searches = "-m" in arguments or Path(sys.argv[0]).name == "sweep.py"
     if (own := RENAMED.get(key, key)) in SEARCH_KEYS and not searches:
         now = f"now {own}, " if own != key else ""
         return f"{key}: {now}a key of searches; say -m: {called('run')} -m optim=adam,sgd {own}=..."
-    keys = _valid_keys()
+    keys = _valid_keys(arguments)
     siblings = [k.rpartition(".")[2] for k in keys if k.rpartition(".")[0] == parent]
     near = suggest(last, siblings) if parent else ""
     if near:
@@ -81,10 +87,10 @@ def _bad_override(message: str) -> str:
     return f"{key}: there is no such key{near or suggest(key, keys)}"
 
 
-def _valid_keys() -> list[str]:
-    """Return the keys and groups of the config that the rest of the command line describes."""
-    choices = [a for a in sys.argv[1:] if re.fullmatch(r"[a-z_]+=[\w.\-]+", a)]
-    config_dir, _ = config_dir_of(sys.argv[1:])
+def _valid_keys(arguments: Sequence[str]) -> list[str]:
+    """Return the keys and groups of the config that the other arguments describe."""
+    choices = [a for a in arguments if re.fullmatch(r"[a-z_]+=[\w.\-]+", a)]
+    config_dir, _ = config_dir_of(arguments)
     for overrides in (choices, []):  # the misspelt name may be among the choices
         with contextlib.suppress(HydraException, OmegaConfBaseException):
             return sorted(Configs(CONFIG, overrides, config_dir).paths({}))

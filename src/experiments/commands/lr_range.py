@@ -4,28 +4,24 @@ Smith (2017, arXiv:1506.01186, section 3.3) lets the rate grow during one run; h
 its own run, so that none starts from weights that another rate has changed.
 """
 
-import contextlib
 import copy
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from experiments.commands.train import shown_together
 from experiments.core.config import build
-from experiments.core.params import count_parameters
 from experiments.errors import UserError
 from experiments.machine import StopRequest
 from experiments.tracking.jsonl import JsonLines, write_json
-from experiments.tracking.terminal import Terminal, number
+from experiments.tracking.terminal import number
 from experiments.tracking.tracker import Trackers
 from experiments.training.loop import fit
 from experiments.training.options import LrRange
 from experiments.training.runtime import announce, split_processor
 from experiments.training.setup import Setups
-from experiments.training.trial import Trial, overview
+from experiments.training.trial import Trial
 from experiments.viz.drawing import save
 from experiments.viz.figures import range_figure
 
@@ -73,17 +69,3 @@ def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
     print(f"lowest      val/loss {number(best['val/loss'])}")
     print(f"            optim.learning_rate={best['learning_rate']:.3g}")
     print(f"figure      {figures / 'lr_range.png'}")
-
-
-@contextlib.contextmanager
-def shown_together(trials: Sequence[Trial], directory: Path, name: str) -> Iterator[Callable]:
-    """Show trials in the terminal as one run with this name; yields what `fit` calls."""
-    first, began, terminal = trials[0], time.perf_counter(), Terminal()
-    info = first.info(count_parameters(first.setup.shapes.params))
-    terminal.start(replace(info, directory=directory, name=name))
-    status = "failed"
-    try:
-        yield lambda trials, step: terminal.log(step, overview(trials, step))
-        status = "finished"
-    finally:
-        terminal.finish({"seconds": time.perf_counter() - began}, status)

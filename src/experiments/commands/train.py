@@ -1,8 +1,15 @@
 """Train a model, from the start or from a checkpoint on."""
 
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from experiments.core.callback import Callback
+from experiments.core.config import build
+from experiments.core.params import count_parameters
 from experiments.errors import EXIT_CODES, Exit
 from experiments.machine import StopRequest
 from experiments.tracking.jsonl import JsonLines
@@ -10,9 +17,12 @@ from experiments.tracking.terminal import Terminal
 from experiments.tracking.tracker import Trackers, chosen
 from experiments.training.distributed import is_first
 from experiments.training.loop import fit
-from experiments.training.runtime import announce
+from experiments.training.options import Options
+from experiments.training.runtime import announce, split_processor
 from experiments.training.setup import Setups
-from experiments.training.trial import Trial
+from experiments.training.trial import Trial, overview
+
+POPULATIONS = "populations"  # checkpoints of runs side by side
 
 
 def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
@@ -21,22 +31,60 @@ def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
     Raises:
         Exit: the status of the run has an exit code other than 0.
     """
-    trackers = Trackers([])
+    (summary,) = train({directory: config}, directory, resume=source is not None)
+    if code := EXIT_CODES[summary["status"]]:
+        raise Exit(code)
+
+
+def train(
+    runs: Mapping[Path, dict[str, Any]], together: Path, *, resume: bool
+) -> list[dict[str, Any]]:
+    """Train runs, several side by side, or go on where they ended; return their summaries.
+
+    Args:
+      runs: the config of each by its folder, which is this process's own.
+      together: folder of what belongs to several of them.
+    """
+    alone, setups, trials = len(runs) == 1, Setups(), dict[Path, Trial]()
+    options: Options = build(next(iter(runs.values()))["population"])
+    trackers = {folder: Trackers([]) for folder in runs}
     if is_first():
-        trackers = Trackers([JsonLines(), Terminal(), *chosen(config)])
+        shown: list[Callback] = [Terminal()] if alone else []
+        trackers = {f: Trackers([JsonLines(), *shown, *chosen(c)]) for f, c in runs.items()}
     with StopRequest() as stop:
+        split_processor(len(runs))
         announce()
-        trackers.status("reading data")
-        summary: dict[str, Any] = {}
         ended = "failed"
         try:
-            trial = Trial(Setups().of(config), config, directory, trackers, stop)
-            (summary,) = fit([trial], directory, resume=source is not None)
+            for folder, config in runs.items():
+                trackers[folder].status("reading data")
+                setup = setups.of(config)
+                trials[folder] = Trial(setup, config, folder, trackers[folder], stop)
+            every = list(trials.values())
+            if alone:
+                return fit(every, together, resume=resume)
+            with shown_together(every, together, f"{len(every)} runs") as show:
+                limits = {"width": options.width, "most": options.most}
+                where = together / POPULATIONS
+                return fit(every, where, resume=resume, shown=show, **limits)  # type: ignore[arg-type]
         except KeyboardInterrupt:
             ended = "interrupted"
             raise
         finally:
-            if not summary:
-                trackers.finish({}, ended)
-    if code := EXIT_CODES[summary["status"]]:
-        raise Exit(code)
+            for folder in runs:
+                if folder not in trials or not trials[folder].summary:
+                    trackers[folder].finish({}, ended)
+
+
+@contextlib.contextmanager
+def shown_together(trials: Sequence[Trial], directory: Path, name: str) -> Iterator[Callable]:
+    """Show trials in the terminal as one run with this name; yields what `fit` calls."""
+    first, began, terminal = trials[0], time.perf_counter(), Terminal()
+    info = first.info(count_parameters(first.setup.shapes.params))
+    terminal.start(replace(info, directory=directory, name=name))
+    status = "failed"
+    try:
+        yield lambda trials, step: terminal.log(step, overview(trials, step))
+        status = "finished"
+    finally:
+        terminal.finish({"seconds": time.perf_counter() - began}, status)

@@ -147,6 +147,15 @@ class Examples:
             target |= scale_of(numbers, self._raw.names, self.path)
         return {**self._describe(self._raw.inputs, train), "target": target}
 
+    def encode(self, inputs: Any) -> tuple[str, np.ndarray]:
+        """Return the name and the values of a model's input for other examples than the file's."""
+        return self._encode(inputs, self._found)
+
+    def decode(self, outputs: np.ndarray) -> np.ndarray:
+        """Return outputs of a regression [N, K] in the units of the targets."""
+        target = self._found["target"]
+        return outputs * np.float32(target["std"]) + np.float32(target["mean"])
+
     def load(self) -> Splits:
         """Read the file.
 

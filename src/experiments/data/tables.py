@@ -136,6 +136,10 @@ class TableFile(Examples):
             raise UserError(f"{self.path} has no column to predict {wanted} from")
         return {"columns": columns}
 
+    def encode(self, inputs: Any) -> tuple[str, np.ndarray]:
+        """Return the model inputs of a table of other examples, such as a pandas DataFrame."""
+        return super().encode(pa.table(inputs))
+
     def _encode(self, inputs: pa.Table, found: Found) -> tuple[str, np.ndarray]:
         return "sequence", encode(inputs, found["columns"], self.path)
 

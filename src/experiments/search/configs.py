@@ -77,7 +77,7 @@ class Configs:
         from hydra.core.object_type import ObjectType
 
         found = {}
-        with self._hydra() as loader:
+        with self.hydra() as loader:
             for group in loader.list_groups(""):
                 options = loader.get_group_options(group, ObjectType.CONFIG)
                 found[group] = [option for option in options if not option.startswith("_")]
@@ -96,7 +96,7 @@ class Configs:
         """Parse arguments of a command line by Hydra's grammar."""
         from hydra.core.override_parser.overrides_parser import OverridesParser
 
-        with self._hydra() as loader:
+        with self.hydra() as loader:
             return OverridesParser.create(config_loader=loader).parse_overrides(list(arguments))
 
     def _of_choices(self, choices: Mapping[str, str]) -> dict[str, Any]:
@@ -108,13 +108,13 @@ class Configs:
 
             _ = self.given  # remembered too, so that a worker need not parse them
             overrides = [*self.overrides, *assignments(choices)]
-            with self._hydra():
+            with self.hydra():
                 config = OmegaConf.to_container(compose("config", overrides=overrides))
             self._composed[key] = {str(k): v for k, v in config.items()}  # type: ignore[union-attr]
         return self._composed[key]
 
     @contextmanager
-    def _hydra(self) -> Iterator[Any]:
+    def hydra(self) -> Iterator[Any]:
         """Have Hydra read this folder, and afterwards what it read before."""
         from hydra import initialize_config_dir
         from hydra.core.global_hydra import GlobalHydra

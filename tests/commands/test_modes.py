@@ -47,7 +47,7 @@ def images_of_the_test(data_home):
 def test_every_mode_is_named_where_a_user_looks(run_cli):
     modes = get_args(Mode)
     files = {path.stem for path in (ROOT / "src/experiments/commands").glob("*.py")}
-    assert files - {"__init__", "dispatch", "report"} == set(modes)
+    assert files - {"__init__", "dispatch", "report", "unseen"} == set(modes)
     comments = re.search(
         r"^mode:(.*?)^resume:", (ROOT / "conf/config.yaml").read_text(), re.M | re.S
     )

@@ -282,7 +282,7 @@ class Run:
 
 
 def _configs(config_dir: Folder, overrides: Sequence[str] = ()) -> Configs:
-    """Return the config files, and beside them those of the user's own as the commands find them."""
+    """Return the config files, with the user's own as the commands find them."""
     given = [] if config_dir is None else [f"--config-dir={config_dir}"]
     own, _ = config_dir_of(with_own(given))
     return Configs(CONFIG, overrides, own)

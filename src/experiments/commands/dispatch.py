@@ -49,7 +49,9 @@ def run(config: DictConfig) -> None:
     cache = config.trainer.compilation_cache  # not the run's: programs in a folder are executed
     if source is not None:
         source = Path(to_absolute_path(source))  # with hydra.job.chdir Hydra has left its folder
+        given = config.input
         config = saved_config(source, arguments)
+        config.input = given
         if trains and config.mode != "train":
             raise UserError(f"{source} is of mode={config.mode}, which has nothing to resume")
     plain = as_plain(config, directory, source)
@@ -84,6 +86,10 @@ def check_command(config: DictConfig) -> None:
         raise UserError(
             f"checkpoint= goes with mode={', '.join(most)} or {last}; to train on: resume="
         )
+    if config.input is not None and mode != "predict":
+        raise UserError(f"input= goes with mode=predict, not with mode={mode}")
+    if complaint := mismatch(config.input, str | None):
+        raise UserError(f"input={config.input}: must be {complaint}")
     if source is None and mode in get_args(RunMode):
         raise UserError(f"mode={mode} needs checkpoint=<run folder>")
     if complaint := mismatch(config.overwrite, bool):

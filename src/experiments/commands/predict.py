@@ -1,5 +1,11 @@
-"""Write the predictions of a run's weights as a table with one row per example."""
+"""Write what a run's weights predict as a table, with one row per example.
 
+The examples are those of the run's own splits, or those in the files that `input=` names.
+"""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -7,10 +13,19 @@ from typing import Any, Literal
 import numpy as np
 
 from experiments.core.config import build
+from experiments.data.dataset import model_input
 from experiments.errors import UserError
 from experiments.machine import whole
 from experiments.tracking.terminal import Terminal
 from experiments.training.restored import Restored
+from experiments.types import PositiveInt
+
+log = logging.getLogger(__name__)
+
+SCALE = {"mean": 0.0, "std": 1.0}  # of a target that is as it was given
+
+Columns = dict[str, Any]
+Batch = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -19,57 +34,165 @@ class Predict:
 
     Args:
         format: of the table, the file `predictions.<format>` in the folder of the command.
-        splits: the table has a row for each of their examples.
+        splits: without `input`, the table has a row for each of their examples.
+        top_k: only so many classes with the highest probabilities, in columns of their own; None
+            gives the probability of each class.
     """
 
     format: Literal["csv", "parquet"]
     splits: list[Literal["train", "validation", "test"]]
+    top_k: PositiveInt | None = None
 
 
 def main(config: dict[str, Any], directory: Path, source: Path) -> None:
     """Write `predictions.csv` or `.parquet` and print where.
 
-    The columns are `index` (of the example in its split), `split`, `label`, `predicted` and, for
-    each class, the probability `p_<class>`.
+    The first columns say which example it is: `split` and `index` in it, or `file` and, of a table
+    or an array, `index`. Then come of a classifier `label` (of splits), `predicted` and
+    probabilities `p_<class>` or `class_<rank>` and `probability_<rank>`; of a regression `target`
+    (of splits) and `predicted`, in the unit of the target; of an autoencoder its metrics, such as
+    `squared_error`, and `code_<number>`.
     """
     import pyarrow as pa  # slow to import, and every run checks `Predict` in this module
     from pyarrow import csv, parquet
 
     wanted: Predict = build(config["predict"])
     terminal = Terminal()
-    run = Restored(config, source, terminal)
-    terminal.status("compiling")
-    numbers = range(run.setup.source.spec.num_classes or 0)
-    classes = run.setup.splits.class_names or tuple(map(str, numbers))
+    parts: Iterator[Part]
+    if config["input"] is None:
+        run = Restored(config, source, terminal)
+        parts = (part for split in dict.fromkeys(wanted.splits) for part in _of_split(run, split))
+    else:
+        from experiments.commands.unseen import splits_of, unseen
+
+        data = build(config["data"])
+        read = unseen(data, config["input"], log.warning)
+        run = Restored(config, source, terminal, splits_of(data))
+        parts = _of_files(run, read)
+    columns_of = _predictions(run, wanted, known=config["input"] is None)
+    terminal.status("predicting")
 
     path = directory / f"predictions.{wanted.format}"
-    fields = [("index", pa.int64()), ("split", pa.string())]
-    fields += [("label", pa.string()), ("predicted", pa.string())]
-    schema = pa.schema(fields + [(f"p_{name}", pa.float32()) for name in classes])
-    writer = {"csv": csv.CSVWriter, "parquet": parquet.ParquetWriter}[wanted.format]
-    counts = dict.fromkeys(wanted.splits, 0)
-    with whole(path) as new, writer(new, schema) as table:
-        for split in counts:
-            for batch, outputs in run.outputs(split):
-                rows = _rows(split, counts[split], batch, np.asarray(outputs), classes)
-                table.write_table(pa.table(rows, schema))
-                counts[split] += len(rows["index"])
-    print(f"{path}: " + ", ".join(f"{count} {split}" for split, count in counts.items()))
+    write = {"csv": csv.CSVWriter, "parquet": parquet.ParquetWriter}[wanted.format]
+    counts: dict[str, int] = {}
+    with whole(path) as new_file, contextlib.ExitStack() as stack:
+        table = None
+        for part, rows, batch in parts:
+            piece = pa.table(rows | columns_of(batch))
+            table = table or stack.enter_context(write(new_file, piece.schema))
+            table.write_table(piece)
+            counts[part] = counts.get(part, 0) + len(piece)
+        if table is None:
+            raise UserError(f"input={config['input']} has no examples")
+    print(f"{path}: " + ", ".join(f"{count} {part}" for part, count in counts.items()))
 
 
-def _rows(
-    split: str, first: int, batch: dict, probabilities: np.ndarray, classes: tuple[str, ...]
-) -> dict[str, Any]:
-    """Return the columns of one batch; its first example has the index `first` in its split."""
-    if "label" not in batch or probabilities.shape[1:] != (len(classes),):
-        raise UserError("mode=predict is for classifiers: this run gives no probability per class")
-    real = np.asarray(batch["mask"]) > 0
-    probabilities, labels = probabilities[real], np.asarray(batch["label"])[real]
-    names = np.asarray(classes)
-    columns = {
-        "index": np.arange(first, first + len(labels)),
-        "split": [split] * len(labels),
-        "label": names[labels],
-        "predicted": names[probabilities.argmax(axis=-1)],
-    }
-    return columns | {f"p_{name}": probabilities[:, i] for i, name in enumerate(classes)}
+Part = tuple[str, Columns, Batch]
+
+
+def _of_split(run: Restored, split: Any) -> Iterator[Part]:
+    """Yield of each batch of a split what says which examples these are, and itself."""
+    first = 0
+    for batch in run.batches(split):
+        count = int((np.asarray(batch["mask"]) > 0).sum())
+        rows = {"index": np.arange(first, first + count), "split": [split] * count}
+        yield split, rows, batch
+        first += count
+
+
+def _of_files(run: Restored, read: Callable) -> Iterator[Part]:
+    """Yield the same of batches of new inputs, padded to the size of an evaluation's."""
+    shapes, size = run.setup.evaluation_shapes, run.setup.eval_batch_size
+    name, _ = model_input(shapes)
+    for rows, inputs in read(size):
+        repeat = np.arange(size) % len(inputs)
+        batch = {key: np.zeros(one.shape, one.dtype) for key, one in shapes.items()}
+        batch[name] = inputs[repeat].astype(shapes[name].dtype, copy=False)
+        batch["mask"] = (np.arange(size) < len(inputs)).astype(np.float32)
+        yield "examples", rows, batch
+
+
+def _predictions(run: Restored, wanted: Predict, *, known: bool) -> Callable[[Batch], Columns]:
+    """Return what makes the columns of a batch's predictions, for the kind of the run's objective.
+
+    Args:
+        known: the labels and targets of a batch are those of its examples.
+
+    Raises:
+        UserError: such predictions have no place in a table.
+    """
+    kind, shapes = run.setup.objective.kind, run.setup.evaluation_shapes
+    if wanted.top_k is not None and kind != "classification":
+        raise UserError(f"predict.top_k={wanted.top_k} is for classifiers")
+    if kind == "classification":
+        numbers = range(run.setup.source.spec.num_classes)
+        names = np.asarray(run.setup.splits.class_names or tuple(map(str, numbers)))
+        if (top := wanted.top_k) is not None and top > len(names):
+            raise UserError(f"predict.top_k={top}: there are {len(names)} classes")
+        return lambda batch: _classes(batch, np.asarray(run.outputs(batch)), names, top, known)
+    if kind == "regression":
+        found = (run.setup.splits.found or {}).get("target", {})
+        if "unit" in shapes and not found:
+            raise UserError(
+                "mode=predict gives numbers in the unit of the target, which these data do not keep"
+            )
+        targets = run.config["data"].get("target")
+        targets = targets if isinstance(targets, list) and len(targets) > 1 else None
+        return lambda batch: _numbers(batch, np.asarray(run.outputs(batch)), found, targets, known)
+    if not hasattr(run.setup.objective, "codes"):
+        raise UserError(f"mode=predict is for classes, numbers and codes, not for {kind} models")
+    if not known and run.config["model"].get("conditional"):
+        given = run.config["input"]
+        raise UserError(f"input={given}: this model reads the class of each picture, too")
+    return lambda batch: _codes(batch, *run.examined(batch))
+
+
+def _real(batch: Batch) -> np.ndarray:
+    return np.asarray(batch["mask"]) > 0
+
+
+def _classes(
+    batch: Batch, probabilities: np.ndarray, names: np.ndarray, top: int | None, known: bool
+) -> Columns:
+    """Return the columns of class probabilities [batch, classes]."""
+    real = _real(batch)
+    probabilities = probabilities[real]
+    columns: Columns = {"label": names[np.asarray(batch["label"])[real]]} if known else {}
+    columns["predicted"] = names[probabilities.argmax(axis=-1)]
+    if top is None:
+        return columns | {f"p_{name}": probabilities[:, i] for i, name in enumerate(names)}
+    order = np.argsort(-probabilities, axis=-1, kind="stable")[:, :top]
+    for rank in range(top):
+        chosen = order[:, rank : rank + 1]
+        columns[f"class_{rank + 1}"] = names[chosen[:, 0]]
+        columns[f"probability_{rank + 1}"] = np.take_along_axis(probabilities, chosen, 1)[:, 0]
+    return columns
+
+
+def _numbers(
+    batch: Batch, outputs: np.ndarray, found: Mapping[str, Any], names: Any, known: bool
+) -> Columns:
+    """Return the columns of numbers [batch, ...], in the unit of the target."""
+    real = _real(batch)
+    mean, deviation = (np.asarray(found.get(key, default)) for key, default in SCALE.items())
+
+    def in_unit(values: Any) -> np.ndarray:
+        scaled = np.asarray(values)[real].reshape(real.sum(), -1) * deviation + mean
+        return scaled.astype(np.float32)
+
+    columns: Columns = {}
+    every = {"target": batch["target"]} if known else {}
+    for column, values in (every | {"predicted": outputs}).items():
+        scaled = in_unit(values)
+        count = scaled.shape[1]
+        own = [""] if count == 1 else [f"_{name}" for name in names or range(1, count + 1)]
+        columns |= {f"{column}{name}": scaled[:, i] for i, name in enumerate(own)}
+    return columns
+
+
+def _codes(batch: Batch, values: Mapping[str, Any], codes: Any) -> Columns:
+    """Return the columns of metrics, each [batch], and of codes [batch, latents]."""
+    real = _real(batch)
+    codes = np.asarray(codes)[real].reshape(real.sum(), -1)
+    columns = {name: np.asarray(value)[real] for name, value in values.items()}
+    return columns | {f"code_{i + 1}": codes[:, i] for i in range(codes.shape[1])}

@@ -112,11 +112,14 @@ class ArrayFile(Examples):
         values = shaped(inputs, found["kind"])
         if list(values.shape[1:]) != found["shape"]:
             there, wanted = ("x".join(map(str, s)) for s in (values.shape[1:], found["shape"]))
-            raise UserError(
-                f"data.path={self.path} has inputs of {there}; the run has learnt {wanted}"
-            )
+            raise UserError(f"{self.path} has inputs of {there}; the run has learnt {wanted}")
         if found["kind"] == "image":
             low, high = found["range"]
+            if (values.dtype == np.uint8) != (found["type"] == "uint8"):
+                raise UserError(
+                    f"{self.path} has images of {values.dtype}; the run has learnt "
+                    f"{found['type']} from {low:g} to {high:g}"
+                )
             if found["type"] == "uint8":
                 return "image", np.asarray(values, np.uint8)
             return "image", ((values - low) * (255 / (high - low or 1.0))).astype(np.float32)
@@ -136,7 +139,7 @@ def read_arrays(path: str, inputs: str | None, targets: str | None, _stamp: Any)
         targets = None
     found: dict[str, dict[str, np.ndarray]] = {}  # of each split, inputs and targets
     for name, array in arrays.items():
-        base, split = _split_name(name)
+        base, split = split_name(name)
         for role, said, usual in (("x", inputs, INPUTS), ("y", targets, TARGETS)):
             if base == said.lower() if said else base in usual:
                 found.setdefault(split, {})[role] = array
@@ -196,7 +199,7 @@ def _load(path: str) -> dict[str, np.ndarray]:
         ) from error
 
 
-def _split_name(name: str) -> tuple[str, str]:
+def split_name(name: str) -> tuple[str, str]:
     """Split the name of an array, such as `x_train`, into what it is and its split."""
     words = name.lower().replace("-", "_").split("_")
     for i in (0, -1):

@@ -6,8 +6,9 @@ import multiprocessing
 import signal
 import time
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +26,7 @@ Result = TypeVar("Result")
 
 WORTH_PROCESSES = 8192  # fewer examples are decoded sooner than processes have started,
 WORTH_BYTES = 2**26  # unless they are large
+AHEAD = 4  # tasks for each process that wait for it, or for their result to be taken
 LOG_SECONDS = 10.0
 DIGESTS = "crc32.json"  # the CRC-32 of the file of each array
 
@@ -96,7 +98,13 @@ def in_parallel(
     spawn = multiprocessing.get_context("spawn")  # a fork would copy JAX's threads
     with ProcessPoolExecutor(workers, spawn, initializer=begin_decoding) as pool:
         try:
-            yield from pool.map(function, tasks)
+            pending: deque[Future] = deque()
+            for task in tasks:
+                pending.append(pool.submit(function, task))
+                if len(pending) > AHEAD * workers:  # so that results do not pile up
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         except BrokenProcessPool as error:
             raise UserError(
                 f"a process that decodes {name} ended early; was it out of memory? "

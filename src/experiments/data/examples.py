@@ -92,6 +92,10 @@ class Examples:
         """Return the name of the model's input and its values [N, ...]."""
         raise NotImplementedError
 
+    def encoded(self, inputs: Any) -> np.ndarray:
+        """Return inputs [N, ...] as those of the run are stored."""
+        return self._encode(inputs, self._found)[1]
+
     @cached_property
     def _raw(self) -> Raw:
         return self._read()
@@ -100,6 +104,11 @@ class Examples:
     def predicts(self) -> Task | None:
         """What the targets ask for."""
         return self._found["target"].get("task")
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes, if the targets are classes."""
+        return tuple(self._found["target"].get("classes", ()))
 
     @property
     def outputs(self) -> int:
@@ -172,7 +181,7 @@ class Examples:
         name, inputs = self._encode(raw.inputs, found)
         arrays = {name: inputs, **self._encoded_targets(raw, found["target"])}
         parts = parts | {"train": np.sort(limited(train, self.limit, arrays.get("label")))}
-        classes = tuple(found["target"].get("classes", ()))
+        classes = self.class_names
         self._say(raw, parts, arrays, classes)
         return Splits(
             **{part: Arrays(arrays).take(rows) for part, rows in parts.items()},

@@ -215,7 +215,7 @@ class FolderImages(Images):
         chosen = parts | {"train": self._limited(parts["train"], self.path, labels)}
         self._say(chosen, labels, found)
         splits = self._opened(pictures, {part: (ALL, rows) for part, rows in chosen.items()})
-        names = tuple(found["classes"])
+        names = self.class_names
         return Splits(**splits, class_names=names, fingerprint=folder.fingerprint, found=found)
 
     @cached_property
@@ -262,6 +262,11 @@ class FolderImages(Images):
     @property
     def _shape(self) -> tuple[int, ...]:
         return tuple(self._found["shape"])
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the folders."""
+        return tuple(self._found["classes"])
 
     @property
     def _classes(self) -> int:

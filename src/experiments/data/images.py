@@ -89,6 +89,11 @@ class Images:
         raise NotImplementedError
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes, where they are known without the examples."""
+        return ()
+
+    @property
     def _train_examples(self) -> int | None:
         """The number of examples to train on; None where only reading the data can tell."""
         return known_count(self.limit)
@@ -225,6 +230,11 @@ class TfdsImages(Images):
             count -= number_held_out(count, self.validation_fraction)
         limit = self._within(count, repr(self.name))
         return count if isinstance(limit, float) else count_of(limit, count)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names that TFDS wrote beside the data, if these are on this machine."""
+        return self._here.class_names if self._here else ()
 
     @property
     def _classes(self) -> int:

@@ -3,6 +3,7 @@
 import functools
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 SEPARATORS = ",;\t|"
 MANY = 100  # different texts of a column, from which on it is left out
+BEGINNING = 2**16  # bytes of a file that have its first line
 MOSTLY = 0.9  # share of numbers in a column, from which on a text in it is a mistake
 
 
@@ -85,21 +87,24 @@ class TableFile(Examples):
     @property
     def spec(self) -> Spec:
         """Shapes and classes, as found in the file or earlier."""
-        shape = (sum(map(width, self._found["columns"])),)
+        shape = (sum(map(width, self.columns)),)
         stored = {"sequence": (shape, "float32")} | stored_targets(self._found["target"])
         return Spec(shape, self.outputs, known_count(self.limit), stored)
 
+    @property
+    def columns(self) -> list[Found]:
+        """The described columns that inputs are made of."""
+        return self._found["columns"]
+
+    @property
+    def reading(self) -> "Reading":
+        """How the file is written."""
+        how = (self.separator, self.encoding, self.decimal, self.thousands)
+        return Reading(self.path, *how, tuple(self.missing))
+
     def _rows(self) -> tuple[pa.Table, np.ndarray, tuple[str, ...], str]:
         """Return the table, the split of each row, the targets' names, and the fingerprint."""
-        reading = Reading(
-            self.path,
-            self.separator,
-            self.encoding,
-            self.decimal,
-            self.thousands,
-            tuple(self.missing),
-        )
-        table, content = read_table(reading, stamp(self.path))
+        table, content = read_table(self.reading, stamp(self.path))
         names = (self.target,) if isinstance(self.target, str) else tuple(self.target)
         return table, np.full(len(table), ALL), names, content
 
@@ -174,7 +179,9 @@ def describe(column: pa.ChunkedArray, rows: np.ndarray, name: str, path: str) ->
         if not gone:
             return "constant"
         deviation = 1.0
-    return {"name": name, "mean": mean, "std": deviation, "missing": gone}
+    found = {"name": name, "mean": mean, "std": deviation, "missing": gone}
+    of_numbers = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    return found if of_numbers else found | {"type": str(kind)}
 
 
 def width(column: Found) -> int:
@@ -206,6 +213,8 @@ def encode(table: pa.Table, columns: list[Found], path: str) -> np.ndarray:
         else:
             if pa.types.is_string(column.type):
                 check_text(column, name, path, every=True)
+            if pa.types.is_temporal(column.type):  # in the unit of the training rows
+                column = column.cast(type_of(described) or column.type)
             given = numbers_of(column)
             gone = ~np.isfinite(given)
             values = np.where(gone, 0.0, (given - described["mean"]) / described["std"])[:, None]
@@ -213,6 +222,16 @@ def encode(table: pa.Table, columns: list[Found], path: str) -> np.ndarray:
         if described["missing"]:
             parts.append(gone[:, None])
     return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+def type_of(column: Found) -> pa.DataType | None:
+    """Return Arrow's type of a described column; None where it has no short name."""
+    if "categories" in column:
+        return pa.string()
+    try:
+        return pa.type_for_alias(column.get("type", "float64"))
+    except ValueError:  # of times with a zone
+        return None
 
 
 def numbers_of(column: pa.ChunkedArray) -> np.ndarray:
@@ -280,7 +299,7 @@ def read_table(reading: Reading, _stamp: Any) -> tuple[pa.Table, str]:
         log.warning("%s: its first row, which is numbers, is taken for names", path)
     if not len(table):
         raise UserError(f"data.path={path} has no rows")
-    columns = [_plain(column, reading) for column in table.columns]
+    columns = [plain(column, reading) for column in table.columns]
     return pa.table(columns, names), fingerprint(content)
 
 
@@ -295,24 +314,38 @@ def _read_text(content: bytes, reading: Reading) -> pa.Table:
             ) from error
     else:
         text = text.decode(reading.encoding).encode()
-    separator = reading.separator
-    if separator is None:
-        first = re.sub(r'"[^"]*"', "", text.lstrip().partition(b"\n")[0].decode())
-        separator = max(SEPARATORS, key=first.count)
-    usual = csv.ConvertOptions()
     return csv.read_csv(
         pa.BufferReader(text),
-        csv.ReadOptions(use_threads=False),  # so that errors say the row
-        csv.ParseOptions(delimiter=separator, newlines_in_values=True),
-        csv.ConvertOptions(
-            strings_can_be_null=True,
-            decimal_point=reading.decimal,
-            null_values=[*usual.null_values, *reading.missing],
-        ),
+        **csv_options(reading, text.lstrip()[:BEGINNING].decode("utf-8", "replace")),
     )
 
 
-def _plain(column: pa.ChunkedArray, reading: Reading) -> pa.ChunkedArray:
+def csv_options(reading: Reading, text: str, types: Mapping[str, Any] | None = None) -> dict:
+    """Return the options of Arrow's readers.
+
+    Args:
+        text: how the file begins, at least its first line.
+        types: of the columns to read, by name; None reads all, of types that Arrow finds.
+    """
+    separator = reading.separator
+    if separator is None:
+        first = re.sub(r'"[^"]*"', "", text.lstrip().partition("\n")[0])
+        separator = max(SEPARATORS, key=first.count)
+    usual = csv.ConvertOptions()
+    return {
+        "read_options": csv.ReadOptions(use_threads=False),  # so that errors say the row
+        "parse_options": csv.ParseOptions(delimiter=separator, newlines_in_values=True),
+        "convert_options": csv.ConvertOptions(
+            strings_can_be_null=True,
+            decimal_point=reading.decimal,
+            null_values=[*usual.null_values, *reading.missing],
+            column_types=types,
+            include_columns=list(types or ()),
+        ),
+    }
+
+
+def plain(column: pa.ChunkedArray, reading: Reading) -> pa.ChunkedArray:
     """Return a column of strings, numbers or truth values, whatever Arrow's own type."""
     kind = column.type
     if pa.types.is_dictionary(kind):

@@ -84,6 +84,10 @@ class Autoencoding:
         shown = jnp.clip(shown.reshape(target.shape), 0, 1)
         return values, {"clean": target, "seen": seen, "reconstruction": shown}
 
+    def codes(self, model: Any, batch: dict, rngs: nnx.Rngs) -> jax.Array:
+        """Return the codes [batch, latents] of images as they are, without noise and masking."""
+        return full_precision(model.encode(image_of(batch)))
+
     def corrupted(self, images: jax.Array, rngs: nnx.Rngs) -> jax.Array:
         """Return the images with noise and masking."""
         if not is_off(self.noise):

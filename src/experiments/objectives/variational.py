@@ -126,6 +126,11 @@ class Variational:
         shown = self.mean_image(model, mean, condition)
         return values, {"target": target, "reconstruction": jnp.clip(shown, 0, 1)}
 
+    def codes(self, model: Any, batch: dict, rngs: nnx.Rngs) -> jax.Array:
+        """Return the means of q(z|x), [batch, latents]."""
+        condition = class_of(batch, self.num_classes) if model.conditional else None
+        return full_precision(model.encode(self.binary(image_of(batch), rngs), condition)[0])
+
     def mean_image(self, model: Any, z: jax.Array, condition: jax.Array | None) -> jax.Array:
         """Return the mean of p(x|z) [batch, H, W, C]."""
         outputs = full_precision(model.decode(z, condition))

@@ -3,20 +3,25 @@
 import functools
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from experiments.core.config import build
 from experiments.core.params import merged
+from experiments.core.rng import stream
 from experiments.core.transfer import Agreement, agreement, named
+from experiments.data.dataset import Splits
 from experiments.errors import UserError
 from experiments.models.torchvision import read_published
 from experiments.tracking.tracker import Tracker
 from experiments.training.checkpoints import load, load_weights
+from experiments.training.distributed import put_to_read
 from experiments.training.evaluation import Measured, Predictions
 from experiments.training.run_folder import split_source
 from experiments.training.setup import Data, Setup, Split
@@ -34,6 +39,7 @@ class Restored:
       config: of the run.
       source: its folder, which stands for the best epoch, or `<run folder>/checkpoints/<step>`.
       terminal: shows what is going on.
+      splits: what is evaluated; None reads the data of the run.
 
     Attributes:
       weights: (params, model_state), on the host.
@@ -41,15 +47,41 @@ class Restored:
       progress: what the host knew of the run when they were saved.
     """
 
-    def __init__(self, config: Mapping[str, Any], source: Path, terminal: Tracker):
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        source: Path,
+        terminal: Tracker,
+        splits: Splits | None = None,
+    ):
         terminal.status("reading data")
         self.config = config
-        self.setup = setup = Setup(config, Data(build(config["data"]).load()), training=False)
+        splits = splits or build(config["data"]).load()
+        self.setup = setup = Setup(config, Data(splits), training=False)
         folder, step = split_source(source)
         weights_of = setup.experiment.weights
         (saved,) = load([folder], [(setup.shapes, weights_of(setup.shapes))], step)
         self.weights = saved.best if step is None else weights_of(saved.state)
         self.hparams, self.progress = setup.inputs_of(config), saved.progress
+
+    @functools.cached_property
+    def examined(self) -> Callable:
+        """The compiled `examined(batch)`: every metric [batch] by name, and the codes [batch, n].
+
+        For models that make codes.
+        """
+        experiment = self.setup.experiment
+
+        @jax.jit
+        def examined(weights: Any, batch: Any, hparams: Any) -> tuple[Any, jax.Array]:
+            key = jax.random.key(0)
+            inputs = experiment.prepare(batch, hparams, key, train=False)
+            rngs = nnx.Rngs(sample=stream(key, "sample"))
+            model, objective = experiment.trained_model(hparams, *weights), self.setup.objective
+            values, _ = objective(model, inputs, rngs, jnp.inf)
+            return values, objective.codes(model, inputs, rngs)
+
+        return lambda batch: examined(self.weights, batch, self.hparams)
 
     @functools.cached_property
     def program(self) -> Callable:
@@ -61,11 +93,15 @@ class Restored:
         evaluator = self.setup.evaluator(split, self.setup.layout(1))
         return evaluator.predict(self.program, self.setup.experiment.metrics)
 
-    def outputs(self, split: Split) -> Iterator[tuple[dict[str, jax.Array], Any]]:
-        """Yield each batch of a split with the objective's predictions for it."""
-        for batch in self.setup.evaluator(split, self.setup.layout(1)).batches():
-            _, outputs = self.program(batch)
-            yield batch, jax.tree.map(lambda leaf: leaf[0], outputs)
+    def batches(self, split: Split) -> Iterable[dict[str, jax.Array]]:
+        """Return the batches of a split, each with a `mask`."""
+        return self.setup.evaluator(split, self.setup.layout(1)).batches()
+
+    def outputs(self, batch: Mapping[str, np.ndarray | jax.Array]) -> Any:
+        """Return the objective's predictions for a batch of the size of an evaluation."""
+        sharding = self.setup.layout(1).batch
+        there = {name: put_to_read(array, sharding) for name, array in batch.items()}
+        return jax.tree.map(lambda leaf: leaf[0], self.program(there)[1])
 
 
 def pretrained_weights(setup: Setup) -> Found | None:

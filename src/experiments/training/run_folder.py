@@ -43,7 +43,7 @@ FOUND = "data.json"  # what was found in the data of the user's own
 EVALUATION = "evaluation.json"  # of mode=evaluate in the folder of a run, which has a summary
 PACKAGE = __name__.partition(".")[0]
 
-COMMAND = ("mode", "resume", "checkpoint", "overwrite", "cluster", "nodes", "allow")
+COMMAND = ("mode", "resume", "checkpoint", "input", "overwrite", "cluster", "nodes", "allow")
 """Keys of a command, not of the run that it names."""
 
 CODE = ("allow=", "trainer.compilation_cache=")

@@ -41,7 +41,7 @@ Split = Literal["train", "validation", "test"]
 # keys of a config that make no difference to a program
 OWN = (
     *("seed", "name", "mode", "resume", "checkpoint", "logger", "cluster", "nodes"),
-    *("allow", "predict", "population", "lr_range", "callbacks"),
+    *("allow", "input", "predict", "population", "lr_range", "callbacks"),
 )
 UNTRACEABLE = (
     jax.errors.ConcretizationTypeError,

@@ -203,6 +203,13 @@ def test_what_is_wrong_with_ones_own_code_is_one_line(own, code, target, message
     assert len(str(error.value).splitlines()) == 1
 
 
+def test_a_file_that_has_the_name_of_a_library_is_named(own):
+    with_own([])
+    (own / "code.py").write_text("class Net: ...")
+    with pytest.raises(UserError, match=f"'code.Net' does not exist: .*; {own}/code.py is hidden"):
+        locate("code.Net")
+
+
 def test_config_files_that_are_not_read_are_named(own, capsys):
     (own / "conf" / "model" / "mlp.yaml").write_text("width: 1")
     assert with_own(["seed=1", "-cd", "conf", "seed=2"])[:2] == ["seed=1", "seed=2"]

@@ -1,6 +1,7 @@
 """From a dotted name in a config to the function or class that it stands for."""
 
 import importlib
+import sys
 import sysconfig
 import traceback
 from pathlib import Path
@@ -39,13 +40,21 @@ def locate(target: str) -> Any:
             raise UserError(f"{target!r} cannot be imported: {_place_of(error)}") from error
         for attribute in parts[split:]:
             if not hasattr(found, attribute):
-                hint = suggest(attribute, dir(found))
+                hint = _hidden(parts[0]) or suggest(attribute, dir(found))
                 raise UserError(f"{target!r} does not exist: {name} has no {attribute!r}{hint}")
             found = getattr(found, attribute)
         return found
     here = sorted(path.stem for path in Path.cwd().glob("*.py"))
     hint = suggest(parts[0], here) or f"; there is no {parts[0]}.py in {Path.cwd()}"
     raise UserError(f"{target!r} names no importable module{hint}")
+
+
+def _hidden(package: str) -> str:
+    """Say that a file in the working directory is not the module that its name stands for."""
+    file = Path.cwd() / f"{package}.py"
+    if not file.is_file() or getattr(sys.modules[package], "__file__", None) == str(file):
+        return ""
+    return f"; {file} is hidden by a library's module of that name, so give it another"
 
 
 def _place_of(error: Exception) -> str:

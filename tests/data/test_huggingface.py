@@ -92,6 +92,13 @@ def test_columns_and_lists_of_numbers_are_a_table(tmp_path, target, task, inputs
     assert splits.train.arrays["sequence"].shape == (28, inputs)
 
 
+def test_pictures_without_labels_are_for_models_that_need_none(pictures, tmp_path):
+    alone = datasets.load_from_disk(str(pictures))["train"].select_columns(["img"])
+    alone.save_to_disk(str(tmp_path / "alone"))
+    config = data(tmp_path / "alone", "data.workers=0")
+    assert (len(config.load().train), config.spec.num_classes) == (22, 1)
+
+
 def test_what_cannot_be_read_ends_in_one_line(pictures, tmp_path, monkeypatch):
     rows = {"text": [f"word {i}" for i in range(300)], "label": [i % 2 for i in range(300)]}
     datasets.Dataset.from_dict(rows).save_to_disk(str(tmp_path / "text"))
@@ -99,7 +106,7 @@ def test_what_cannot_be_read_ends_in_one_line(pictures, tmp_path, monkeypatch):
     for path, overrides, message in (
         (pictures, ["data.target=knd"], "no such column, only img, kind; did you mean 'kind'"),
         (pictures, ["data.image=kind"], "has images only in img"),
-        (tmp_path / "ab", [], r"no column of classes: say data.target=; its columns are a, b"),
+        (tmp_path / "ab", [], "has a, b, none of classes: say data.target="),
         (tmp_path / "text", [], "has no column to predict label from"),
         (tmp_path, [], "cannot be opened"),
     ):

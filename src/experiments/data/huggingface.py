@@ -95,7 +95,8 @@ class HuggingFace(Images):
         """
         of, source = Opened.find(self.name, self.config), self._source
         inputs = of.image(self.image) if isinstance(source, HubImages) else "the other columns"
-        log.info("%s: %s is predicted from %s", self.name, of.target(self.target), inputs)
+        target = of.target(self.target) or "nothing"
+        log.info("%s: %s is predicted from %s", self.name, target, inputs)
         return source.load()
 
 
@@ -126,30 +127,34 @@ class HubImages(FolderImages):
         image, target = of.image(self.image), of.target(self.target)
         if image is None:
             raise UserError(f"{self.path} has no images, from which the run has learnt")
-        if not isinstance(target, str) or target not in of.features:
-            columns = f"{some(list(of.features))}{suggest(str(target), of.features)}"
-            raise UserError(f"data.target={target}: {self.path} has no such column, only {columns}")
-        table, splits = of.table([target])
-        targets = as_targets(table[target], target, self.path)
-        described = describe_target(targets, None, (target,), self.path)
-        if described["task"] != "classification":
+        targets: np.ndarray = np.full(len(of.split), "unlabelled")
+        classes: list[str] | None = ["unlabelled"]
+        if target is not None:
+            if not isinstance(target, str) or target not in of.features:
+                there = f"{some(list(of.features))}{suggest(str(target), of.features)}"
+                raise UserError(
+                    f"data.target={target}: {self.path} has no such column, only {there}"
+                )
+            targets = as_targets(of.table([target])[target], target, self.path)
+            named = of.classes(target)
+            classes = named or describe_target(targets, None, (target,), self.path).get("classes")
+        if not classes:
             raise UserError(f"data.target={target}: {self.path} has numbers there, no classes")
-        classes = of.classes(target) or described["classes"]
-        there = np.flatnonzero(~missing(targets))
-        if lost := len(targets) - len(there):
+        rows = np.flatnonzero(~missing(targets))
+        if lost := len(targets) - len(rows):
             log.warning("%s: left out, as %s is missing: %d", self.path, target, lost)
         cells = of.cells(image)
         times = [(str(path), path.stat().st_mtime_ns) for path in of.files]
         return HubFolder(
             path=self.path,
             classes=tuple(classes),
-            files=tuple(str(cells[row]) for row in there),
-            labels=labels_of(targets[there], classes, self.path),
-            splits=splits[there],
+            files=tuple(str(cells[row]) for row in rows),
+            labels=labels_of(targets[rows], classes, self.path),
+            splits=of.split[rows],
             size=sum(path.stat().st_size for path in of.files),
             fingerprint=of.fingerprint,
             changed=fingerprint(f"{of.fingerprint} {times} {image} {target}".encode()),
-            cells=tuple(cells[row] for row in there),
+            cells=tuple(cells[row] for row in rows),
         )
 
 
@@ -163,8 +168,11 @@ class HubTable(TableFile):
     def _rows(self) -> tuple[pa.Table, np.ndarray, tuple[str, ...], str]:
         of = Opened.find(self.path, self.config)
         target = of.target(self.target)
+        if target is None:
+            columns = some(list(of.features))
+            raise UserError(f"{self.path} has {columns}, none of classes: say data.target=")
         names = (target,) if isinstance(target, str) else tuple(target)
-        return *of.table(), names, of.fingerprint
+        return of.table(), of.split, names, of.fingerprint
 
 
 @dataclass(frozen=True)
@@ -200,6 +208,11 @@ class Opened:
         """The kind of each column."""
         return next(iter(self.splits.values())).features
 
+    @cached_property
+    def split(self) -> np.ndarray:
+        """The split of each row."""
+        return np.concatenate([np.full(len(data), name) for name, data in self.splits.items()])
+
     @property
     def files(self) -> list[Path]:
         """The files that the data are in."""
@@ -225,17 +238,15 @@ class Opened:
             raise UserError(f"{self.name} has images in {some(found)}: say which by data.image=")
         return found[0] if found else None
 
-    def target(self, said: str | list[str] | None) -> str | list[str]:
-        """Return the column to predict: what is said, that of classes, or one with a usual name."""
+    def target(self, said: str | list[str] | None) -> str | list[str] | None:
+        """Return the column to predict: what is said, that of classes, or with a usual name."""
         if said is not None:
             return said
         found = self._of_type("ClassLabel")
         found = found or [name for name in self.features if name.lower() in TARGETS]
-        if len(found) == 1:
-            return found[0]
-        which = f"several columns of classes, {some(found)}" if found else "no column of classes"
-        columns = "" if found else f"; its columns are {some(list(self.features))}"
-        raise UserError(f"{self.name} has {which}: say data.target={columns}")
+        if len(found) > 1:
+            raise UserError(f"{self.name} has classes in {some(found)}: say which by data.target=")
+        return found[0] if found else None
 
     def classes(self, column: str) -> list[str] | None:
         """Return the names of the classes in their order, of a column that knows them."""
@@ -251,8 +262,8 @@ class Opened:
             found += [Cell(encoded, image, row, split) for row in range(len(data))]
         return found
 
-    def table(self, columns: list[str] | None = None) -> tuple[pa.Table, np.ndarray]:
-        """Return columns of all splits, classes by their names, and the split of each row."""
+    def table(self, columns: list[str] | None = None) -> pa.Table:
+        """Return columns of all splits, all but images, with the names of classes."""
         images = self._of_type("Image")
         columns = columns or [name for name in self.features if name not in images]
         chosen = [data.select_columns(columns) for data in self.splits.values()]
@@ -266,8 +277,7 @@ class Opened:
                 arrays[name] = pc.take(pa.array(classes), known)
             else:
                 arrays |= flat(name, column)
-        splits = [np.full(len(data), split) for split, data in self.splits.items()]
-        return pa.table(arrays), np.concatenate(splits)
+        return pa.table(arrays)
 
     def _of_type(self, kind: str) -> list[str]:
         return [name for name, one in self.features.items() if type(one).__name__ == kind]

@@ -57,6 +57,8 @@ ALL_TRACED = [
     "optim.ema_decay=0.9",
     "schedule=warmup_cosine",
     "data.augment.jitter=0.1",
+    "data.augment.rotation=9.0",
+    "data.augment.random_erasing=0.5",
 ]
 
 

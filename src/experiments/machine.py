@@ -1,4 +1,4 @@
-"""The machine: its processor and memory as far as this process may use them, folders, signals."""
+"""The machine: its processor and memory as far as this process may use them, folders, processes."""
 
 import atexit
 import contextlib
@@ -21,6 +21,8 @@ from experiments.errors import causes
 
 # modules that take long are imported where they are used: Ctrl-C is heeded once this one is
 
+PACKAGE = Path(__file__).resolve().parent  # installed it holds conf/ itself, in a checkout not
+CONFIG = next(path for path in (PACKAGE / "conf", PACKAGE.parents[1] / "conf") if path.is_dir())
 CONTROL_GROUPS = Path("/sys/fs/cgroup")  # of Linux, version 2
 GARBAGE_USUALLY = gc.get_threshold()
 GARBAGE_SELDOM = (100_000, 50, 100)
@@ -271,3 +273,15 @@ def _limits(name: str) -> Iterator[Path]:
             groups = [own, *own.parents]
             groups = groups[: groups.index(CONTROL_GROUPS) + 1] if CONTROL_GROUPS in groups else []
             yield from (group / name for group in groups if (group / name).exists())
+
+
+def command(program: str) -> list[str]:
+    """Return the beginning of a command that starts a program as a process."""
+    # -P: else files in the working directory would come before the libraries of the same names
+    return [sys.executable, "-P", "-m", "experiments.cli.command", program]
+
+
+def called(program: str) -> str:
+    """Return the beginning of a command as a user types it in this folder."""
+    in_checkout = Path.cwd() == CONFIG.parent
+    return f"python {program}.py" if in_checkout else f"experiments {program}"

@@ -13,8 +13,8 @@ from experiments.cli.own import with_own
 from experiments.cli.sweep import sweep
 from experiments.core import trust
 from experiments.core.names import locate
-from experiments.core.programs import called
 from experiments.errors import UserError
+from experiments.machine import called
 from experiments.search import agents
 from experiments.search.actions import own_configs
 from experiments.search.plan import Plan, plan_of_file, read_plan

@@ -13,8 +13,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from experiments.cli.own import config_dir_of
 from experiments.cli.sweep import RENAMED, SEARCH_KEYS
-from experiments.core.programs import CONFIG, called
 from experiments.errors import UserError, causes, refusal_of_jax, suggest
+from experiments.machine import CONFIG, called
 from experiments.search.configs import Configs
 
 FULL = (errno.ENOSPC, errno.EDQUOT)  # a full disk, of which the system names no file

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.core.programs import CONFIG
+from experiments.machine import CONFIG
 from experiments.training.run_folder import STUDY, is_run
 
 

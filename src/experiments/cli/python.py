@@ -31,10 +31,10 @@ from experiments.commands.dispatch import as_plain
 from experiments.commands.train import train as train_in
 from experiments.core import trust
 from experiments.core.config import check_config, check_sizes
-from experiments.core.programs import CONFIG
 from experiments.core.transfer import named
 from experiments.data.dataset import Arrays, Splits, model_input
 from experiments.errors import UserError
+from experiments.machine import CONFIG
 from experiments.search.configs import Configs
 from experiments.tracking.jsonl import METRICS, NON_FINITE, SUMMARY, read_history, read_mapping
 from experiments.tracking.log_file import log_file

@@ -10,8 +10,8 @@ experiments report <one of these, or a W&B project> wandb=workspace
 import sys
 from pathlib import Path
 
-from experiments.core.programs import CONFIG
 from experiments.errors import UserError
+from experiments.machine import CONFIG
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from experiments.cli.main import job
 from experiments.cli.own import with_own
 from experiments.cli.startup import with_config, workers_ahead
-from experiments.core.programs import CONFIG
+from experiments.machine import CONFIG
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -22,8 +22,8 @@ import yaml
 
 from experiments.cli.own import config_dir_of, with_own
 from experiments.core.config import mismatch
-from experiments.core.programs import CONFIG
 from experiments.errors import UserError, suggest
+from experiments.machine import CONFIG
 from experiments.search import configs, local
 
 # All else is imported where it is used: workers start before that.

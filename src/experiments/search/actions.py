@@ -9,8 +9,8 @@ from shlex import quote
 from typing import Any
 
 from experiments.core.config import mismatch
-from experiments.core.programs import called, command
 from experiments.errors import EXIT_CODES, Exit, UserError
+from experiments.machine import called, command
 from experiments.search import configs, local
 from experiments.search.plan import Plan, read_plan
 from experiments.search.results import ending, follow, watching, winner_of

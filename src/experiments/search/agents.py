@@ -15,9 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.core.programs import command
 from experiments.errors import EXIT_CODES, Exit, UserError
-from experiments.machine import PARENT, STOP_SIGNALS, end_with_launcher, launched_here
+from experiments.machine import PARENT, STOP_SIGNALS, command, end_with_launcher, launched_here
 from experiments.search import configs
 from experiments.search.local import worker_count
 from experiments.search.readers import SweepFile, read_sweep_file

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from experiments.core.config import mismatch
-from experiments.core.programs import command
 from experiments.errors import UserError
-from experiments.machine import StopRequest, launched_here
+from experiments.machine import StopRequest, command, launched_here
 from experiments.search import configs
 from experiments.types import PositiveInt
 

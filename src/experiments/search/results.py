@@ -21,9 +21,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
-from experiments.core.programs import called
 from experiments.errors import UserError
-from experiments.machine import write_whole
+from experiments.machine import called, write_whole
 from experiments.search.configs import assignments, flags
 from experiments.search.local import LOGS
 from experiments.search.study import STATES, Study, state_of

@@ -23,7 +23,8 @@ import yaml
 from submitit import JobEnvironment, SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from experiments.core import programs, trust
+from experiments import machine
+from experiments.core import trust
 from experiments.core.config import build, check
 from experiments.errors import EXIT_CODES, UserError, suggest
 from experiments.machine import launched_here
@@ -201,7 +202,7 @@ def submit_run(folder: Path, cluster: Slurm, nodes: int, arguments: Sequence[str
     Each start of the job is one of this program, so the arguments must resume what they begin.
     """
     folder = folder.absolute()
-    command = [*programs.command("run"), *arguments]
+    command = [*machine.command("run"), *arguments]
     job = cluster.submit([Task(command)], folder, folder.name, nodes)
     return (
         f"job {job} runs in {folder}\n"

@@ -25,9 +25,8 @@ from typing import Any, NamedTuple
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from experiments.core.programs import called
 from experiments.errors import UserError, masked, refusal_of_jax
-from experiments.machine import fault_of
+from experiments.machine import called, fault_of
 from experiments.search import methods
 from experiments.search.claims import RELEASED, Claim, Claims
 from experiments.search.configs import Configs, configs_of

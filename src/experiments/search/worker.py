@@ -16,9 +16,8 @@ from typing import Any, Literal
 from optuna.trial import FrozenTrial
 
 from experiments.core.config import build
-from experiments.core.programs import called
 from experiments.errors import EXIT_CODES, Exit, UserError
-from experiments.machine import StopRequest, fault_of
+from experiments.machine import StopRequest, called, fault_of
 from experiments.search.configs import (
     Configs,
     assignments,

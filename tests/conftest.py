@@ -10,10 +10,9 @@ import jax
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from experiments.core import trust
+from experiments.core import programs, trust
 from experiments.search.plan import Plan
 from experiments.search.study import Study, create_study
-from experiments.training import programs
 from experiments.training.runtime import SHORT_OPTIONS, set_up_compiler
 from support import LEARNING_RATE, ROOT, TINY
 

@@ -6,10 +6,10 @@ from typing import Any
 from experiments.core.params import count_parameters
 from experiments.tracking.jsonl import SUMMARY, write_json
 from experiments.tracking.terminal import Terminal, number, print_classes
+from experiments.training.evaluation import Split
 from experiments.training.metrics import prefixed
 from experiments.training.restored import Restored
 from experiments.training.run_folder import EVALUATION, is_run
-from experiments.training.setup import Split
 
 
 def main(config: dict[str, Any], directory: Path, source: Path) -> None:

@@ -1,20 +1,26 @@
-"""Evaluation of weights on a whole split, and the predictions that figures show."""
+"""The splits of a data set on the devices, and the evaluation of weights on one of them."""
 
+import functools
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
+from experiments.core.config import build
 from experiments.core.metrics import Metrics, scalars_of, statistics
-from experiments.data.dataset import Arrays, Batch, Stream
+from experiments.data.dataset import Arrays, Batch, Splits, Stream
+from experiments.data.sampling import equal_shares, labels_of
+from experiments.objectives.losses import with_class_weights
 from experiments.training.distributed import fetch, put_to_read
 from experiments.training.feed import evaluation_batches
 from experiments.training.metrics import Line
 from experiments.viz.trial_view import Predictions
+
+Split = Literal["train", "validation", "test"]
 
 SHOWN = 16  # examples with predictions in full
 AHEAD = 2  # batches that devices compute while the sums of earlier ones are added up
@@ -119,6 +125,47 @@ class Evaluator:
             self._source = evaluation_batches(self.split, self.batch_size)
         for batch in itertools.islice(self._source, self.limit):
             yield {name: put_to_read(array, self.sharding) for name, array in batch.items()}
+
+
+class Data:
+    """The splits of a data set, and what devices hold of them."""
+
+    def __init__(self, splits: Splits):
+        self.splits = splits
+        self._resident: dict[NamedSharding, dict[str, jax.Array]] = {}
+        self._evaluators: dict[tuple, Evaluator] = {}
+
+    def weighted(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return a config with numbers in the place of `loss.class_weights=balanced`."""
+
+        def counts() -> Sequence[int]:
+            labels = labels_of(self.splits.train, "loss.class_weights=balanced")
+            return np.bincount(labels, minlength=build(config["data"]).spec.num_classes).tolist()
+
+        return with_class_weights(config, counts)
+
+    @functools.cached_property
+    def balanced(self) -> np.ndarray:
+        """The probability of each training example where all classes are drawn equally often."""
+        return equal_shares(labels_of(self.splits.train, "data.sampler=balanced"))
+
+    def resident(self, sharding: NamedSharding) -> dict[str, jax.Array]:
+        """Return the training split on the devices; they hold it once, whoever asks."""
+        if sharding not in self._resident:
+            assert isinstance(self.splits.train, Arrays)
+            arrays = self.splits.train.arrays
+            self._resident[sharding] = {n: put_to_read(a, sharding) for n, a in arrays.items()}
+        return self._resident[sharding]
+
+    def evaluator(
+        self, split: Split, batch_size: int, sharding: NamedSharding, limit: int | None
+    ) -> Evaluator:
+        """Return the evaluation of a split in batches that are divided so, at most `limit`."""
+        key = (split, batch_size, sharding, limit)
+        if key not in self._evaluators:
+            data = getattr(self.splits, split)
+            self._evaluators[key] = Evaluator(data, batch_size, sharding, limit)
+        return self._evaluators[key]
 
 
 class Totals:

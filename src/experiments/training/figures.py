@@ -21,11 +21,11 @@ from experiments.models.cnn_layers import Function
 from experiments.tracking.jsonl import METRICS, read_history
 from experiments.tracking.tracker import Tracker, Trackers
 from experiments.training.distributed import is_first
-from experiments.training.evaluation import Predictions
+from experiments.training.evaluation import Predictions, Split
 from experiments.training.feed import evaluation_batches
 from experiments.training.restored import Restored
 from experiments.training.run_folder import saved_config, with_found
-from experiments.training.setup import Setup, Split
+from experiments.training.setup import Setup
 from experiments.training.trial import Trial
 from experiments.viz import drawing
 from experiments.viz.trial_view import (

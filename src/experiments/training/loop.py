@@ -17,12 +17,12 @@ from experiments.core.params import count_parameters
 from experiments.machine import collect_garbage_as_usual
 from experiments.training.checkpoints import Progress, Saved, SharedCheckpoints
 from experiments.training.distributed import Decisions, is_first
+from experiments.training.evaluation import Split
 from experiments.training.figures import figures_of_trials
 from experiments.training.metrics import Line, Metrics, prefixed
 from experiments.training.restored import pretrained_weights
 from experiments.training.run_folder import CHECKPOINTS
 from experiments.training.runtime import Profile
-from experiments.training.setup import Split
 from experiments.training.stack import Stack
 from experiments.training.trial import TESTED, Trial, groups
 

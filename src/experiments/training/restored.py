@@ -22,9 +22,9 @@ from experiments.models.torchvision import read_published
 from experiments.tracking.tracker import Tracker
 from experiments.training.checkpoints import load, load_weights
 from experiments.training.distributed import put_to_read
-from experiments.training.evaluation import Measured, Predictions
+from experiments.training.evaluation import Data, Measured, Predictions, Split
 from experiments.training.run_folder import split_source
-from experiments.training.setup import Data, Setup, Split
+from experiments.training.setup import Setup
 
 log = logging.getLogger(__name__)
 

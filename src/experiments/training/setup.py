@@ -9,7 +9,7 @@ import functools
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,26 +17,23 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.core.config import build, place, resolve_batch_size
 from experiments.core.experiment import Experiment, State, hyperparameters
+from experiments.core.programs import Programs
 from experiments.core.rng import root_key
 from experiments.core.transfer import named
-from experiments.data.dataset import Arrays, Splits, Stream, some_examples
-from experiments.data.sampling import equal_shares, labels_of
+from experiments.data.dataset import Stream, some_examples
 from experiments.errors import UserError
-from experiments.objectives.losses import with_class_weights
 from experiments.objectives.metrics import monitored
-from experiments.training.distributed import put, put_to_read
-from experiments.training.evaluation import Evaluator
+from experiments.training.distributed import put
+from experiments.training.evaluation import Data, Evaluator, Split
 from experiments.training.feed import ResidentFeed, StreamedFeed
 from experiments.training.options import Trainer
-from experiments.training.programs import Programs
 from experiments.training.runtime import data_mesh, devices_for
 from experiments.training.step import Compiled, Layout
-from experiments.viz.flops import Cost, cost
+from experiments.viz.flops import Cost, cost, work
 
 log = logging.getLogger(__name__)
 
 Shapes = dict[str, jax.ShapeDtypeStruct]
-Split = Literal["train", "validation", "test"]
 
 # keys of a config that make no difference to a program
 OWN = (
@@ -51,47 +48,6 @@ UNTRACEABLE = (
     TypeError,
     ValueError,
 )
-
-
-class Data:
-    """The splits of a data set, and what devices hold of them."""
-
-    def __init__(self, splits: Splits):
-        self.splits = splits
-        self._resident: dict[NamedSharding, dict[str, jax.Array]] = {}
-        self._evaluators: dict[tuple, Evaluator] = {}
-
-    def weighted(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return a config with numbers in the place of `loss.class_weights=balanced`."""
-
-        def counts() -> Sequence[int]:
-            labels = labels_of(self.splits.train, "loss.class_weights=balanced")
-            return np.bincount(labels, minlength=build(config["data"]).spec.num_classes).tolist()
-
-        return with_class_weights(config, counts)
-
-    @functools.cached_property
-    def balanced(self) -> np.ndarray:
-        """The probability of each training example where all classes are drawn equally often."""
-        return equal_shares(labels_of(self.splits.train, "data.sampler=balanced"))
-
-    def resident(self, sharding: NamedSharding) -> dict[str, jax.Array]:
-        """Return the training split on the devices; they hold it once, whoever asks."""
-        if sharding not in self._resident:
-            assert isinstance(self.splits.train, Arrays)
-            arrays = self.splits.train.arrays
-            self._resident[sharding] = {n: put_to_read(a, sharding) for n, a in arrays.items()}
-        return self._resident[sharding]
-
-    def evaluator(
-        self, split: Split, batch_size: int, sharding: NamedSharding, limit: int | None
-    ) -> Evaluator:
-        """Return the evaluation of a split in batches that are divided so, at most `limit`."""
-        key = (split, batch_size, sharding, limit)
-        if key not in self._evaluators:
-            data = getattr(self.splits, split)
-            self._evaluators[key] = Evaluator(data, batch_size, sharding, limit)
-        return self._evaluators[key]
 
 
 class Traced(NamedTuple):
@@ -138,7 +94,7 @@ class Setup:
             functools.partial(some_examples, self.splits.train),
         )
         self.objective = self.experiment.objective(hyperparameters(config))
-        self.programs = Programs(config, self._made_from)
+        self.programs = Programs(config, self._made_from, work)
         self.key = root_key(0)  # whose shape is that of every trial's
         self._compiled: dict[tuple[Layout, int], Compiled] = {}
         self.widths: dict[Layout, int] = {}  # the fastest that was found

@@ -11,9 +11,9 @@ import pytest
 
 import experiments
 from experiments.core.experiment import Experiment
+from experiments.core.programs import Programs, _source
 from experiments.training.checkpoints import load_weights
 from experiments.training.loop import fit
-from experiments.training.programs import Programs, _source
 from experiments.training.setup import Setups
 from support import TINY, composed, lines_of, trial_of
 
@@ -96,8 +96,8 @@ def test_nothing_is_kept_of_code_from_elsewhere(config, traced, kept_programs):
         assert Setups().of(own).traced
         assert "train_step" in traced
     assert not kept_programs.exists()
-    assert Programs({"optim": {"rule": "mine.rule"}}, ()).folder is None
-    assert Programs({"optim": {"rule": "optax.lion"}}, ()).folder == kept_programs
+    assert Programs({"optim": {"rule": "mine.rule"}}, (), len).folder is None
+    assert Programs({"optim": {"rule": "optax.lion"}}, (), len).folder == kept_programs
 
 
 def test_what_cannot_be_trusted_is_traced_anew(config, traced, kept_programs, caplog):
@@ -120,7 +120,7 @@ def test_what_cannot_be_trusted_is_traced_anew(config, traced, kept_programs, ca
 
 
 def test_programs_that_no_run_has_used_for_a_month_are_deleted(kept_programs):
-    kept = Programs({}, ())
+    kept = Programs({}, (), len)
     for name in ("used", "unused"):
         kept.recall("number", name, lambda: 1)
     files = list(kept_programs.iterdir())

@@ -40,7 +40,6 @@ from experiments.core.experiment import Tree
 from experiments.core.trust import NAMES
 from experiments.machine import private_folder, write_whole
 from experiments.ops import library
-from experiments.viz.flops import work
 
 log = logging.getLogger(__name__)
 
@@ -61,9 +60,11 @@ class Programs:
     Args:
       config: of a trial.
       made_from: what programs follow from besides it and what it names.
+      work: counts the operations of a traced program.
     """
 
-    def __init__(self, config: Mapping[str, Any], made_from: Any):
+    def __init__(self, config: Mapping[str, Any], made_from: Any, work: Callable[[Any], int]):
+        self.work = work
         code = [value for path, value in leaves(config) if path.rpartition(".")[2] in NAMES]
         covered = all(name.startswith(COVERED) for name in code if name is not None)
         self.folder = _folder() if covered and jax.process_count() == 1 else None
@@ -102,7 +103,7 @@ class Programs:
             kept = self._export(kind, of, function, arguments)
         if kept is None:
             traced = jax.jit(function, **options).trace(*arguments)
-            return traced.lower(), work(traced.jaxpr.jaxpr)
+            return traced.lower(), self.work(traced.jaxpr.jaxpr)
         exported = jax.export.deserialize(bytearray(kept[1]))
         operations, results = _restored(kept[0])
         structure = jax.tree.structure(results)
@@ -126,7 +127,7 @@ class Programs:
             results.append(jax.tree.map(lambda _: 0, tree))
             return jax.tree.leaves(tree)
 
-        operations = work(flat.trace(*shapes).jaxpr.jaxpr)
+        operations = self.work(flat.trace(*shapes).jaxpr.jaxpr)
         try:
             facts = _described((operations, results[0]))
             text = jax.export.export(flat, disabled_checks=OWN_CALLS)(*shapes).serialize()

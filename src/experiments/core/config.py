@@ -10,10 +10,13 @@ traced scalar replaces a number of the config, and no callable needs to know.
 import functools
 import inspect
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
+
+import yaml
 
 from experiments.core.callback import FOLLOWERS, Callback, callback_nodes
 from experiments.core.names import locate
@@ -329,3 +332,15 @@ def _hints(target: Callable) -> dict[str, Any]:
 def _function(target: Callable) -> Callable:
     """Return the function with a target's signature; the metaclass of a class may hide it."""
     return target.__init__ if inspect.isclass(target) else target  # type: ignore[misc]
+
+
+class Dumper(yaml.CSafeDumper):
+    """Writes text that OmegaConf reads as a number, such as 1e3, in quotes."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        """Return the node of a text."""
+        style = "'" if re.fullmatch(r"[-+]?[\d._]+(e[-+]?\d+)?", text, re.I) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+Dumper.add_representer(str, Dumper.represent_text)

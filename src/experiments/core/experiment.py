@@ -27,7 +27,7 @@ from experiments.core.rng import initial_keys, stream
 from experiments.core.transfer import check_frozen, fitted, freeze_statistics, split
 from experiments.data.dataset import Spec, model_input
 from experiments.data.pipeline import Averaged, resize
-from experiments.errors import UserError, suggest
+from experiments.errors import UserError
 from experiments.objectives.losses import with_class_weights
 
 Tree = Any
@@ -318,24 +318,6 @@ class Experiment:
     def weights(self, state: State) -> tuple[Tree, Tree]:
         """Return (params, model_state) to evaluate with: the averages where there are any."""
         return (state.params, state.model_state) if state.ema is None else state.ema
-
-    def complaint_about(self, metric: str) -> str | None:
-        """Return None if this is a metric of the validation, else the names that it may have.
-
-        What the objective itself goes by needs no look; other metrics are found by shapes alone.
-        """
-        if metric in ("loss", self.objective({}).monitor[0]):
-            return None
-        batch = {
-            name: jax.ShapeDtypeStruct((2, *shape), dtype)
-            for name, (shape, dtype) in {**self.spec.stored, "mask": ((), "float32")}.items()
-        }
-        there = self.measured(batch, {})
-        if metric in there:
-            return None
-        return "no such metric" + (
-            suggest(metric, there) or f"; there are {', '.join(sorted(there))}"
-        )
 
     def abstract_state(self, hparams: Hparams) -> State:
         """Return shapes and dtypes of the state; nothing is allocated or compiled."""

@@ -2,15 +2,18 @@
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments.core.config import build, locate
-from experiments.errors import UserError
+from experiments.errors import UserError, suggest
 from experiments.objectives.metrics import Statistic
+
+if TYPE_CHECKING:
+    from experiments.core.experiment import Experiment
 
 Metrics = Mapping[str, Any]  # by name: functions of (predictions, batch), and `Statistic`s
 Tree = Any
@@ -86,6 +89,23 @@ def scalars_of(metrics: Metrics, sums: Mapping[str, Tree]) -> dict[str, np.ndarr
                 raise _taken(scalar)
             scalars[scalar] = values
     return scalars
+
+
+def complaint_about(experiment: "Experiment", metric: str) -> str | None:
+    """Return None if this is a metric of the validation, else the names that it may have.
+
+    What the objective itself goes by needs no look; other metrics are found by shapes alone.
+    """
+    if metric in ("loss", experiment.objective({}).monitor[0]):
+        return None
+    batch = {
+        name: jax.ShapeDtypeStruct((2, *shape), dtype)
+        for name, (shape, dtype) in {**experiment.spec.stored, "mask": ((), "float32")}.items()
+    }
+    there = experiment.measured(batch, {})
+    if metric in there:
+        return None
+    return "no such metric" + (suggest(metric, there) or f"; there are {', '.join(sorted(there))}")
 
 
 def statistics(metrics: Metrics) -> dict[str, Statistic]:

@@ -66,10 +66,12 @@ def examine(space: Space, settings: Mapping[str, Any]) -> tuple[dict[str, Any], 
 
 def check_metric(space: Space, metric: str) -> Iterator[str]:
     """Yield a complaint for each choice of a group whose trials have no such validation metric."""
+    from experiments.core.metrics import complaint_about  # imports JAX
+
     for choices in space.contexts:
         try:
             config = space.configs.plain(complete(space, choices))
-            complaint = experiment_of(config).complaint_about(metric)
+            complaint = complaint_about(experiment_of(config), metric)
         except Exception:  # of data that lie where the workers are, or of a device
             log.debug("a trial will show this", exc_info=True)
             continue

@@ -100,8 +100,8 @@ class Training:
             self._train()
         self.profile.after(self.metrics.step, ended=True)
         if self.trials:
-            done = self.metrics.step >= self.experiment.total_steps
-            ended = "finished" if done else "stopped_early"
+            over = self.metrics.step >= self.experiment.total_steps
+            ended = "finished" if over else "stopped_early"
             self._leave(["diverged" if t.diverged_at is not None else ended for t in self.trials])
 
     def _begin(self, saved: Sequence[Saved] | None, width: int | None) -> None:
@@ -204,8 +204,7 @@ class Training:
         if all(e or t.diverged_at for e, t in zip(ends, self.trials, strict=True)):
             count = max(e for e in ends if e) - self.metrics.step  # none goes on after these
         self.decisions.took(seconds, count)
-        rate = count * self.setup.batch_size / max(seconds, 1e-9)
-        logged = False
+        logged, rate = False, count * self.setup.batch_size / max(seconds, 1e-9)
         for step, diverged_row in self.metrics.add(host, count, ends):
             logged = True
             for row, line in enumerate(self.metrics.lines()):

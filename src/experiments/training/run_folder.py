@@ -14,7 +14,6 @@ import contextlib
 import fcntl
 import logging
 import os
-import re
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
+from experiments.core.config import Dumper
 from experiments.core.names import locate
 from experiments.core.trust import vet, vet_objects
 from experiments.errors import UserError, suggest
@@ -68,18 +68,6 @@ OTHERS = (
 
 UsedFolder = Literal["refused", "cleared", "continued"]
 """What happens to a folder that holds a run already."""
-
-
-class Dumper(yaml.CSafeDumper):
-    """Writes text that OmegaConf reads as a number, such as 1e3, in quotes."""
-
-    def represent_text(self, text: str) -> yaml.ScalarNode:
-        """Return the node of a text."""
-        style = "'" if re.fullmatch(r"[-+]?[\d._]+(e[-+]?\d+)?", text, re.I) else None
-        return self.represent_scalar("tag:yaml.org,2002:str", text, style)
-
-
-Dumper.add_representer(str, Dumper.represent_text)
 
 
 @contextlib.contextmanager

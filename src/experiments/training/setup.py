@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.core.config import build, place, resolve_batch_size
 from experiments.core.experiment import Experiment, State, hyperparameters
+from experiments.core.metrics import complaint_about
 from experiments.core.programs import Programs
 from experiments.core.rng import root_key
 from experiments.core.transfer import named
@@ -188,7 +189,7 @@ class Setup:
             UserError: there is no such metric.
         """
         wanted = self.trainer.monitor
-        if wanted is not None and (complaint := self.experiment.complaint_about(wanted)):
+        if wanted is not None and (complaint := complaint_about(self.experiment, wanted)):
             raise UserError(f"trainer.monitor={wanted}: the validation has {complaint}")
         return monitored(self.objective.monitor, wanted, self.trainer.monitor_mode)
 

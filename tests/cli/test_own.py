@@ -28,6 +28,8 @@ CONFIGS = {
     "loss": "_target_: mine.sharpened\n_partial_: true\nsharpness: 2.0",
     "optim": "defaults: [_shared, _self_]\nrule: mine.signs\nlearning_rate: 0.01\ndecay: 0.9",
     "schedule": "_target_: mine.halved\nunit: epochs\nevery: 2",
+    "metrics": "off_by_one: {_target_: mine.off_by_one}",
+    "callbacks": "epochs: {_target_: mine.Epochs}",
     "data": "_target_: mine.Dice\nrolls: 60\nseeds: seeds.txt\nbatch_size: 20\neval_batch_size: 60",
 }
 """The files `conf/<group>/mine.yaml`: all that a config is made of can be the user's own."""
@@ -46,6 +48,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from experiments import Callback
 from experiments.core.schedules import schedule
 from experiments.data.dataset import Arrays, Spec, Splits, as_stored
 from experiments.models.layers import Dense, flatten
@@ -74,6 +77,16 @@ def signs(decay: float):
 @schedule
 def halved(t, total, *, every: Positive):
     return 0.5 ** jnp.floor(t / every)
+
+
+def off_by_one(probabilities, batch):
+    return jnp.abs(jnp.argmax(probabilities, axis=-1) - batch["label"]) <= 1
+
+
+class Epochs(Callback):
+    def on_epoch_end(self, step, weights, metrics, predictions):
+        with Path("epochs.txt").open("a") as file:
+            print(metrics["val/off_by_one"], file=file)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +150,9 @@ def test_a_run_of_ones_own_code_goes_on_and_is_used(run_cli, own):
     call(f"resume={run}", "trainer.epochs=3", folder=run)
     summary = json.loads((run / "summary.json").read_text())
     assert summary["step"] == 9
+    seen = (own / "epochs.txt").read_text().split()
+    assert len(seen) == 3
+    assert float(seen[-1]) == summary["val/off_by_one"]
     assert summary["parameters"] == 2 * 8 + 8 + 8 * 11 + 11
     config = (run / ".hydra" / "config.yaml").read_text()
     assert "\nseed: 3\n" in config

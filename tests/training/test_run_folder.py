@@ -81,10 +81,13 @@ def test_an_older_config_is_brought_up_to_date(caplog):
         "model": {"_target_": "experiments.lenet.LeNet5", "width": 3, "gone": 1},
         "data": {"_target_": "experiments.data.text.Text", "augment": {"a": {"_target_": "x.y"}}},
         "optim": {"_target_": "experiments.optim.optimizer", "rule": "experiments.optim.sgd"},
+        "callbacks": {"own": {"_target_": "mine.Watch"}},
+        "metrics": {"own": {"_target_": "mine.score"}},
     }
     today = {
         "seed": 0,
         "new": None,
+        "callbacks": {},
         "model": {"_target_": "experiments.models.lenet.LeNet5", "width": 1, "depth": 2},
         "data": {"_target_": "experiments.data.digits.Digits", "augment": {}},
         "optim": {"_target_": "experiments.core.optim.optimizer", "rule": "optax.scale_by_adam"},
@@ -97,6 +100,8 @@ def test_an_older_config_is_brought_up_to_date(caplog):
         "model": {"_target_": "experiments.models.lenet.LeNet5", "width": 3, "depth": 2},
         "data": {"_target_": "experiments.data.text.Text", "augment": {}},
         "optim": {"_target_": "experiments.core.optim.optimizer", "rule": "optax.scale_by_adam"},
+        "callbacks": {"own": {"_target_": "mine.Watch"}},
+        "metrics": {"own": {"_target_": "mine.score"}},
     }
     assert "model.gone=1, data.augment.a=" in caplog.text
 

@@ -52,6 +52,9 @@ CODE = ("allow=", "trainer.compilation_cache=")
 ALWAYS = ("data", "model", "optim", "trainer", "seed", "name")
 """Keys of the config of every run, whatever its version; a torn file lacks the last ones."""
 
+OPEN = {"callbacks", "metrics"}
+"""Groups of the config in which the user chooses the keys."""
+
 RESULTS = (METRICS, SUMMARY, CHECKPOINTS, "lr_range.json")
 """What shows that something was trained in a folder."""
 
@@ -319,7 +322,7 @@ def up_to_date(saved: Mapping, today: Mapping) -> dict[str, Any]:
     def merge(saved: Mapping, today: Mapping, path: str) -> dict[str, Any]:
         merged = dict(today)
         for key, value in saved.items():
-            if key not in today and path != "callbacks.":  # where the user chooses the keys
+            if key not in today and not {path.removesuffix("."), f"{path}{key}"} & OPEN:
                 gone.append(f"{path}{key}={value}")
             elif isinstance(value, Mapping) and isinstance(today.get(key), Mapping):
                 merged[key] = merge(value, today[key], f"{path}{key}.")

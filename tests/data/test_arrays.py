@@ -117,9 +117,11 @@ def test_bad_arrays_end_in_one_line(npz, arrays, message):
 def test_bad_files_of_arrays_end_in_one_line(tmp_path):
     (tmp_path / "x.npz").write_bytes(b"PK\x03\x04 and no more")
     (tmp_path / "x.npy").write_bytes(b"")
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n")
     for name, message in {
         "x.npz": "cannot be read",
-        "x.npy": "cannot be read",
+        "x.npy": "is no file of NumPy arrays",
+        "t.csv": "is no file of NumPy arrays, .npz or .npy; a table is data=table",
         "none": "no such file",
     }.items():
         with pytest.raises(UserError, match=f"data.path=.*{name}.*{message}"):
@@ -246,6 +248,7 @@ def test_bad_tables_end_in_one_line(tmp_path, overrides, message):
         (b"", "cannot be read as a table"),
         (b"a,k\n1,\xe9\n", r"not in UTF-8 \(byte 6\); say data.encoding=latin1"),
         (b"PAR1 and no more", "cannot be read as a table"),
+        (b"PK\x03\x04 of Excel", "is no CSV, TSV or Parquet file, but of Excel"),
     ],
 )
 def test_bad_files_of_tables_end_in_one_line(tmp_path, content, message):

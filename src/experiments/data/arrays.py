@@ -24,6 +24,7 @@ from experiments.types import PositiveInt
 Kind = Literal["image", "sequence", "vector"]
 
 INPUTS = ("x", "inputs", "images", "image", "data", "features")
+MAGIC = (b"PK\x03\x04", b"PK\x05\x06", b"\x93NUM")  # what .npz and .npy files begin with
 TARGETS = ("y", "targets", "target", "labels", "label")
 
 
@@ -182,14 +183,20 @@ def read_arrays(path: str, inputs: str | None, targets: str | None, _stamp: Any)
 def _load(path: str) -> dict[str, np.ndarray]:
     where = expanded(path)
     try:
+        with where.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise unusable("data.path", path, error) from error
+    if magic not in MAGIC:
+        raise UserError(
+            f"data.path={path} is no file of NumPy arrays, .npz or .npy; "
+            f"a table is data=table, a text data=text"
+        )
+    try:
         if where.suffix == ".npy":
             return {"x": np.load(where, allow_pickle=False)}
         with np.load(where, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except OSError as error:
-        if error.errno:
-            raise unusable("data.path", path, error) from error
-        raise UserError(f"data.path={path} is no file of NumPy arrays: {error}") from error
     except Exception as error:  # of zipfile, zlib and NumPy
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         pickled = "Object arrays" in said

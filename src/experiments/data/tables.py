@@ -284,6 +284,11 @@ def read_table(reading: Reading, _stamp: Any) -> tuple[pa.Table, str]:
         content = expanded(path).read_bytes()
     except OSError as error:
         raise unusable("data.path", path, error) from error
+    if content.startswith((b"PK\x03\x04", b"\x93NUMPY", b"\xd0\xcf\x11\xe0")):
+        raise UserError(
+            f"data.path={path} is no CSV, TSV or Parquet file, but of Excel or NumPy: "
+            f"save a table as CSV; arrays are data=arrays"
+        )
     try:
         if content[:4] == b"PAR1":
             table = parquet.read_table(pa.BufferReader(content))

@@ -20,8 +20,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from experiments.data.stream import open_split
-from experiments.data.tfds.prepared import FORMAT, Prepared, locate
+from experiments.data.reading.prepared import FORMAT, Prepared, locate
+from experiments.data.reading.stream import open_split
 from experiments.machine import cores
 
 WIDTH, HEIGHT = 500, 375

@@ -87,7 +87,7 @@ def trials() -> list[Row]:
 
 def rows() -> list[Row]:
     """LeNet-5 on MNIST, streamed, 300 steps of 128."""
-    from experiments.data.tfds.prepared import data_dir
+    from experiments.data.reading.prepared import data_dir
 
     source = sorted((data_dir(None) / "mnist").glob("*.*.*"))[-1]
     found = []

@@ -11,7 +11,7 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
-from experiments.data.tfds.records import Example
+from experiments.data.reading.records import Example
 
 ROOT = Path(__file__).parents[2]
 

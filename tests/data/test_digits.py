@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.data.images import TfdsImages
-from experiments.data.tfds.prepared import locate
+from experiments.data.reading.prepared import locate
 
 # Fails on any attempt to use the network, TensorFlow or TFDS.
 OFFLINE = """

@@ -9,7 +9,7 @@ from PIL import Image
 
 from experiments.data.dataset import Stream
 from experiments.data.folder import FolderImages
-from experiments.data.pictures import decoded, fitted
+from experiments.data.reading.pictures import decoded, fitted
 from experiments.errors import UserError
 
 GREY = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4

@@ -14,8 +14,8 @@ from experiments.data import cache
 from experiments.data.dataset import Arrays, Stream
 from experiments.data.images import TfdsImages
 from experiments.data.pipeline import Augment
-from experiments.data.tfds import records
-from experiments.data.tfds.prepared import locate
+from experiments.data.reading import records
+from experiments.data.reading.prepared import locate
 from experiments.errors import UserError
 
 

@@ -12,7 +12,7 @@ from experiments.core.experiment import Experiment
 from experiments.data.dataset import Spec
 from experiments.data.images import TfdsImages
 from experiments.data.pipeline import Augment, Averaged, Pipeline, centre_crop, resize, views
-from experiments.data.stream import centre_box
+from experiments.data.reading.stream import centre_box
 from experiments.errors import UserError
 from support import composed
 

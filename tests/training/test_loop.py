@@ -322,7 +322,7 @@ def test_between_two_lines_it_is_said_how_far_a_run_is(train):
 @pytest.fixture
 def opened(monkeypatch):
     """The positions at which streams were opened, each time with new reading processes."""
-    from experiments.data.stream import _Batches
+    from experiments.data.reading.stream import _Batches
 
     positions, go_to = [], _Batches.go_to
     noted = lambda self, at: (positions.append(at), go_to(self, at))  # noqa: E731

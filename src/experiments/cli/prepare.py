@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.data.cache import load_split
-from experiments.data.tfds.prepared import FORMAT, SHIPPED, Prepared, check_name, data_dir, find
+from experiments.data.reading.cache import load_split
+from experiments.data.reading.prepared import FORMAT, SHIPPED, Prepared, check_name, data_dir, find
 from experiments.errors import UserError
 from experiments.machine import ensure_home
 

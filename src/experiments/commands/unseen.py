@@ -13,10 +13,11 @@ import pyarrow as pa
 from pyarrow import csv, parquet
 
 from experiments.data import arrays, tables
-from experiments.data.cache import in_parallel, worth_processes
 from experiments.data.dataset import Splits, Stream, some
 from experiments.data.examples import Examples
-from experiments.data.pictures import SUFFIXES, decoded, fitted
+from experiments.data.reading import table
+from experiments.data.reading.cache import in_parallel, worth_processes
+from experiments.data.reading.pictures import SUFFIXES, decoded, fitted
 from experiments.errors import UserError, suggest, unusable
 from experiments.machine import expanded
 
@@ -260,7 +261,7 @@ def _table(source: tables.TableFile, path: str, size: int) -> Iterator[np.ndarra
         for piece in _row_groups(reading, columns, size):
             for start in range(0, piece.num_rows, size):
                 rows = pa.Table.from_batches([piece.slice(start, size)])
-                read = [tables.plain(column, reading) for column in rows.columns]
+                read = [table.plain(column, reading) for column in rows.columns]
                 names = [name.strip() for name in rows.column_names]
                 yield source.encoded(pa.table(read, names))
     except OSError as error:
@@ -271,23 +272,23 @@ def _table(source: tables.TableFile, path: str, size: int) -> Iterator[np.ndarra
 
 
 def _row_groups(
-    reading: tables.Reading, columns: list[tables.Found], size: int
+    reading: table.Reading, columns: list[tables.Found], size: int
 ) -> Iterator[pa.RecordBatch]:
     """Yield parts of a table, with the described columns alone, texts not yet converted."""
     path = expanded(reading.path)
     with path.open("rb") as file:
-        start = file.read(tables.BEGINNING)
+        start = file.read(table.BEGINNING)
     if start[:4] == b"PAR1":
-        table = parquet.ParquetFile(path)
-        names = _chosen(table.schema_arrow.names, columns, reading.path)
-        yield from table.iter_batches(size, columns=list(names))
+        rows = parquet.ParquetFile(path)
+        names = _chosen(rows.schema_arrow.names, columns, reading.path)
+        yield from rows.iter_batches(size, columns=list(names))
         return
 
     def stream() -> pa.NativeFile:
         return pa.transcoding_input_stream(pa.OSFile(str(path)), reading.encoding, "utf8")
 
     beginning = start.decode(reading.encoding, "replace").removeprefix("\ufeff")
-    with csv.open_csv(stream(), **tables.csv_options(reading, beginning)) as reader:
+    with csv.open_csv(stream(), **table.csv_options(reading, beginning)) as reader:
         names = _chosen(reader.schema.names, columns, reading.path)
     numbers = pa.string() if reading.thousands else None  # made numbers of by `plain`
     types = {
@@ -295,7 +296,7 @@ def _row_groups(
         for name, described in names.items()
         if (kind := tables.type_of(described)) is not None
     }
-    options = tables.csv_options(reading, beginning, types)
+    options = table.csv_options(reading, beginning, types)
     options["convert_options"].include_columns = list(names)
     with csv.open_csv(stream(), **options) as reader:
         yield from reader

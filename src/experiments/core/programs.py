@@ -34,11 +34,10 @@ import jax
 import jax.export
 import jax.numpy as jnp
 
-import experiments
 from experiments.core.config import leaves, locate
 from experiments.core.experiment import Tree
 from experiments.core.trust import NAMES
-from experiments.machine import private_folder, write_whole
+from experiments.machine import PACKAGE, private_folder, write_whole
 from experiments.ops import library
 
 log = logging.getLogger(__name__)
@@ -200,7 +199,7 @@ def _surroundings() -> bytes:
 def _source() -> list[str]:
     """Return a hash of this package's source, and versions."""
     source = hashlib.sha256()
-    for path in sorted(Path(experiments.__file__).parent.rglob("*.py")):
+    for path in sorted(PACKAGE.rglob("*.py")):
         source.update(path.read_bytes())
     return [source.hexdigest(), platform.python_version(), *map(version, LIBRARIES)]
 

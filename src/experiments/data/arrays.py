@@ -7,16 +7,10 @@ from typing import Any, Literal
 import numpy as np
 
 from experiments.data.dataset import ALL, PARTS, SPLITS, Spec, as_stored, fingerprint, some, stamp
-from experiments.data.examples import (
-    ROUNDING,
-    Examples,
-    Found,
-    Raw,
-    stored_targets,
-    tidied,
-)
+from experiments.data.examples import Examples, Raw
 from experiments.data.pipeline import Augment, Pipeline
 from experiments.data.sampling import known_count
+from experiments.data.targets import ROUNDING, Found, stored_targets, tidied
 from experiments.errors import UserError, suggest, unusable
 from experiments.machine import expanded
 from experiments.types import PositiveInt

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from experiments.data.cache import cache_folder
 from experiments.data.dataset import (
     ALL,
     SPLITS,
@@ -23,7 +22,8 @@ from experiments.data.dataset import (
     some,
 )
 from experiments.data.images import Images
-from experiments.data.pictures import SUFFIXES, FolderRecords, Scan, Source, scan
+from experiments.data.reading.cache import cache_folder
+from experiments.data.reading.pictures import SUFFIXES, FolderRecords, Scan, Source, scan
 from experiments.errors import UserError, unusable
 from experiments.machine import expanded
 from experiments.types import Decay

@@ -16,11 +16,11 @@ import pyarrow.compute as pc
 
 from experiments.data.arrays import TARGETS
 from experiments.data.dataset import ALL, SPLITS, Spec, Splits, fingerprint, some
-from experiments.data.examples import Task, describe_target, labels_of, missing
 from experiments.data.folder import Folder, FolderImages
 from experiments.data.images import Images
-from experiments.data.pictures import Cell, Source
+from experiments.data.reading.pictures import Cell, Source
 from experiments.data.tables import TableFile, as_targets
+from experiments.data.targets import Task, describe_target, labels_of, missing
 from experiments.errors import UserError, suggest
 from experiments.machine import expanded
 from experiments.types import Decay

@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from experiments.data.cache import load_split
 from experiments.data.dataset import Pictures, Spec, Splits, hold_out, number_held_out
 from experiments.data.pipeline import Augment, Pipeline, RowPipeline
+from experiments.data.reading.cache import load_split
+from experiments.data.reading.prepared import Prepared, find_here, locate
 from experiments.data.sampling import count_of, known_count, limited
-from experiments.data.tfds.prepared import Prepared, find_here, locate
 from experiments.errors import UserError
 from experiments.types import Decay, Fraction, Limit, NonNegativeInt, PositiveInt, Sampler, Share
 
@@ -114,7 +114,9 @@ class Images:
         """
         names = dict.fromkeys(split for split, _ in parts.values())
         if self._streamed(data, names, image_size):
-            from experiments.data.stream import open_split  # imports Grain, which takes seconds
+            from experiments.data.reading.stream import (
+                open_split,  # imports Grain, which takes seconds
+            )
 
             read = partial(open_split, data, image_size=image_size, workers=self.workers)
             whole = self.crop_size is not None

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.data.dataset import Arrays, Spec, Splits, as_stored, cut, fingerprint, hold_out
+from experiments.data.reading.prepared import Prepared, locate
+from experiments.data.reading.records import Records
 from experiments.data.sampling import count_of, known_count, limited
-from experiments.data.tfds.prepared import Prepared, locate
-from experiments.data.tfds.records import Records
 from experiments.errors import UserError, unusable
 from experiments.machine import expanded
 from experiments.types import Decay, Limit, NonNegativeInt, PositiveInt, Sampler

@@ -14,7 +14,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from PIL import Image
 
-from experiments.data.tfds.prepared import Kind, Prepared
+from experiments.data.reading.prepared import Kind, Prepared
 from experiments.errors import UserError
 
 CHUNK = 512  # examples that are read and decoded together

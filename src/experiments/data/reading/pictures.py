@@ -10,7 +10,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from experiments.data.cache import cached, in_parallel, said, worth_processes
+from experiments.data.reading.cache import cached, in_parallel, said, worth_processes
 from experiments.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")

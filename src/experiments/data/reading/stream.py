@@ -10,8 +10,8 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from experiments.data.cache import begin_decoding
 from experiments.data.dataset import Batch, Pictures, Stream
+from experiments.data.reading.cache import begin_decoding
 
 Example = dict[str, Any]
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels

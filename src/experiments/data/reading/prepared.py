@@ -105,7 +105,7 @@ class Prepared:
 
     def records(self, split: str) -> Any:
         """Return the examples of a split; see `Records`."""
-        from experiments.data.tfds.records import Records  # imports array_record
+        from experiments.data.reading.records import Records  # imports array_record
 
         return Records(self, split)
 

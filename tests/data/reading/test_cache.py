@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.data import cache
-from experiments.data.cache import cached
+from experiments.data.reading.cache import cached
 
 
 def make() -> dict[str, np.ndarray]:

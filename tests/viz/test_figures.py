@@ -111,12 +111,12 @@ def test_confusion_matrix_of_any_size(classes, value):
 def test_sample_predictions_name_the_true_class_of_errors():
     images = np.linspace(0, 1, 2 * 8 * 8 * 3).reshape(2, 8, 8, 3)
     figure = sample_predictions(
-        images, np.array([0, 0]), np.array([[0.9, 0.1], [0.24, 0.76]]), ["cat", "dog"]
+        images, np.array([0, 0]), np.array([[0.9, 0.1], [0.24, 0.76]]), ["$a_^$", "dog"]
     )
     drawn(figure)
     right, wrong = figure.axes[0].texts
-    assert right.get_text() == "cat  90%"
-    assert wrong.get_text() == "dog  76%\ntrue: cat"
+    assert right.get_text() == r"\$a_^\$  90%"  # the name itself, and no formula
+    assert wrong.get_text() == "dog  76%\ntrue: \\$a_^\\$"
     assert right.get_color() != wrong.get_color()
 
 

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from experiments.viz.figures import INK, PICTURE, RIGHT, TITLE, WRONG, curves_of, new_figure
+from experiments.viz.figures import INK, PICTURE, RIGHT, TITLE, WRONG, curves_of, new_figure, plain
 from experiments.viz.trial_view import Drawings, Predictions, TrialView, Weights
 
 CELLS = 12  # most classes for which confusions are written as numbers
@@ -134,4 +134,4 @@ def _worst_confusions(ax: Axes, counts: np.ndarray, class_names: Sequence[str]) 
 def _short(name: object, most: int = 16) -> str:
     text = str(name)
     head = most // 2
-    return text if len(text) <= most else f"{text[:head]}…{text[head + 1 - most :]}"
+    return plain(text if len(text) <= most else f"{text[:head]}…{text[head + 1 - most :]}")

@@ -200,3 +200,8 @@ def _panels(figure: Figure, count: int) -> list[Axes]:
     sides = {"left": left / width, "right": 1 - right / width, "wspace": left / each}
     grid = {**sides, "bottom": bottom / height, "top": 1 - top / height}
     return list(figure.subplots(1, count, squeeze=False, gridspec_kw=grid)[0])
+
+
+def plain(text: str) -> str:
+    """Escape what matplotlib takes for formulas, and replace control characters."""
+    return "".join(c if c.isprintable() else "·" for c in text).replace("$", r"\$")

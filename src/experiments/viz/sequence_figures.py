@@ -21,6 +21,7 @@ from experiments.viz.figures import (
     curves_of,
     new_figure,
     one_panel,
+    plain,
     plain_axes,
 )
 from experiments.viz.trial_view import Drawings, Predictions, TrialView, Weights
@@ -117,7 +118,7 @@ def _evaluate(experiment: Any, hparams: Any, weights: Weights, batch: Any) -> ja
 def written_text(texts: Sequence[tuple[str, str]]) -> Figure:
     """Draw text that a language model generated: a column for each (title, text)."""
     columns = [
-        [_plain(part) for line in text.split("\n") for part in textwrap.wrap(line, WIDTH) or [""]]
+        [plain(part) for line in text.split("\n") for part in textwrap.wrap(line, WIDTH) or [""]]
         for _, text in texts
     ]
     height = LINE * max(map(len, columns)) + 0.6
@@ -152,7 +153,7 @@ def surprise(text: str, nats: np.ndarray) -> Figure:
         for column, (character, value) in enumerate(line):
             shades[row, column] = value
             colour = "white" if value > 3.5 else INK
-            ax.text(column, row, _plain(character), color=colour, **TOKEN)
+            ax.text(column, row, plain(character), color=colour, **TOKEN)
     picture = ax.imshow(shades, cmap="Oranges", vmin=0, vmax=5, aspect="auto")
     ax.set_axis_off()
     bar = figure.colorbar(picture, ax=ax, shrink=0.6, pad=0.01)
@@ -236,8 +237,3 @@ def labelled(
             for column, (value, colour) in enumerate(zip(values, colours, strict=True)):
                 ax.text(column, row, str(value), color=str(colour), **TOKEN | {"fontsize": 7})
     return figure
-
-
-def _plain(text: str) -> str:
-    """Escape what matplotlib takes for formulas, and replace control characters."""
-    return "".join(c if c.isprintable() else "·" for c in text).replace("$", r"\$")

@@ -3,13 +3,12 @@
 import os
 import shutil
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-import experiments
+from experiments.core import programs
 from experiments.core.experiment import Experiment
 from experiments.core.programs import Programs, _source
 from experiments.training.checkpoints import load_weights
@@ -75,8 +74,8 @@ def test_another_program_is_not_taken_for_it(config, traced):
 
 def test_they_follow_from_the_source_of_this_package(tmp_path, monkeypatch):
     changed = tmp_path / "experiments"
-    shutil.copytree(Path(experiments.__file__).parent / "core", changed / "core")
-    monkeypatch.setattr(experiments, "__file__", str(changed / "__init__.py"))
+    shutil.copytree(programs.PACKAGE / "core", changed / "core")
+    monkeypatch.setattr(programs, "PACKAGE", changed)
     before = _source.__wrapped__()
     assert _source.__wrapped__() == before
     with (changed / "core" / "optim.py").open("a") as file:

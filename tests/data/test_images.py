@@ -10,11 +10,10 @@ import pytest
 
 from experiments.cli.prepare import statistics
 from experiments.core.config import build, check
-from experiments.data import cache
 from experiments.data.dataset import Arrays, Stream
 from experiments.data.images import TfdsImages
 from experiments.data.pipeline import Augment
-from experiments.data.reading import records
+from experiments.data.reading import cache, records
 from experiments.data.reading.prepared import locate
 from experiments.errors import UserError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.data import cache
+from experiments.data.reading import cache
 from experiments.data.reading.cache import cached
 
 

@@ -16,7 +16,7 @@ from experiments.core.names import locate
 from experiments.errors import UserError
 from experiments.machine import called
 from experiments.search import agents
-from experiments.search.actions import own_configs
+from experiments.search.actions import own_configs, trust_files_of
 from experiments.search.plan import Plan, plan_of_file, read_plan
 from experiments.search.readers import read_sweep_file
 from experiments.search.slurm import Task, read_cluster
@@ -175,7 +175,11 @@ def test_a_study_of_ones_own_code_works_from_anywhere(own, tmp_path, monkeypatch
     create_study(plan, study, ROOT / "conf")
     assert read_plan(study).directory == str(own)
     monkeypatch.chdir(tmp_path)
-    trust.allow([ROOT / "conf"], [])
+    # another folder, whose files name code of the same name, is not taken for the study's
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "x.yaml").write_text(CONFIGS["model"])
+    trust.allow([ROOT / "conf", tmp_path / "conf"], [])
+    trust_files_of(plan.config_dir, ROOT / "conf", {"config_dir": f"{tmp_path}/conf"})
     with pytest.raises(UserError) as refused:
         Study(study, ROOT / "conf").space.vet(study)
     first, second = str(refused.value).splitlines()
@@ -224,6 +228,13 @@ def test_a_file_that_has_the_name_of_a_library_is_named(own):
     (own / "code.py").write_text("class Net: ...")
     with pytest.raises(UserError, match=f"'code.Net' does not exist: .*; {own}/code.py is hidden"):
         locate("code.Net")
+
+
+def test_code_beside_the_config_files_comes_before_that_of_the_working_directory(own, monkeypatch):
+    (own / "empty").mkdir()
+    monkeypatch.chdir(own / "empty")
+    assert with_own(["--config-dir=../conf"]) == [f"--config-dir={own}/conf"]
+    assert sys.path[-2:] == [str(own), str(own / "empty")]
 
 
 def test_config_files_that_are_not_read_are_named(own, capsys):

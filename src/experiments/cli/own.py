@@ -6,6 +6,7 @@ own: it may have been sent by anybody.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,13 +26,14 @@ def with_own(arguments: Sequence[str]) -> list[str]:
     if taken := next((f for f in (here, *here.parents) if _may_be_sent(f)), None):
         if found.is_dir() or any(here.glob("*.py")):
             _warn(f"{taken} holds a run or a study: code and conf/ in {here} are not used")
-    else:
+    elif config_dir is None and found.is_dir() and not found.samefile(CONFIG):
+        config_dir = str(found)
+    if config_dir is not None:  # first: what its files name is beside them
+        _import_from(Path(config_dir).parent)
+    if taken is None:
         _import_from(here)
-        if config_dir is None and found.is_dir() and not found.samefile(CONFIG):
-            config_dir = str(found)
     if config_dir is None:
         return others
-    _import_from(Path(config_dir).parent)
     if not any(argument.startswith("worker=") for argument in others):  # its launcher has said so
         _warn_of_hidden(Path(config_dir))
     return [*others, f"--config-dir={config_dir}"]
@@ -40,7 +42,7 @@ def with_own(arguments: Sequence[str]) -> list[str]:
 def config_dir_of(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     """Divide arguments into the folder of the user's own config files, and the others."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config-dir", "-cd", type=lambda folder: str(Path(folder).absolute()))
+    parser.add_argument("--config-dir", "-cd", type=os.path.abspath)
     known, others = parser.parse_known_args(arguments)
     return known.config_dir, others
 

@@ -97,9 +97,10 @@ def resume(folder: Path, config_folder: Path, options: Options) -> None:
         if (given := cluster.get(key)) and key not in changes:
             problem = f"{folder} may not say what a job runs; say it again: cluster.{key}=..."
             raise UserError(f"cluster.{key}={given}: {problem}")
+    config_dir = own_configs(plan, options.get("config_dir"))
+    trust_files_of(config_dir, config_folder, options)
     with local.standing_by(options, cluster["name"]) as workers:
         read_cluster(config_folder, cluster)
-        config_dir = own_configs(plan, options.get("config_dir"))
         changed = {"n_trials": budget, "cluster": cluster, "config_dir": config_dir}
         dataclasses.replace(plan, **changed).save(folder)
         (folder / CANCEL).unlink(missing_ok=True)
@@ -125,6 +126,12 @@ def own_configs(plan: Plan, given: str | None) -> str | None:
     return given if named or (gone and given) else plan.config_dir
 
 
+def trust_files_of(config_dir: str | None, config_folder: Path, options: Options) -> None:
+    """Trust no config files but those of the study: code in two folders may have one name."""
+    if options.get("config_dir") != config_dir:
+        configs.trust_own(config_folder, None, options.get("allow", []))
+
+
 def cancel(folder: Path, config_folder: Path, _: Options) -> None:
     """Ask all workers to save their trials and stop."""
     read_plan(folder)
@@ -146,8 +153,10 @@ def worker(folder: Path, config_folder: Path, options: Options) -> None:
             return
         folder, composed = found
     folder = folder.absolute()
-    if (begun := read_plan(folder).directory) and Path(begun).is_dir():
-        os.chdir(begun)
+    plan = read_plan(folder)
+    trust_files_of(plan.config_dir, config_folder, options)
+    if plan.directory and Path(plan.directory).is_dir():
+        os.chdir(plan.directory)
     # by force: instead of the handler that Orbax has installed
     logging.basicConfig(stream=sys.stdout, force=True)
     logging.root.handlers[0].setFormatter(Formatter("%(asctime)s %(message)s"))

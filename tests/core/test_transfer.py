@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from experiments.core.experiment import Experiment
 from experiments.core.params import merged
@@ -145,9 +146,10 @@ def test_what_fits_by_name_and_shape_is_taken():
 
 def test_files_that_cannot_be_read_end_in_a_plain_line(tmp_path):
     file = tmp_path / "weights.safetensors"
-    file.write_bytes(b"nonsense")
+    save_file({"fc.weight": np.zeros((2, 2), np.float32)}, file)
     with pytest.raises(UserError, match="names are known for VGG, AlexNet, "):
         read_published(file, composed("model=mlp")["model"])
+    file.write_bytes(b"nonsense")
     with pytest.raises(UserError, match="cannot be read"):
         read_published(file, composed("model=vgg16")["model"])
 

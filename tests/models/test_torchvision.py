@@ -13,8 +13,8 @@ from flax import nnx
 
 from experiments.core.config import build
 from experiments.core.params import merged, variables
-from experiments.core.transfer import agreement, fitted
-from experiments.models.torchvision import read_published
+from experiments.core.transfer import agreement, fitted, named
+from experiments.models.torchvision import published, read_published
 from support import composed
 
 torch = pytest.importorskip("torch", reason="compares with PyTorch: pip install -e '.[bench]'")
@@ -287,6 +287,44 @@ def test_published_weights_give_the_same_logits(case, tmp_path):
     np.testing.assert_allclose(logits(config, file, x), expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_weights_from_here_load_in_pytorch_and_give_the_same_logits(case):
+    make, name, sizes, more, pixels = CASES[case]
+    config = composed(f"model={name}")["model"] | sizes | more
+    model = new_model(config, (pixels, pixels, 3))
+    rng = np.random.default_rng(0)
+    weights = jax.tree.map(
+        lambda a: (
+            rng.uniform(0.5, 1.5, a.shape).astype(np.float32)
+            if a.ndim < 3 and a.shape[-1:] != (CLASSES,)
+            else rng.normal(0, 0.1, a.shape).astype(np.float32)
+        ),
+        merged(*variables(model)),
+    )
+    theirs = make(**sizes, **more, classes=CLASSES).eval()
+    state = {n: torch.from_numpy(a) for n, a in published(named(weights), config).items()}
+    state = {n: a for n, a in state.items() if not n.startswith("aux")}
+    theirs.load_state_dict(state, strict=True)
+    x = np.asarray(jax.random.normal(jax.random.key(0), (2, pixels, pixels, 3)))
+    expected = theirs(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).detach().numpy()
+    found = run(model, weights, x)
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max(), rtol=1e-4)
+
+
+def new_model(config, shape):
+    zeros = jax.nn.initializers.zeros
+    return build(
+        config, input_shape=shape, num_classes=CLASSES, kernel_init=zeros, rngs=nnx.Rngs(0)
+    )
+
+
+def run(model, weights, x):
+    nnx.update(model, nnx.State(weights))
+    model.eval()
+    graph, state = nnx.split(model)
+    return jax.jit(lambda state, x: nnx.merge(graph, state)(x))(state, jnp.asarray(x))
+
+
 def save(module, file):
     from safetensors.torch import save_file
 
@@ -295,19 +333,10 @@ def save(module, file):
 
 def logits(config, file, x):
     """The logits of a config's model with the weights of a file, all of which must fit."""
-    ours = build(
-        config,
-        input_shape=x.shape[1:],
-        num_classes=CLASSES,
-        kernel_init=jax.nn.initializers.zeros,
-        rngs=nnx.Rngs(0),
-    )
+    ours = new_model(config, x.shape[1:])
     found, weights = read_published(file, config), variables(ours)
     result = agreement(found, merged(*weights))
     assert not result.of_other_shape
     assert not result.unwanted
     assert all(name.startswith("auxiliaries") for name in result.new)
-    nnx.update(ours, nnx.State(merged(*(fitted(found, part) for part in weights))))
-    ours.eval()
-    graph, state = nnx.split(ours)
-    return jax.jit(lambda state, x: nnx.merge(graph, state)(x))(state, jnp.asarray(x))
+    return run(ours, merged(*(fitted(found, part) for part in weights)), x)

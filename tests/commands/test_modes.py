@@ -8,13 +8,16 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from importlib.util import find_spec
 from typing import get_args
 
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
+from safetensors.numpy import load_file
 
 from experiments.core.config import build
+from experiments.training.restored import read
 from experiments.types import Mode, RunMode
 from support import ROOT, composed
 
@@ -154,6 +157,46 @@ assert not any(name.startswith(("experiments", "flax")) for name in sys.modules)
     found = np.load(tmp_path / "all.npy")
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-6)
     np.testing.assert_allclose(np.load(tmp_path / "three.npy"), found[:3], rtol=1e-4, atol=1e-6)
+
+
+def test_weights_are_exported_to_be_read_again(run_cli, trained, tmp_path):
+    export = ["mode=export", f"checkpoint={trained}"]
+    code, error = run_cli(*export, "export.format=safetensors")
+    assert code == 0, error
+    said = json.loads((tmp_path / "run/model.json").read_text())
+    assert (said["names"], said["data"]["shape"]) == ("experiments", [8, 8, 1])
+    assert (said["input_shape"], said["classes"]) == ([28, 28, 1], [str(n) for n in range(10)])
+    weights = read(trained, said["model"])
+    found = load_file(tmp_path / "run/model.safetensors")
+    again = read(tmp_path / "run/model.safetensors", said["model"])
+    assert found.keys() == weights.keys() == again.keys()
+    for name, array in weights.items():
+        np.testing.assert_array_equal(found[name], array)
+        np.testing.assert_array_equal(again[name], array)
+    code, error = run_cli(*export, "export.format=safetensor")
+    assert code == 2
+    assert "must be one of stablehlo, safetensors, onnx; did you mean 'safetensors'?" in error
+    if find_spec("jax2onnx") is None:
+        code, error = run_cli(*export, "export.format=onnx")
+        assert code == 2
+        assert error.endswith("not installed\npip install -c requirements.lock -e '.[onnx]'\n")
+
+
+@pytest.mark.skipif(find_spec("jax2onnx") is None, reason="needs jax2onnx: the extra `onnx`")
+def test_onnx_runtime_computes_what_the_evaluation_does(run_cli, trained, tmp_path, data_home):
+    import onnxruntime
+
+    for mode in (["export", "export.format=onnx"], ["predict", "predict.splits=[test]"]):
+        arguments = (f"mode={mode[0]}", f"checkpoint={trained}", mode[1])
+        code, error = run_cli(*arguments, folder=tmp_path / "out")
+        assert code == 0, error
+    expected = [[float(row[f"p_{c}"]) for c in range(10)] for row in predictions(tmp_path / "out")]
+    session = onnxruntime.InferenceSession(tmp_path / "out/model.onnx")
+    images = images_of_the_test(data_home)
+    (found,) = session.run(None, {"image": images})
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    (three,) = session.run(None, {"image": images[:3]})
+    np.testing.assert_allclose(three, expected[:3], atol=1e-5)
 
 
 @pytest.mark.parametrize("choices", ["hydra.yaml", "overrides.yaml"])  # of a run, of a trial

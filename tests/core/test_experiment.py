@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
 from experiments.core.config import build
 from experiments.core.experiment import Experiment, hyperparameters
+from experiments.ops.product import xla_only
 from experiments.training.setup import Setups
 from support import choices, composed, supervised_losses
 
@@ -183,3 +185,18 @@ def test_every_choice_trains(batch, group, name):
     state, losses = run(state)
     assert int(state.diverged_at) == -1
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("overrides", [["model=autoencoder"], ["data=sine", "model=lstm"]])
+def test_an_evaluation_is_of_any_number_of_examples(overrides):
+    """So that it can be exported."""
+    config = composed(*overrides)
+    data = build(config["data"])
+    whole = Experiment(config, data.spec, data.pipeline, steps_per_epoch=10, total_steps=40)
+    (size,) = export.symbolic_shape("size")
+    stored = {**data.spec.stored, "mask": ((), "float32")}
+    batch = {n: jax.ShapeDtypeStruct((size, *s), np.dtype(t)) for n, (s, t) in stored.items()}
+    weights = whole.weights(whole.abstract_state({}))
+    with xla_only():
+        _, outputs = jax.eval_shape(whole.eval_step, *weights, batch, {})
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(outputs)} == {size}

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.image import resize as image_resize  # as it is, whatever a converter puts in its place
 
 from experiments.data import augmentation
 from experiments.errors import UserError
@@ -181,7 +182,7 @@ class RowPipeline(Pipeline):
 def resize(images: Array, shape: Sequence[int]) -> Array:
     """Resize [..., H, W, C] bilinearly to [..., *shape, C], antialiased when shrinking."""
     target = (*images.shape[:-3], *shape, images.shape[-1])
-    return jax.image.resize(images, target, method="bilinear")
+    return image_resize(images, target, method="bilinear")
 
 
 def _unit(images: Array) -> Array:

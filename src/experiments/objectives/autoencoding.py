@@ -66,7 +66,7 @@ class Autoencoding:
         target = image_of(batch)
         seen = self.corrupted(target, rngs)
         code = model.encode(seen)
-        pixels = target.reshape(len(target), -1)
+        pixels = target.reshape(target.shape[0], -1)
         outputs = full_precision(model.decode(code).reshape(pixels.shape))
         data_term = self.loss(self.output.loss_input(outputs), pixels)
         function = getattr(self.loss, "func", self.loss)
@@ -110,7 +110,7 @@ class Autoencoding:
             frozen, state = nnx.split(model)
             output, back = jax.vjp(lambda x: nnx.merge(frozen, state).encode(x), seen)
             (gradient,) = back(direction.astype(output.dtype))
-            cost += self.contraction * jnp.sum(gradient.reshape(len(code), -1) ** 2, axis=-1)
+            cost += self.contraction * jnp.sum(gradient.reshape(code.shape[0], -1) ** 2, axis=-1)
         return cost
 
     def layerwise(self, model: Any, seen: jax.Array, whole: jax.Array, epoch: Any) -> jax.Array:

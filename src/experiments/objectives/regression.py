@@ -54,10 +54,10 @@ class Regression(Classification):
         axes = tuple(range(1, target.ndim))
         loss = self.loss(self.loss_input(outputs), target)
         error = jnp.abs(outputs - target)
-        unit = batch.get("unit", jnp.ones(len(target)))
-        unit = unit.reshape(len(target), *[1] * (target.ndim - 1))
+        unit = batch.get("unit", jnp.ones(target.shape[0]))
+        unit = unit.reshape(target.shape[0], *[1] * (target.ndim - 1))
         values = {
-            "loss": jnp.mean(loss.reshape(len(target), -1), axis=1),
+            "loss": jnp.mean(loss.reshape(target.shape[0], -1), axis=1),
             "squared_error": jnp.mean(error**2, axis=axes),
             "absolute_error": jnp.mean(error * unit, axis=axes),
         }

@@ -63,7 +63,8 @@ STUDY = ("study.yaml", "trials")
 
 OTHERS = (
     *(HYDRA, LOG, "figures", "profile", "populations", "metrics.csv", "tensorboard", "wandb"),
-    *(FOUND, EVALUATION, "predictions.csv", "predictions.parquet", "model.stablehlo", "sample.txt"),
+    *(FOUND, EVALUATION, "predictions.csv", "predictions.parquet", "sample.txt"),
+    *("model.stablehlo", "model.safetensors", "model.json", "model.onnx"),
     "mistakes.csv",
 )
 """What else may be in it that this program wrote."""

@@ -47,7 +47,7 @@ def test_a_metric_that_there_is_not_is_refused_before_training(run_cli, tmp_path
         code, error = run_cli(*QUICK, f"trainer.monitor={wrong}", folder=tmp_path / "run")
         assert code == 2
         assert f"trainer.monitor={wrong}: " in error
-        assert "did you mean 'accuracy'?" in error
+        assert "did you mean 'accuracy'" in error
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
     code, error = run_cli(*QUICK, "trainer.monitor=loss", folder=tmp_path / "run")
     assert code == 0, error

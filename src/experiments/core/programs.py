@@ -15,6 +15,7 @@ which numbers of the config are inputs, the cost of a step, the shapes of the st
 - A file that cannot be used is a warning and no more: tracing goes on as without it.
 """
 
+import dataclasses
 import functools
 import hashlib
 import io
@@ -46,8 +47,9 @@ FOLDER = "programs"  # in that of JAX's compilation cache
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
 COVERED = ("experiments.", "flax.", "jax.", "optax.")  # code that a file's name follows from
 UNUSED_DAYS = 30  # after which a file is deleted
-OWN_CALLS = [  # that the C library's functions are as they were, JAX cannot know
-    jax.export.DisabledSafetyCheck.custom_call(library.target(name)) for name in library.FUNCTIONS
+NOT_CHECKED = [  # that the C library's functions and the platform are as they were: see the names
+    jax.export.DisabledSafetyCheck.platform(),
+    *(jax.export.DisabledSafetyCheck.custom_call(library.target(f)) for f in library.FUNCTIONS),
 ]
 
 Found = TypeVar("Found")
@@ -104,6 +106,8 @@ class Programs:
             traced = jax.jit(function, **options).trace(*arguments)
             return traced.lower(), self.work(traced.jaxpr.jaxpr)
         exported = jax.export.deserialize(bytearray(kept[1]))
+        if b"lapack_" not in kept[1]:  # of a program for a CPU JAX would import all of SciPy's
+            exported = dataclasses.replace(exported, platforms=("this one",))
         operations, results = _restored(kept[0])
         structure = jax.tree.structure(results)
 
@@ -129,7 +133,7 @@ class Programs:
         operations = self.work(flat.trace(*shapes).jaxpr.jaxpr)
         try:
             facts = _described((operations, results[0]))
-            text = jax.export.export(flat, disabled_checks=OWN_CALLS)(*shapes).serialize()
+            text = jax.export.export(flat, disabled_checks=NOT_CHECKED)(*shapes).serialize()
         except (NotImplementedError, TypeError, ValueError) as error:
             log.debug("%s is not kept for later runs: %s", kind, error)
             return None

@@ -10,7 +10,7 @@ from typing import Any
 from experiments.core.callback import Callback
 from experiments.core.config import build
 from experiments.core.params import count_parameters
-from experiments.errors import EXIT_CODES, Exit
+from experiments.errors import EXIT_CODES, Exit, UserError
 from experiments.machine import StopRequest
 from experiments.tracking.jsonl import JsonLines
 from experiments.tracking.terminal import Terminal
@@ -55,6 +55,7 @@ def train(
         split_processor(len(runs))
         announce()
         ended = "failed"
+        hidden: tuple[type[BaseException], ...] = ()
         try:
             for folder, config in runs.items():
                 trackers[folder].status("reading data")
@@ -67,13 +68,15 @@ def train(
                 limits = {"width": options.width, "most": options.most}
                 where = together / POPULATIONS
                 return fit(every, where, resume=resume, shown=show, **limits)  # type: ignore[arg-type]
-        except KeyboardInterrupt:
-            ended = "interrupted"
+        except BaseException as error:
+            hidden = (UserError,)  # of the disk, in the place of the one that ended the run
+            ended = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             raise
         finally:
             for folder in runs:
                 if folder not in trials or not trials[folder].summary:
-                    trackers[folder].finish({}, ended)
+                    with contextlib.suppress(*hidden):
+                        trackers[folder].finish({}, ended)
 
 
 @contextlib.contextmanager

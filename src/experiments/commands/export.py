@@ -15,6 +15,7 @@ layouts where there are such, and beside them `model.json`, which says what they
 import contextlib
 import json
 import logging
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,8 +131,8 @@ def onnx_model(run: Restored) -> tuple[bytes, float]:
         # without calls of jitted functions, of which it knows none as JAX 0.12 has them
         with xla_only(), _quiet(), jax.disable_jit():
             model = to_onnx(predict, [inputs], input_names=[name], return_mode="ir")
-        passes.RemoveUnusedNodesPass()(model)
-        data = onnx_ir.to_proto(model).SerializeToString()
+            passes.RemoveUnusedNodesPass()(model)
+            data = onnx_ir.to_proto(model).SerializeToString()
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # of any kind, as operations have that it does not know
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -150,11 +151,12 @@ def onnx_model(run: Restored) -> tuple[bytes, float]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Log errors alone: the converter warns of each of its parts that it has no need of."""
+    """Log errors alone: the converter warns of each of its parts that it does not need here."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        yield
+        with warnings.catch_warnings(action="ignore"):
+            yield
     finally:
         logging.disable(before)
 

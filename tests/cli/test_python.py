@@ -127,7 +127,7 @@ def test_code_that_a_run_folder_names_is_not_run_unless_it_is_trusted(run, tmp_p
     (tmp_path / "stranger.py").write_text("raise RuntimeError('it is run')")
     sys.path.insert(0, str(tmp_path))
     try:
-        with pytest.raises(RuntimeError, match="it is run"):
+        with pytest.raises(UserError, match="it is run"):
             load(folder, allow=["stranger"])
     finally:
         sys.path.remove(str(tmp_path))

@@ -135,7 +135,7 @@ def test_trials_side_by_side_are_measured_without_their_predictions(tmp_path, da
         (trial.directory / ".hydra").mkdir()  # as the command line writes it
         (trial.directory / ".hydra/config.yaml").write_text(json.dumps(trial.config))
         run = Restored(trial.config, trial.directory, Terminal())
-        batches = [(b, np.asarray(b["mask"]) > 0, p) for b, p in run.outputs("test")]
+        batches = [(b, np.asarray(b["mask"]) > 0, run.outputs(b)) for b in run.batches("test")]
         label = np.concatenate([np.asarray(b["label"])[real] for b, real, _ in batches])
         p = np.concatenate([np.asarray(p)[real] for _, real, p in batches])
         assert (len(batches), len(p)) == (4, 360)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
+from yaml.error import MarkedYAMLError
 
 from experiments.cli.own import config_dir_of
 from experiments.cli.sweep import RENAMED, SEARCH_KEYS
@@ -35,6 +36,9 @@ def explain(error: BaseException, arguments: Sequence[str] | None = None) -> str
         if isinstance(cause, OverrideParseException):
             given = _as_given(str(cause.override))
             return f"error: {given}: this cannot be read as key=value ({cause})"
+        if isinstance(cause, MarkedYAMLError) and cause.problem_mark is not None:
+            mark = cause.problem_mark
+            return f"error: {mark.name}, line {mark.line + 1}: {cause.problem}"
         if cause is not error and isinstance(cause, FileNotFoundError):
             continue  # an error in what is done where a file is missing is the program's own
         if (reason := refusal_of_jax(cause)) is not None:

@@ -230,7 +230,7 @@ def _encoded(source: Any, path: str, values: np.ndarray) -> np.ndarray:
     if values.dtype.kind not in "buif" or not np.isfinite(values).all():
         raise UserError(f"input={path}: not all of its values are finite numbers")
     if isinstance(source, arrays.ArrayFile):
-        return source.encoded(values)
+        return source.encode(values)[1]
     from PIL import Image
 
     shape = source.spec.stored["image"][0]
@@ -263,7 +263,7 @@ def _table(source: tables.TableFile, path: str, size: int) -> Iterator[np.ndarra
                 rows = pa.Table.from_batches([piece.slice(start, size)])
                 read = [table.plain(column, reading) for column in rows.columns]
                 names = [name.strip() for name in rows.column_names]
-                yield source.encoded(pa.table(read, names))
+                yield source.encode(pa.table(read, names))[1]
     except OSError as error:
         raise unusable("input", path, error) from error
     except (ValueError, LookupError, pa.ArrowException) as error:

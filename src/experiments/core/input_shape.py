@@ -42,6 +42,8 @@ def model_input_shape(config: Mapping[str, Any], spec: Spec) -> Shape:
         UserError: the model reads images and these are sequences, or `data.resize` is off and the
             images are too small for it.
     """
+    if "_target_" not in config["model"]:
+        raise UserError("model: its config names no class: _target_: mine.Net")
     model = locate(config["model"]["_target_"])
     minimum = getattr(model, "minimum_size", 0)
     shape = tuple(spec.input_shape)

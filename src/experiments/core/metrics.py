@@ -64,7 +64,12 @@ def sums_of(
         if isinstance(metric, Statistic):
             sums[name] = metric.sums(predictions, batch)
             continue
-        own = jnp.asarray(metric(predictions, batch))
+        try:
+            own = jnp.asarray(metric(predictions, batch))
+        except jax.errors.TracerArrayConversionError as error:
+            raise UserError(
+                f"metrics.{name}: it is computed on the device: use jax.numpy in place of numpy"
+            ) from error
         if own.shape != mask.shape:
             raise UserError(
                 f"metrics.{name}: must give one value for each example, {list(mask.shape)}, not "

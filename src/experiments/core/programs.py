@@ -15,6 +15,7 @@ which numbers of the config are inputs, the cost of a step, the shapes of the st
 - A file that cannot be used is a warning and no more: tracing goes on as without it.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -243,5 +244,6 @@ def _restored(value: Any) -> Any:
 def _forget_unused(folder: Path) -> None:
     oldest = time.time() - UNUSED_DAYS * 24 * 3600
     for path in folder.iterdir():
-        if path.stat().st_mtime < oldest:
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another process has finished it
+            if path.stat().st_mtime < oldest:
+                path.unlink()

@@ -95,10 +95,6 @@ class Examples:
         """Return the name of the model's input and its values [N, ...]."""
         raise NotImplementedError
 
-    def encoded(self, inputs: Any) -> np.ndarray:
-        """Return inputs [N, ...] as those of the run are stored."""
-        return self._encode(inputs, self._found)[1]
-
     @cached_property
     def _raw(self) -> Raw:
         return self._read()

@@ -116,7 +116,14 @@ class TableFile(Examples):
 
     def encode(self, inputs: Any) -> tuple[str, np.ndarray]:
         """Return the model inputs of a table of other examples, such as a pandas DataFrame."""
-        return super().encode(pa.table(inputs))
+        try:
+            table = pa.table(inputs)
+        except (TypeError, ValueError) as error:
+            names = some([column["name"] for column in self.columns])
+            raise UserError(
+                f"give a table, such as a DataFrame, with the columns {names}"
+            ) from error
+        return super().encode(table)
 
     def _encode(self, inputs: pa.Table, found: Found) -> tuple[str, np.ndarray]:
         return "sequence", encode(inputs, found["columns"], self.path)

@@ -86,6 +86,10 @@ class Classification:
         outputs = model(model_input(batch)[1], rngs=rngs, **lengths)  # type: ignore[operator]
         first, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
         logits = full_precision(first)
+        if logits.ndim == 2 and logits.shape[1] != self.num_classes:
+            raise UserError(
+                f"the model gives {logits.shape[1]} scores; there are {self.num_classes} classes"
+            )
         targets = targets_of(batch, self.num_classes)
         hit = jnp.argmax(logits, axis=-1) == jnp.argmax(targets, axis=-1)
         loss = self.loss(self.loss_input(logits), targets)

@@ -6,6 +6,7 @@ Predictions are the objective's: class probabilities [batch, classes], or number
 name. The batch is as the model sees it, and has a `mask` [batch] that is 0 on padding.
 """
 
+import logging
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.types import PositiveInt
+
+log = logging.getLogger(__name__)
 
 Sums = dict[str, Any]  # of one statistic: arrays, on the host with an axis of trials in front
 Batch = Mapping[str, jax.Array]
@@ -43,6 +46,12 @@ def monitored(own: tuple[str, str], metric: str | None, mode: str | None) -> tup
     """
     if metric in (None, own[0]):
         return own[0], mode or own[1]
+    if mode is None and not words(metric) & (LARGER_IS_BETTER | SMALLER_IS_BETTER):
+        log.warning(
+            "trainer.monitor=%s: the smallest is taken as the best; if the largest is, say "
+            "trainer.monitor_mode=max",
+            metric,
+        )
     return metric, mode or ("max" if words(metric) & LARGER_IS_BETTER else "min")
 
 
@@ -186,7 +195,7 @@ class Errors(Statistic):
     """
 
     def sums(self, outputs: jax.Array, batch: Batch) -> Sums:
-        rows, mask = len(outputs), batch["mask"][:, None]
+        rows, mask = outputs.shape[0], batch["mask"][:, None]
         unit = batch.get("unit", jnp.ones(rows)).reshape(rows, -1)
         target = batch["target"].reshape(rows, -1)
         error, target = (outputs.reshape(rows, -1) - target) * unit, target * unit

@@ -13,6 +13,7 @@ from experiments.errors import EXIT_CODES, Exit, UserError
 from experiments.machine import called, command
 from experiments.search import configs, local
 from experiments.search.plan import Plan, read_plan
+from experiments.search.readers import read_space
 from experiments.search.results import ending, follow, watching, winner_of
 from experiments.search.slurm import Task, cancel_jobs, check_array, jobs, queue, read_cluster
 from experiments.search.study import CANCEL, Study, create_study, in_one_line
@@ -99,13 +100,14 @@ def resume(folder: Path, config_folder: Path, options: Options) -> None:
             raise UserError(f"cluster.{key}={given}: {problem}")
     config_dir = own_configs(plan, options.get("config_dir"))
     trust_files_of(config_dir, config_folder, options)
+    configs_then = configs.configs_of(config_folder, tuple(plan.overrides), config_dir)
+    read_space(plan.parameters, configs_then).vet(folder)  # before anything is written
     with local.standing_by(options, cluster["name"]) as workers:
         read_cluster(config_folder, cluster)
         changed = {"n_trials": budget, "cluster": cluster, "config_dir": config_dir}
         dataclasses.replace(plan, **changed).save(folder)
         (folder / CANCEL).unlink(missing_ok=True)
         study = Study(folder, config_folder)
-        study.space.vet(folder)
         study.lay_down()
         if "retry" in options:
             print(f"{study.retry()} failed trials run again, as new ones", flush=True)

@@ -180,8 +180,10 @@ def test_a_study_of_ones_own_code_works_from_anywhere(own, tmp_path, monkeypatch
     (tmp_path / "conf" / "x.yaml").write_text(CONFIGS["model"])
     trust.allow([ROOT / "conf", tmp_path / "conf"], [])
     trust_files_of(plan.config_dir, ROOT / "conf", {"config_dir": f"{tmp_path}/conf"})
+    before = (study / "study.yaml").read_bytes()
     with pytest.raises(UserError) as refused:
-        Study(study, ROOT / "conf").space.vet(study)
+        sweep([f"resume={study}", "n_trials=9"], ROOT / "conf")
+    assert (study / "study.yaml").read_bytes() == before
     first, second = str(refused.value).splitlines()
     assert "_target_=mine." in first
     assert f"--config-dir={own}/conf" in second

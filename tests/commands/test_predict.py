@@ -56,7 +56,7 @@ def test_new_pictures_get_what_the_run_says_of_them(run_cli, predict, tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)
     own = ["data=folder", f"data.path={tmp_path}/photos", f"data.cache_dir={tmp_path}/cache"]
-    code, error = run_cli(*own, *OWN, folders=False)
+    code, error = run_cli(*own, *OWN, "loss.class_weights=balanced", folders=False)
     assert code == 0, error
     known, _ = predict("predict.splits=[train,validation,test]")
     (tmp_path / "photos").rename(tmp_path / "new")  # what the run has learnt from is gone

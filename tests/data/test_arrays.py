@@ -208,6 +208,8 @@ def test_the_type_of_the_target_decides_the_task(tmp_path):
         assert config["objective"]["_target_"].endswith(task.capitalize())
         losses = {"classification": "cross_entropy", "regression": "mse"}
         assert config["loss"]["_target_"].endswith(losses[task])
+    weighted = settled(composed(*overrides, "loss.class_weights=[1,2,3]"))
+    assert weighted["loss"]["class_weights"] == [1, 2, 3]
     said = settled(composed(*overrides[:2], "data.target=few", "data.task=regression", "loss=mae"))
     assert said["objective"]["_target_"].endswith("Regression")
     assert said["loss"]["_target_"].endswith("mae")

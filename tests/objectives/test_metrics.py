@@ -10,6 +10,7 @@ from sklearn import metrics as sk
 from sklearn.calibration import calibration_curve
 
 from experiments.core.metrics import sums_of
+from experiments.errors import UserError
 from experiments.objectives.classification import Classification
 from experiments.objectives.metrics import Errors, Ranking, Statistic, monitored
 from experiments.tracking.terminal import DETAILS, Terminal
@@ -124,6 +125,19 @@ def test_regression_equals_scikit_learn_far_from_zero():
     assert found["rmse"] == pytest.approx(sk.root_mean_squared_error(*exact), rel=1e-6)
     assert found["mae"] == pytest.approx(sk.mean_absolute_error(*exact), rel=1e-6)
     assert found["r2"] == pytest.approx(sk.r2_score(*exact), abs=1e-6)
+
+
+def in_numpy(probabilities, batch):
+    return np.asarray(probabilities).max(axis=-1)
+
+
+def test_what_is_wrong_with_ones_own_metric_is_one_line(data_home, caplog):
+    config = composed(*TINY, *data_home)
+    config["metrics"] = {"mine": {"_target_": f"{__name__}.in_numpy"}}
+    with pytest.raises(UserError, match=r"metrics\.mine: .* use jax\.numpy"):
+        Setups().of(config)
+    assert monitored(("accuracy", "max"), "off_by_one", None) == ("off_by_one", "min")
+    assert "trainer.monitor_mode=max" in caplog.text
 
 
 def test_trials_side_by_side_are_measured_without_their_predictions(tmp_path, data_home):

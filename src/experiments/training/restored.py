@@ -19,6 +19,7 @@ from experiments.core.transfer import Agreement, agreement, named
 from experiments.data.dataset import Splits
 from experiments.errors import UserError
 from experiments.models.torchvision import read_published
+from experiments.objectives.losses import with_class_weights
 from experiments.tracking.tracker import Tracker
 from experiments.training.checkpoints import load, load_weights
 from experiments.training.distributed import put_to_read
@@ -55,6 +56,9 @@ class Restored:
         splits: Splits | None = None,
     ):
         terminal.status("reading data")
+        if splits is not None:  # of new files no loss is computed: any weights of classes will do
+            classes = build(config["data"]).spec.num_classes
+            config = with_class_weights(config, lambda: [1] * classes)
         self.config = config
         splits = splits or build(config["data"]).load()
         self.setup = setup = Setup(config, Data(splits), training=False)

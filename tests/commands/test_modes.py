@@ -179,7 +179,7 @@ def test_weights_are_exported_to_be_read_again(run_cli, trained, tmp_path):
     if find_spec("jax2onnx") is None:
         code, error = run_cli(*export, "export.format=onnx")
         assert code == 2
-        assert error.endswith("not installed\npip install -c requirements.lock -e '.[onnx]'\n")
+        assert error.endswith("not installed\npip install 'experiments[onnx]'\n")
 
 
 @pytest.mark.skipif(find_spec("jax2onnx") is None, reason="needs jax2onnx: the extra `onnx`")

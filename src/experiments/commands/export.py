@@ -119,8 +119,7 @@ def onnx_model(run: Restored) -> tuple[bytes, float]:
         from jax2onnx import to_onnx
     except ImportError as error:
         raise UserError(
-            f"export.format=onnx: {error.name} is not installed\n"
-            f"pip install -c requirements.lock -e '.[onnx]'"
+            f"export.format=onnx: {error.name} is not installed\npip install 'experiments[onnx]'"
         ) from error
     predict, name, one = program(run)
     inputs = jax.ShapeDtypeStruct(("batch", *one.shape[1:]), one.dtype)

@@ -1,5 +1,6 @@
 """Examples in the rows of a table: a CSV, TSV or Parquet file with columns of any kind."""
 
+import functools
 import logging
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,7 @@ from experiments.data.targets import ROUNDING, Found, stored_targets
 from experiments.errors import UserError, suggest
 
 log = logging.getLogger(__name__)
+_warn_once = functools.cache(log.warning)  # a command looks at its data several times
 
 MANY = 100  # different texts of a column, from which on it is left out
 MOSTLY = 0.9  # share of numbers in a column, from which on a text in it is a mistake
@@ -108,7 +110,7 @@ class TableFile(Examples):
             else:
                 columns.append(described)
         if left_out:
-            log.warning("%s: columns left out: %s", self.path, ", ".join(left_out))
+            _warn_once("%s: columns left out: %s", self.path, ", ".join(left_out))
         if not columns:
             wanted = some(self._raw.names)
             raise UserError(f"{self.path} has no column to predict {wanted} from")

@@ -1,5 +1,6 @@
 """Targets in the user's own data: classes, or numbers and their scale."""
 
+import functools
 import logging
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ from experiments.data.dataset import some
 from experiments.errors import UserError
 
 log = logging.getLogger(__name__)
+_say_once = functools.cache(log.info)  # a command looks at its data several times
 
 Task = Literal["classification", "regression"]
 Found = dict[str, Any]
@@ -50,7 +52,7 @@ def describe_target(
     if task is None:
         task = "classification" if are_classes(there) else "regression"
         if there.dtype.kind in "iuf" and task == "classification":
-            log.info(
+            _say_once(
                 "%s: %s has few different whole numbers, taken as classes; "
                 "for numbers say data.task=regression",
                 *(path, some(names)),

@@ -48,6 +48,7 @@ def test_folders_are_quoted_for_hydra(typed, wanted):
     assert search == ["-m", wanted.replace("checkpoint", f"{SWEEPER}study")]
 
 
+@pytest.mark.slow
 def test_a_run_has_a_folder_of_any_name(run_cli, tmp_path):
     folder = tmp_path / NAME
     assert run_cli(*QUICK, "trainer.epochs=1", folder=folder)[0] == 0
@@ -66,6 +67,7 @@ def test_a_run_has_a_folder_of_any_name(run_cli, tmp_path):
     assert run_cli(*QUICK, *options, folder=tmp_path / "second")[0] == 0
 
 
+@pytest.mark.slow
 def test_a_study_has_a_folder_of_any_name(tmp_path, data_home):
     folder = tmp_path / NAME
     options = [*QUICK, *data_home, "trainer.epochs=1", "seed=1,2", f"study={folder}"]

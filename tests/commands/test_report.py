@@ -50,6 +50,7 @@ def in_chromium(page, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium (Debian: apt-get install chromium)")
 def test_a_browser_draws_every_chart_without_a_network(tmp_path):
     page = tmp_path / "report.html"

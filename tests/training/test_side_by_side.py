@@ -407,7 +407,7 @@ def test_what_cannot_be_traced_sets_trials_apart(trial, base):
     narrow = trial(1e-3, "narrow", model={**base["model"], "hidden": [8]})
     wide, brisk = trial(1e-3, "wide"), trial(1e-2, "brisk")
     assert wide.setup is brisk.setup is not narrow.setup
-    assert json.loads(wide.setup.static_key)["optim"]["learning_rate"] is None
+    assert json.loads(wide.setup.static_key)["optim"]["learning_rate"] == "an input"
 
 
 def spread(trials, folder, kind, leave=None):

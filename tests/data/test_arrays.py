@@ -316,3 +316,18 @@ def test_a_run_keeps_the_scales_of_its_table(tmp_path, run_cli):
         2,
         True,
     )
+
+
+def test_an_autoencoder_learns_vectors_without_targets(npz, run_cli, tmp_path):
+    """Twelve numbers that lie in a plane, from a code of two."""
+    plane = RNG.normal(size=(240, 2)) @ RNG.normal(size=(2, 12))
+    common = ["data=arrays", f"data.path={npz(x=plane)}", "model=autoencoder", "logger=none"]
+    model = ["model.hidden=[16]", "model.latents=2", "optim.learning_rate=0.01", "data.limit=128"]
+    code, error = run_cli(
+        *common, *model, "trainer.epochs=20", folder=tmp_path / "run", folders=False
+    )
+    assert code == 0, error
+    assert "cannot be drawn" not in error
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["test/squared_error"] < 0.4  # 1 for the mean of all
+    assert [p.name for p in (tmp_path / "run" / "figures").iterdir()] == ["learning_curves.png"]

@@ -14,7 +14,7 @@ from experiments.types import Decay, Fraction, Head, NonNegative, NonNegativeInt
 
 @dataclass(kw_only=True, eq=False)
 class Autoencoding:
-    """Reconstruction of images in 0..1, the loss being summed over the pixels.
+    """Reconstruction of images in 0..1, or of vectors, the loss being summed over the pixels.
 
     Args:
       loss: mse, binary_cross_entropy or another one of `experiments.objectives.losses`.
@@ -63,7 +63,7 @@ class Autoencoding:
         over the pixels; `activation`, the mean of the code. Images: `clean`, the target; `seen`,
         the input with its noise and masking; `reconstruction`.
         """
-        target = image_of(batch)
+        target = input_of(batch)
         seen = self.corrupted(target, rngs)
         code = model.encode(seen)
         pixels = target.reshape(target.shape[0], -1)
@@ -86,7 +86,7 @@ class Autoencoding:
 
     def codes(self, model: Any, batch: dict, rngs: nnx.Rngs) -> jax.Array:
         """Return the codes [batch, latents] of images as they are, without noise and masking."""
-        return full_precision(model.encode(image_of(batch)))
+        return full_precision(model.encode(input_of(batch)))
 
     def corrupted(self, images: jax.Array, rngs: nnx.Rngs) -> jax.Array:
         """Return the images with noise and masking."""
@@ -132,6 +132,18 @@ class Autoencoding:
                 own = self.loss(self.output.loss_input(after), before)
             loss += jnp.where(turn == index, own, 0)
         return loss
+
+
+def input_of(batch: dict) -> jax.Array:
+    """Return the images of a batch, [batch, H, W, C]; vectors are images of one row.
+
+    Raises:
+      UserError: the batch has neither.
+    """
+    vectors = batch.get("sequence")
+    if vectors is None or vectors.ndim != 2:
+        return image_of(batch)
+    return vectors[:, None, :, None]
 
 
 def image_of(batch: dict) -> jax.Array:

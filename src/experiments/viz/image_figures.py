@@ -28,12 +28,15 @@ COLOURED = 20  # most classes that have a colour each
 
 def autoencoding(trial: TrialView, weights: Weights, predictions: Predictions) -> Drawings:
     """Return inputs beside reconstructions, a map of the codes and the first layer."""
+    curves = curves_of(trial, "loss", "squared_error")
+    if len(trial.experiment.input_shape) != 3:  # of vectors there are no pictures
+        return Drawings(curves)
     images, labels = _examples(trial, trial.split, SCATTERED)
     codes = trial.apply(_code, weights, images)
     params, shown = weights[0], predictions.outputs
     layers = params["hidden"] if "hidden" in params else params["encoder"]["layers"]
     figures = {
-        **curves_of(trial, "loss", "squared_error"),
+        **curves,
         "reconstructions": lambda: _beside(shown["clean"], shown["seen"], shown["reconstruction"]),
         "latents": lambda: latent_map(codes, labels, trial.labels),
         **_first_layer(trial, layers),
@@ -43,6 +46,8 @@ def autoencoding(trial: TrialView, weights: Weights, predictions: Predictions) -
 
 def autoencoding_during(trial: TrialView, weights: Weights) -> Drawings:
     """Return inputs beside reconstructions."""
+    if len(trial.experiment.input_shape) != 3:
+        return Drawings({})
     images, _ = _examples(trial, "validation", SHOWN)
     seen, restored = trial.apply(_reconstruct, weights, images)
     return Drawings({"reconstructions": lambda: _beside(images, seen, restored)})

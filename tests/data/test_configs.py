@@ -38,7 +38,7 @@ def test_shows_every_key_and_builds(name):
 
 def test_the_data_set_of_the_documentation_is_one():
     page = (ROOT / "docs/adding_a_data_set.md").read_text()
-    (code,) = re.findall(r"^    # src.*?(?=^    # conf)", page, re.M | re.S)
+    (code,) = re.findall(r"^    # mine.*?(?=^    # conf)", page, re.M | re.S)
     names = {**vars(dataset), "Literal": typing.Literal, "PositiveInt": PositiveInt, "np": np}
     exec(textwrap.dedent(code), names)
     dice = names["Dice"](rolls=50, batch_size=10, eval_batch_size=10)

@@ -145,9 +145,11 @@ def test_trial_i_of_many_equals_the_same_trial_alone(trial, tmp_path):
         ["model=gan", "model.hidden=[16]"],
         ["model=lstm", "model.hidden=8", "data=digits_rows"],
         ["model=mlp", "model.hidden=[8]", "optim=momentum", "optim.accumulate=2"],
+        ["model=mlp", "model.hidden=[8,8]", "model.norm=batch", "model.dropout=0.1"],
+        ["model=mlp", "model.hidden=[8,8]", "model.norm=layer"],
         ["model=lenet5", "freeze=[conv1]", "data.augment.crop_padding=1", "optim.ema_decay=0.9"],
     ],
-    ids=["vae", "gan", "lstm", "accumulate", "freeze"],
+    ids=["vae", "gan", "lstm", "accumulate", "batch_norm", "layer_norm", "freeze"],
 )
 def test_every_kind_of_training_is_the_same_beside_another(data_home, tmp_path, overrides):
     """Trial by trial in one program each step has the bits of a trial alone."""

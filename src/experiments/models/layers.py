@@ -143,6 +143,29 @@ def _variance(known: Moments) -> jax.Array:
     return jnp.maximum(square - mean**2, 0.0)
 
 
+class GroupNorm(nnx.Module):
+    """Normalisation of each example by itself, in `groups` of channels (Wu & He 2018, section 3).
+
+    [batch, ..., features]: mean and variance are those of all positions and the channels of a
+    group, in float32 whatever the input; a scale and a bias per channel follow. One group is layer
+    normalisation (Ba et al. 2016). It computes the same in training and in evaluation.
+    """
+
+    def __init__(self, features: int, groups: int = 1, *, epsilon: float = 1e-5):
+        self.scale = nnx.Param(np.ones(features, np.float32))
+        self.bias = nnx.Param(np.zeros(features, np.float32))
+        self.groups, self.epsilon = groups, epsilon
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        grouped = wide.reshape(x.shape[0], -1, self.groups, x.shape[-1] // self.groups)
+        mean = jnp.mean(grouped, (1, 3), keepdims=True)
+        centred = grouped - mean
+        variance = jnp.mean(centred**2, (1, 3), keepdims=True)
+        y = (centred * jax.lax.rsqrt(variance + self.epsilon)).reshape(x.shape)
+        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
 @jax.named_scope("@local_response_norm")
 def local_response_norm(
     x: jax.Array, size: int = 5, *, alpha: Any = 1e-4, beta: Any = 0.75, k: Any = 2.0

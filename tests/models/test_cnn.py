@@ -10,7 +10,10 @@ from flax import nnx
 from experiments.core.config import build, check
 from experiments.core.params import count_parameters, variables
 from experiments.errors import UserError
-from experiments.models.cnn_layers import KINDS, Site
+from experiments.models.cnn import KINDS
+from experiments.models.cnn_layers import Site
+from experiments.models.resnet import Block
+from experiments.ops import convolution, product
 from support import composed
 
 LENET5 = """[{conv:{features:6,kernel:5,padding:valid}},tanh,{avg_pool:2},
@@ -98,6 +101,63 @@ def test_weighted_pooling_has_a_coefficient_and_a_bias_per_channel():
     np.testing.assert_allclose(pool(x), 3 * mean + 1, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("shape", "padding", "stride", "size"),
+    [((5, 4), "valid", 2, (11, 9)), ((5, 4), "same", 2, (10, 8)), ((7,), 1, 3, (19,))],
+)
+def test_a_transposed_convolution_is_the_gradient_of_a_convolution(shape, padding, stride, size):
+    dims = len(shape)
+    up = layer("conv_transpose", (*shape, 3), features=2, kernel=3, stride=stride, padding=padding)
+    x = jax.random.normal(jax.random.key(0), (2, *shape, 3))
+    assert up(x).shape == (2, *size, 2)
+    kernel = jnp.swapaxes(up.kernel[...], -1, -2)
+    given = padding.upper() if isinstance(padding, str) else padding
+
+    def down(y):
+        return convolution.conv(y, kernel, strides=stride, padding=given)
+
+    _, backwards = jax.vjp(down, jnp.zeros((2, *size, 2)))
+    np.testing.assert_allclose(up(x), backwards(x)[0], atol=1e-5)
+    with product.xla_only():  # as accelerators compute it
+        np.testing.assert_allclose(up(x), backwards(x)[0], atol=1e-5)
+    impulse = jnp.zeros((1, *shape, 3)).at[(0, *[1] * dims, 0)].set(1.0)
+    found = up(impulse)
+    assert np.count_nonzero(found) == 3**dims * 2  # one copy of the kernel
+
+
+def test_a_residual_block_as_a_list_is_that_of_resnet():
+    conv = "{conv:{features:6,kernel:3,stride:STRIDE,use_bias:false}}"
+    main = f"{conv.replace('STRIDE', '2')},batch_norm,relu,{conv.replace('STRIDE', '1')},batch_norm"
+    shortcut = "{conv:{features:6,kernel:1,stride:2,use_bias:false}},batch_norm"
+    layers = f"[{{skip:{{layers:[{main}],shortcut:[{shortcut}]}}}},relu,global_avg_pool]"
+    own = network(layers, (8, 8, 4), classes=6)
+    init = {"kernel_init": jax.nn.initializers.normal(), "rngs": nnx.Rngs(0)}
+    options = {"kind": "basic", "shortcut": "projection", "zero_gamma": False}
+    block = Block(4, 6, stride=2, pre_activation=False, **options, **init)
+    inner, outer = own.skip1.layers, own.skip1.shortcut
+    # the block's padding is 1, as `same` is at stride 1 only
+    inner.conv1.padding = 1
+    convs = [inner.conv1, inner.conv2, outer.conv1]
+    for mine, theirs in zip(convs, [*block.convs, block.projection], strict=True):
+        mine.kernel[...] = theirs.kernel[...]
+    x = jax.random.normal(jax.random.key(1), (3, 8, 8, 4))
+    np.testing.assert_allclose(own(x), block(x).mean((1, 2)), atol=1e-5)
+
+
+def test_a_skip_connection_can_join_maps_side_by_side():
+    up = "{max_pool:2},{conv:{features:5,kernel:3}},{group_norm:5},{dropout:0.5}"
+    up += ",{conv_transpose:{features:3,kernel:2}}"
+    net = network(
+        f"[{{skip:{{layers:[{up}],join:concatenate}}}},global_max_pool,layer_norm,{{dense:classes}}]",
+        (8, 8, 2),
+    )
+    assert net.skip1(jnp.ones((1, 8, 8, 2)), rngs=nnx.Rngs(dropout=0)).shape == (1, 8, 8, 3 + 2)
+    assert net.dense1.kernel.shape == (5, 10)
+    x = jnp.ones((1, 8, 8, 2)).at[..., 1].set(7.0)
+    found = net.skip1(x, rngs=nnx.Rngs(dropout=0))
+    np.testing.assert_array_equal(found[..., 3:], x)
+
+
 def test_an_image_can_be_read_as_a_signal_or_a_volume():
     layers = (
         "[{{reshape:{shape}}},{{conv:{{features:4,kernel:3}}}},global_avg_pool,{{dense:classes}}]"
@@ -126,6 +186,14 @@ def test_an_image_can_be_read_as_a_signal_or_a_volume():
         ("[{dense:classes}]", "model.layers[0] (dense), whose input is 8x8x1: a dense layer needs"),
         ("[flatten,{dense:7}]", "ends in 7, which is not one score for each of 10 classes"),
         ("[]", "model.layers ends in 8x8x1"),
+        ("[{skip:[relu,{cnv:4}]}]", "layers[0].skip.layers[1]: there is no layer 'cnv'; did you"),
+        ("[{skip:{shortcut:[relu]}}]", "layers[0].skip: missing a required argument: 'layers'"),
+        ("[{skip:3}]", "model.layers[0].skip.layers=3: must be a list"),
+        ("[{skip:[{max_pool:2}]}]", "its layers give 4x4x1 and its shortcut 8x8x1; give both one"),
+        ("[{skip:[{dense:4}]}]", "model.layers[0] (skip), whose input is 8x8x1: layers[0] (dense)"),
+        ("[{skip:[whiten]}]", "model.layers[0].skip.layers[0]: whiten reads the images"),
+        ("[{group_norm:2}]", "groups=2 does not divide 1 channels"),
+        ("[{conv_transpose:{features:2,kernel:3,padding:3}}]", "padding of (3, 3) cuts off more"),
         ("[relu,whiten]", "model.layers[1]: whiten reads the images, so it comes first"),
     ],
 )

@@ -4,13 +4,15 @@
 
 An entry is the name of a layer, or that with arguments: `{conv: {features: 8, kernel: 3}}`. A bare
 value is the first argument: `{max_pool: 2}` is `{max_pool: {window: 2}}`. The layers and their
-arguments are the functions of `experiments.models.cnn_layers`.
+arguments are the functions of `experiments.models.cnn_layers`, and `skip`, which has a list inside:
+`{skip: [{conv: {features: 8, kernel: 3}}, relu]}` adds its input to the output of its layers.
 """
 
 import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Unpack
+from dataclasses import replace
+from typing import Any, Literal, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -19,18 +21,87 @@ from flax import nnx
 from numpy.lib.stride_tricks import sliding_window_view
 
 from experiments.errors import UserError, suggest
-from experiments.models.cnn_layers import KINDS, Site, by
+from experiments.models import cnn_layers
+from experiments.models.cnn_layers import Site, by
 from experiments.models.layers import Dropout, Init
 
 State = dict[str, np.ndarray]  # by dotted name
 CHUNK = 256  # images at a time, so that their patches fit into a processor's cache
 
 
-class CNN(nnx.Module):
+class Layers(nnx.Module):
+    """The layers of a list, one after the other, named by their kind and numbered per kind.
+
+    The first `conv` is `conv1`. `where` is the place of the list in the config.
+
+    Raises:
+        UserError: a layer does not fit the output of the one before it.
+    """
+
+    def __init__(self, layers: Sequence[str | Mapping[str, Any]], site: Site, where: str):
+        seen: Counter[str] = Counter()
+        shape, names = site.shape, []
+        for index, entry in enumerate(layers):
+            kind, arguments = parsed(entry)
+            try:
+                layer = KINDS[kind](replace(site, shape=shape), **arguments)
+                shape = output_shape(layer, shape)
+            except (ValueError, UserError) as error:
+                place = f"{where}[{index}] ({kind}), whose input is {by(shape)}"
+                raise UserError(f"{place}: {error}") from error
+            seen[kind] += 1
+            names.append(f"{kind}{seen[kind]}")
+            setattr(self, names[-1], layer)
+        self.order, self.shape = tuple(names), shape
+
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        for layer in (getattr(self, name) for name in self.order):
+            x = layer(x, rngs=rngs) if isinstance(layer, Dropout | Skip) else layer(x)
+        return x
+
+
+class Skip(nnx.Module):
+    """F(x) + S(x), or both side by side as channels, of two lists of layers F and S.
+
+    References:
+        He et al. 2016, "Deep residual learning for image recognition", section 3.2 (the sum);
+        Ronneberger et al. 2015, "U-Net" (side by side).
+    """
+
+    def __init__(self, layers: Layers, shortcut: Layers, join: str):
+        self.layers, self.shortcut, self.join = layers, shortcut, join
+
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        y, skipped = self.layers(x, rngs=rngs), self.shortcut(x, rngs=rngs)
+        return y + skipped if self.join == "add" else jnp.concatenate([y, skipped], axis=-1)
+
+
+def skip(
+    site: Site,
+    /,
+    layers: list[str | dict],
+    shortcut: list[str | dict] = [],  # noqa: B006  read from a signature, never changed
+    join: Literal["add", "concatenate"] = "add",
+) -> nnx.Module:
+    """A skip connection past `layers`, through the layers of the `shortcut` if there are any."""
+    inner, outer = Layers(layers, site, "layers"), Layers(shortcut, site, "shortcut")
+    axes = slice(None) if join == "add" else slice(-1)
+    if inner.shape[axes] != outer.shape[axes]:
+        raise UserError(
+            f"its layers give {by(inner.shape)} and its shortcut {by(outer.shape)}; give both one "
+            f"shape, such as by shortcut: [{{conv: {{features: {inner.shape[-1]}, kernel: 1}}}}]"
+        )
+    return Skip(inner, outer, join)
+
+
+KINDS: dict[str, Callable[..., nnx.Module]] = cnn_layers.KINDS | {"skip": skip}
+
+
+class CNN(Layers):
     """A network of the layers in a list.
 
     [batch, *input_shape] to logits [batch, num_classes]; 1, 2 or 3 spatial dimensions, channels
-    last. Layers are named by their kind and numbered per kind: `conv1`, `conv2`, `dense1`.
+    last.
 
     Raises:
         UserError: a layer does not fit the output of the one before it.
@@ -44,31 +115,12 @@ class CNN(nnx.Module):
         num_classes: int,
         **init: Unpack[Init],
     ):
-        seen: Counter[str] = Counter()
-        shape, names = tuple(input_shape), []
-        for index, entry in enumerate(layers):
-            kind, arguments = parsed(entry)
-            site = Site(shape, num_classes, init)
-            try:
-                layer = KINDS[kind](site, **arguments)
-                shape = output_shape(layer, shape)
-            except (ValueError, UserError) as error:
-                where = f"model.layers[{index}] ({kind}), whose input is {by(shape)}"
-                raise UserError(f"{where}: {error}") from error
-            seen[kind] += 1
-            names.append(f"{kind}{seen[kind]}")
-            setattr(self, names[-1], layer)
-        if shape != (num_classes,):
+        super().__init__(layers, Site(tuple(input_shape), num_classes, init), "model.layers")
+        if self.shape != (num_classes,):
             raise UserError(
-                f"model.layers ends in {by(shape)}, which is not one score for each of "
+                f"model.layers ends in {by(self.shape)}, which is not one score for each of "
                 f"{num_classes} classes; end with flatten and {{dense: classes}}"
             )
-        self.order = tuple(names)
-
-    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
-        for layer in (getattr(self, name) for name in self.order):
-            x = layer(x, rngs=rngs) if isinstance(layer, Dropout) else layer(x)
-        return x
 
     @staticmethod
     def check_config(config: Mapping[str, Any], path: str) -> Iterator[tuple]:
@@ -77,20 +129,7 @@ class CNN(nnx.Module):
         Raises:
             UserError: an entry is not a layer, or lacks an argument.
         """
-        for index, entry in enumerate(config["layers"]):
-            where = f"{path}.layers[{index}]"
-            if isinstance(entry, Mapping) and len(entry) != 1:
-                raise UserError(f"{where}: an entry is one layer, such as {{max_pool: 2}}")
-            kind, arguments = parsed(entry)
-            if kind not in KINDS:
-                raise UserError(f"{where}: there is no layer {kind!r}{suggest(kind, KINDS)}")
-            if kind == "whiten" and index:
-                raise UserError(f"{where}: whiten reads the images, so it comes first")
-            yield KINDS[kind], arguments, f"{where}.{kind}"
-            try:
-                inspect.signature(KINDS[kind]).bind(None, **arguments)
-            except TypeError as error:
-                raise UserError(f"{where}.{kind}: {error}") from error
+        yield from _calls(config["layers"], f"{path}.layers", f"{path}.layers[0]")
 
     @staticmethod
     def state_of_data(config: Mapping[str, Any], images: Callable[[], np.ndarray]) -> State:
@@ -103,6 +142,27 @@ class CNN(nnx.Module):
         size, epsilon = given.arguments["kernel"], given.arguments["epsilon"]
         sides = (size, size) if isinstance(size, int) else size
         return {"whiten1.kernel": whitening_kernel(images(), sides, epsilon)}
+
+
+def _calls(entries: Sequence[str | Mapping], path: str, first: str) -> Iterator[tuple]:
+    """Yield what `CNN.check_config` does for one list; `first` is the path of the first layer."""
+    for index, entry in enumerate(entries):
+        where = f"{path}[{index}]"
+        if isinstance(entry, Mapping) and len(entry) != 1:
+            raise UserError(f"{where}: an entry is one layer, such as {{max_pool: 2}}")
+        kind, arguments = parsed(entry)
+        if kind not in KINDS:
+            raise UserError(f"{where}: there is no layer {kind!r}{suggest(kind, KINDS)}")
+        if kind == "whiten" and where != first:
+            raise UserError(f"{where}: whiten reads the images, so it comes first")
+        yield KINDS[kind], arguments, f"{where}.{kind}"
+        try:
+            inspect.signature(KINDS[kind]).bind(None, **arguments)
+        except TypeError as error:
+            raise UserError(f"{where}.{kind}: {error}") from error
+        if kind == "skip":
+            for name in ("layers", "shortcut"):
+                yield from _calls(arguments.get(name, []), f"{where}.skip.{name}", first)
 
 
 def parsed(entry: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,9 @@ from experiments.models.layers import (
     Conv,
     Dense,
     Dropout,
+    GroupNorm,
     Init,
+    WeightedPool,
     local_response_norm,
 )
 from experiments.ops import convolution, pooling
@@ -82,20 +84,28 @@ class Chain(nnx.Module):
         return x
 
 
-class WeightedPool(nnx.Module):
-    """Average pooling, times a trainable coefficient, plus a bias, one of each per channel.
+class ConvTranspose(nnx.Module):
+    """A transposed convolution and a bias: [batch, *spatial, in_features] to [..., features]."""
 
-    The layers S2 and S4 of LeNet-5 (LeCun et al. 1998, section II.B) without their sigmoid. The
-    coefficients start at 1 and the biases at 0.
-    """
-
-    def __init__(self, channels: int, pool: Callable[[jax.Array], jax.Array]):
-        self.scale = nnx.Param(np.ones(channels, np.float32))
-        self.bias = nnx.Param(np.zeros(channels, np.float32))
-        self.pool = pool
+    def __init__(
+        self,
+        in_features: int,
+        features: int,
+        kernel_size: Sequence[int],
+        *,
+        strides: Sequence[int],
+        padding: Any,
+        use_bias: bool,
+        **init: Unpack[Init],
+    ):
+        self.kernel = nnx.Param(layers.drawn((*kernel_size, in_features, features), **init))
+        self.bias = nnx.Param(np.zeros(features, np.float32)) if use_bias else None
+        self.strides, self.padding = strides, padding
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.pool(x) * self.scale[...] + self.bias[...]
+        options = {"strides": self.strides, "padding": self.padding}
+        y = convolution.conv_transpose(x, self.kernel[...], **options)
+        return y if self.bias is None else y + self.bias[...]
 
 
 class OfData(nnx.Variable):
@@ -159,6 +169,27 @@ def conv(
     return Chain(convs, between) if factorize else convs[0]
 
 
+def conv_transpose(
+    site: Site,
+    /,
+    features: Features,
+    kernel: Sizes,
+    stride: Sizes = 2,
+    padding: Padding = "same",
+    use_bias: bool = True,
+) -> nnx.Module:
+    """A transposed convolution; `same` makes the sides exactly `stride` times as long."""
+    return ConvTranspose(
+        site.shape[-1],
+        site.size(features),
+        site.each(kernel),
+        strides=site.each(stride),
+        padding=site.padding(padding),
+        use_bias=use_bias,
+        **site.init,
+    )
+
+
 def depthwise(
     site: Site,
     /,
@@ -199,6 +230,18 @@ def lrn(
 def batch_norm(site: Site, /, momentum: Decay = 0.9, epsilon: NonNegative = 1e-5) -> nnx.Module:
     """Batch normalisation."""
     return BatchNorm(site.shape[-1], momentum=momentum, epsilon=epsilon)
+
+
+def group_norm(site: Site, /, groups: PositiveInt, epsilon: NonNegative = 1e-5) -> nnx.Module:
+    """Normalisation of each example by itself, in `groups` of channels."""
+    if site.shape[-1] % groups:
+        raise UserError(f"groups={groups} does not divide {site.shape[-1]} channels")
+    return GroupNorm(site.shape[-1], groups, epsilon=epsilon)
+
+
+def layer_norm(site: Site, /, epsilon: NonNegative = 1e-5) -> nnx.Module:
+    """Layer normalisation: over all values of an example."""
+    return group_norm(site, 1, epsilon)
 
 
 def dropout(site: Site, /, rate: Decay) -> nnx.Module:
@@ -258,7 +301,8 @@ def _pool(
     return layer
 
 
-BY_NAME = (conv, depthwise, whiten, lrn, batch_norm, dropout, dense, flatten, reshape)
+NORMS = (lrn, batch_norm, layer_norm, group_norm)
+BY_NAME = (conv, conv_transpose, depthwise, whiten, *NORMS, dropout, dense, flatten, reshape)
 KINDS: dict[str, Callable[..., nnx.Module]] = {
     "max_pool": _pool(pooling.max_pool),
     "avg_pool": _pool(pooling.avg_pool),

@@ -94,6 +94,22 @@ class Conv(nnx.Module):
         return y if self.bias is None else y + self.bias[...]
 
 
+class WeightedPool(nnx.Module):
+    """Average pooling, times a trainable coefficient, plus a bias, one of each per channel.
+
+    The layers S2 and S4 of LeNet-5 (LeCun et al. 1998, section II.B) without their sigmoid. The
+    coefficients start at 1 and the biases at 0.
+    """
+
+    def __init__(self, channels: int, pool: Callable[[jax.Array], jax.Array]):
+        self.scale = nnx.Param(np.ones(channels, np.float32))
+        self.bias = nnx.Param(np.zeros(channels, np.float32))
+        self.pool = pool
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.pool(x) * self.scale[...] + self.bias[...]
+
+
 class BatchNorm(nnx.Module):
     """Batch normalisation over all axes but the last (Ioffe & Szegedy 2015, algorithm 1).
 

@@ -66,10 +66,62 @@ def conv(
     window = [d * (k - 1) + 1 for k, d in zip(kernel.shape[:-2], dilation, strict=True)]
     pads = explicit_padding(padding, x.shape[1:-1], window, strides)
     dtype = jnp.result_type(x, kernel)
+    return _conv(x.astype(dtype), kernel.astype(dtype), strides, pads, dilation, groups)
+
+
+def conv_transpose(
+    x: jax.Array,
+    kernel: jax.Array,
+    *,
+    strides: int | Sequence[int] = 1,
+    padding: str | int | Sequence[int] = "SAME",
+) -> jax.Array:
+    """Add up copies of `kernel`, one for each value of `x`, `strides` places apart.
+
+    It is the transpose of `conv`: what its gradient does to that of its output (Dumoulin & Visin
+    2016, arXiv:1603.07285, section 4).
+
+    Args:
+        x: `[N, *spatial, C_in]`.
+        kernel: `[*window, C_in, C_out]`.
+        strides: places between copies, one number or one per dimension.
+        padding: "SAME" (output size `size * stride`), "VALID" (`(size - 1) * stride + window`), or
+            how much of that is cut off on both sides, one number or one per dimension.
+
+    Returns:
+        `[N, *out, C_out]` in the type that x and the kernel promote to.
+
+    Raises:
+        ValueError: shapes or padding do not fit together.
+    """
+    dims, window = x.ndim - 2, kernel.shape[:-2]
+    if len(window) != dims or x.shape[-1] != kernel.shape[-2]:
+        raise ValueError(f"the kernel {kernel.shape} does not fit x {x.shape}")
+    strides = per_dimension(strides, dims, "strides")
+    if isinstance(padding, str):
+        same = padding.upper() == "SAME"
+        cuts = [(k - s) * same for k, s in zip(window, strides, strict=True)]
+        crops = [(max(c, 0) // 2, c - max(c, 0) // 2) for c in cuts]
+    else:
+        each = (padding,) * dims if isinstance(padding, int) else tuple(padding)
+        crops = [(cut, cut) for cut in each]
+    pads = tuple((k - 1 - low, k - 1 - high) for k, (low, high) in zip(window, crops, strict=True))
+    if len(crops) != dims or any(min(pad) < 0 for pad in pads):
+        raise ValueError(f"a padding of {padding} cuts off more than a window of {list(window)}")
+    dtype = jnp.result_type(x, kernel)
+    flipped = jnp.flip(kernel, range(dims)).astype(dtype)
+    return _conv(x.astype(dtype), flipped, (1,) * dims, pads, (1,) * dims, 1, apart=strides)
+
+
+def _conv(x, kernel, strides, pads, dilation, groups, apart=None):
+    """Convolve arrays of one type; the pixels of x come to lie so far `apart`, zeros between."""
     if jax.default_backend() != "cpu" or is_xla_only():
-        return _xla_conv(x.astype(dtype), kernel.astype(dtype), strides, pads, dilation, groups)
+        return _xla_conv(x, kernel, strides, pads, dilation, groups, apart)
+    if apart is not None:
+        interior = [(0, 0, 0), *((0, 0, step - 1) for step in apart), (0, 0, 0)]
+        x = lax.pad(x, jnp.zeros((), x.dtype), interior)
     # CPUs compute in float32: smaller types would be converted there and back at every step.
-    wide = jnp.promote_types(dtype, jnp.float32)
+    dtype, wide = x.dtype, jnp.promote_types(x.dtype, jnp.float32)
     x, kernel = x.astype(wide), kernel.astype(wide)
     y = _cpu_conv(x, kernel, strides, pads, dilation, groups, dtype == jnp.bfloat16)
     return y.astype(dtype)
@@ -104,13 +156,14 @@ def explicit_padding(
     return pads
 
 
-def _xla_conv(x, kernel, strides, pads, dilation, groups):
+def _xla_conv(x, kernel, strides, pads, dilation, groups, apart):
     spatial = "DHW"[-(x.ndim - 2) :]
     return lax.conv_general_dilated(
         x,
         kernel,
         window_strides=strides,
         padding=pads,
+        lhs_dilation=apart,
         rhs_dilation=dilation,
         dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
         feature_group_count=groups,

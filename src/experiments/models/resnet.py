@@ -30,7 +30,8 @@ class Block(nnx.Module):
     is another shape the shortcut is a 1x1 convolution (`projection`, option B of section 4.1) or
     drops pixels and adds channels of zeros (`identity`, option A). With `pre_activation`
     normalisation and rectifier come before each convolution and none after the sum: F(x) + x
-    (He et al. 2016b, arXiv:1603.05027). The stride is that of the first 3x3 convolution.
+    (He et al. 2016b, arXiv:1603.05027). The stride is that of the first 3x3 convolution, or with
+    `stride_on="1x1"` of the first 1x1 of a bottleneck.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Block(nnx.Module):
         shortcut: Shortcut,
         zero_gamma: bool,
         pre_activation: bool,
+        stride_on: Literal["1x1", "3x3"] = "3x3",
         **init: Unpack[Init],
     ):
         conv = functools.partial(Conv, use_bias=False, **init)
@@ -50,7 +52,8 @@ class Block(nnx.Module):
         kernels, strides = ([3, 3], [stride, 1])
         sizes = [channels, features, out]
         if kind == "bottleneck":
-            kernels, strides = [1, 3, 1], [1, stride, 1]
+            kernels = [1, 3, 1]
+            strides = [stride, 1, 1] if stride_on == "1x1" else [1, stride, 1]
             sizes = [channels, features, features, out]
         self.convs = nnx.List(
             conv(n_in, n_out, (k, k), strides=s, padding=k // 2)
@@ -155,6 +158,7 @@ class ResNet(nnx.Module):
         shortcut: Shortcut,
         zero_gamma: bool,
         pre_activation: bool,
+        stride_on: Literal["1x1", "3x3"] = "3x3",
         input_shape: tuple[int, ...],
         num_classes: int,
         **init: Unpack[Init],
@@ -166,7 +170,7 @@ class ResNet(nnx.Module):
         self.conv = Conv(input_shape[-1], channels, kernel, **options, **init)
         self.norm = None if pre_activation else BatchNorm(channels)
         options = {"kind": block, "shortcut": shortcut, "zero_gamma": zero_gamma}
-        options |= {"pre_activation": pre_activation, **init}
+        options |= {"pre_activation": pre_activation, "stride_on": stride_on, **init}
         self.stages: nnx.List = nnx.List()
         for index, (depth, features) in enumerate(zip(stages, widths, strict=True)):
             make = functools.partial(Block, channels, features, **options)
@@ -186,6 +190,8 @@ class ResNet(nnx.Module):
         """Raise `UserError` for arguments that cannot learn or contradict each other."""
         if len(arguments["stages"]) != len(arguments["widths"]):
             raise UserError(f"{path}.stages and {path}.widths need as many numbers each")
+        if arguments.get("stride_on") == "1x1" and arguments["block"] == "basic":
+            raise UserError(f"{path}.stride_on=1x1 needs {path}.block=bottleneck, which has a 1x1")
         if not arguments["zero_gamma"]:
             return
         if arguments["shortcut"] == "none":

@@ -37,6 +37,25 @@ def test_lenet5_has_the_published_layers():
     assert sum(published.values()) == 61_706
 
 
+def test_lenet5_has_the_60_000_parameters_of_the_paper():
+    options = ["model.c3=table", "model.pooling=weighted"]
+    counts = layer_counts("model=lenet5", *options, shape=(32, 32, 1))
+    # section II.B; the paper's output layer of fixed centres is a dense one here
+    own = {"conv1": 156, "pool1": 12, "conv2": 1_516, "pool2": 32, "conv3": 48_120, "dense": 10_164}
+    assert counts == own | {"output": 850}
+    assert sum(own.values()) == 60_000
+
+
+def test_each_map_of_c3_reads_the_maps_of_table_i():
+    table = ["X...XXX..XXXX.XX", "XX...XXX..XXXX.X", "XXX...XXX..X.XXX"]
+    table += [".XXX..XXXX..X.XX", "..XXX..XXXX.XX.X", "...XXX..XXXX.XXX"]
+    net = model("model=lenet5", "model.c3=table", shape=(32, 32, 1))
+    for number, row in enumerate(table):  # of S2, where only this map is not 0
+        maps = jnp.zeros((1, 5, 5, 6)).at[..., number].set(1.0)
+        seen = np.abs(np.asarray(net.conv2(maps)[0, 0, 0])) > 0
+        assert "".join(np.where(seen, "X", ".")) == row
+
+
 def test_vgg16_has_the_published_parameters():
     counts = layer_counts("model=vgg16", shape=(224, 224, 3), classes=1000)
     assert sum(counts.values()) == 138_357_544

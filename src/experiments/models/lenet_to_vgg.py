@@ -1,8 +1,12 @@
 """LeNet-5, AlexNet, ZFNet and VGG: convolutions and pooling, then dense layers."""
 
+import functools
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal, Unpack
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from experiments.errors import UserError
@@ -12,6 +16,7 @@ from experiments.models.layers import (
     Conv,
     Dense,
     Init,
+    WeightedPool,
     flatten,
     is_small,
     local_response_norm,
@@ -20,14 +25,43 @@ from experiments.models.mlp import MLP
 from experiments.ops.pooling import avg_pool, max_pool
 from experiments.types import Activation, Decay, PositiveInt
 
+# by number of maps, the maps of S2 that each map of C3 reads (LeCun et al. 1998, table I)
+TABLE_I = {
+    3: ((0, 1, 2), (1, 2, 3), (2, 3, 4), (3, 4, 5), (4, 5, 0), (5, 0, 1)),
+    4: (
+        *((0, 1, 2, 3), (1, 2, 3, 4), (2, 3, 4, 5), (3, 4, 5, 0), (4, 5, 0, 1), (5, 0, 1, 2)),
+        *((0, 1, 3, 4), (1, 2, 4, 5), (0, 2, 3, 5)),
+    ),
+    6: ((0, 1, 2, 3, 4, 5),),
+}
+
+
+class PartialConv(nnx.Module):
+    """C3 of LeNet-5: 16 maps of 5x5, of which each reads some of 6 maps, as in `TABLE_I`.
+
+    [batch, H, W, 6] to [batch, H − 4, W − 4, 16], with 1,516 parameters. Maps that read equally
+    many are one convolution in groups.
+    """
+
+    def __init__(self, **init: Unpack[Init]):
+        for number, maps in TABLE_I.items():
+            shared: dict[str, Any] = {"groups": len(maps), "padding": "VALID", **init}
+            conv = Conv(number * len(maps), len(maps), (5, 5), **shared)
+            setattr(self, f"of_{number}", conv)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        read = {n: x[..., np.ravel(maps)] for n, maps in TABLE_I.items()}
+        return jnp.concatenate([getattr(self, f"of_{n}")(y) for n, y in read.items()], axis=-1)
+
 
 class LeNet5(nnx.Module):
     """LeNet-5: C1 6@5x5, S2, C3 16@5x5, S4, C5 120@5x5, F6 84, output (LeCun et al. 1998).
 
     [batch, H, W, C] to logits [batch, num_classes]. At 32x32 the maps are 28, 14, 10, 5 and 1
-    pixels wide; 28x28 images are padded to 32x32 as in the paper. C3 sees all six maps of S2
-    where the paper's table I connects 60 of the 96 pairs, and S2 and S4 are plain pooling without
-    trainable coefficients: 61,706 parameters for one channel and ten classes.
+    pixels wide; 28x28 images are padded to 32x32 as in the paper. With one channel, ten classes,
+    all 96 pairs of maps in `c3` and no weights in S2 and S4 it has 61,706 parameters. With
+    `c3="table"` it has 60,806, and with `pooling="weighted"` 44 more: the paper's 60,000 and an
+    output layer of 850, where the paper has fixed centres.
     """
 
     minimum_size = 28
@@ -36,7 +70,8 @@ class LeNet5(nnx.Module):
         self,
         *,
         activation: Activation,
-        pooling: Literal["average", "max"],
+        pooling: Literal["average", "max", "weighted"],
+        c3: Literal["full", "table"] = "full",
         input_shape: tuple[int, ...],
         num_classes: int,
         **init: Unpack[Init],
@@ -44,22 +79,28 @@ class LeNet5(nnx.Module):
         height, width, channels = input_shape
         pad = 2 if min(height, width) < 32 else 0
         self.conv1 = Conv(channels, 6, (5, 5), padding=pad, **init)
-        self.conv2 = Conv(6, 16, (5, 5), padding="VALID", **init)
+        full = c3 == "full"
+        self.conv2 = Conv(6, 16, (5, 5), padding="VALID", **init) if full else PartialConv(**init)
         rows, columns = (((n + 2 * pad - 4) // 2 - 4) // 2 for n in (height, width))
         # a convolution as large as its input is a dense layer
         self.conv3 = Dense(rows * columns * 16, 120, **init)
         self.dense = Dense(120, 84, **init)
         self.output = Dense(84, num_classes, **init)
         self.activation = activation
-        self.pooling = pooling
+        self.pool1, self.pool2 = (_halved(pooling, maps) for maps in (6, 16))
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         activation = ACTIVATIONS[self.activation]
-        pool = avg_pool if self.pooling == "average" else max_pool
-        x = pool(activation(self.conv1(x)), 2)
-        x = pool(activation(self.conv2(x)), 2)
+        x = self.pool1(activation(self.conv1(x)))
+        x = self.pool2(activation(self.conv2(x)))
         x = activation(self.conv3(flatten(x)))
         return self.output(activation(self.dense(x)))
+
+
+def _halved(pooling: str, maps: int) -> Callable[[jax.Array], jax.Array]:
+    """Return 2x2 pooling of this kind, for so many maps."""
+    pool = functools.partial(max_pool if pooling == "max" else avg_pool, window=2)
+    return WeightedPool(maps, pool) if pooling == "weighted" else pool
 
 
 class AlexNet(MLP):

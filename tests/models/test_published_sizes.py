@@ -36,6 +36,8 @@ IMAGENET = [  # at 224x224 and 1000 classes
     ("vgg11", [], 132_863_336),
     ("vgg13", [], 133_047_848),
     ("vgg16", [], 138_357_544),
+    # 1x1 for 3x3 in conv3_3, conv4_3 and conv5_3: 134 M in table 2
+    ("vgg16_c", [], 138_357_544 - 8 * (256**2 + 2 * 512**2)),
     ("vgg19", [], 143_667_240),
     ("googlenet", ["auxiliary_weight=0.0"], 6_998_552),
     # with 3x3 in place of 5x5: the widespread PyTorch definition, with and without auxiliaries

@@ -203,7 +203,8 @@ class VGG(MLP):
     """VGG: stages of 3x3 convolutions, each ended by 2x2 max pooling (Simonyan & Zisserman 2015).
 
     [batch, H, W, C] to logits [batch, num_classes]. `stages` counts the convolutions of each
-    stage, `widths` their channels; [2, 2, 3, 3, 3] is configuration D, VGG-16. Images of 224
+    stage, `widths` their channels; [2, 2, 3, 3, 3] is configuration D, VGG-16, and with a
+    `third_kernel` of 1, that of the third convolution of a stage, configuration C. Images of 224
     pixels get the published dense layers (4096-4096, 138,357,544 parameters for 1000 classes).
     Below that the last maps are 1 to 6 pixels wide and the dense layers have `small_hidden` units
     instead ([] is a single output layer).
@@ -221,6 +222,7 @@ class VGG(MLP):
         batch_norm: bool,
         dropout: Decay,
         activation: Activation,
+        third_kernel: Literal[1, 3] = 3,
         input_shape: tuple[int, ...],
         num_classes: int,
         **init: Unpack[Init],
@@ -229,8 +231,9 @@ class VGG(MLP):
         self.stages: nnx.List = nnx.List()
         for depth, features in zip(stages, widths, strict=True):
             stage: nnx.List = nnx.List()
-            for _ in range(depth):
-                conv = Conv(channels, features, (3, 3), padding=1, **init)
+            for position in range(depth):
+                side = third_kernel if position == 2 else 3
+                conv = Conv(channels, features, (side, side), padding=side // 2, **init)
                 stage.append(nnx.List([conv, BatchNorm(features)] if batch_norm else [conv]))
                 channels = features
             self.stages.append(stage)

@@ -193,10 +193,12 @@ def test_auxiliary_losses_count_in_training_only():
     assert len(halfway) == 1  # of two, as this one has no module 4d
     expected = loss(main, target) + 0.3 * loss(halfway[0], target)
     np.testing.assert_allclose(values["loss"], expected, rtol=1e-5)
+    np.testing.assert_allclose(values["main_loss"], loss(main, target), rtol=1e-5)
     np.testing.assert_allclose(logits, main, rtol=1e-5)
     net.eval()
     values, logits = jax.jit(lambda net: objective(net, batch, None, 0))(net)
     np.testing.assert_allclose(values["loss"], loss(logits, target), rtol=1e-6)
+    assert "main_loss" not in values
 
 
 def test_the_whole_googlenet_has_two_auxiliary_classifiers():

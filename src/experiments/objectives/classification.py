@@ -79,8 +79,9 @@ class Classification:
     ) -> tuple[Metrics, jax.Array]:
         """Return values per example, each [batch], `loss` and `accuracy` (0 or 1), and the logits.
 
-        A model that gives a tuple has auxiliary classifiers: the loss is that of the first entry
-        plus `model.auxiliary_weight` times that of each other one.
+        A model that gives a tuple, as only in training, has auxiliary classifiers: the loss is that
+        of the first entry plus `model.auxiliary_weight` times that of each other one. `main_loss`
+        is then that of the first alone, to be compared with the loss of an evaluation.
         """
         lengths = {"lengths": batch["lengths"]} if "lengths" in batch else {}
         outputs = model(model_input(batch)[1], rngs=rngs, **lengths)  # type: ignore[operator]
@@ -93,10 +94,11 @@ class Classification:
         targets = targets_of(batch, self.num_classes)
         hit = jnp.argmax(logits, axis=-1) == jnp.argmax(targets, axis=-1)
         loss = self.loss(self.loss_input(logits), targets)
+        values = {"main_loss": loss} if auxiliary else {}
         for other in auxiliary:
             extra = self.loss(self.loss_input(full_precision(other)), targets)
             loss = loss + model.auxiliary_weight * extra  # type: ignore[attr-defined]
-        return {"loss": loss, "accuracy": hit.astype(jnp.float32)}, logits
+        return values | {"loss": loss, "accuracy": hit.astype(jnp.float32)}, logits
 
     def loss_input(self, logits: jax.Array) -> jax.Array:
         """Return the argument of the loss, of the kind that `losses` says it takes."""

@@ -126,11 +126,13 @@ def range_figure(rows: Sequence[dict[str, Any]]) -> Figure:
 def _metric_panel(ax: Axes, history: Sequence[dict], metric: str) -> None:
     drawn = []
     for split, colour in COLOURS.items():
-        if not (points := _series(history, f"{split}/{metric}")):
+        # of a network with auxiliary classifiers, what an evaluation is to be compared with
+        main = _series(history, f"{split}/main_{metric}")
+        if not (points := main or _series(history, f"{split}/{metric}")):
             continue
         drawn.append(points[1])
         if split == "train":
-            _training_curve(ax, points, colour)
+            _training_curve(ax, points, colour, "train, main classifier" if main else "train")
         else:
             best = np.argmax if metric in LARGE_IS_GOOD else np.argmin
             _evaluations(ax, points, colour, split, best)
@@ -144,12 +146,12 @@ def _metric_panel(ax: Axes, history: Sequence[dict], metric: str) -> None:
     ax.legend(**LEGEND)
 
 
-def _training_curve(ax: Axes, points: Points, colour: str) -> None:
+def _training_curve(ax: Axes, points: Points, colour: str, label: str) -> None:
     steps, values = points
-    label, marker = "train", "o" if len(steps) == 1 else None
+    marker = "o" if len(steps) == 1 else None
     if len(steps) >= SMOOTH_FROM:
         ax.plot(steps, values, color=colour, linewidth=0.6, alpha=0.3)
-        label, values = "train (smoothed)", _smooth(values)
+        label, values = f"{label} (smoothed)", _smooth(values)
     ax.plot(steps, values, color=colour, linewidth=1.4, marker=marker, ms=4, label=label)
 
 

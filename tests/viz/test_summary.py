@@ -1,5 +1,6 @@
 """Summaries against papers and hand calculation, for every model of the package."""
 
+import itertools
 import json
 import math
 
@@ -40,6 +41,116 @@ def test_lenet5_layer_by_layer():
     assert summary.total("training_flops") == 128 * (2 * first + 3 * sum(rest))
 
 
+def test_lenet5_has_the_connections_of_the_paper():
+    summary = summarize(
+        composed("model=lenet5", "model.c3=table", "model.pooling=weighted", "data=mnist")
+    )
+    rows = {row.name: row for row in (*summary.layers, *summary.blocks)}
+    # LeCun et al. 1998, section II.B
+    published = {"conv1": 122_304, "pool1": 5_880, "conv2": 151_600, "pool2": 2_000}
+    published |= {"conv3": 48_120, "dense": 10_164}
+    assert {name: rows[name].connections for name in published} == published
+    # "340,908 connections" and 60,000 parameters; here each of the ten outputs has a bias
+    assert summary.total("connections") == 340_908 + 10
+    assert summary.total("parameters") == 60_000 + 850
+    fields = [rows[name].receptive_field for name in ("conv1", "pool1", "conv2", "pool2")]
+    assert fields == [(5, 5), (6, 6), (14, 14), (16, 16)]
+
+
+COUNTED = [  # (layer, input, parameters, multiplications)
+    ("{conv:{features:1,kernel:3,use_bias:false}}", (512, 512, 3), 27, 7_077_888),
+    ("{conv:{features:64,kernel:7}}", (32, 32, 1), 3_200, 32 * 32 * 49 * 64),
+    ("{conv:{features:10,kernel:5,padding:valid}}", (32, 32, 3), 760, 28 * 28 * 75 * 10),
+    # each value is multiplied by each of the kernel's
+    ("{conv_transpose:{features:5,kernel:4}}", (6, 6, 2), 16 * 10 + 5, 36 * 2 * 16 * 5),
+]
+
+
+@pytest.mark.parametrize(("layer", "shape", "parameters", "multiplications"), COUNTED)
+def test_a_convolution_counts_as_by_hand(layer, shape, parameters, multiplications):
+    data = ["data=tfds", "data.name=none", f"data.input_shape={list(shape)}", "data.num_classes=3"]
+    layers = f"model.layers=[{layer},global_avg_pool,{{dense:classes}}]"
+    first = summarize(composed("model=cnn", layers, *data)).layers[0]
+    assert (first.parameters, first.multiplications) == (parameters, multiplications)
+
+
+def test_googlenet_has_the_rows_of_table_1():
+    summary = summarize(composed("model=googlenet", "data=imagenet2012"))
+    rows = [block for block in summary.blocks if block.name.startswith("stages")]
+    sides, channels, expected = (28, 28, 14, 14, 14, 14, 14, 7, 7), 192, []
+    widths = itertools.chain(*composed("model=googlenet")["model"]["modules"])
+    for side, (one, reduce3, three, reduce5, five, pooled) in zip(sides, widths, strict=True):
+        products = channels * (one + reduce3 + reduce5 + pooled) + 9 * reduce3 * three
+        products += 25 * reduce5 * five
+        biases = one + reduce3 + three + reduce5 + five + pooled
+        channels = one + three + five + pooled
+        expected.append(((side, side, channels), products + biases, side**2 * products))
+    assert [(r.output_shape, r.parameters, r.multiplications) for r in rows] == expected
+    # the column "ops"; for 5a, which is 51 M, the table has 54 M
+    millions = [128, 304, 73, 88, 100, 119, 170, 51, 71]
+    assert [r.multiplications / 1e6 for r in rows] == pytest.approx(millions, abs=1)
+    assert summary.depth == 22  # "22 layers deep when counting only layers with parameters"
+    alone = summary.auxiliary.parameters
+    assert summary.total("parameters") - alone == 6_998_552
+    assert summary.kinds["dense"].parameters == 1_025_000 + 2 * (2_098_176 + 1_025_000)
+
+
+def fields_by_recurrence(windows):
+    """The receptive field after each (kernel, stride): r + (k − 1) j, where j is of all strides."""
+    field, jump = 1, 1
+    for kernel, stride in windows:
+        field, jump = field + (kernel - 1) * jump, jump * stride
+        yield (field, field)
+
+
+def resnet50(first, second):
+    """(kernel, stride) of a ResNet-50, where a stage begins with these strides of 1x1 and 3x3."""
+    windows = [(7, 2), (3, 2)]
+    for stage, depth in enumerate((3, 4, 6, 3)):
+        for block in range(depth):
+            halves = stage > 0 and block == 0
+            windows += [(1, first if halves else 1), (3, second if halves else 1), (1, 1)]
+    return windows
+
+
+@pytest.mark.parametrize(
+    ("overrides", "windows", "depth", "last"),
+    [
+        (["vgg16"], [*[(3, 1), (3, 1), (2, 2)] * 2, *[*[(3, 1)] * 3, (2, 2)] * 3], 16, 212),
+        pytest.param(["resnet50"], resnet50(1, 2), 50, 427, marks=pytest.mark.slow),
+        # of the paper's own, as stated by Araujo et al. 2019, "Computing receptive fields"
+        (["resnet50", "model.stride_on=1x1"], resnet50(2, 1), 50, 483),
+    ],
+    ids=["vgg16", "resnet50", "resnet50_paper"],
+)
+def test_receptive_fields_follow_from_kernels_and_strides(overrides, windows, depth, last):
+    summary = summarize(composed(f"model={overrides[0]}", *overrides[1:], "data=imagenet2012"))
+    weighted = [x for x in summary.layers if x.multiplications or "max_pool" in x.name]
+    found = [
+        x.receptive_field for x in weighted if x.receptive_field and "projection" not in x.name
+    ]
+    assert found == list(fields_by_recurrence(windows))
+    assert summary.receptive_field == found[-1] == (last, last)
+    assert summary.depth == depth
+
+
+def test_what_is_frozen_and_what_a_block_of_a_loop_has_seen():
+    summary = summarize(composed("model=resnet44", "data=cifar10", "freeze=[stages.0]"))
+    blocks = {block.name: block for block in summary.blocks}
+    assert blocks["stages.0.1.block[5]"].receptive_field == (31, 31)  # 1 + 2 · 15
+    assert summary.depth == 44
+    frozen = 7 * (2 * 9 * 16 * 16 + 4 * 16)
+    assert summary.total("frozen") == frozen
+    assert sum(block.frozen for block in summary.blocks) == frozen
+    assert summary.kinds["normalisation"].frozen == 7 * 4 * 16
+
+
+def test_a_dense_block_is_as_deep_as_its_layers():
+    summary = summarize(composed("model=densenet_bc_100_12", "data=cifar10"))
+    assert summary.depth == 100
+    assert summary.receptive_field[0] == 3 + 16 * 2 + 1 + 16 * 4 + 2 + 16 * 8
+
+
 def test_vgg16_has_the_published_multiply_adds():
     summary = summarize(composed("model=vgg16", "data=imagenet2012"))
     assert summary.total("parameters") == 138_357_544
@@ -72,6 +183,7 @@ def test_the_arithmetic_of_every_model_gives_its_parameters(name):
         assert eval(layer.arithmetic.replace("·", "*") or "0") == layer.parameters
         assert layer.output_bytes == 4 * math.prod(layer.output_shape) * bool(layer.output_shape)
     assert summary.total("flops") > 0
+    assert summary.depth > 0
     assert summary.total("training_flops") > summary.batch_size * summary.total("flops")
 
 
@@ -162,3 +274,5 @@ def test_the_command_needs_neither_data_nor_a_compiler(run_cli, tmp_path, capsys
     assert written["total_parameters"] == 138_357_544
     assert written["layers"][0]["output_shape"] == [224, 224, 64]
     assert {"name", "output_shape", "parameters", "flops"} <= set(written["layers"][0])
+    assert written["kinds"]["convolutional"]["parameters"] == 14_714_688
+    assert (written["depth"], written["receptive_field"]) == (16, [212, 212])

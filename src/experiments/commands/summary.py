@@ -1,6 +1,6 @@
 """`mode=summary`: a model layer by layer, without data, devices or a compiler."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,41 +11,106 @@ from rich.table import Table
 
 from experiments.tracking.jsonl import write_json
 from experiments.tracking.terminal import quantity
-from experiments.viz.summary import Layer, summarize
+from experiments.viz.layers import SUMS, Layer, Summary, summed
+from experiments.viz.summary import summarize
 
-WIDTH = 120  # of the table where there is no terminal to ask
-TOTALS = ("parameters", "flops", "training_flops", "output_bytes")
-COLUMNS = ("layer", "output", "parameters", "", "FLOPs", "training", "memory")
-NUMBERS = ("parameters", "FLOPs", "training", "memory")  # of the columns
+WIDTH = 132  # of the tables where there is no terminal to ask
+COLUMNS = ("layer", "output", "field", "parameters", "", "multiplications", "training", "memory")
+OF_KINDS = ("kind", "layers", "parameters", "trainable", "multiplications", "training")
+LEFT = ("layer", "output", "kind", "")  # of the columns, those with text
 
 
 def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
-    """Print the table and write `model_summary.json`."""
+    """Print the tables and write `model_summary.json`."""
     summary = summarize(config)
-    totals: dict[str, Any] = {name: summary.total(name) for name in TOTALS}
+    write_json(directory / "model_summary.json", as_json(summary))
+    console = Console(width=None if Console().is_terminal else WIDTH)
+    console.print(table(summary))
+    console.print(kinds_table(summary))
+    print("\n".join(notes(summary)))
+
+
+def as_json(summary: Summary) -> dict[str, Any]:
+    """Return all that is known of a model."""
+    sums = {f"total_{name}": summary.total(name) for name in SUMS}
     sizes = {"batch_size": summary.batch_size, "state_bytes": summary.state_bytes}
-    written = {f"total_{name}": total for name, total in totals.items()} | sizes
-    written["layers"] = [asdict(layer) for layer in summary.layers]
-    write_json(directory / "model_summary.json", written)
-    shown = table(summary.layers, Layer("total", **totals))
-    Console(width=None if Console().is_terminal else WIDTH).print(shown)
-    print(
-        f"FLOPs: 2 per multiply-add of products and convolutions; forward for one example, "
-        f"training for a step of {summary.batch_size}\n"
+    whole = {"depth": summary.depth, "receptive_field": list(summary.receptive_field)}
+    alone = {name: getattr(summary.auxiliary, name) for name in ("parameters", "training_flops")}
+    return {
+        **sums,
+        "total_multiplications": summary.total("multiplications"),
+        **sizes,
+        **whole,
+        "in_training_only": alone,
+        "kinds": {kind: {n: getattr(row, n) for n in SUMS} for kind, row in summary.kinds.items()},
+        "blocks": [asdict(block) for block in summary.blocks],
+        "layers": [asdict(layer) for layer in summary.layers],
+    }
+
+
+def table(summary: Summary) -> Table:
+    """Return one row per layer and one of totals; the sums of a block stand above its layers."""
+    shown = _empty(COLUMNS, _cells(summed("total", summary.layers)))
+    blocks = {block.name: block for block in summary.blocks}
+    begun = set()
+    for layer in summary.layers:
+        inside = next((name for name in blocks if layer.name.startswith(f"{name}.")), None)
+        if inside is not None and inside not in begun:
+            begun.add(inside)
+            shown.add_row(*_cells(blocks[inside]), style="bold")
+        name, *cells = _cells(layer)
+        shown.add_row(name if inside is None else f"  {name}", *cells)
+    return shown
+
+
+def kinds_table(summary: Summary) -> Table:
+    """Return the sums over the layers of each kind."""
+    counts = {
+        kind: sum(layer.kind == kind and layer.parameters > 0 for layer in summary.layers)
+        for kind in summary.kinds
+    }
+    shown = _empty(OF_KINDS)
+    for kind, row in summary.kinds.items():
+        if not counts[kind] and not row.training_flops:
+            continue
+        trainable = row.parameters - row.frozen
+        numbers = (counts[kind], row.parameters, trainable, row.multiplications)
+        shown.add_row(kind, *map(_number, numbers), _quantity(row.training_flops))
+    return shown
+
+
+def notes(summary: Summary) -> Iterable[str]:
+    """Yield the lines below the tables."""
+    parameters, frozen = summary.total("parameters"), summary.total("frozen")
+    yield f"parameters: {parameters - frozen:,} trainable, {frozen:,} frozen"
+    if alone := summary.auxiliary.parameters:
+        yield (
+            f"in training only (auxiliary classifiers): {alone:,} of the parameters; "
+            f"{parameters - alone:,} without"
+        )
+    field = "x".join(map(str, summary.receptive_field))
+    yield (
+        f"depth: {summary.depth} weighted layers on the longest way"
+        + (f"; the last maps have a receptive field of {field}" if field else "")
+        + f"; connections, biases included: {summary.total('connections'):,}"
+    )
+    yield (
+        f"multiplications: of products and convolutions, for one example; with the additions "
+        f"{quantity(summary.total('flops'))} FLOPs; training: FLOPs of a step of "
+        f"{summary.batch_size}"
+    )
+    yield (
         f"memory: of the outputs for one example; weights and the optimizer's state take "
         f"{quantity(summary.state_bytes, 'B')}"
     )
 
 
-def table(layers: Sequence[Layer], totals: Layer) -> Table:
-    """Return one row per layer and one of totals."""
-    shown = Table(box=box.SIMPLE_HEAD, show_footer=True, padding=0)
-    for cell, title in zip(_cells(totals), COLUMNS, strict=True):
-        justify: JustifyMethod = "right" if title in NUMBERS else "left"
+def _empty(columns: Sequence[str], footer: Sequence[str] | None = None) -> Table:
+    shown = Table(box=box.SIMPLE_HEAD, show_footer=footer is not None, padding=0)
+    for title, cell in zip(columns, footer or [""] * len(columns), strict=True):
+        justify: JustifyMethod = "left" if title in LEFT else "right"
         folds = title in ("layer", "")  # where a terminal is narrow
         shown.add_column(title, cell, justify=justify, no_wrap=not folds, overflow="fold")
-    for layer in layers:
-        shown.add_row(*_cells(layer))
     return shown
 
 
@@ -53,9 +118,18 @@ def _cells(layer: Layer) -> tuple[str, ...]:
     return (
         layer.name,
         "x".join(map(str, layer.output_shape)),
-        f"{layer.parameters:,}" if layer.parameters else "",
+        "x".join(map(str, layer.receptive_field)),
+        _number(layer.parameters),
         layer.arithmetic,
-        quantity(layer.flops) if layer.flops else "",
-        quantity(layer.training_flops) if layer.training_flops else "",
-        quantity(layer.output_bytes, "B") if layer.output_bytes else "",
+        _number(layer.multiplications),
+        _quantity(layer.training_flops),
+        _quantity(layer.output_bytes, "B"),
     )
+
+
+def _number(value: int) -> str:
+    return f"{value:,}" if value else ""
+
+
+def _quantity(value: int, unit: str = "") -> str:
+    return quantity(value, unit) if value else ""

@@ -6,6 +6,7 @@ one on the device would compile a program for each length. In training mode (`mo
 `Dropout` draws from the `rngs` that the call is given.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypedDict, Unpack
@@ -98,16 +99,22 @@ class WeightedPool(nnx.Module):
     """Average pooling, times a trainable coefficient, plus a bias, one of each per channel.
 
     The layers S2 and S4 of LeNet-5 (LeCun et al. 1998, section II.B) without their sigmoid. The
-    coefficients start at 1 and the biases at 0.
+    coefficients start at 1 and the biases at 0. `pool` is a partial of `avg_pool`, its `window` a
+    tuple.
     """
 
-    def __init__(self, channels: int, pool: Callable[[jax.Array], jax.Array]):
+    def __init__(self, channels: int, pool: functools.partial[jax.Array]):
         self.scale = nnx.Param(np.ones(channels, np.float32))
         self.bias = nnx.Param(np.zeros(channels, np.float32))
         self.pool = pool
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.pool(x) * self.scale[...] + self.bias[...]
+
+    @property
+    def window_size(self) -> int:
+        """The number of values that one mean is of."""
+        return math.prod(self.pool.keywords["window"])
 
 
 class BatchNorm(nnx.Module):

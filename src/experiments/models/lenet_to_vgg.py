@@ -99,7 +99,7 @@ class LeNet5(nnx.Module):
 
 def _halved(pooling: str, maps: int) -> Callable[[jax.Array], jax.Array]:
     """Return 2x2 pooling of this kind, for so many maps."""
-    pool = functools.partial(max_pool if pooling == "max" else avg_pool, window=2)
+    pool = functools.partial(max_pool if pooling == "max" else avg_pool, window=(2, 2))
     return WeightedPool(maps, pool) if pooling == "weighted" else pool
 
 

@@ -47,10 +47,10 @@ def operations(jaxpr: Any, times: int = 1, layers: tuple[str, ...] = ()) -> Iter
         scopes = [entry.name for entry in equation.source_info.name_stack.stack]
         inside = tuple(s.removeprefix(LAYER) for s in scopes if s.startswith(LAYER)) or layers
         turns = equation.params["length"] if equation.primitive.name == "scan" else 1
-        programs = list(_programs(equation))
-        for program in programs:
+        parts = list(programs(equation))
+        for program in parts:
             yield from operations(program, times * turns, inside)
-        if not programs:
+        if not parts:
             yield Operation(inside, times * flops(equation), equation.outvars[0].aval)
 
 
@@ -103,11 +103,11 @@ def _bytes_stored(jaxpr: Any) -> int:
     for equation in jaxpr.eqns:
         if equation.primitive.name in STORED:
             total += sum(size_in_bytes(variable.aval) for variable in equation.outvars)
-        total += sum(map(_bytes_stored, _programs(equation)))
+        total += sum(map(_bytes_stored, programs(equation)))
     return total
 
 
-def _programs(equation: Any) -> Iterator[Any]:
+def programs(equation: Any) -> Iterator[Any]:
     """Yield the programs inside an equation: of a loop, a branch, a jitted function."""
     for value in equation.params.values():
         for item in value if isinstance(value, tuple | list) else (value,):

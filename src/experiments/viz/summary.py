@@ -1,4 +1,4 @@
-"""A model layer by layer: shapes, parameters and their arithmetic, FLOPs, memory.
+"""A model layer by layer: shapes, parameters and their arithmetic, multiplications, memory.
 
 Everything is read off traces of the evaluation and the training step: nothing is allocated,
 compiled or read from disk, and every kind of model and objective works alike.
@@ -6,10 +6,9 @@ compiled or read from disk, and every kind of model and objective works alike.
 
 import functools
 import itertools
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -19,56 +18,18 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 from experiments.core.config import build
 from experiments.core.experiment import Experiment
-from experiments.core.transfer import named
+from experiments.core.transfer import matches, named
 from experiments.models.densenet import DenseBlock
+from experiments.models.layers import WeightedPool
 from experiments.models.resnet import Repeated
 from experiments.ops.product import xla_only
 from experiments.viz.flops import LAYER, Operation, operations, size_in_bytes
+from experiments.viz.layers import OTHER, Layer, Shapes, Summary, kind_of, summed, with_parameters
+from experiments.viz.receptive_field import Scopes, Seen, steps_of
 
-Shapes = Sequence[tuple[int, ...]]
 Loop = Repeated | DenseBlock
+NOT_READ = ("label", "target", "mask", "lengths", "restart")  # by a model, of a batch
 REST = "rest"  # the operations in no layer: preprocessing, losses, the optimizer
-
-
-@dataclass
-class Layer:
-    """A row of the summary.
-
-    Attributes:
-        name: path of the module in the model, or of a function without weights in its module.
-        output_shape: without the batch; () where nothing comes out.
-        output_bytes: of the output for one example.
-        parameters: of the layer itself, without those of layers inside it.
-        arithmetic: the product of sizes that gives them, such as `(5·5·6+1)·16`.
-        flops: of the evaluation of one example.
-        training_flops: of a training step, for the whole batch.
-    """
-
-    name: str
-    output_shape: tuple[int, ...] = ()
-    output_bytes: int = 0
-    parameters: int = 0
-    arithmetic: str = ""
-    flops: int = 0
-    training_flops: int = 0
-
-    def set_output(self, output: Any) -> None:
-        """Take the shape and the bytes of one example from an output [batch, ...]."""
-        self.output_shape = tuple(output.shape[1:])
-        self.output_bytes = math.prod(self.output_shape) * output.dtype.itemsize
-
-
-@dataclass(frozen=True)
-class Summary:
-    """The layers of a model in the order of its computation, and the batch that they are for."""
-
-    layers: tuple[Layer, ...]
-    batch_size: int
-    state_bytes: int  # parameters, batch statistics and the optimizer's state
-
-    def total(self, attribute: str) -> int:
-        """Return the sum over the layers."""
-        return sum(getattr(layer, attribute) for layer in self.layers)
 
 
 def summarize(config: Mapping[str, Any]) -> Summary:
@@ -81,32 +42,46 @@ def summarize(config: Mapping[str, Any]) -> Summary:
         name: jax.ShapeDtypeStruct((size, *shape), jnp.dtype(dtype))
         for name, (shape, dtype) in spec.stored.items()
     }
-    mask = jax.ShapeDtypeStruct((size,), jnp.float32)
+    evaluated = batch | {"mask": jax.ShapeDtypeStruct((size,), jnp.float32)}
     key = jax.eval_shape(jax.random.key, 0)
     state = experiment.abstract_state({})
     with xla_only():
         evaluate = functools.partial(experiment.eval_step, hparams={})
-        forward = jax.make_jaxpr(evaluate)(*experiment.weights(state), batch | {"mask": mask})
+        forward = jax.make_jaxpr(evaluate)(*experiment.weights(state), evaluated)
         step = functools.partial(experiment.train_step, measured=False)
         training = jax.make_jaxpr(step)(state, batch, {}, key).jaxpr
-    layers = _forward_layers(operations(forward.jaxpr), experiment.has_modules, size)
+    modules = experiment.has_modules
+    layers = _forward_layers(operations(forward.jaxpr), modules, size)
+    in_evaluation = set(layers)
+    weights = jax.tree.map(lambda _: False, experiment.weights(state))
+    read = {name: name not in NOT_READ for name in evaluated}
+    seen = _seen(forward.jaxpr, jax.tree.leaves((weights, read)), experiment)
     # layers without weights or FLOPs are shown if no other layer is inside them
-    shown = {name for name in layers if name != REST and not experiment.has_modules.get(name)}
+    shown = {name for name in layers if name != REST and not modules.get(name)}
     needed, _ = dce_jaxpr(training, [True] * len(training.outvars))
     for operation in operations(needed):
-        name = _module_of(operation, experiment.has_modules)
+        name = _module_of(operation.layers, modules)
         layers.setdefault(name, Layer(name)).training_flops += operation.flops
     shapes: dict[str, list[tuple[int, ...]]] = defaultdict(list)  # of arrays, by their module
+    frozen: dict[str, list[tuple[int, ...]]] = defaultdict(list)
     for name, parameter in named(state.params).items():
         module = name.rpartition(".")[0]
         shapes[module].append(parameter.shape)
-        layers.setdefault(module, Layer(module))
+        if any(matches(name, pattern) for pattern in experiment.frozen):
+            frozen[module].append(parameter.shape)
+        layers.setdefault(module, Layer(module)).training_only = module not in in_evaluation
     for name, output in experiment.outputs.items():
         if name in layers:
             layers[name].set_output(output)
+    for name, layer in layers.items():
+        layer.kind = experiment.kinds.get(name, OTHER)
     rows = [x for x in layers.values() if x.name in shown | shapes.keys() or x.training_flops]
-    unrolled = tuple(_unrolled(rows, shapes, experiment.loops))
-    return Summary(unrolled, size, sum(map(size_in_bytes, jax.tree.leaves(state))))
+    unrolled = list(_unrolled(rows, shapes, frozen, experiment))
+    for row in unrolled:
+        _set_seen(row, seen)
+    blocks = tuple(_blocks(unrolled, experiment, seen))
+    bytes_of_state = sum(map(size_in_bytes, jax.tree.leaves(state)))
+    return Summary(tuple(unrolled), blocks, size, bytes_of_state)
 
 
 class MarkedExperiment(Experiment):
@@ -116,6 +91,8 @@ class MarkedExperiment(Experiment):
         has_modules: the names of all modules that can be called, and whether others are inside.
         outputs: what each module returned at its first call, by name.
         loops: the modules that compute several layers in a loop, by the name of the looped one.
+        kinds: the kind of each module, by name.
+        pooled: how many values a `WeightedPool` takes the mean of, by name.
     """
 
     def __init__(self, *arguments: Any):
@@ -123,6 +100,8 @@ class MarkedExperiment(Experiment):
         self.has_modules: dict[str, bool] = {}
         self.outputs: dict[str, Any] = {}
         self.loops: dict[str, Loop] = {}
+        self.kinds: dict[str, str] = {}
+        self.pooled: dict[str, int] = {}
 
     def model(self, *arguments: Any) -> nnx.Module:
         """Build the model, with each of its modules in a name scope of its own."""
@@ -135,6 +114,9 @@ class MarkedExperiment(Experiment):
                     self.has_modules[".".join(map(str, path[:end]))] = True
                 if isinstance(module, Loop):
                     self.loops[f"{name}.{module.inside}"] = module
+                if isinstance(module, WeightedPool):
+                    self.pooled[name] = module.window_size
+                self.kinds[name] = kind_of(module)
                 module.__class__ = self._marked(type(module), name)
         return model
 
@@ -148,8 +130,36 @@ class MarkedExperiment(Experiment):
         return type(kind.__name__, (kind,), {"__call__": call})
 
 
-def _module_of(operation: Operation, has_modules: Mapping[str, bool]) -> str:
-    return next((name for name in reversed(operation.layers) if name in has_modules), REST)
+def _module_of(scopes: Scopes, has_modules: Mapping[str, bool]) -> str:
+    return next((name for name in reversed(scopes) if name in has_modules), REST)
+
+
+class Names:
+    """Gives operations in the order of a program the names of their layers.
+
+    A function beside modules is a layer, numbered from its second call on; one in a module without
+    others is a part of that.
+    """
+
+    def __init__(self, has_modules: Mapping[str, bool]):
+        self.has_modules = has_modules
+        self.taken: set[str] = set()
+        self.previous: Scopes = ()
+        self.function = REST
+
+    def of(self, scopes: Scopes) -> tuple[str, bool]:
+        """Return the name of the layer of the next operation, and whether it is a function."""
+        module = _module_of(scopes, self.has_modules)
+        is_function = bool(scopes) and scopes[-1] not in self.has_modules
+        is_function &= self.has_modules.get(module, True)
+        if is_function and scopes != self.previous:
+            name = scopes[-1] if module == REST else f"{module}.{scopes[-1]}"
+            numbered = (f"{name}_{number}" for number in itertools.count(2))
+            every = itertools.chain([name], numbered)
+            self.function = next(n for n in every if n not in self.taken)
+            self.taken.add(self.function)
+        self.previous = scopes
+        return (self.function, True) if is_function else (module, False)
 
 
 def _forward_layers(
@@ -157,29 +167,71 @@ def _forward_layers(
 ) -> dict[str, Layer]:
     """Return the layers of an evaluation by name, in its order, without their parameters."""
     layers: dict[str, Layer] = {}
-    previous: tuple[str, ...] = ()
-    function = REST
+    names = Names(has_modules)
     for operation in program:
-        scopes, module = operation.layers, _module_of(operation, has_modules)
-        # a function beside modules is a layer; one in a module without others is a part of it
-        if scopes and scopes[-1] not in has_modules and has_modules.get(module, True):
-            if scopes != previous:
-                name = scopes[-1] if module == REST else f"{module}.{scopes[-1]}"
-                numbered = (f"{name}_{number}" for number in itertools.count(2))
-                function = next(n for n in itertools.chain([name], numbered) if n not in layers)
-            layer = layers.setdefault(function, Layer(function))
+        name, is_function = names.of(operation.layers)
+        layer = layers.setdefault(name, Layer(name))
+        if is_function:
             layer.set_output(operation.output)
-        else:
-            layer = layers.setdefault(module, Layer(module))
         layer.flops += operation.flops // batch_size
-        previous = scopes
     return layers
 
 
+def _seen(program: Any, inputs: Sequence[bool], experiment: MarkedExperiment) -> dict[str, Seen]:
+    """Return what each layer of an evaluation has seen of the input, by name, loops unrolled."""
+    modules, found = experiment.has_modules, {}
+    names = Names(modules)
+    loops = {inside.rpartition(".")[0]: inside for inside in experiment.loops}
+    for scopes, turn, seen in steps_of(program, inputs, lambda s: _module_of(s, modules), loops):
+        name, _ = names.of(scopes)
+        if turn is not None:
+            name = f"{turn[0]}[{turn[1]}]{name.removeprefix(turn[0])}"
+        found[name] = seen
+    return found
+
+
+def _set_seen(row: Layer, seen: Mapping[str, Seen]) -> None:
+    """Set what a row's output has seen of the input."""
+    if (known := seen.get(row.name)) is not None:
+        row.receptive_field = tuple(axis.size for axis in known.field or ())
+        row.depth = known.depth
+
+
+def _blocks(
+    rows: Sequence[Layer], experiment: MarkedExperiment, seen: Mapping[str, Seen]
+) -> Iterator[Layer]:
+    """Yield the sums over the layers of each block: an outermost module with several inside."""
+    for name, group in itertools.groupby(rows, lambda row: _block_of(row.name, experiment)):
+        layers = list(group)
+        if name is None or len(layers) < 2:
+            continue
+        block = summed(name, layers)
+        output = experiment.outputs.get(name.partition("[")[0])
+        if output is not None:
+            block.output_shape = tuple(output.shape[1:])
+        block.training_only = all(layer.training_only for layer in layers)
+        _set_seen(block, seen)
+        yield block
+
+
+def _block_of(layer: str, experiment: MarkedExperiment) -> str | None:
+    """Return the name of the block that a layer is in; each turn of a `Repeated` is one."""
+    for inside, loop in experiment.loops.items():
+        if isinstance(loop, Repeated) and layer.startswith(f"{inside}["):
+            return layer.partition("]")[0] + "]"
+    parts = layer.split(".")
+    paths = (".".join(parts[:end]) for end in range(1, len(parts)))
+    return next((path for path in paths if path in experiment.outputs), None)
+
+
 def _unrolled(
-    layers: Sequence[Layer], shapes: Mapping[str, Shapes], loops: Mapping[str, Loop]
+    layers: Sequence[Layer],
+    shapes: Mapping[str, Shapes],
+    frozen: Mapping[str, Shapes],
+    experiment: MarkedExperiment,
 ) -> Iterator[Layer]:
     """Yield the layers with their parameters, those in a loop once per turn of it."""
+    loops, pooled = experiment.loops, experiment.pooled
 
     def loop_of(layer: Layer) -> str | None:
         return next((inside for inside in loops if layer.name.startswith(f"{inside}.")), None)
@@ -187,17 +239,20 @@ def _unrolled(
     for inside, group in itertools.groupby(layers, loop_of):
         if inside is None:
             for layer in group:
-                own = shapes.get(layer.name, ())
-                yield replace(layer, parameters=_size(own), arithmetic=arithmetic(own))
+                own = (shapes.get(layer.name, ()), frozen.get(layer.name, ()))
+                yield with_parameters(layer, *own, pooled.get(layer.name))
             continue
         looped = list(group)
         for turn, layer in itertools.product(range(loops[inside].depth), looped):
             part = layer.name.removeprefix(inside)
-            one = _of_turn(layer, shapes.get(layer.name, ()), loops[inside], turn, part)
+            own = (shapes.get(layer.name, ()), frozen.get(layer.name, ()))
+            one = _of_turn(layer, *own, loops[inside], turn, part)
             yield replace(one, name=f"{inside}[{turn}]{part}")
 
 
-def _of_turn(layer: Layer, shapes: Shapes, loop: Loop, turn: int, part: str) -> Layer:
+def _of_turn(
+    layer: Layer, shapes: Shapes, frozen: Shapes, loop: Loop, turn: int, part: str
+) -> Layer:
     """Return the share that one turn of a loop has in a layer, and in its parameters.
 
     Where turns differ in the channels that they read, parameters are joined along those, and
@@ -206,44 +261,21 @@ def _of_turn(layer: Layer, shapes: Shapes, loop: Loop, turn: int, part: str) -> 
     shape, size = layer.output_shape, layer.output_bytes
     if (widths := loop.widths_of(part)) is None:
         share, whole = 1, loop.depth
-        shapes = [stacked[1:] for stacked in shapes]
+        shapes, frozen = ([stacked[1:] for stacked in each] for each in (shapes, frozen))
     else:
         own, whole = widths
         share, joined = own[turn], sum(own)
-        shapes = [tuple(share if n == joined else n for n in each) for each in shapes]
+        shapes, frozen = (
+            [tuple(share if n == joined else n for n in one) for one in each]
+            for each in (shapes, frozen)
+        )
         if not layer.flops:  # a normalisation: its output is as wide as its input
             shape, size = (*shape[:-1], share), size // shape[-1] * share
-    return replace(
+    of_turn = replace(
         layer,
         output_shape=shape,
         output_bytes=size,
-        parameters=_size(shapes),
-        arithmetic=arithmetic(shapes),
         flops=layer.flops * share // whole,
         training_flops=layer.training_flops * share // whole,
     )
-
-
-def _size(shapes: Shapes) -> int:
-    return sum(map(math.prod, shapes))
-
-
-def arithmetic(shapes: Shapes) -> str:
-    """Return the sum of the sizes of arrays, with those that share a last dimension together.
-
-    >>> arithmetic([(5, 5, 6, 16), (16,)])
-    '(5·5·6+1)·16'
-    """
-    by_last: dict[int | None, list[str]] = {}
-    for shape in sorted(shapes, key=len, reverse=True):
-        terms = by_last.setdefault(shape[-1] if shape else None, [])
-        terms.append("·".join(map(str, shape[:-1])) or "1")
-    return " + ".join(_product(terms, last) for last, terms in by_last.items())
-
-
-def _product(terms: list[str], last: int | None) -> str:
-    if set(terms) == {"1"}:
-        terms = [] if len(terms) == 1 else [str(len(terms))]
-    whole = "+".join(terms)
-    factors = [f"({whole})" if len(terms) > 1 else whole, "" if last is None else str(last)]
-    return "·".join(filter(None, factors)) or "1"
+    return with_parameters(of_turn, shapes, frozen)

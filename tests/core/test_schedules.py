@@ -1,9 +1,11 @@
 """Schedules at the points that define them."""
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from experiments.core.config import build
+from experiments.core.schedules import epochs
 from support import choices, composed
 
 
@@ -34,6 +36,12 @@ def factor(name, step, *settings, steps_per_epoch=10, total=100):
 )
 def test_factor(name, settings, step, expected):
     assert factor(name, step, *settings) == pytest.approx(expected, abs=1e-6)
+
+
+def test_an_epoch_ends_with_its_last_step_whatever_its_length():
+    for length in (7, 13, 47):  # whose inverses in float32 are too small
+        whole = jax.jit(lambda step, length=length: epochs(step, length))(jnp.int32(3 * length))
+        assert whole == 3
 
 
 @pytest.mark.parametrize("name", choices("schedule"))

@@ -63,6 +63,22 @@ def test_a_run_learns_and_writes_what_it_saw(train, tmp_path):
     assert written["status"] == "finished"
 
 
+def test_layer_by_layer_the_weights_that_stay_are_of_the_whole_task(train, tmp_path):
+    stacked = ["model=stacked_autoencoder", "model.hidden=[16]", "model.latents=8", "optim=adam"]
+    length = ["objective.epochs_a_layer=1", "trainer.epochs=5", "optim.learning_rate=0.01"]
+    summary, lines = train(*stacked, *length, "trainer.checkpoints=true")
+    validated = [line for line in lines if "val/loss" in line]
+    losses = [line["val/loss"] for line in validated]
+    assert losses == [line["val/reconstruction"] for line in validated]
+    assert min(losses) > 1  # of 64 pixels: no term of it is missing
+    assert summary["best"]["epoch"] == 1 + int(np.argmin(losses)) == 5  # all layers learn together
+    assert summary["test/loss"] < 0.8 * losses[0]
+    best, last = (load_weights(tmp_path / "run", step)[0] for step in (None, 100))
+    jax.tree.map(np.testing.assert_array_equal, best, last)
+    with pytest.raises(UserError, match="epochs_a_layer=3, of 2 layers each: the run has 5 epochs"):
+        train(*stacked, *length, "objective.epochs_a_layer=3", folder="short")
+
+
 def test_the_same_seed_gives_the_same_numbers_however_steps_are_dispatched(train):
     dropout = ["model.dropout=0.2", "trainer.epochs=2", "data.augment.crop_padding=1"]
     _, first = train(*dropout, "trainer.max_steps_per_dispatch=1", folder="a")

@@ -165,7 +165,8 @@ def check_lengths(config: Mapping[str, Any], steps_per_epoch: float = math.inf) 
         steps_per_epoch: as many as there are data for.
 
     Raises:
-        UserError: a warm-up is longer than the run, or the weights would never be updated.
+        UserError: a warm-up is longer than the run, a layer is never trained, or the weights are
+            never updated.
     """
     trainer, schedule = config["trainer"], config["schedule"]
     epochs = trainer["epochs"]
@@ -173,16 +174,24 @@ def check_lengths(config: Mapping[str, Any], steps_per_epoch: float = math.inf) 
     if epochs == trainer["steps_per_epoch"] == 1:  # to see whether it runs at all: debug=fast
         return
     in_epochs = schedule.get("unit") == "epochs"
+    hidden = config["model"].get("hidden")
+    layers = 1 + len(hidden) if isinstance(hidden, list) else 1
     wanted = [
-        ("schedule.warmup", schedule.get("warmup"), in_epochs),
-        ("objective.warmup_epochs", config["objective"].get("warmup_epochs"), True),
+        ("schedule.warmup", 1, in_epochs),
+        ("objective.warmup_epochs", 1, True),
+        ("objective.epochs_a_layer", layers, True),
+        ("optim.accumulate", 1, False),
+        ("discriminator_optim.accumulate", 1, False),
     ]
-    for group in ("optim", "discriminator_optim"):
-        wanted.append((f"{group}.accumulate", (config.get(group) or {}).get("accumulate"), False))
-    for key, value, counts_epochs in wanted:
+    for key, times, counts_epochs in wanted:
+        group, name = key.split(".")
+        value = (config.get(group) or {}).get(name) or 0
         length, unit = (epochs, "epochs") if counts_epochs else (steps, "steps")
-        if (value or 0) > length:
-            raise UserError(f"{key}={value}: the run has {length} {unit}; say trainer.epochs=...")
+        if times * value > length:
+            each = f", of {times} layers each" if times > 1 else ""
+            raise UserError(
+                f"{key}={value}{each}: the run has {length} {unit}; say trainer.epochs=..."
+            )
 
 
 def check_sizes(config: Mapping[str, Any]) -> None:

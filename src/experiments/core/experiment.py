@@ -24,6 +24,7 @@ from experiments.core.metrics import metrics_of, scalars_of, sums_of
 from experiments.core.optim import PartitionedOptimizer
 from experiments.core.params import if_measured, merged, norm, only_if, variables
 from experiments.core.rng import initial_keys, stream
+from experiments.core.schedules import epochs
 from experiments.core.transfer import check_frozen, fitted, freeze_statistics, split
 from experiments.data.dataset import Spec, model_input
 from experiments.data.pipeline import Averaged, resize
@@ -203,7 +204,7 @@ class Experiment:
         optimizer = self.optimizer(hparams, due)
         batch = self.prepare(batch, hparams, stream(key, "augment", state.step), train=True)
         streams = {name: stream(key, name, state.step) for name in ("dropout", "sample")}
-        epoch = state.step / self.steps_per_epoch
+        epoch = epochs(state.step, self.steps_per_epoch)
 
         trained, frozen = split(state.params, self.frozen)
 
@@ -260,7 +261,7 @@ class Experiment:
         if self.tta is not None:
             model = Averaged(model, objective)
         rngs = nnx.Rngs(sample=stream(jax.random.key(0), "sample"))
-        values, outputs = objective(model, inputs | {"mask": mask}, rngs, jnp.inf)
+        values, outputs = objective(model, inputs | {"mask": mask}, rngs, None)
         predictions = getattr(objective, "predictions", lambda outputs: outputs)(outputs)
         sums = sums_of(self.metrics, values, predictions, inputs | {"mask": mask})
         return sums, predictions

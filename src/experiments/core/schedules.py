@@ -18,6 +18,15 @@ from experiments.types import Fraction, NonNegative, Positive
 Factor = Callable[..., jax.Array]  # (step, steps_per_epoch, total_steps) -> factor
 
 
+def epochs(step, steps_per_epoch):
+    """Return the epochs that so many steps are, in fractions, and whole ones exactly.
+
+    XLA divides by a constant as it multiplies by its inverse, so that 7 / 7 is less than 1.
+    """
+    whole, rest = divmod(step, steps_per_epoch)
+    return whole + rest / steps_per_epoch
+
+
 def schedule(function: Callable) -> Callable[..., Factor]:
     """Make `function(t, total, **settings)` configurable, with lengths in epochs or in steps."""
 
@@ -25,7 +34,7 @@ def schedule(function: Callable) -> Callable[..., Factor]:
     def configure(*, unit: str, **settings) -> Factor:
         def factor(step, steps_per_epoch, total_steps) -> jax.Array:
             length = steps_per_epoch if unit == "epochs" else 1
-            return jnp.asarray(function(step / length, total_steps / length, **settings))
+            return jnp.asarray(function(epochs(step, length), total_steps / length, **settings))
 
         return factor
 

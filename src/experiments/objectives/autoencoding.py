@@ -28,7 +28,7 @@ class Autoencoding:
         random direction of the code.
       epochs_a_layer: epochs for which one layer after the other is trained, each with its own
         layer of the decoder on what the layers below make of the input, before all of them are
-        trained together; 0: together from the start.
+        trained together; 0: together from the start. An evaluation is always of all together.
 
     References:
       Vincent et al. 2008, "Extracting and composing robust features with denoising autoencoders";
@@ -59,9 +59,10 @@ class Autoencoding:
     ) -> tuple[Metrics, dict[str, jax.Array]]:
         """Return values per example, each [batch], and images by name, each [batch, H, W, C].
 
-        Values: `loss`, with all penalties; `reconstruction`, the data term; `squared_error`, a mean
-        over the pixels; `activation`, the mean of the code. Images: `clean`, the target; `seen`,
-        the input with its noise and masking; `reconstruction`.
+        Values: `loss`, with all penalties, or in training that of a single layer;
+        `reconstruction`, the data term; `squared_error`, a mean over the pixels; `activation`, the
+        mean of the code. Images: `clean`, the target; `seen`, the input with its noise and masking;
+        `reconstruction`.
         """
         target = input_of(batch)
         seen = self.corrupted(target, rngs)
@@ -73,7 +74,7 @@ class Autoencoding:
         shown = HEADS[function.head if self.output.takes == "logits" else self.output.head](outputs)
         code = full_precision(code)
         loss = data_term + self.penalty(model, seen, code, rngs)
-        if self.epochs_a_layer:
+        if self.epochs_a_layer and epoch is not None:
             loss = self.layerwise(model, seen, loss, epoch)
         values = {
             "loss": loss,

@@ -79,9 +79,11 @@ class Classification:
     ) -> tuple[Metrics, jax.Array]:
         """Return values per example, each [batch], `loss` and `accuracy` (0 or 1), and the logits.
 
-        A model that gives a tuple, as only in training, has auxiliary classifiers: the loss is that
-        of the first entry plus `model.auxiliary_weight` times that of each other one. `main_loss`
-        is then that of the first alone, to be compared with the loss of an evaluation.
+        Every objective gets the `epoch` of the training, in fractions, and None in an evaluation,
+        which is of the whole task. A model that gives a tuple, as only in training, has auxiliary
+        classifiers: the loss is that of the first entry plus `model.auxiliary_weight` times that of
+        each other one. `main_loss` is then that of the first alone, to be compared with the loss of
+        an evaluation.
         """
         lengths = {"lengths": batch["lengths"]} if "lengths" in batch else {}
         outputs = model(model_input(batch)[1], rngs=rngs, **lengths)  # type: ignore[operator]

@@ -146,8 +146,8 @@ class Variational:
         return images
 
     def weight(self, epoch: Any) -> Any:
-        """Return the weight of the KL divergence after so many epochs."""
-        if is_off(self.warmup_epochs):
+        """Return the weight of the KL divergence after so many epochs; in evaluation, all of it."""
+        if epoch is None or is_off(self.warmup_epochs):
             return self.beta
         return self.beta * jnp.minimum(epoch / self.warmup_epochs, 1)
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -82,7 +81,7 @@ class Restored:
             inputs = experiment.prepare(batch, hparams, key, train=False)
             rngs = nnx.Rngs(sample=stream(key, "sample"))
             model, objective = experiment.trained_model(hparams, *weights), self.setup.objective
-            values, _ = objective(model, inputs, rngs, jnp.inf)
+            values, _ = objective(model, inputs, rngs, None)
             return values, objective.codes(model, inputs, rngs)
 
         return lambda batch: examined(self.weights, batch, self.hparams)

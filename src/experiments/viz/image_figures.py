@@ -117,7 +117,7 @@ def _code(objective: Any, model: Any, images: jax.Array) -> jax.Array:
 
 
 def _reconstruct(objective: Any, model: Any, images: jax.Array) -> jax.Array:
-    _, outputs = objective(model, {"image": images}, nnx.Rngs(sample=0), jnp.inf)
+    _, outputs = objective(model, {"image": images}, nnx.Rngs(sample=0), None)
     return jnp.stack([outputs["seen"], outputs["reconstruction"]])
 
 

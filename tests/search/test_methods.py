@@ -5,10 +5,12 @@ import math
 import numpy as np
 import optuna
 import pytest
+from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 
 from experiments.search import methods
 from experiments.search.plan import Plan
+from experiments.search.space import Parameter, Space
 
 TWO = {
     "optim.learning_rate": {"distribution": "log_uniform_values", "min": 1e-6, "max": 1.0},
@@ -74,7 +76,32 @@ def test_rounds_close_in_on_the_best(make_study):
     assert spans[0] > 4
     assert spans[1] < 0.6 * spans[0]
     assert spans[2] < 0.6 * spans[1]
-    assert abs(np.median(logs[32:]) + 3) < 0.5
+    for first, width in ((16, 3.0), (32, 1.5)):  # decades, around the best of all before
+        best = logs[np.argmin(abs(logs[:first] + 3))]
+        assert 0.6 * width < np.ptp(logs[first : first + 16]) <= width
+        assert abs(logs[first : first + 16] - best).max() <= 0.501 * width
+
+
+def test_narrowing_finds_better_values_than_random_search_with_the_same_budget():
+    log = FloatDistribution(1e-6, 1.0, log=True)
+    space = Space({name: Parameter(log) for name in ("rate", "decay")}, None)
+
+    def least_loss(method: str, seed: int) -> float:
+        plan = Plan("", {}, [], "val/loss", "minimize", 24, method=method, seed=seed)
+        study, best = optuna.create_study(), np.random.default_rng(seed).uniform(-6, 0)
+        for number in range(plan.n_trials):
+            study.sampler = methods.sampler(plan, space, study.trials, number)
+            trial = study.ask()
+            rate, decay = (
+                math.log10(methods.suggest(trial, n, p)) for n, p in space.parameters.items()
+            )
+            too_large = 3.0 if rate > best + 0.5 else 0.0  # beyond it a training diverges
+            study.tell(trial, abs(rate - best) + 0.1 * abs(decay + 4) + too_large)
+        return study.best_value
+
+    random, narrow = ([least_loss(m, seed) for seed in range(10)] for m in ("random", "narrow"))
+    assert np.mean(narrow) < 0.8 * np.mean(random)
+    assert np.greater_equal(random, narrow).sum() >= 5
 
 
 def test_a_round_waits_for_the_one_before(make_study):

@@ -1,6 +1,7 @@
 """Searches over hyperparameters.
 
 experiments sweep <sweep file> [workers=2] [cluster=slurm] [any config override]
+    [method=narrow]: in [rounds=3], each with [shrink=0.5] of the range before, around the best
     engine=wandb: W&B's server draws the values, and the workers are its agents
 experiments sweep status=<study folder>    what came out so far, live in a terminal
 experiments sweep resume=<study folder>    go on; [n_trials=...] longer, [workers=...] faster;
@@ -29,8 +30,18 @@ from experiments.search import configs, local
 # All else is imported where it is used: workers start before that.
 
 SEARCH_KEYS = (
-    *("n_trials", "method", "rounds", "seeds", "storage", "heartbeat", "attempts"),
-    *("side_by_side", "study", "workers", "cluster", "name", "engine", "allow", "retry"),
+    *("n_trials", "method", "rounds", "shrink", "seeds", "storage", "heartbeat"),
+    *(
+        "attempts",
+        "side_by_side",
+        "study",
+        "workers",
+        "cluster",
+        "name",
+        "engine",
+        "allow",
+        "retry",
+    ),
 )
 """Keys of a command line that are for the search, in `sweep` and after `run -m`."""
 

@@ -26,7 +26,6 @@ from experiments.search.space import Parameter, Space, choice, in_optuna
 if TYPE_CHECKING:
     from experiments.search.plan import Plan
 
-BEST = 0.25  # the part of a round's trials, at least two, that the ranges of the next one span
 BLOCK = 256  # points of a Sobol sequence that are made at once
 
 
@@ -66,38 +65,35 @@ def _sobol(axes: int, seed: int, block: int) -> np.ndarray:
 
 
 class Narrow(Streams):
-    """Random search in rounds: each round's ranges span the best trials of the round before.
+    """Random search in rounds, whose ranges narrow around the best trial so far.
 
-    A range shrinks on its own scale, such as a logarithmic one, to the best trials and a margin of
-    half their mean distance. Of a list, the values among the best trials remain.
+    In round r, counted from 0, a range has `shrink`ʳ of its whole width on its own scale, such as a
+    logarithmic one; the best value is in its middle, or as near to it as the ends of the whole
+    allow. Of a list that share of the values, rounded up, remains: those of the best trials.
     """
 
     def __init__(self, plan: "Plan", space: Space, trials: Sequence[FrozenTrial]):
         super().__init__(plan, space)
-        self.length = round_length(plan)
+        self.shrink, self.length = plan.shrink, round_length(plan)
         self.trials, self.ranked = trials, plan.ranked(trials)
 
     def sample_independent(self, study: Any, trial: FrozenTrial, name: str, _: Any) -> Any:
-        parameter = self.space.parameters[name]
-        u = self.uniform(name, trial.number)
-        best = self.best_values(name, trial.number // self.length - 1)
+        parameter, round_ = self.space.parameters[name], trial.number // self.length
+        u, share = self.uniform(name, trial.number), self.shrink**round_
+        best = self.best_values(name, round_)
         if not best:
             return in_optuna(parameter.at(u))
         if parameter.values:
-            return choice([v for v in map(in_optuna, parameter.values) if v in best]).at(u)
-        positions = [parameter.position(value) for value in best]
-        low, high = min(positions), max(positions)
-        margin = (high - low) / (2 * max(len(positions) - 1, 1))
-        low, high = max(low - margin, 0.0), min(high + margin, 1.0)
-        return parameter.at(low + u * (high - low))
+            values = list(map(in_optuna, parameter.values))
+            staying = list(dict.fromkeys([*best, *values]))[: math.ceil(share * len(values))]
+            return choice([value for value in values if value in staying]).at(u)
+        low = min(max(parameter.position(best[0]) - share / 2, 0.0), 1 - share)
+        return parameter.at(low + u * share)
 
     def best_values(self, name: str, round_: int) -> list:
-        """Return a parameter's values in the best trials of a round; none before the first."""
-        first = round_ * self.length
-        members = {trial.number for trial in self.trials[first : first + self.length]}
-        ranked = [trial for trial in self.ranked if trial.number in members]
-        best = ranked[: max(2, math.ceil(BEST * len(ranked)))]
-        return [t.params[name] for t in best if name in t.params]
+        """Return a parameter's values in the trials before a round, those of the best first."""
+        before = {trial.number for trial in self.trials[: round_ * self.length]}
+        return [t.params[name] for t in self.ranked if t.number in before and name in t.params]
 
 
 def round_length(plan: "Plan") -> int:

@@ -27,7 +27,7 @@ from experiments.search.readers import SweepFile, read_space, split
 from experiments.search.slurm import read_cluster
 from experiments.search.storage import ADDRESS, keep_address
 from experiments.tracking.jsonl import read_mapping
-from experiments.types import Positive, PositiveInt
+from experiments.types import Positive, PositiveInt, Share
 
 FILE = "study.yaml"
 SETTLED = ("study", "workers", "engine", "allow")  # options that are no part of a plan
@@ -50,6 +50,7 @@ class Plan:
       n_trials: the budget, whoever runs the trials.
       method: how values are drawn.
       rounds: of the method `narrow`.
+      shrink: of the method `narrow`: width of a range in a round over that in the round before.
       seed: of the draws, and of the first run of each trial.
       seeds: runs per trial; its score is their median.
       early_terminate: W&B's hyperband: `min_iter` or `max_iter` and `s`, in epochs, and `eta`.
@@ -72,6 +73,7 @@ class Plan:
     n_trials: PositiveInt
     method: Method = "random"
     rounds: PositiveInt = 3
+    shrink: Share = 0.5
     seed: int = 0
     seeds: PositiveInt = 1
     early_terminate: dict | None = None

@@ -70,8 +70,7 @@ class Autoencoding:
         pixels = target.reshape(target.shape[0], -1)
         outputs = full_precision(model.decode(code).reshape(pixels.shape))
         data_term = self.loss(self.output.loss_input(outputs), pixels)
-        function = getattr(self.loss, "func", self.loss)
-        shown = HEADS[function.head if self.output.takes == "logits" else self.output.head](outputs)
+        shown = HEADS[self.output.head](outputs)
         code = full_precision(code)
         loss = data_term + self.penalty(model, seen, code, rngs)
         if self.epochs_a_layer and epoch is not None:

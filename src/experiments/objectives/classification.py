@@ -59,6 +59,8 @@ class Classification:
                 f"loss={function.__name__} contains the {function.head}, so objective.head={head} "
                 f"does not go with it; use objective.head=null, or loss=mse for outputs of any head"
             )
+        if self.takes == "logits":
+            self.head = function.head
         self.loss = loss
         self.num_classes = num_classes
 
@@ -131,11 +133,11 @@ class Classification:
         return outputs.mean(0)
 
     def predictions(self, logits: jax.Array) -> jax.Array:
-        """Return class probabilities: by the head where it gives any, else by the softmax."""
-        if self.head == "sigmoid":
-            p = jax.nn.sigmoid(logits)
-            return p / jnp.maximum(p.sum(axis=-1, keepdims=True), 1e-9)
-        return jax.nn.softmax(logits)
+        """Return class probabilities: by the head where it gives any, else by the softmax.
+
+        Those of a sigmoid are of each class by itself, and need not sum to 1.
+        """
+        return jax.nn.sigmoid(logits) if self.head == "sigmoid" else jax.nn.softmax(logits)
 
 
 def targets_of(batch: dict, num_classes: int) -> jax.Array:

@@ -21,6 +21,7 @@ FULL_ERROR = "HYDRA_FULL_ERROR"
 # what the user says: whether to show tracebacks, here and in the processes that start from here
 TRACEBACKS = os.environ.get(FULL_ERROR, "0")
 FOLDERS = r"(resume|checkpoint|study|(\+\+)?model\.pretrained|hydra\.(run|sweep)\.dir)="
+LISTED = r"pretrain\.overrides=\[.*\]"  # a list of overrides
 OVERRIDE = r"[\w~+][^=]*="  # the beginning of one
 PLAIN = re.compile(r"|[A-Za-z_][\w./-]*|[\w.-]*/[\w./-]*", re.ASCII)  # what Hydra takes for text
 
@@ -34,6 +35,7 @@ def for_hydra(arguments: list[str]) -> list[str]:
     # Hydra would read the name of the choice as a number
     arguments = ["debug='nan'" if a == "debug=nan" else a for a in arguments]
     arguments = [_quoted(a) if re.match(FOLDERS, a) else a for a in arguments]
+    arguments = [_as_texts(a) if re.fullmatch(LISTED, a) else a for a in arguments]
     several_seeds = any(re.match(r"seed=(range\(|.*,)", a) for a in arguments)
     if several_seeds or any(a in MULTIRUN for a in arguments):
         return _of_search(arguments, side_by_side=several_seeds)
@@ -64,6 +66,23 @@ def _quoted(argument: str) -> str:
     from hydra.core.override_parser.types import Quote, QuotedString
 
     return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
+
+
+def _as_texts(argument: str) -> str:
+    """Quote each override in a list of overrides, whose own quotes a shell may have taken."""
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    key, _, text = argument.partition("=")
+    parts, depth = [""], 0
+    for sign in text.strip()[1:-1]:
+        depth += (sign in "[{(") - (sign in ")}]")
+        if sign == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += sign
+    plain = (p.strip() for p in parts)
+    quoted = (p if p[:1] in "'\"" else QuotedString(p, Quote.single).with_quotes() for p in plain)
+    return f"{key}=[{','.join(quoted)}]"
 
 
 def _unquoted(value: str) -> str:

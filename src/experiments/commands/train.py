@@ -25,27 +25,34 @@ from experiments.training.trial import Trial, overview
 POPULATIONS = "populations"  # checkpoints of runs side by side
 
 
-def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
-    """Train in `directory`, which is this process's own.
+def main(
+    config: dict[str, Any], directory: Path, source: Path | None, setups: Setups | None = None
+) -> None:
+    """Train in `directory`, which is this process's own; `setups` are those that there are.
 
     Raises:
         Exit: the status of the run has an exit code other than 0.
     """
-    (summary,) = train({directory: config}, directory, resume=source is not None)
+    (summary,) = train({directory: config}, directory, resume=source is not None, setups=setups)
     if code := EXIT_CODES[summary["status"]]:
         raise Exit(code)
 
 
 def train(
-    runs: Mapping[Path, dict[str, Any]], together: Path, *, resume: bool
+    runs: Mapping[Path, dict[str, Any]],
+    together: Path,
+    *,
+    resume: bool,
+    setups: Setups | None = None,
 ) -> list[dict[str, Any]]:
     """Train runs, several side by side, or go on where they ended; return their summaries.
 
     Args:
       runs: the config of each by its folder, which is this process's own.
       together: folder of what belongs to several of them.
+      setups: those of earlier trainings, whose data need not be read again.
     """
-    alone, setups, trials = len(runs) == 1, Setups(), dict[Path, Trial]()
+    alone, setups, trials = len(runs) == 1, setups or Setups(), dict[Path, Trial]()
     options: Options = build(next(iter(runs.values()))["population"])
     trackers = {folder: Trackers([]) for folder in runs}
     if is_first():

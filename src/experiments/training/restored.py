@@ -118,16 +118,25 @@ def pretrained_weights(setup: Setup) -> Found | None:
         return None
     found = read(Path(source), setup.config["model"])
     wanted = merged(setup.shapes.params, setup.shapes.model_state)
-    result = agreement(found, wanted)
-    if not result.fitting:
-        here = _some(named(wanted))
-        raise UserError(
-            f"model.pretrained={source}: none of its weights fits the model\n"
-            f"it has {_some(found)}; the model has {here}"
-        )
+    result = check_fitting(f"model.pretrained={source}", found, wanted)
     for line in report(result, named(wanted)):
         log.info("%s: %s", source, line)
     return found
+
+
+def check_fitting(source: str, found: Mapping[str, Any], wanted: Any) -> Agreement:
+    """Compare arrays, or their shapes, with those of a model.
+
+    Raises:
+        UserError: none of them fits.
+    """
+    result = agreement(found, wanted)
+    if not result.fitting:
+        raise UserError(
+            f"{source}: none of its weights fits the model\n"
+            f"it has {_some(found)}; the model has {_some(named(wanted))}"
+        )
+    return result
 
 
 def read(source: Path, model: dict[str, Any]) -> Found:

@@ -16,6 +16,16 @@ def test_batch_normalisation_of_one_example_is_warned_of(data_home, caplog, size
     assert ("data.batch_size=1: batch normalisation" in caplog.text) == warned
 
 
+@pytest.mark.parametrize(
+    ("tta", "flip", "warned"),
+    [("flip", False, 1), ("ten_crop", False, 1), ("flip", True, 0), ("five_crop", False, 0)],
+)
+def test_mirror_images_of_data_that_were_not_mirrored_are_warned_of(caplog, tta, flip, warned):
+    crop = ["data.augment.crop_padding=1"]
+    Setups().of(composed(f"eval.tta={tta}", f"data.augment.flip={flip}", *crop))
+    assert caplog.text.count("averages over mirror images") == warned
+
+
 def test_a_number_that_is_an_input_is_told_from_one_that_is_switched_off(data_home):
     setups = Setups()
     averaged, not_averaged = (

@@ -99,7 +99,7 @@ class Setup:
         self.key = root_key(0)  # whose shape is that of every trial's
         self._compiled: dict[tuple[Layout, int], Compiled] = {}
         self.widths: dict[Layout, int] = {}  # the fastest that was found
-        self._say_sizes()
+        self._say_what_surprises()
         if training:
             self._check()
 
@@ -290,22 +290,25 @@ class Setup:
         if self.config.get("metrics"):
             self.experiment.measured(self.evaluation_shapes, {})
 
-    def _say_sizes(self) -> None:
+    def _say_what_surprises(self) -> None:
         stored, seen = tuple(self.source.spec.input_shape), self.experiment.input_shape
         if stored != seen:
             small, large = ("x".join(map(str, shape[:2])) for shape in (stored, seen))
             name = self.config["model"]["_target_"].rsplit(".", 1)[-1]
             log.info("%s needs larger images: %s is resized to %s", name, small, large)
-        if self.training and self.batch_size == 1 and self._normalises_batches:
+        mirrors = (self.config["data"].get("augment") or {}).get("flip")
+        if (tta := self.experiment.tta) in ("flip", "ten_crop") and not mirrors:
+            log.warning(
+                "eval.tta=%s averages over mirror images, and the training had none: fine where "
+                "one means the same as its image, wrong for digits and letters",
+                tta,
+            )
+        alone = self.training and self.batch_size == 1
+        if alone and any(name.endswith(".var") for name in named(self.shapes.model_state)):
             log.warning(
                 "data.batch_size=1: batch normalisation sees one example at a time, but evaluates "
                 "by averages over many; use a larger batch"
             )
-
-    @property
-    def _normalises_batches(self) -> bool:
-        names = named(self.shapes.model_state)
-        return any(name.endswith(".var") for name in names)
 
 
 class Setups:

@@ -1,5 +1,7 @@
 """Autoencoders, variational inference and adversarial training against known properties."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,7 +104,7 @@ def test_the_contraction_is_the_squared_norm_of_the_jacobian():
     x = jax.random.uniform(KEY, (1, 8, 8, 1))
     jacobian = jax.jacrev(lambda x: model.encode(x)[0])(x)
     repeated = jnp.repeat(x, 20_000, axis=0)
-    estimates = objective.penalty(model, repeated, model.encode(repeated), nnx.Rngs(sample=0))
+    estimates = objective.penalties(model, repeated, model.encode(repeated), nnx.Rngs(sample=0))
     assert float(estimates.mean()) == pytest.approx(float(jnp.sum(jacobian**2)), rel=0.03)
 
 
@@ -110,6 +112,21 @@ def test_sparsity_is_a_divergence_of_bernoulli_variables():
     assert float(bernoulli_kl(0.05, jnp.float32(0.05))) == pytest.approx(0, abs=1e-7)
     expected = 0.05 * np.log(0.05 / 0.2) + 0.95 * np.log(0.95 / 0.8)
     assert float(bernoulli_kl(0.05, jnp.float32(0.2))) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_divergence_pulls_harder_than_the_squared_distance():
+    code = jnp.array([[0.1, 0.9], [0.3, 0.7]])  # mean activations of 0.2 and 0.8
+    pulls = {}
+    for penalty in ("kl", "squared"):
+        core = experiment("model=sparse_autoencoder", f"objective.penalty={penalty}")
+        _, back = jax.vjp(functools.partial(core.objective({}).penalties, None, code), code, None)
+        pulls[penalty] = back(jnp.array([1.0, 0.0]))[0]
+    mean = np.array([0.2, 0.8])
+    weight, each = 0.1, 0.5  # of the penalty, and of either example in a mean
+    np.testing.assert_allclose(pulls["squared"][0], weight * each * 2 * (mean - 0.05), rtol=1e-5)
+    wanted = weight * each * (mean - 0.05) / (mean * (1 - mean))
+    np.testing.assert_allclose(pulls["kl"][1], wanted, rtol=1e-5)
+    assert (pulls["kl"] > pulls["squared"]).all()
 
 
 def test_the_logistic_likelihood_is_a_distribution_over_256_levels():

@@ -1,7 +1,7 @@
 """Autoencoding: the target is the input itself, perhaps from a corrupted copy of it."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +21,10 @@ class Autoencoding:
       head: of the output; None: the one that goes with the loss.
       noise: standard deviation of Gaussian noise on the input, also in evaluation.
       masking: share of the input's pixels that are set to 0, also in evaluation.
-      kl_weight: of Σ KL(ρ ‖ mean activation) over the units of the code, which lie in 0..1.
-      kl_target: ρ.
+      kl_weight: of the penalty for units of the code whose mean activation is not the target.
+      kl_target: that target, ρ.
+      penalty: summed over the units, "kl" takes KL(ρ ‖ mean activation) of units in 0..1, "squared"
+        (mean activation − ρ)², whose gradient is the weaker one where a unit is hardly ever active.
       l1_weight: of Σ |code|.
       contraction: weight of ‖∂code/∂input‖², estimated without bias from the gradient along one
         random direction of the code.
@@ -42,6 +44,7 @@ class Autoencoding:
     masking: Decay
     kl_weight: NonNegative
     kl_target: Fraction
+    penalty: Literal["kl", "squared"]
     l1_weight: NonNegative
     contraction: NonNegative
     epochs_a_layer: NonNegativeInt
@@ -72,7 +75,7 @@ class Autoencoding:
         data_term = self.loss(self.output.loss_input(outputs), pixels)
         shown = HEADS[self.output.head](outputs)
         code = full_precision(code)
-        loss = data_term + self.penalty(model, seen, code, rngs)
+        loss = data_term + self.penalties(model, seen, code, rngs)
         if self.epochs_a_layer and epoch is not None:
             loss = self.layerwise(model, seen, loss, epoch)
         values = {
@@ -97,14 +100,14 @@ class Autoencoding:
             images = jnp.where(visible, images, 0)
         return images
 
-    def penalty(self, model: Any, seen: jax.Array, code: jax.Array, rngs: nnx.Rngs) -> jax.Array:
+    def penalties(self, model: Any, seen: jax.Array, code: jax.Array, rngs: nnx.Rngs) -> jax.Array:
         """Return the penalties of the code, [batch]."""
         cost = jnp.zeros(code.shape[0])
         if not is_off(self.l1_weight):
             cost += self.l1_weight * jnp.sum(jnp.abs(code), axis=-1)
         if not is_off(self.kl_weight):
-            mean = jnp.clip(jnp.mean(code, axis=0), 1e-6, 1 - 1e-6)
-            cost += self.kl_weight * jnp.sum(bernoulli_kl(self.kl_target, mean))
+            distance = {"kl": bernoulli_kl, "squared": lambda p, q: (q - p) ** 2}[self.penalty]
+            cost += self.kl_weight * jnp.sum(distance(self.kl_target, jnp.mean(code, axis=0)))
         if not is_off(self.contraction):
             direction = jax.random.normal(rngs.sample(), code.shape, code.dtype)
             frozen, state = nnx.split(model)
@@ -158,5 +161,9 @@ def image_of(batch: dict) -> jax.Array:
 
 
 def bernoulli_kl(p: Any, q: jax.Array) -> jax.Array:
-    """Return the KL divergence of Bernoulli variables with probabilities p and q, in nats."""
+    """Return the KL divergence of Bernoulli variables with probabilities p and q, in nats.
+
+    It is finite: q is taken as 1e-6 from 0 and 1 at least.
+    """
+    q = jnp.clip(q, 1e-6, 1 - 1e-6)
     return jax.scipy.special.rel_entr(p, q) + jax.scipy.special.rel_entr(1 - p, 1 - q)

@@ -20,6 +20,7 @@ import yaml
 
 from experiments.core.callback import FOLLOWERS, Callback, callback_nodes
 from experiments.core.names import locate
+from experiments.data.dataset import resolve_batch_size
 from experiments.errors import UserError, suggest
 from experiments.types import Bound, Seed, Static
 
@@ -205,18 +206,6 @@ def check_sizes(config: Mapping[str, Any]) -> None:
     if examples is not None:
         steps = examples // resolve_batch_size(data.batch_size, examples)
     check_lengths(config, steps)
-
-
-def resolve_batch_size(requested: int, examples: int) -> int:
-    """Return the batch size that a config asks for; -1 is the full batch."""
-    if requested == -1:
-        return examples
-    if not 1 <= requested <= examples:
-        raise UserError(
-            f"data.batch_size={requested} does not go with {examples} training examples; "
-            f"use 1 to {examples}, or -1 for the full batch"
-        )
-    return requested
 
 
 def check(node: Any, path: str = "") -> None:

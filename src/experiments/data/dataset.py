@@ -152,6 +152,18 @@ def some_examples(split: Arrays | Stream) -> Batch:
         return next(batches)
 
 
+def resolve_batch_size(requested: int, examples: int) -> int:
+    """Return the batch size that a config asks for; -1 is the full batch."""
+    if requested == -1:
+        return examples
+    if not 1 <= requested <= examples:
+        raise UserError(
+            f"data.batch_size={requested} does not go with {examples} training examples; "
+            f"use 1 to {examples}, or -1 for the full batch"
+        )
+    return requested
+
+
 def hold_out(total: int, fraction: float | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Shuffle examples and hold out a share of them.
 

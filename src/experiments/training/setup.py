@@ -15,13 +15,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments.core.config import build, place, resolve_batch_size
+from experiments.core.config import build, place
 from experiments.core.experiment import Experiment, State, hyperparameters
 from experiments.core.metrics import complaint_about
 from experiments.core.programs import Programs
 from experiments.core.rng import root_key
 from experiments.core.transfer import named
-from experiments.data.dataset import Stream, some_examples
+from experiments.data.dataset import Stream, resolve_batch_size, some_examples
 from experiments.errors import UserError
 from experiments.objectives.metrics import monitored
 from experiments.training.distributed import put

@@ -1,18 +1,28 @@
 """Losses against values worked out by hand, and every loss with every head."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from experiments.core.config import build
+from experiments.core.config import build, check_config
+from experiments.core.experiment import Experiment
 from experiments.errors import UserError
 from experiments.objectives import losses
 from support import composed, supervised_losses
 
+SPARSE = ["model=sparse_autoencoder", "loss=binary_cross_entropy"]
 OUTPUTS = jnp.array([[2.0, 0.5, -1.0]])
 TARGETS = jnp.array([[0.0, 1.0, 0.0]])
+
+
+def experiment(*overrides):
+    config = composed(*overrides)
+    data = build(config["data"])
+    return Experiment(config, data.spec, data.pipeline, steps_per_epoch=2, total_steps=4)
 
 
 @pytest.mark.parametrize(
@@ -56,6 +66,38 @@ def test_gradients_equal_finite_differences_with_every_head(name, head):
             return objective.loss(objective.loss_input(z), targets).sum()
 
         check_grads(total, (outputs,), order=1, modes=["rev"], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "in_nats"),
+    [
+        (["model.hidden=[4]"], {"loss"}),
+        (["model=vae", "model.hidden=[4]"], {"loss", "elbo", "reconstruction", "kl"}),
+        (["model=autoencoder", "loss=binary_cross_entropy"], {"loss", "reconstruction"}),
+    ],
+)
+def test_bits_are_what_is_logged_and_change_no_step(chosen, in_nats):
+    steps, evaluations = [], []
+    for units in ("nats", "bits"):
+        core = experiment(*chosen, f"trainer.units={units}")
+        state = core.init({}, jax.random.key(0))
+        batch = {"image": jnp.full((2, 8, 8, 1), 99, jnp.uint8), "label": jnp.arange(2)}
+        steps.append(core.step(state, batch, {}, jax.random.key(1)))
+        weights = (state.params, state.model_state)
+        evaluations.append(jax.jit(core.eval_step)(*weights, batch | {"mask": jnp.ones(2)}, {})[0])
+    (after, nats), (same, bits) = steps
+    jax.tree.map(np.testing.assert_array_equal, after, same)
+    for logged in ((nats, bits), evaluations):
+        for name, value in jax.tree.leaves_with_path(logged[0]):
+            other = dict(jax.tree.leaves_with_path(logged[1]))[name]
+            unit = math.log(2) if name[0].key in in_nats else 1
+            np.testing.assert_allclose(unit * other, value, rtol=1e-6)
+
+
+@pytest.mark.parametrize("chosen", [["loss=mse"], ["model=gan"], ["loss=focal"], SPARSE])
+def test_bits_of_what_is_no_log_likelihood_are_refused(chosen):
+    with pytest.raises(UserError, match="units=bits: this loss is no log-likelihood as cross_en"):
+        check_config(composed(*chosen, "trainer.units=bits"))
 
 
 def test_a_softmax_head_is_not_applied_twice():

@@ -22,6 +22,7 @@ from experiments.core.callback import FOLLOWERS, Callback, callback_nodes
 from experiments.core.names import locate
 from experiments.data.dataset import resolve_batch_size
 from experiments.errors import UserError, suggest
+from experiments.objectives.units import check_units
 from experiments.types import Bound, Seed, Static
 
 SPECIAL = ("_target_", "_partial_", "pretrained")  # no arguments; `pretrained` names weights
@@ -118,7 +119,7 @@ def check_config(config: Mapping[str, Any]) -> None:
     check({g: node for g, node in groups.items() if g not in FOLLOWERS} | callbacks)
     for group in ("data", "init", "schedule", "optim", "discriminator_optim"):
         build(config.get(group))  # for the limits that a class checks itself
-    objective_of(config)
+    check_units(objective_of(config), config["trainer"]["units"])
     for path, node in callbacks.items():
         try:
             made = build(node)

@@ -30,6 +30,7 @@ from experiments.data.dataset import Spec, model_input
 from experiments.data.pipeline import Averaged, resize
 from experiments.errors import UserError
 from experiments.objectives.losses import with_class_weights
+from experiments.objectives.units import in_units
 
 Tree = Any
 Hparams = Mapping[str, Any]
@@ -93,6 +94,7 @@ class Experiment:
         self.precision = jnp.dtype(
             {"fp32": "float32", "bf16": "bfloat16"}[config["trainer"]["precision"]]
         )
+        self.units = config["trainer"]["units"]
         self.skip_bad_updates = config["trainer"]["on_nan"] == "skip"
         check_target(config, spec)
         self.input_shape = model_input_shape(config, spec)
@@ -213,7 +215,7 @@ class Experiment:
             model = self.trained_model(hparams, params, state.model_state, train=True)
             values, _ = objective(model, batch, nnx.Rngs(**streams), epoch)
             means = {name: jnp.mean(value) for name, value in values.items()}
-            return means["loss"], (means, variables(model)[1])
+            return means["loss"], (in_units(means, objective, self.units), variables(model)[1])
 
         (loss, (metrics, model_state)), grads = jax.value_and_grad(loss_of, has_aux=True)(trained)
         factor = self.learning_rate_factor(hparams, state.step, self.total_steps)
@@ -262,6 +264,7 @@ class Experiment:
             model = Averaged(model, objective)
         rngs = nnx.Rngs(sample=stream(jax.random.key(0), "sample"))
         values, outputs = objective(model, inputs | {"mask": mask}, rngs, None)
+        values = in_units(values, objective, self.units)
         predictions = getattr(objective, "predictions", lambda outputs: outputs)(outputs)
         sums = sums_of(self.metrics, values, predictions, inputs | {"mask": mask})
         return sums, predictions

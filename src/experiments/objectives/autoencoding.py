@@ -56,6 +56,9 @@ class Autoencoding:
 
     def __post_init__(self) -> None:
         self.output = Classification(loss=self.loss, head=self.head, num_classes=self.num_classes)
+        others = (self.kl_weight, self.l1_weight, self.contraction, self.epochs_a_layer)
+        plain = self.output.nats and all(map(is_off, others))  # and with no term of another kind
+        self.nats = ("loss", "reconstruction") if plain else ()
 
     def __call__(
         self, model: Any, batch: dict, rngs: nnx.Rngs, epoch: Any

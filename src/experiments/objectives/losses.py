@@ -3,7 +3,8 @@
 The attribute `takes` says what a loss is a function of. `logits`: the link function is part of the
 loss, computed stably from the model's raw outputs. `log_probabilities`: the logarithm of the output
 head. `outputs`: the output head itself. The attribute `head` is the output head that goes with it
-if the config names none. Targets of a classification are one-hot vectors (or a mixture of them).
+if the config names none, and `nats` is true of the negative of a log-likelihood. Targets of a
+classification are one-hot vectors (or a mixture of them).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ from experiments.types import Fraction, NonNegative, Positive
 ClassWeights = Literal["balanced"] | list[NonNegative] | None
 
 
-def loss(takes: str, head: str, **others: float | None) -> Callable[[Callable], Callable]:
+def loss(takes: str, head: str, **others: Any) -> Callable[[Callable], Callable]:
     """Give a loss the attributes `takes`, `head` and perhaps `others`."""
 
     def mark(function: Callable) -> Callable:
@@ -90,13 +91,13 @@ def huber(outputs: jax.Array, targets: jax.Array, *, delta: Positive) -> jax.Arr
     return jnp.sum(jnp.where(r <= delta, 0.5 * r**2, delta * (r - 0.5 * delta)), axis=-1)
 
 
-@loss(takes="logits", head="sigmoid")
+@loss(takes="logits", head="sigmoid", nats=True)
 def binary_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """Return −Σ y log σ(z) + (1 − y) log(1 − σ(z)), summed over the features."""
     return jnp.sum(jax.nn.softplus(logits) - targets * logits, axis=-1)
 
 
-@loss(takes="logits", head="softmax")
+@loss(takes="logits", head="softmax", nats=True)
 def cross_entropy(
     logits: jax.Array,
     targets: jax.Array,
@@ -121,7 +122,7 @@ def focal(
     return weighted(values, targets, class_weights)
 
 
-@loss(takes="log_probabilities", head="softmax")
+@loss(takes="log_probabilities", head="softmax", nats=True)
 def nll(
     log_probabilities: jax.Array, targets: jax.Array, *, class_weights: ClassWeights = None
 ) -> jax.Array:

@@ -85,6 +85,7 @@ class Variational:
     kind = "variational"
     monitor = ("loss", "min")
     pixels = (0.0, 1.0)
+    nats = ("loss", "elbo", "reconstruction", "kl", "iwae")
 
     def __post_init__(self) -> None:
         if self.loss is not None:

@@ -16,6 +16,8 @@ class Trainer:
       eval_batches: cut every evaluation off after so many batches (null: the whole split).
       log_every: steps whose mean makes one line of metrics.
       precision: of activations and of the gradient computation; parameters and losses stay fp32.
+      units: of a loss that is a log-likelihood, and of what it is made of, in all that is logged;
+        `target_loss` is in them too.
       devices: data-parallel local devices (null: as many as divide the batch evenly).
       shuffle_seed: of the order of the training data (null: the run's seed).
       monitor: validation metric that says which epoch is best (null: the objective's own).
@@ -45,6 +47,7 @@ class Trainer:
     eval_batches: PositiveInt | None
     log_every: PositiveInt
     precision: Literal["fp32", "bf16"]
+    units: Literal["nats", "bits"]
     devices: PositiveInt | None
     shuffle_seed: Seed | None
     monitor: str | None

@@ -19,6 +19,7 @@ from experiments.data.dataset import Splits
 from experiments.errors import UserError
 from experiments.models.torchvision import read_published
 from experiments.objectives.losses import with_class_weights
+from experiments.objectives.units import in_units
 from experiments.tracking.tracker import Tracker
 from experiments.training.checkpoints import load, load_weights
 from experiments.training.distributed import put_to_read
@@ -82,6 +83,7 @@ class Restored:
             rngs = nnx.Rngs(sample=stream(key, "sample"))
             model, objective = experiment.trained_model(hparams, *weights), self.setup.objective
             values, _ = objective(model, inputs, rngs, None)
+            values = in_units(values, objective, experiment.units)
             return values, objective.codes(model, inputs, rngs)
 
         return lambda batch: examined(self.weights, batch, self.hparams)

@@ -213,8 +213,10 @@ class Trial:
 
     @property
     def monitor(self) -> list:
-        """The metric that the best epoch is chosen by, and the batches it is measured on."""
-        return [self.best.metric, self.best.mode, self.setup.trainer.eval_batches]
+        """The metric that the best epoch is chosen by, the batches it is measured on, and bits."""
+        trainer = self.setup.trainer
+        units = [] if trainer.units == "nats" else [trainer.units]
+        return [self.best.metric, self.best.mode, trainer.eval_batches, *units]
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Take up what `progress` returned; say what has changed since; raises as `check_units`."""

@@ -23,6 +23,13 @@ def test_samples_are_scored_by_a_classifier_of_an_earlier_run(run_cli, tmp_path)
     assert 0.1 <= summary["test/confidence"] <= 1
     lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     assert sum("val/frechet" in line for line in lines) == 2
+    sampling = ["mode=sample", f"checkpoint={tmp_path / 'run'}", "sample.count=501"]
+    code, error = run_cli(*sampling, folder=tmp_path / "drawn")
+    assert code == 0, error
+    drawn = np.load(tmp_path / "drawn" / "samples.npz")
+    assert sorted(drawn) == ["x", "z"]
+    assert drawn["x"].shape == (501, 8, 8, 1)
+    assert len(np.unique(drawn["x"], axis=0)) == 501
 
 
 def test_a_classifier_that_is_no_run_is_refused_before_the_first_step(run_cli, tmp_path):

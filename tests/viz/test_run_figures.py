@@ -51,6 +51,14 @@ def test_a_vae_shows_its_latents_and_samples_over_time(run_cli, tmp_path):
     code, error = run_cli("mode=figures", f"checkpoint={run}", folder=tmp_path / "again")
     assert code == 0, error
     assert "manifold" in pictures(run)
+    sampling = ["mode=sample", f"checkpoint={run}", "sample.count=21", "seed=7"]
+    code, error = run_cli(*sampling, folder=tmp_path / "drawn")
+    assert code == 0, error
+    drawn = np.load(tmp_path / "drawn/samples.npz")
+    assert (drawn["x"].shape, drawn["z"].shape) == ((21, 8, 8, 1), (21, 2))
+    assert drawn["y"].tolist() == [*range(10), *range(10), 0]
+    assert 0 <= drawn["x"].min() < drawn["x"].max() <= 1
+    assert np.asarray(Image.open(tmp_path / "drawn/samples.png").convert("L")).std() > 1
 
 
 VAE = ["model=vae", "model.hidden=[16]", *SHORT]

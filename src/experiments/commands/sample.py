@@ -1,8 +1,13 @@
-"""Let the weights of a language model write text."""
+"""Let the weights of a language model write text, and those of a VAE or a GAN draw pictures."""
 
+import functools
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import jax
+import numpy as np
 
 from experiments.core.config import build
 from experiments.core.generation import generate
@@ -12,6 +17,10 @@ from experiments.objectives.sequence import Language
 from experiments.tracking.terminal import Terminal
 from experiments.training.restored import Restored
 from experiments.types import NonNegative, PositiveInt
+from experiments.viz import drawing
+
+TOGETHER = 500  # pictures that are made as one batch
+SHOWN = 100  # pictures in the PNG
 
 
 @dataclass(frozen=True)
@@ -22,19 +31,32 @@ class Sample:
         prompt: text to continue, in which \\n is a new line; None: a new line.
         temperature: of the distribution of the next character; 0: always the likeliest one.
         length: of the new text, in characters.
+        count: pictures that a VAE or a GAN draws.
     """
 
     prompt: str | None
     temperature: NonNegative
     length: PositiveInt
+    count: PositiveInt
 
 
 def main(config: dict[str, Any], directory: Path, source: Path) -> None:
-    """Print the prompt and what the model writes after it, and write both to `sample.txt`."""
+    """Print the prompt and what the model writes after it, and write both to `sample.txt`.
+
+    The pictures of a VAE or a GAN are written to `samples.png`, up to a hundred of them, and all to
+    `samples.npz`: `x` [count, H, W, C] in 0..1, the latents `z` [count, latents] that they are made
+    of and, of a conditional model, their classes `y` [count], each in its turn.
+    """
     wanted: Sample = build(config["sample"])
     run = Restored(config, source, Terminal())
-    if not isinstance(run.setup.objective, Language):
-        raise UserError("mode=sample is for language models: runs with objective=language")
+    objective = run.setup.objective
+    if hasattr(objective, "generated"):
+        draw(run, wanted.count, config["seed"], directory)
+        return
+    if not isinstance(objective, Language):
+        raise UserError(
+            f"mode=sample is for language models, VAEs and GANs; this run is of {objective.kind}"
+        )
     prompt = None if not wanted.prompt else wanted.prompt.replace("\\n", "\n")
     written = generate(
         run.setup.experiment,
@@ -49,3 +71,36 @@ def main(config: dict[str, Any], directory: Path, source: Path) -> None:
     text = (prompt or "") + written
     write_whole(directory / "sample.txt", text)
     print(text)
+
+
+def draw(run: Restored, count: int, seed: int, directory: Path) -> None:
+    """Write so many pictures of a model's own, of noise by this seed, and print where."""
+    experiment, model = run.setup.experiment, run.config["model"]
+    classes = experiment.spec.num_classes
+
+    @jax.jit
+    def generated(weights: Any, hparams: Any, z: jax.Array, labels: jax.Array) -> jax.Array:
+        network = experiment.trained_model(hparams, *weights)
+        return experiment.objective(hparams).generated(network, z, labels)
+
+    z = np.asarray(jax.random.normal(jax.random.key(seed), (count, model["latents"])))
+    labels = np.arange(count) % max(classes, 1)
+    parts = [
+        generated(run.weights, run.hparams, z[i : i + TOGETHER], labels[i : i + TOGETHER])
+        for i in range(0, count, TOGETHER)
+    ]
+    images = np.concatenate([np.asarray(part, np.float32) for part in parts])
+    arrays = {"x": images, "z": z} | ({"y": labels} if model["conditional"] else {})
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    write_whole(directory / "samples.npz", file.getvalue())
+    picture = directory / "samples.png"
+    columns = classes if model["conditional"] and classes <= SHOWN else None
+    drawing.submit(functools.partial(_picture, images[:SHOWN], columns, picture)).result()
+    print(f"{picture} and samples.npz: {count} pictures")
+
+
+def _picture(images: np.ndarray, columns: int | None, path: Path) -> None:
+    from experiments.viz.image_figures import grid  # imports matplotlib, as few commands need it
+
+    drawing.save(grid(images, "samples", columns), path)

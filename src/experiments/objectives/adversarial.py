@@ -190,6 +190,11 @@ class Adversarial:
         norm = jnp.sqrt(jnp.sum(gradient.reshape(real.shape[0], -1) ** 2, axis=-1) + 1e-12)
         return self.settings["gradient_penalty"] * (norm - 1) ** 2
 
+    def generated(self, model: Any, z: jax.Array, labels: jax.Array) -> jax.Array:
+        """Return images in 0..1 [n, H, W, C] of noise; a conditional model reads `labels` [n]."""
+        condition = class_of({"label": labels}, self.num_classes) if model.conditional else None
+        return (model.generator(z, condition) + 1) / 2
+
     def predictions(self, fake: jax.Array) -> jax.Array:
         """Return the generated images, in 0..1."""
         return (fake + 1) / 2

@@ -132,6 +132,11 @@ class Variational:
         condition = class_of(batch, self.num_classes) if model.conditional else None
         return full_precision(model.encode(self.binary(image_of(batch), rngs), condition)[0])
 
+    def generated(self, model: Any, z: jax.Array, labels: jax.Array) -> jax.Array:
+        """Return images in 0..1 [n, H, W, C] of latents; a conditional model reads `labels` [n]."""
+        condition = class_of({"label": labels}, self.num_classes) if model.conditional else None
+        return jnp.clip(self.mean_image(model, z, condition), 0, 1)
+
     def mean_image(self, model: Any, z: jax.Array, condition: jax.Array | None) -> jax.Array:
         """Return the mean of p(x|z) [batch, H, W, C]."""
         outputs = full_precision(model.decode(z, condition))

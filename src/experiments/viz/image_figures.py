@@ -64,7 +64,7 @@ def variational(trial: TrialView, weights: Weights, predictions: Predictions) ->
         quantiles = [NormalDist().inv_cdf((i + 0.5) / SIDE) for i in range(SIDE)]
         across, down = np.meshgrid(quantiles, quantiles[::-1])
         z = np.stack([across.ravel(), down.ravel()], axis=1).astype(np.float32)
-        decoded = trial.apply(_decode, weights, z, np.zeros(len(z), np.int32))
+        decoded = trial.apply(_generate, weights, z, np.zeros(len(z), np.int32))
         return grid(decoded, "the two latents at quantiles of the prior", SIDE)
 
     figures = {
@@ -73,7 +73,7 @@ def variational(trial: TrialView, weights: Weights, predictions: Predictions) ->
             {"input": shown["target"], "reconstruction": shown["reconstruction"]}
         ),
         **variational_during(trial, weights).figures,
-        "interpolation": lambda: _interpolation(trial, weights, _decode, *ends),
+        "interpolation": lambda: _interpolation(trial, weights, *ends),
         "latents": lambda: latent_map(means, labels, trial.labels),
         **_first_layer(trial, weights[0]["encoder"].get("layers", {})),
     }
@@ -82,7 +82,7 @@ def variational(trial: TrialView, weights: Weights, predictions: Predictions) ->
 
 def variational_during(trial: TrialView, weights: Weights) -> Drawings:
     """Return samples."""
-    return Drawings({"samples": lambda: _samples(trial, weights, _decode)})
+    return Drawings({"samples": lambda: _samples(trial, weights)})
 
 
 def adversarial(trial: TrialView, weights: Weights, predictions: Predictions) -> Drawings:
@@ -92,8 +92,8 @@ def adversarial(trial: TrialView, weights: Weights, predictions: Predictions) ->
     ends = z, labels, "from one sample to another"
     figures = {
         **curves_of(trial, *losses),
-        "samples": lambda: _samples(trial, weights, _generate),
-        "interpolation": lambda: _interpolation(trial, weights, _generate, *ends),
+        "samples": lambda: _samples(trial, weights),
+        "interpolation": lambda: _interpolation(trial, weights, *ends),
     }
     if trial.classifier is None:
         return Drawings(figures)
@@ -106,7 +106,7 @@ def adversarial(trial: TrialView, weights: Weights, predictions: Predictions) ->
 def adversarial_during(trial: TrialView, weights: Weights) -> Drawings:
     """Return samples, and their scores by a classifier."""
     metrics = _scored(trial, weights, "validation")[0] if trial.classifier else {}
-    return Drawings({"samples": lambda: _samples(trial, weights, _generate)}, metrics)
+    return Drawings({"samples": lambda: _samples(trial, weights)}, metrics)
 
 
 # ---------------------------------------------------------------------- what models compute
@@ -122,25 +122,18 @@ def _reconstruct(objective: Any, model: Any, images: jax.Array) -> jax.Array:
 
 
 def _encode(objective: Any, model: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
-    return model.encode(images, _condition(objective, model, labels))[0]
-
-
-def _decode(objective: Any, model: Any, z: jax.Array, labels: jax.Array) -> jax.Array:
-    return objective.mean_image(model, z, _condition(objective, model, labels))
+    classes = jax.nn.one_hot(labels, objective.num_classes) if model.conditional else None
+    return model.encode(images, classes)[0]
 
 
 def _generate(objective: Any, model: Any, z: jax.Array, labels: jax.Array) -> jax.Array:
-    return (model.generator(z, _condition(objective, model, labels)) + 1) / 2
+    return objective.generated(model, z, labels)
 
 
-def _condition(objective: Any, model: Any, labels: jax.Array) -> jax.Array | None:
-    return jax.nn.one_hot(labels, objective.num_classes) if model.conditional else None
-
-
-def _samples(trial: TrialView, weights: Weights, function: Callable) -> Figure:
+def _samples(trial: TrialView, weights: Weights) -> Figure:
     """Draw images of the same noise every time; of a conditional model a class per column."""
     labels = np.arange(SAMPLES) % trial.classes
-    images = trial.apply(function, weights, _noise(trial, SAMPLES), labels)
+    images = trial.apply(_generate, weights, _noise(trial, SAMPLES), labels)
     conditional = trial.config["model"]["conditional"]
     return grid(images, "samples", trial.classes if conditional else None)
 
@@ -148,7 +141,6 @@ def _samples(trial: TrialView, weights: Weights, function: Callable) -> Figure:
 def _interpolation(
     trial: TrialView,
     weights: Weights,
-    function: Callable,
     ends: np.ndarray,
     classes: np.ndarray,
     title: str,
@@ -157,7 +149,7 @@ def _interpolation(
     share = np.linspace(0, 1, STEPS)[None, :, None]
     points = (1 - share) * ends[0::2, None] + share * ends[1::2, None]
     z = points.reshape(-1, ends.shape[1]).astype(np.float32)
-    images = trial.apply(function, weights, z, np.repeat(classes, STEPS))
+    images = trial.apply(_generate, weights, z, np.repeat(classes, STEPS))
     return grid(images, title, STEPS)
 
 

@@ -16,6 +16,16 @@ def test_batch_normalisation_of_one_example_is_warned_of(data_home, caplog, size
     assert ("data.batch_size=1: batch normalisation" in caplog.text) == warned
 
 
+def test_a_gradient_that_is_an_estimate_is_said_once(data_home, caplog):
+    caplog.set_level("INFO")
+    for own in (["model=perceptron"], ["model=cnn", "model.layers=[flatten,step,{dense:classes}]"]):
+        Setups().of(composed(*data_home, *own, "loss=mse"))
+        assert caplog.text.count("`step` is a straight-through estimate") == 1
+        caplog.clear()
+    Setups().of(composed(*data_home, "model.hidden=[4]"))
+    assert "straight-through" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("tta", "flip", "warned"),
     [("flip", False, 1), ("ten_crop", False, 1), ("flip", True, 0), ("five_crop", False, 0)],

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments.core.config import build, place
+from experiments.core.config import build, leaves, place
 from experiments.core.experiment import Experiment, State, hyperparameters
 from experiments.core.metrics import complaint_about
 from experiments.core.programs import Programs
@@ -298,11 +298,11 @@ class Setup:
             log.info("%s needs larger images: %s is resized to %s", name, small, large)
         mirrors = (self.config["data"].get("augment") or {}).get("flip")
         if (tta := self.experiment.tta) in ("flip", "ten_crop") and not mirrors:
-            log.warning(
-                "eval.tta=%s averages over mirror images, and the training had none: fine where "
-                "one means the same as its image, wrong for digits and letters",
-                tta,
-            )
+            said = "averages over mirror images, the training did not: wrong for digits and letters"
+            log.warning("eval.tta=%s %s", tta, said)
+        if self.training and "step" in (value for _, value in leaves(self.config["model"])):
+            said = "straight-through estimate: the derivative, which is 0, counts as 1"
+            log.info("the gradient through an activation `step` is a %s", said)
         alone = self.training and self.batch_size == 1
         if alone and any(name.endswith(".var") for name in named(self.shapes.model_state)):
             log.warning(

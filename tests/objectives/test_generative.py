@@ -91,6 +91,17 @@ def test_layer_by_layer_training_moves_one_layer_at_a_time():
     assert moved == [first, first, second, second, (True,) * 4]
 
 
+def test_the_only_layer_of_a_denoising_autoencoder_is_the_whole_of_it():
+    core = experiment("model=denoising_autoencoder", "objective.epochs_a_layer=1")
+    batch = core.prepare(digits(4), {}, KEY, train=True)
+    model = core.trained_model({}, core.init({}, KEY).params, {})
+    first, whole = (
+        core.objective({})(model, batch, nnx.Rngs(sample=0), epoch)[0]["loss"]
+        for epoch in (0.5, None)
+    )
+    np.testing.assert_allclose(first, whole, rtol=1e-6)
+
+
 def test_the_contraction_is_the_squared_norm_of_the_jacobian():
     core = experiment(
         "model=autoencoder",

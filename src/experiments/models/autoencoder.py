@@ -75,18 +75,20 @@ class Autoencoder(nnx.Module):
             code = code @ self.hidden[index].kernel[...].T
         return self.decoder[index](code)
 
-    def restored(self, x: jax.Array, index: int) -> tuple[jax.Array, jax.Array]:
-        """Return the input of layer `index`, and its reconstruction by that layer alone.
-
-        For layer 0 the reconstruction is before the output head. No gradient passes to the layers
-        below (Bengio et al. 2007).
-        """
+    def input_of(self, x: jax.Array, index: int) -> jax.Array:
+        """Return what layer `index` reads; no gradient passes to the layers below."""
         x = flatten(x)
         for below in range(index):
             x = self.up(x, below)
-        x = jax.lax.stop_gradient(x)
+        return jax.lax.stop_gradient(x)
+
+    def restored(self, x: jax.Array, index: int) -> jax.Array:
+        """Return the reconstruction of a layer's input by that layer alone (Bengio et al. 2007).
+
+        For layer 0 it is before the output head.
+        """
         back = self.down(self.up(x, index), index)
-        return x, ACTIVATIONS[self.activations[index - 1]](back) if index else back
+        return ACTIVATIONS[self.activations[index - 1]](back) if index else back
 
 
 class ConvAutoencoder(nnx.Module):

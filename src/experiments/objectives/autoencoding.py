@@ -80,7 +80,7 @@ class Autoencoding:
         code = full_precision(code)
         loss = data_term + self.penalties(model, seen, code, rngs)
         if self.epochs_a_layer and epoch is not None:
-            loss = self.layerwise(model, seen, loss, epoch)
+            loss = self.layerwise(model, target, seen, loss, epoch)
         values = {
             "loss": loss,
             "reconstruction": data_term,
@@ -119,8 +119,13 @@ class Autoencoding:
             cost += self.contraction * jnp.sum(gradient.reshape(code.shape[0], -1) ** 2, axis=-1)
         return cost
 
-    def layerwise(self, model: Any, seen: jax.Array, whole: jax.Array, epoch: Any) -> jax.Array:
+    def layerwise(
+        self, model: Any, target: jax.Array, seen: jax.Array, whole: jax.Array, epoch: Any
+    ) -> jax.Array:
         """Return the loss of the layer that is trained at this epoch; after all of them, `whole`.
+
+        Each restores what the layers below make of the clean input from what they make of that with
+        noise and masking (Vincent et al. 2010, "Stacked denoising autoencoders").
 
         Raises:
           UserError: the model cannot restore the input of a single layer.
@@ -131,11 +136,12 @@ class Autoencoding:
         turn = epoch // self.epochs_a_layer
         loss = jnp.where(turn >= layers, whole, 0)
         for index in range(layers):
-            before, after = model.restored(seen, index)
+            wanted = model.input_of(target, index)
+            restored = model.restored(model.input_of(seen, index), index)
             if index:
-                own = 0.5 * jnp.sum((after - before) ** 2, axis=-1)
+                own = 0.5 * jnp.sum((restored - wanted) ** 2, axis=-1)
             else:
-                own = self.loss(self.output.loss_input(after), before)
+                own = self.loss(self.output.loss_input(restored), wanted)
             loss += jnp.where(turn == index, own, 0)
         return loss
 

@@ -27,7 +27,7 @@ from experiments.core.rng import initial_keys, stream
 from experiments.core.schedules import epochs
 from experiments.core.transfer import check_frozen, fitted, freeze_statistics, split
 from experiments.data.dataset import Spec, model_input
-from experiments.data.pipeline import Averaged, resize
+from experiments.data.pipeline import Averaged, resize, scaled
 from experiments.errors import UserError
 from experiments.objectives.losses import with_class_weights
 from experiments.objectives.units import in_units
@@ -36,6 +36,7 @@ Tree = Any
 Hparams = Mapping[str, Any]
 
 TRACED_GROUPS = ("model", "objective", "loss", "optim", "discriminator_optim", "schedule", "init")
+PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}
 PARTS = {"discriminator": "discriminator_optim"}  # parts of a model with an optimizer of their own
 
 
@@ -91,19 +92,14 @@ class Experiment:
         self.spec, self.pipeline = spec, pipeline
         self.steps_per_epoch, self.total_steps = steps_per_epoch, total_steps
         self.examples = examples
-        self.precision = jnp.dtype(
-            {"fp32": "float32", "bf16": "bfloat16"}[config["trainer"]["precision"]]
-        )
+        self.precision = jnp.dtype(PRECISIONS[config["trainer"]["precision"]])
         self.units = config["trainer"]["units"]
         self.skip_bad_updates = config["trainer"]["on_nan"] == "skip"
         check_target(config, spec)
         self.input_shape = model_input_shape(config, spec)
         pixels = getattr(locate(config["objective"]["_target_"]), "pixels", None)
         if pixels is not None and len(spec.input_shape) == 3:
-            low, high = pixels  # the objective wants images between these
-            channels = spec.input_shape[-1]
-            mean, std = (-low / (high - low),) * channels, (1 / (high - low),) * channels
-            self.pipeline = dataclasses.replace(pipeline, mean=mean, std=std)
+            self.pipeline = scaled(pipeline, *pixels, channels=spec.input_shape[-1])
         self.tta = (config.get("eval") or {}).get("tta")
         freeze = config.get("freeze") or []
         self.frozen = [freeze] if isinstance(freeze, str) else freeze
@@ -166,7 +162,7 @@ class Experiment:
         initializer = build(place(self.config["init"], numbers, "init"))
         keys = initial_keys(key)
 
-        def kernel_init(_key: Any, shape: Any, dtype: Any) -> Any:
+        def kernel_init(_: Any, shape: Any, dtype: Any) -> Any:
             return initializer(next(keys), tuple(shape), dtype)
 
         weights = variables(self.model(hparams, kernel_init, key))
@@ -200,21 +196,16 @@ class Experiment:
         `trainer.on_nan=stop` no later step changes anything either. Unless it is `measured` the
         norms of parameters and update are NaN.
         """
-        objective = self.objective(hparams)
-        rhythm = getattr(objective, "update_every", {})
+        rhythm = getattr(self.objective(hparams), "update_every", {})
         due = {part: (state.step + 1) % every == 0 for part, every in rhythm.items()}
         optimizer = self.optimizer(hparams, due)
         batch = self.prepare(batch, hparams, stream(key, "augment", state.step), train=True)
-        streams = {name: stream(key, name, state.step) for name in ("dropout", "sample")}
-        epoch = epochs(state.step, self.steps_per_epoch)
-
         trained, frozen = split(state.params, self.frozen)
 
         def loss_of(trained):
-            params = merged(trained, frozen)
-            model = self.trained_model(hparams, params, state.model_state, train=True)
-            values, _ = objective(model, batch, nnx.Rngs(**streams), epoch)
-            means = {name: jnp.mean(value) for name, value in values.items()}
+            weights = merged(trained, frozen), state.model_state
+            model = self.trained_model(hparams, *weights, train=True)
+            means = self.means(model, state.step, batch, hparams, key)
             return means["loss"], (in_units(means, objective, self.units), variables(model)[1])
 
         (loss, (metrics, model_state)), grads = jax.value_and_grad(loss_of, has_aux=True)(trained)
@@ -247,6 +238,20 @@ class Experiment:
         }
         step = state.step + 1
         return State(params, new_model_state, opt_state, ema, step, diverged_at), metrics
+
+    def means(
+        self, model: nnx.Module, step: Any, batch: dict, hparams: Hparams, key: jax.Array
+    ) -> dict[str, jax.Array]:
+        """Return the mean of each value of the objective in a training step, such as `loss`.
+
+        Args:
+          model: in the mode of training; its statistics move.
+          batch: as `prepare` returned it.
+        """
+        rngs = nnx.Rngs(**{name: stream(key, name, step) for name in ("dropout", "sample")})
+        epoch = epochs(step, self.steps_per_epoch)
+        values, _ = self.objective(hparams)(model, batch, rngs, epoch)
+        return {name: jnp.mean(value) for name, value in values.items()}
 
     def eval_step(
         self, params: Tree, model_state: Tree, batch: Mapping[str, jax.Array], hparams: Hparams

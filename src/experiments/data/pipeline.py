@@ -6,7 +6,7 @@ All of it is pure JAX and runs inside the jitted step, on the device.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import jax
@@ -256,6 +256,12 @@ def views(images: Array, kind: Crops, size: int | None, padding: int) -> Array:
     if kind == "ten_crop":
         crops += [crop[:, :, ::-1] for crop in crops]
     return jnp.stack(crops, axis=1)
+
+
+def scaled(pipeline: Any, low: float, high: float, *, channels: int) -> Any:
+    """Return a pipeline with images between two numbers in the place of normalised ones."""
+    mean, std = (-low / (high - low),) * channels, (1 / (high - low),) * channels
+    return replace(pipeline, mean=mean, std=std)
 
 
 class Averaged:

@@ -225,7 +225,8 @@ class Spectral(nnx.Module):
         self.use_running_average = False
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.layer.kernel[...].astype(jnp.float32)
+        kernel = self.layer.kernel[...]
+        kernel = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
         matrix = kernel.reshape(-1, kernel.shape[-1])
         fixed, u = jax.lax.stop_gradient(matrix), self.u[...]
         v = _unit(fixed @ u)

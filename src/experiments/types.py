@@ -63,7 +63,7 @@ RunMode = Literal["evaluate", "predict", "export", "figures", "sample"]
 TrainingMode = Literal["train", "lr_range", "pretrain"]
 """The modes that train, in a folder of their own."""
 
-Mode = Literal[TrainingMode, RunMode, "summary"]
+Mode = Literal[TrainingMode, RunMode, "summary", "gradcheck"]
 """Every mode; `mode=<name>` calls `main` of `experiments.commands.<name>`."""
 
 

@@ -39,7 +39,7 @@ Shapes = dict[str, jax.ShapeDtypeStruct]
 # keys of a config that make no difference to a program
 OWN = (
     *("seed", "name", "mode", "resume", "checkpoint", "logger", "cluster", "nodes"),
-    *("allow", "input", "predict", "export", "population", "lr_range", "callbacks"),
+    *("allow", "input", "predict", "export", "population", "lr_range", "gradcheck", "callbacks"),
 )
 UNTRACEABLE = (
     jax.errors.ConcretizationTypeError,

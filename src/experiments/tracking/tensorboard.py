@@ -53,6 +53,14 @@ class TensorBoard(Tracker):
         values = [Summary.Value(tag=name, simple_value=v) for name, v in scalars.items()]
         self._write(step, summary=Summary(value=values))
 
+    def histogram(self, step: int, name: str, counts: np.ndarray, edges: np.ndarray) -> None:
+        from tensorboardX.summary import histogram_raw
+
+        middles = (edges[1:] + edges[:-1]) / 2
+        moments = counts.sum(), counts @ middles, counts @ middles**2
+        limits = edges[1:].tolist(), counts.tolist()
+        self._write(step, summary=histogram_raw(name, edges[0], edges[-1], *moments, *limits))
+
     def figure(self, step: int, name: str, path: Path) -> None:
         if path.suffix == ".gif":  # TensorBoard shows no moving pictures
             return

@@ -65,6 +65,8 @@ class Terminal(Tracker):
         assert run, "log() before start()"
         now = time.monotonic()
         scalars = self._shown(scalars)
+        if scalars.keys() <= {"epoch"}:  # a line about the layers
+            return
         validation = _of_split("val", scalars)
         every = EPOCH_EVERY if validation and validation != self._validation else LINE_EVERY
         self._validation = validation or self._validation
@@ -192,8 +194,8 @@ def _metrics(scalars: Mapping[str, Any]) -> str:
 
 def concise(name: str, monitored: str | None) -> bool:
     """Return whether a metric, such as `val/recall`, is shown where there is little room."""
-    metric = name.partition("/")[2]
-    return metric == monitored or metric not in DETAILS
+    group, _, metric = name.partition("/")
+    return metric == monitored or (metric not in DETAILS and group != "diagnostics")
 
 
 def print_classes(summary: Mapping[str, Any], console: Console | None = None) -> None:

@@ -58,6 +58,9 @@ class Tracker(Callback):
     def progress(self, step: int, scalars: Mapping[str, float]) -> None:
         """Show the run between two log lines; the scalars are those of the line so far."""
 
+    def histogram(self, step: int, name: str, counts: np.ndarray, edges: np.ndarray) -> None:
+        """Take the counts [bins] of a quantity between edges [bins + 1]."""
+
     def model(self, path: Path) -> None:
         """Offer the finished model, as its checkpoint folder."""
 
@@ -118,6 +121,9 @@ class Trackers(Tracker):
 
     def figure(self, step: int, name: str, path: Path) -> None:
         self._forward("figure", step, name, path)
+
+    def histogram(self, step: int, name: str, counts: np.ndarray, edges: np.ndarray) -> None:
+        self._forward("histogram", step, name, counts, edges, to=Tracker)
 
     def model(self, path: Path) -> None:
         self._forward("model", path, to=Tracker)

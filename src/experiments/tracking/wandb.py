@@ -155,6 +155,13 @@ class Wandb(Tracker):
             self._looked = time.monotonic()
             self._say_refusal()
 
+    def histogram(self, step: int, name: str, counts: Any, edges: Any) -> None:
+        step += self._late
+        if self._run is not None and step >= self._next_step:
+            import wandb
+
+            self._run.log({name: wandb.Histogram(np_histogram=(counts, edges))}, step=step)
+
     def figure(self, step: int, name: str, path: Path) -> None:
         step += self._late
         if self._run is not None and step >= self._next_step:

@@ -15,6 +15,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -23,6 +24,9 @@ from jax.sharding import Sharding
 
 from experiments.core.rng import root_key
 from experiments.errors import UserError
+
+if TYPE_CHECKING:
+    from experiments.training.trial import Trial
 
 # How long a dispatch should keep the device busy: each gets its working memory anew, which costs a
 # large network on a CPU a fifth of a step.
@@ -135,18 +139,16 @@ class Decisions:
         """Start the clock."""
         self._started = self._saved = time.perf_counter()
 
-    def look(self, trials: Sequence[tuple[str | None, str | None]]) -> None:
+    def look(self, trials: "Sequence[Trial]") -> None:
         """Look at the clock, and at what asks trials to stop.
 
         All processes call it at the same point of a training; the first one has the callbacks.
-
-        Args:
-          trials: of each the signal that asks it to stop, and the reason for which a callback does.
         """
         now = time.perf_counter()
-        signals = [signal.Signals[name].value for name, _ in trials if name is not None]
+        names = [trial.stop.name for trial in trials]
+        signals = [signal.Signals[name].value for name in names if name is not None]
         number = max(signals) if len(signals) == len(trials) else 0
-        asked = [reason is not None for _, reason in trials]
+        asked = [trial.trackers.stop_reason is not None for trial in trials]
         late = self._max_time is not None and now - self._started > self._max_time
         due = self._save_every is not None and now - self._saved > self._save_every
         seen = agree([number, late, due, self._pace, *asked])

@@ -133,8 +133,9 @@ class Training:
     def _train(self) -> None:
         """Train epoch by epoch while there are trials that go on."""
         self.decisions.start()
+        self.stack.diagnose(self.metrics.step)
         while self.trials and (epoch := self.metrics.step // self.steps_per_epoch) < self.epochs:
-            self._look()
+            self.decisions.look(self.trials)
             before, decided = self.metrics.step, self.decisions
             each = zip(self.trials, decided.asked, strict=True)
             if self._leave([t.reason_to_end(before, decided, asked) for t, asked in each]):
@@ -144,6 +145,7 @@ class Training:
             if self._all_diverged() or self.metrics.step == before or interrupted:
                 continue  # to leave, for the reason that there is
             self._validate()
+            self.stack.diagnose(self.metrics.step)
             self._draw(epoch + 1)
             keep = self.trainer.keep_every and (epoch + 1) % self.trainer.keep_every == 0
             if self.decisions.save_due or (self.trainer.checkpoints and keep):
@@ -184,7 +186,7 @@ class Training:
                 yield self.stack.step(window, first, count), count
                 first += count
                 left -= count
-                self._look()
+                self.decisions.look(self.trials)
                 if self.decisions.save_due:  # after a dispatch, so that there is always progress
                     return
             if not left:
@@ -262,9 +264,6 @@ class Training:
             if (figures := self.figures.get(trial)) and figures.due(epoch):
                 weights = self.stack.weights_of(row, self.stack.weights)
                 figures.after_epoch(self.metrics.step, weights)
-
-    def _look(self) -> None:
-        self.decisions.look([(t.stop.name, t.trackers.stop_reason) for t in self.trials])
 
     def _all_diverged(self) -> bool:
         return all(trial.diverged_at is not None for trial in self.trials)

@@ -37,6 +37,8 @@ class Trainer:
         in `populations/<name>/profile/` of their study.
       debug_nans: when a run diverges, play that step again and name the first operation that gives
         a NaN or, where none does, an infinity.
+      diagnostics: log numbers of each layer before the first and after every epoch, at the price of
+        a step; of epochs shorter than `training.stack.APART` steps not after every one.
       compilation_cache: folder of compiled programs (null: the user's cache folder, "": none).
       figures: draw figures: of every trial, of none, or of the best alone, that is of a run by
         itself and of the winner of a study.
@@ -62,6 +64,7 @@ class Trainer:
     keep_every: PositiveInt | None
     profile_steps: NonNegativeInt
     debug_nans: bool
+    diagnostics: bool
     compilation_cache: str | None
     figures: bool | Literal["best"]
 

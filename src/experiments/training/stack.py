@@ -25,6 +25,8 @@ from experiments.training.setup import Setup
 from experiments.training.step import Compiled, Layout
 from experiments.training.trial import Trial
 
+APART = 40  # fewest steps between two looks at the layers, each of which takes about as long as one
+
 
 class Stack:
     """A stack of trials: the first rows are theirs, the rest repeat the last one.
@@ -44,6 +46,8 @@ class Stack:
     def __init__(self, trials: Sequence[Trial], width: int | None, *, training: bool):
         self.setup: Setup = trials[0].setup
         self.trials, self.width = list(trials), width
+        self._restored_at: int | None = None
+        self._window: Window | None = None  # the newest
         own_batches = len({trial.shuffle_seed for trial in trials}) > 1
         layout = self.setup.layout(len(trials), own_batches=own_batches)
         self._compile(layout, training=training)
@@ -58,6 +62,7 @@ class Stack:
     def restore(self, saved: Sequence[Saved]) -> None:
         """Put the trials on the devices as they were saved."""
         self.states, self.best = self._stacked([(one.state, one.best) for one in saved])
+        self._restored_at = saved[0].step
 
     def wait(self) -> None:
         """Wait for a program to train with; of several widths take the fastest."""
@@ -77,6 +82,7 @@ class Stack:
 
     def step(self, window: Window, first: int, count: int) -> dict[str, jax.Array]:
         """Hand `count` steps to the devices; return their log, which is still to be computed."""
+        self._window = window
         self.states, log = self.compiled.train(
             self.states,
             window.arrays,
@@ -89,6 +95,28 @@ class Stack:
         for array in log.values():
             array.copy_to_host_async()
         return log
+
+    def diagnose(self, step: int) -> None:
+        """Log numbers of each layer at the first batch of the epoch, where that is wanted and due.
+
+        Of a stream it is the batch at hand.
+        """
+        experiment = self.setup.experiment
+        epoch, rest = divmod(step, experiment.steps_per_epoch)
+        due = epoch % -(-APART // experiment.steps_per_epoch) == 0 or step >= experiment.total_steps
+        if not (self.setup.trainer.diagnostics and due) or rest or step == self._restored_at:
+            return
+        window = self._window or next(iter(self.feed.windows(0, 0)))
+        numbers = self.compiled.diagnose(
+            self.states, window.arrays, window.order, self.hparams, self.keys
+        )
+        scalars, histograms = jax.tree.map(fetch, numbers)
+        for row, trial in enumerate(self.trials):
+            if trial.diverged_at is None:
+                line = {name: float(values[row]) for name, values in scalars.items()}
+                trial.trackers.log(step, {"epoch": epoch, **line})
+                for name, (counts, edges) in histograms.items():
+                    trial.trackers.histogram(step, name, counts[row], edges[row])
 
     @property
     def weights(self) -> tuple[Tree, Tree]:
@@ -214,6 +242,7 @@ class Stack:
 
     def _place(self, layout: Layout) -> None:
         """Put the numbers, keys and data of the trials on the devices."""
+        self._window = None
         padded = [*self.trials, *[self.trials[-1]] * (layout.rows - len(self.trials))]
         self.hparams = {
             name: put(np.array([trial.hparams[name] for trial in padded]), layout.trials)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from experiments.core.diagnostics.layers import diagnose
 from experiments.core.experiment import Experiment, State, Tree
 from experiments.core.rng import stream
 from experiments.machine import return_freed_memory
@@ -133,6 +134,32 @@ class Compiled:
             self._evaluate = background.submit(self._compiled_evaluation)
         return self._evaluate
 
+    @functools.cached_property
+    def diagnose(self) -> jax.stages.Compiled:
+        """`diagnose(states, arrays, order, hparams, keys) -> (scalars, histograms)`, of each trial.
+
+        The batch is the first one that `arrays` and `order`, as in training, hold. It is a program
+        of its own, so that the one that trains is the same without it.
+        """
+
+        def of_all(states, arrays, order, hparams, keys):
+            def one(mine):
+                state, numbers, key, *own = mine
+                batches = own[0] if own else order
+                batch = arrays if self.setup.streamed else self._batch(arrays, batches, 0)
+                return diagnose(self.experiment, state, batch, numbers, key)
+
+            own = [order] if layout.own_batches else []
+            return each_trial(one, (states, hparams, keys, *own), self.width)
+
+        layout, trials, everywhere = self.layout, PartitionSpec("trial"), PartitionSpec()
+        order_of = trials if layout.own_batches else everywhere
+        spread = self._spread(of_all, trials, everywhere, order_of, trials, trials)
+        arguments = (self.states, *self._data, self.hparams, layout.stacked(self.setup.key))
+        options = {"out_shardings": layout.trials}
+        lowered, operations = self._lower("diagnose", spread, arguments, **options)
+        return lowered.compile(compiler_options(operations * self.setup.trainer.epochs))
+
     def _compiled_training(self) -> jax.stages.Compiled:
         steps, flops = self.experiment.total_steps, self.setup.traced.cost.flops
         return self.lower_train().compile(compiler_options(steps * flops * self.layout.rows))
@@ -157,7 +184,7 @@ class Compiled:
         are this dispatch's, and `diverged_at` [rows]. The states are donated.
         """
         layout, streamed = self.layout, self.setup.streamed
-        arrays, most = self.setup.training_shapes, self.setup.trainer.max_steps_per_dispatch
+        most = self.setup.trainer.max_steps_per_dispatch
 
         def train(states, arrays, order, first, count, hparams, keys):
             done = states.step[0]  # of all trials; of each it would be a condition of many values
@@ -181,13 +208,8 @@ class Compiled:
         spread = self._spread(
             *(train, trials, everywhere, order_of, everywhere, everywhere, trials, trials)
         )
-        rows = next(iter(arrays.values())).shape[0]
-        shape = (layout.rows, rows) if layout.own_batches else (rows,)
-        arrays = _placed(arrays, layout.batch if streamed else layout.everywhere)
-        order = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=layout.order)
-        step = np.int32(1)
-        keys = layout.stacked(self.setup.key)
-        arguments = (self.states, arrays, order, step, step, self.hparams, keys)
+        step, keys = np.int32(1), layout.stacked(self.setup.key)
+        arguments = (self.states, *self._data, step, step, self.hparams, keys)
         placed = {"donate_argnums": 0, "out_shardings": layout.trials}
         return self._lower("train", spread, arguments, **placed)[0]
 
@@ -215,6 +237,15 @@ class Compiled:
         batch = _placed(self.setup.evaluation_shapes, self.layout.batch)
         arguments = (self.experiment.weights(self.states), batch, self.hparams)
         return self._lower("evaluate", spread, arguments, out_shardings=(self.layout.trials, None))
+
+    @property
+    def _data(self) -> tuple[Shapes, jax.ShapeDtypeStruct]:
+        """The shapes of the arrays that batches are drawn from and of the order of examples."""
+        layout, arrays = self.layout, self.setup.training_shapes
+        rows = next(iter(arrays.values())).shape[0]
+        shape = (layout.rows, rows) if layout.own_batches else (rows,)
+        placed = _placed(arrays, layout.batch if self.setup.streamed else layout.everywhere)
+        return placed, jax.ShapeDtypeStruct(shape, jnp.int32, sharding=layout.order)
 
     def _lower(
         self, kind: str, function: Callable, arguments: tuple, **options: Any

@@ -52,6 +52,7 @@ def test_tensorboard_gets_scalars_figures_and_the_config(run_info):
     trackers.start(run)
     trackers.log(1, {"train/loss": 0.5})
     trackers.log(2, {"train/loss": 0.25, "val/loss": 1.0})
+    trackers.histogram(2, "outputs", np.array([3, 1]), np.array([-1.0, 0.0, 1.0]))
     trackers.figure(2, "curves", path)
     trackers.finish({}, "finished")
     assert scalars_of(run.directory) == [
@@ -60,6 +61,9 @@ def test_tensorboard_gets_scalars_figures_and_the_config(run_info):
         (2, "val/loss", 1.0),
     ]
     values = [value for event in events_of(run.directory) for value in event.summary.value]
+    (found,) = [value.histo for value in values if value.HasField("histo")]
+    assert (found.min, found.max, found.num, found.sum) == (-1, 1, 4, -1)
+    assert (list(found.bucket_limit), list(found.bucket)) == ([0, 1], [3, 1])
     (image,) = [value.image for value in values if value.HasField("image")]
     assert (image.height, image.width) == (100, 200)
     texts = [v.tensor.string_val[0].decode() for v in values if v.tag.startswith("config")]

@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
@@ -132,6 +133,7 @@ def test_online_run_arrives(server, run_info, caplog):
     for step, event in steps(1, 40):
         trackers.log(step, event)
     trackers.figure(40, "test/confusion_matrix", picture(run.directory))
+    trackers.histogram(40, "outputs", np.array([3, 1]), np.array([-1.0, 0.0, 1.0]))
     trackers.model(checkpoint)
     trackers.finish({"test/accuracy": 0.9}, "finished")
 
@@ -140,8 +142,11 @@ def test_online_run_arrives(server, run_info, caplog):
     assert (arrived.name, arrived.notes, arrived.job_type) == (run.name, "why", "train")
     assert arrived.config["optim.learning_rate"] == 1e-3
     image = arrived.metrics[-1].pop("test/confusion_matrix")
+    histogram = arrived.metrics[-1].pop("outputs")
+    assert (histogram["values"], histogram["bins"]) == ([3, 1], [-1, 0, 1])
     *metrics, last = arrived.metrics
     assert last.pop("test/confusion_matrix") == image
+    assert last.pop("outputs") == histogram
     assert [*metrics, last] == recorded(run)
     assert arrived.files[image["path"]].startswith(b"\x89PNG")
     assert arrived.summary["test/accuracy"] == 0.9

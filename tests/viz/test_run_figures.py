@@ -32,10 +32,11 @@ def pictures(folder):
 
 
 def test_an_autoencoder_is_shown_during_training_and_at_the_end(run_cli, tmp_path):
-    code, error = run_cli("model=denoising_autoencoder", "model.latents=9", *SHORT)
+    options = ["model.latents=9", "trainer.diagnostics=true"]
+    code, error = run_cli("model=denoising_autoencoder", *options, *SHORT)
     assert code == 0, error
     assert pictures(tmp_path / "run") == {
-        "learning_curves", "reconstructions", "latents", "first_layer",
+        "learning_curves", "reconstructions", "latents", "first_layer", "diagnostics",
         "reconstructions_00000003", "reconstructions_00000006",
     }  # fmt: skip
 

@@ -105,11 +105,16 @@ class RunFigures:
 
     def _draw(self, when: str, suffix: str, *arguments: Any) -> Drawn:
         """Compute and save figures; the names of their files end with the suffix."""
-        drawings, pictures = Drawings({}), dict[str, Path]()
+        from experiments.viz.layer_figures import layers_of  # imports matplotlib
+
+        drawings, pictures, figures = Drawings({}), dict[str, Path](), dict[str, Callable]()
         with _logged("the figures"):
             self.folder.mkdir(exist_ok=True)
             drawings = getattr(figures_of(self.trial.kind), when)(self.trial, *arguments)
-        for name, draw in drawings.figures.items():
+            figures = {**drawings.figures}
+            if when == "final":
+                figures |= layers_of(self.trial)
+        for name, draw in figures.items():
             path = self.folder / f"{name}{suffix}.png"
             with _logged(f"figures/{path.name}"):
                 drawing.save(draw(), path)

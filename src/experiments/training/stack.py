@@ -25,7 +25,9 @@ from experiments.training.setup import Setup
 from experiments.training.step import Compiled, Layout
 from experiments.training.trial import Trial
 
-APART = 40  # fewest steps between two looks at the layers, each of which takes about as long as one
+APART = (
+    64  # fewest steps between two looks at the layers, each of which takes as long as one or two
+)
 
 
 class Stack:

@@ -13,6 +13,11 @@ from experiments.models.layers import Dense, Init
 from experiments.types import Activation, Likelihood, PositiveInt
 
 
+def image_shape(input_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return (height, width, channels) of an input; a vector is an image of one row."""
+    return input_shape if len(input_shape) == 3 else (1, math.prod(input_shape), 1)
+
+
 class Variational(nnx.Module):
     """The base of variational autoencoders (Kingma & Welling 2014; Rezende et al. 2014).
 
@@ -62,7 +67,7 @@ class VAE(Variational):
         super().__init__(encoder, latents, likelihood, conditional, **init)
         self.decoder = DenseStack([latents, *hidden[::-1]], **options)
         self.output = Dense(self.decoder.features, pixels, **init)
-        self.shape = input_shape
+        self.shape = image_shape(input_shape)
 
     def decode(self, z: jax.Array, condition: jax.Array | None) -> jax.Array:
         return self.output(self.decoder(z, condition)).reshape(z.shape[0], *self.shape)
@@ -153,7 +158,7 @@ class GAN(Adversarial):
         ups, downs = [latents, *hidden[::-1]], [pixels, *hidden]
         up = DenseStack(ups, activation=activation, norm="batch", **options)
         down = DenseStack(downs, activation=discriminator_activation, norm=norm, **options)
-        generator = Generator(up, Dense(up.features, pixels, **init), input_shape)
+        generator = Generator(up, Dense(up.features, pixels, **init), image_shape(input_shape))
         super().__init__(generator, Discriminator(down, norm, **init), latents, conditional)
 
 

@@ -16,7 +16,7 @@ from flax import nnx
 
 from experiments.errors import UserError
 from experiments.objectives import losses
-from experiments.objectives.autoencoding import image_of
+from experiments.objectives.autoencoding import input_of, is_image
 from experiments.objectives.classification import Metrics, full_precision
 from experiments.objectives.variational import class_of
 from experiments.types import Fraction, NonNegative, Positive, PositiveInt
@@ -124,14 +124,16 @@ class Adversarial:
     def __call__(
         self, model: Any, batch: dict, rngs: nnx.Rngs, epoch: Any
     ) -> tuple[Metrics, jax.Array]:
-        """Return values per example, each [batch], and generated images [batch, H, W, C].
+        """Return values per example, each [batch], and generated images [batch, H, W, C] in 0..1.
+
+        Vectors count as images of one row, of any range.
 
         Values: `discriminator_loss`, `generator_loss` and their sum `loss`; `real_accuracy` and
         `fake_accuracy`, 1 where the discriminator took the example for what it is;
         `energy_distance` between the pixels of the batch and of as many generated images, which is
         0 if both have one distribution and shows a collapse at once.
         """
-        real = image_of(batch)
+        real = input_of(batch)
         condition = class_of(batch, self.num_classes) if model.conditional else None
 
         def score(model: Any, images: jax.Array) -> jax.Array:  # the discriminator's, [batch]
@@ -163,7 +165,7 @@ class Adversarial:
             "fake_accuracy": (on_fake < middle).astype(jnp.float32),
             "energy_distance": energy_distance(real, jax.lax.stop_gradient(fake), counted),
         }
-        return values, fake
+        return values, (fake + 1) / 2 if is_image(fake) else fake
 
     def penalty(
         self, model: Any, score: Callable, real: jax.Array, fake: jax.Array, key: jax.Array
@@ -191,13 +193,13 @@ class Adversarial:
         return self.settings["gradient_penalty"] * (norm - 1) ** 2
 
     def generated(self, model: Any, z: jax.Array, labels: jax.Array) -> jax.Array:
-        """Return images in 0..1 [n, H, W, C] of noise; a conditional model reads `labels` [n]."""
-        condition = class_of({"label": labels}, self.num_classes) if model.conditional else None
-        return (model.generator(z, condition) + 1) / 2
+        """Return examples [n, H, W, C] of noise, images in 0..1.
 
-    def predictions(self, fake: jax.Array) -> jax.Array:
-        """Return the generated images, in 0..1."""
-        return (fake + 1) / 2
+        A conditional model reads `labels` [n].
+        """
+        condition = class_of({"label": labels}, self.num_classes) if model.conditional else None
+        fake = model.generator(z, condition)
+        return (fake + 1) / 2 if is_image(fake) else fake
 
 
 def energy_distance(x: jax.Array, y: jax.Array, weight: jax.Array) -> jax.Array:

@@ -158,6 +158,11 @@ def input_of(batch: dict) -> jax.Array:
     return vectors[:, None, :, None]
 
 
+def is_image(examples: jax.Array) -> bool:
+    """Return whether examples [batch, H, W, C] are images, not vectors, which have one row."""
+    return examples.shape[1] > 1
+
+
 def image_of(batch: dict) -> jax.Array:
     """Return the images of a batch, [batch, H, W, C].
 

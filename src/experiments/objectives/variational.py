@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from experiments.errors import UserError
-from experiments.objectives.autoencoding import image_of
+from experiments.objectives.autoencoding import input_of, is_image
 from experiments.objectives.classification import Metrics, full_precision, targets_of
 from experiments.types import NonNegative, NonNegativeInt, is_off
 
@@ -102,7 +102,11 @@ class Variational:
         Values, in nats: `elbo` = −`reconstruction` − `kl`; `loss`, −`elbo` with beta, warm-up and
         free bits; in evaluation `iwae`, the bound of k samples. Images: `target`, `reconstruction`.
         """
-        target = self.binary(image_of(batch), rngs)
+        target = self.binary(input_of(batch), rngs)
+        if "image" not in batch and model.likelihood != "gaussian":
+            raise UserError(
+                f"model.likelihood={model.likelihood} is of values in 0..1; of vectors: gaussian"
+            )
         condition = class_of(batch, self.num_classes) if model.conditional else None
         mean, log_variance = map(full_precision, model.encode(target, condition))
         z = self.sampled(mean, log_variance, rngs.sample())
@@ -125,17 +129,22 @@ class Variational:
         if self.importance_samples and "dropout" not in rngs:
             values["iwae"] = self.bound(log_likelihood, mean, log_variance, rngs.sample())
         shown = self.mean_image(model, mean, condition)
-        return values, {"target": target, "reconstruction": jnp.clip(shown, 0, 1)}
+        shown = jnp.clip(shown, 0, 1) if is_image(shown) else shown
+        return values, {"target": target, "reconstruction": shown}
 
     def codes(self, model: Any, batch: dict, rngs: nnx.Rngs) -> jax.Array:
         """Return the means of q(z|x), [batch, latents]."""
         condition = class_of(batch, self.num_classes) if model.conditional else None
-        return full_precision(model.encode(self.binary(image_of(batch), rngs), condition)[0])
+        return full_precision(model.encode(self.binary(input_of(batch), rngs), condition)[0])
 
     def generated(self, model: Any, z: jax.Array, labels: jax.Array) -> jax.Array:
-        """Return images in 0..1 [n, H, W, C] of latents; a conditional model reads `labels` [n]."""
+        """Return examples [n, H, W, C] of latents, images in 0..1.
+
+        A conditional model reads `labels` [n].
+        """
         condition = class_of({"label": labels}, self.num_classes) if model.conditional else None
-        return jnp.clip(self.mean_image(model, z, condition), 0, 1)
+        mean = self.mean_image(model, z, condition)
+        return jnp.clip(mean, 0, 1) if is_image(mean) else mean
 
     def mean_image(self, model: Any, z: jax.Array, condition: jax.Array | None) -> jax.Array:
         """Return the mean of p(x|z) [batch, H, W, C]."""

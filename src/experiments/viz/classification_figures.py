@@ -9,6 +9,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from experiments.viz.figures import INK, PICTURE, RIGHT, TITLE, WRONG, curves_of, new_figure, plain
+from experiments.viz.plane_figures import decision_boundary, in_plane
 from experiments.viz.trial_view import Drawings, Predictions, TrialView, Weights
 
 CELLS = 12  # most classes for which confusions are written as numbers
@@ -22,6 +23,8 @@ def classification(trial: TrialView, weights: Weights, predictions: Predictions)
     np.add.at(counts, (predictions.labels, predictions.predicted), 1)
     figures = curves_of(trial, "loss", "accuracy")
     figures["confusion_matrix"] = lambda: confusion_matrix(counts, trial.labels)
+    if in_plane(trial):
+        figures["decision_boundary"] = lambda: decision_boundary(trial, weights)
     if "image" in predictions.first:
         figures["sample_predictions"] = lambda: sample_predictions(
             predictions.first["image"] / 255,

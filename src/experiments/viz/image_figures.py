@@ -13,6 +13,7 @@ from flax import nnx
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+from experiments.viz import plane_figures as plane
 from experiments.viz.figures import FAINT, INK, PICTURE, curves_of, new_figure, one_panel
 from experiments.viz.trial_view import Drawings, Predictions, TrialView, Weights
 
@@ -29,7 +30,7 @@ COLOURED = 20  # most classes that have a colour each
 def autoencoding(trial: TrialView, weights: Weights, predictions: Predictions) -> Drawings:
     """Return inputs beside reconstructions, a map of the codes and the first layer."""
     curves = curves_of(trial, "loss", "squared_error")
-    if len(trial.experiment.input_shape) != 3:  # of vectors there are no pictures
+    if not _pictures(trial):
         return Drawings(curves)
     images, labels = _examples(trial, trial.split, SCATTERED)
     codes = trial.apply(_code, weights, images)
@@ -46,7 +47,7 @@ def autoencoding(trial: TrialView, weights: Weights, predictions: Predictions) -
 
 def autoencoding_during(trial: TrialView, weights: Weights) -> Drawings:
     """Return inputs beside reconstructions."""
-    if len(trial.experiment.input_shape) != 3:
+    if not _pictures(trial):
         return Drawings({})
     images, _ = _examples(trial, "validation", SHOWN)
     seen, restored = trial.apply(_reconstruct, weights, images)
@@ -55,6 +56,9 @@ def autoencoding_during(trial: TrialView, weights: Weights) -> Drawings:
 
 def variational(trial: TrialView, weights: Weights, predictions: Predictions) -> Drawings:
     """Return reconstructions, samples, interpolations and the latents as a map."""
+    curves = curves_of(trial, "elbo", "reconstruction", "kl")
+    if not _pictures(trial):
+        return Drawings(curves | dict(variational_during(trial, weights).figures))
     shown = predictions.outputs
     images, labels = _examples(trial, trial.split, SCATTERED)
     means = trial.apply(_encode, weights, images, labels)
@@ -68,7 +72,7 @@ def variational(trial: TrialView, weights: Weights, predictions: Predictions) ->
         return grid(decoded, "the two latents at quantiles of the prior", SIDE)
 
     figures = {
-        **curves_of(trial, "elbo", "reconstruction", "kl"),
+        **curves,
         "reconstructions": lambda: rows(
             {"input": shown["target"], "reconstruction": shown["reconstruction"]}
         ),
@@ -82,17 +86,20 @@ def variational(trial: TrialView, weights: Weights, predictions: Predictions) ->
 
 def variational_during(trial: TrialView, weights: Weights) -> Drawings:
     """Return samples."""
-    return Drawings({"samples": lambda: _samples(trial, weights)})
+    return _samples(trial, weights)
 
 
 def adversarial(trial: TrialView, weights: Weights, predictions: Predictions) -> Drawings:
     """Return samples, interpolations, and the classes that a classifier sees in samples."""
     losses = ("discriminator_loss", "generator_loss", "real_accuracy", "fake_accuracy")
+    curves, drawn = curves_of(trial, *losses), _samples(trial, weights).figures
+    if not _pictures(trial):
+        return Drawings(curves | dict(drawn))
     z, labels = _noise(trial, 2 * PAIRS), np.arange(PAIRS) % trial.classes
     ends = z, labels, "from one sample to another"
     figures = {
-        **curves_of(trial, *losses),
-        "samples": lambda: _samples(trial, weights),
+        **curves,
+        **drawn,
         "interpolation": lambda: _interpolation(trial, weights, *ends),
     }
     if trial.classifier is None:
@@ -106,7 +113,7 @@ def adversarial(trial: TrialView, weights: Weights, predictions: Predictions) ->
 def adversarial_during(trial: TrialView, weights: Weights) -> Drawings:
     """Return samples, and their scores by a classifier."""
     metrics = _scored(trial, weights, "validation")[0] if trial.classifier else {}
-    return Drawings({"samples": lambda: _samples(trial, weights)}, metrics)
+    return Drawings(_samples(trial, weights).figures, metrics)
 
 
 # ---------------------------------------------------------------------- what models compute
@@ -130,12 +137,23 @@ def _generate(objective: Any, model: Any, z: jax.Array, labels: jax.Array) -> ja
     return objective.generated(model, z, labels)
 
 
-def _samples(trial: TrialView, weights: Weights) -> Figure:
-    """Draw images of the same noise every time; of a conditional model a class per column."""
-    labels = np.arange(SAMPLES) % trial.classes
-    images = trial.apply(_generate, weights, _noise(trial, SAMPLES), labels)
-    conditional = trial.config["model"]["conditional"]
-    return grid(images, "samples", trial.classes if conditional else None)
+def _pictures(trial: TrialView) -> bool:
+    return len(trial.experiment.input_shape) == 3
+
+
+def _samples(trial: TrialView, weights: Weights) -> Drawings:
+    """Return samples of the same noise every time; of a conditional model a class per column."""
+
+    def draw() -> Figure:
+        count = SAMPLES if _pictures(trial) else plane.SHOWN
+        labels = np.arange(count) % trial.classes
+        images = trial.apply(_generate, weights, _noise(trial, count), labels)
+        if not _pictures(trial):
+            return plane.samples(trial, plane.points_of(images))
+        conditional = trial.config["model"]["conditional"]
+        return grid(images, "samples", trial.classes if conditional else None)
+
+    return Drawings({"samples": draw} if _pictures(trial) or plane.in_plane(trial) else {})
 
 
 def _interpolation(

@@ -60,7 +60,7 @@ Initializer = Callable[..., Any]  # (key, shape, dtype) to an array, as in `jax.
 RunMode = Literal["evaluate", "predict", "export", "figures", "sample"]
 """The modes that work on the weights of an earlier run."""
 
-TrainingMode = Literal["train", "lr_range", "pretrain"]
+TrainingMode = Literal["train", "lr_range", "pretrain", "lesson"]
 """The modes that train, in a folder of their own."""
 
 Mode = Literal[TrainingMode, RunMode, "summary", "gradcheck"]

@@ -55,7 +55,7 @@ ALWAYS = ("data", "model", "optim", "trainer", "seed", "name")
 OPEN = {"callbacks", "metrics"}
 """Groups of the config in which the user chooses the keys."""
 
-RESULTS = (METRICS, SUMMARY, CHECKPOINTS, "lr_range.json")
+RESULTS = (METRICS, SUMMARY, CHECKPOINTS, "lr_range.json", "lesson.json")
 """What shows that something was trained in a folder."""
 
 STUDY = ("study.yaml", "trials")

@@ -1,0 +1,1 @@
+"""Lessons on learning: losses, optimizers, initial weights, regularisation, searching."""

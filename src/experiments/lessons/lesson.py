@@ -1,0 +1,227 @@
+"""A lesson: a claim of the textbook, what is measured for it, and what follows from the numbers."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from experiments import compose, train
+from experiments.machine import write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from experiments.cli.python import Run
+
+Verdict = Literal["holds", "does not hold", "undecided"]
+Values = Sequence[float] | np.ndarray
+
+CONFIDENCE = 0.95  # of the interval by which a difference is told from noise
+# what a lesson does not look at costs its trainings nothing
+LEAN = ("logger=none", "trainer.figures=false", "overwrite=true")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A claim and what the numbers say of it.
+
+    Args:
+      claim: a sentence that can turn out wrong.
+      verdict: what the numbers say.
+      numbers: those that it follows from, with their spread, as text.
+    """
+
+    claim: str
+    verdict: Verdict
+    numbers: str
+
+
+@dataclass
+class Lab:
+    """Where a lesson trains, draws and concludes.
+
+    Args:
+      directory: the run folder of the lesson.
+    """
+
+    directory: Path
+    figures: dict[str, str] = field(default_factory=dict)  # captions by name
+    tables: list[str] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+
+    def train(self, name: str, settings: Sequence[Sequence[str]]) -> list[Run]:
+        """Train a run for each list of overrides, side by side where they differ in numbers alone.
+
+        Args:
+          name: of the folder of these runs.
+          settings: the overrides of each run.
+        """
+        began = time.perf_counter()
+        configs = [compose(*LEAN, *overrides) for overrides in settings]
+        with (self.directory / "training.log").open("a") as log, contextlib.redirect_stdout(log):
+            runs = train(configs, self.directory / name)
+        print(f"  {name}: {len(runs)} trainings in {time.perf_counter() - began:.0f} s")
+        return runs
+
+    def figure(self, name: str, figure: Figure, caption: str) -> None:
+        """Save a figure; the caption says what is to be seen."""
+        from experiments.viz.drawing import save
+
+        (self.directory / "figures").mkdir(exist_ok=True)
+        save(figure, self.directory / "figures" / f"{name}.png")
+        self.figures[name] = caption
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Add a table to the lesson's page."""
+        lines = [columns, ["---"] * len(columns), *rows]
+        body = "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+        self.tables.append(f"**{title}**\n\n{body}")
+
+    def conclude(self, claim: str, holds: bool | None, numbers: str) -> None:
+        """Say what the numbers say of a claim; `holds` is None where they do not decide it."""
+        words: dict[bool | None, Verdict] = {
+            True: "holds",
+            False: "does not hold",
+            None: "undecided",
+        }
+        self.findings.append(Finding(claim, words[holds], numbers))
+
+    def compare(self, claim: str, larger: Values, smaller: Values) -> None:
+        """Conclude whether the mean of one sample is above that of another.
+
+        It holds if the whole 95 % interval of the difference (Welch 1947) is above zero, does not
+        hold if all of it is at or below zero, and is undecided otherwise.
+        """
+        low, high = interval_of_difference(larger, smaller)
+        numbers = f"{spread(larger)} against {spread(smaller)}"
+        holds = True if low > 0 else False if high <= 0 else None
+        self.conclude(claim, holds, f"{numbers}; difference {low:.3g} to {high:.3g}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """The arguments and methods that all lessons share.
+
+    Args:
+      seeds: runs of each setting where noise matters.
+    """
+
+    seeds: int = 1
+
+    def run(self, lab: Lab) -> None:
+        """Train, draw and conclude."""
+        raise NotImplementedError
+
+    def __call__(self, directory: Path, command: str) -> list[Finding]:
+        """Run the lesson in its folder, which then holds `lesson.md` and `lesson.json`."""
+        began = time.perf_counter()
+        lab = Lab(directory)
+        self.run(lab)
+        seconds = time.perf_counter() - began
+        page = page_of(self, lab, command, seconds)
+        write_whole(directory / "lesson.md", page.encode())
+        record = {
+            "title": title_of(self),
+            "verdict": overall([finding.verdict for finding in lab.findings]),
+            "findings": [dataclasses.asdict(finding) for finding in lab.findings],
+            "seconds": round(seconds, 1),
+        }
+        write_whole(directory / "lesson.json", json.dumps(record, indent=2).encode())
+        return lab.findings
+
+
+def over(seeds: int, *overrides: str) -> list[list[str]]:
+    """Return the overrides of runs that differ in their seed."""
+    return [[*overrides, f"seed={seed}"] for seed in range(seeds)]
+
+
+def final(runs: Sequence[Run], metric: str) -> np.ndarray:
+    """Return the last value of a metric of each run, NaN where it has none."""
+    return np.array([run.metrics[metric].dropna().iloc[-1] for run in runs])
+
+
+def spread(values: Values) -> str:
+    """Return mean, standard deviation and number of values as text."""
+    array = np.asarray(values, float)
+    if len(array) == 1:
+        return f"{array[0]:.4g}"
+    return f"{array.mean():.4g} ± {array.std(ddof=1):.2g} (n={len(array)})"
+
+
+def interval_of_difference(a: Values, b: Values) -> tuple[float, float]:
+    """Return the 95 % interval of mean(a) − mean(b), of samples with variances of their own.
+
+    References:
+      Welch 1947, "The generalization of 'Student's' problem when several different population
+      variances are involved".
+    """
+    from scipy.stats import t
+
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    difference = a.mean() - b.mean()
+    parts = [x.var(ddof=1) / len(x) if len(x) > 1 else 0.0 for x in (a, b)]
+    variance = sum(parts)
+    if variance == 0:
+        return difference, difference
+    sizes = zip(parts, (a, b), strict=True)
+    freedom = variance**2 / sum(v**2 / (len(x) - 1) for v, x in sizes if len(x) > 1)
+    margin = t.ppf((1 + CONFIDENCE) / 2, freedom) * variance**0.5
+    return difference - margin, difference + margin
+
+
+def overall(verdicts: Sequence[Verdict]) -> Verdict:
+    """Return the verdict of a lesson: that of its weakest claim."""
+    if "does not hold" in verdicts:
+        return "does not hold"
+    return "undecided" if "undecided" in verdicts or not verdicts else "holds"
+
+
+def title_of(lesson: Lesson) -> str:
+    """Return the first line of a lesson's docstring, without its full stop."""
+    return (type(lesson).__doc__ or "").strip().partition("\n")[0].rstrip(".")
+
+
+def page_of(lesson: Lesson, lab: Lab, command: str, seconds: float) -> str:
+    """Return the lesson's page in Markdown; its figures are beside it in `figures/`."""
+    _, _, text = (type(lesson).__doc__ or "").partition("\n")
+    rows = [f"| {f.claim} | **{f.verdict}** | {f.numbers} |" for f in lab.findings]
+    parts = [
+        f"# {title_of(lesson)}",
+        _without_sections(text),
+        f"    {command}",
+        "| claim | verdict | numbers |\n| --- | --- | --- |\n" + "\n".join(rows),
+        *(f"![{name}](figures/{name}.png)\n\n{says}" for name, says in lab.figures.items()),
+        *lab.tables,
+        f"Measured in {seconds:.0f} s.",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _without_sections(docstring: str) -> str:
+    """Return the text of a docstring, without its arguments; references stay."""
+    import inspect
+
+    blocks = inspect.cleandoc(docstring).split("\n\n")
+    return "\n\n".join(block for block in blocks if not block.startswith("Args:"))
+
+
+def by_setting(
+    settings: Mapping[str, Sequence[str]], seeds: int
+) -> tuple[list[list[str]], list[str]]:
+    """Return the overrides of `seeds` runs of each setting, and the name of each run's setting."""
+    runs = [(name, run) for name, given in settings.items() for run in over(seeds, *given)]
+    return [run for _, run in runs], [name for name, _ in runs]
+
+
+def inputs_of(run: Run, split: Literal["train", "validation", "test"], count: int) -> np.ndarray:
+    """Return the first inputs of a split of data in memory, as they are stored."""
+    arrays = getattr(run.splits, split).arrays
+    return arrays["image" if "image" in arrays else "sequence"][:count]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import json
 import time
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
 
 from experiments import compose, train
 from experiments.machine import write_whole
@@ -65,11 +68,29 @@ class Lab:
           settings: the overrides of each run.
         """
         began = time.perf_counter()
-        configs = [compose(*LEAN, *overrides) for overrides in settings]
+        configs = self._composed(settings)
         with (self.directory / "training.log").open("a") as log, contextlib.redirect_stdout(log):
             runs = train(configs, self.directory / name)
         print(f"  {name}: {len(runs)} trainings in {time.perf_counter() - began:.0f} s")
         return runs
+
+    def _composed(self, settings: Sequence[Sequence[str]]) -> list[DictConfig]:
+        """Compose a config for each list of overrides.
+
+        Composing by Hydra is slow: configs with the same choices are copies of one, with values.
+        """
+        parser, found = OverridesParser.create(), []
+        of_choices: dict[tuple[str, ...], DictConfig] = {}
+        for overrides in settings:
+            values = {o: parser.parse_override(o) for o in overrides if _is_value(o)}
+            choices = tuple(o for o in overrides if o not in values)
+            if choices not in of_choices:
+                of_choices[choices] = compose(*LEAN, *choices)
+            config = copy.deepcopy(of_choices[choices])
+            for override in values.values():
+                OmegaConf.update(config, override.key_or_group, override.value())
+            found.append(config)
+        return found
 
     def figure(self, name: str, figure: Figure, caption: str) -> None:
         """Save a figure; the caption says what is to be seen."""
@@ -94,13 +115,16 @@ class Lab:
         }
         self.findings.append(Finding(claim, words[holds], numbers))
 
-    def compare(self, claim: str, larger: Values, smaller: Values) -> None:
+    def compare(self, claim: str, larger: Values, smaller: Values, *, paired: bool = False) -> None:
         """Conclude whether the mean of one sample is above that of another.
 
-        It holds if the whole 95 % interval of the difference (Welch 1947) is above zero, does not
-        hold if all of it is at or below zero, and is undecided otherwise.
+        It holds if the whole 95 % interval of the difference is above zero, does not hold if all of
+        it is at or below zero, and is undecided otherwise.
+
+        Args:
+          paired: the samples are of the same seeds in order, so that their differences are judged.
         """
-        low, high = interval_of_difference(larger, smaller)
+        low, high = interval_of_difference(larger, smaller, paired=paired)
         numbers = f"{spread(larger)} against {spread(smaller)}"
         holds = True if low > 0 else False if high <= 0 else None
         self.conclude(claim, holds, f"{numbers}; difference {low:.3g} to {high:.3g}")
@@ -138,6 +162,12 @@ class Lesson:
         return lab.findings
 
 
+def _is_value(override: str) -> bool:
+    """Return whether an override sets a value, not the choice of a group."""
+    key = override.partition("=")[0]
+    return key == "seed" or ("." in key and key[0] not in "+~" and "@" not in key)
+
+
 def over(seeds: int, *overrides: str) -> list[list[str]]:
     """Return the overrides of runs that differ in their seed."""
     return [[*overrides, f"seed={seed}"] for seed in range(seeds)]
@@ -156,8 +186,10 @@ def spread(values: Values) -> str:
     return f"{array.mean():.4g} ± {array.std(ddof=1):.2g} (n={len(array)})"
 
 
-def interval_of_difference(a: Values, b: Values) -> tuple[float, float]:
+def interval_of_difference(a: Values, b: Values, *, paired: bool = False) -> tuple[float, float]:
     """Return the 95 % interval of mean(a) − mean(b), of samples with variances of their own.
+
+    Of pairs it is Student's interval of their differences.
 
     References:
       Welch 1947, "The generalization of 'Student's' problem when several different population
@@ -166,6 +198,8 @@ def interval_of_difference(a: Values, b: Values) -> tuple[float, float]:
     from scipy.stats import t
 
     a, b = np.asarray(a, float), np.asarray(b, float)
+    if paired:
+        a, b = a - b, np.zeros(1)
     difference = a.mean() - b.mean()
     parts = [x.var(ddof=1) / len(x) if len(x) > 1 else 0.0 for x in (a, b)]
     variance = sum(parts)

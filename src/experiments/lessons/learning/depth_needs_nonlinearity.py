@@ -67,7 +67,9 @@ class DepthNeedsNonlinearity(Lesson):
         same = True if high < MARGIN else False if low > MARGIN else None
         numbers = f"{spread(of['three linear'])} against {spread(of['one layer'])}"
         claim = "three linear layers classify no better than one"
-        lab.conclude(claim, same, f"{numbers}; difference {low:.3f} to {high:.3f}, no more than {MARGIN}")
+        lab.conclude(
+            claim, same, f"{numbers}; difference {low:.3f} to {high:.3f}, no more than {MARGIN}"
+        )
         claim = "with rectifiers between them they classify better"
         lab.compare(claim, of["three rectified"], of["three linear"])
         figure, (ax,) = panels(["accuracy on validation images"], width=5.0)

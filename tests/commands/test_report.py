@@ -11,7 +11,7 @@ from optuna.trial import TrialState, create_trial
 from PIL import Image
 
 from experiments.commands.report import study_data, write_comparison, write_report
-from experiments.viz.study_page import StudyData, comparison, study_figures, study_page
+from experiments.viz.pages.study_page import StudyData, comparison, study_figures, study_page
 from support import ROOT
 
 CHROMIUM = next((p for n in ("chromium", "chromium-browser") if (p := shutil.which(n))), None)

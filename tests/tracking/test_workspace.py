@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from experiments.viz.wandb_specification import specification, with_flat_keys
+from experiments.viz.pages.wandb_specification import specification, with_flat_keys
 from support import ROOT
 
 wr = pytest.importorskip("wandb_workspaces.reports.v2", reason="needs the extra `dashboard`")

@@ -7,7 +7,7 @@ import yaml
 from PIL import Image
 
 from experiments.errors import UserError
-from experiments.viz.runs_page import (
+from experiments.viz.pages.runs_page import (
     compare_runs,
     differences,
     families,

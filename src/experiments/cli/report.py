@@ -18,7 +18,7 @@ def main() -> None:
     """Report on the folders named on the command line."""
     arguments = sys.argv[1:]
     if "wandb=workspace" in arguments:
-        from experiments.viz.workspace import publish
+        from experiments.viz.pages.workspace import publish
 
         arguments.remove("wandb=workspace")
         if len(arguments) != 1:
@@ -29,7 +29,7 @@ def main() -> None:
     if not folders:
         raise UserError(f"usage\n{__doc__}".rstrip())
     if len(folders) == 1 and not (folders[0] / "study.yaml").is_file():
-        from experiments.viz.runs_page import compare_runs
+        from experiments.viz.pages.runs_page import compare_runs
 
         compare_runs(folders[0])
         return

@@ -15,7 +15,7 @@ from experiments.search.space import in_optuna
 from experiments.search.study import Study, state_of
 from experiments.tracking.jsonl import METRICS, read_history
 from experiments.viz import drawing
-from experiments.viz.study_page import StudyData, comparison, study_figures, study_page
+from experiments.viz.pages.study_page import StudyData, comparison, study_figures, study_page
 
 PAGE, FIGURES, COMPARISON = "report.html", "figures", "comparison.png"
 

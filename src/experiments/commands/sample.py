@@ -74,7 +74,7 @@ def main(config: dict[str, Any], directory: Path, source: Path) -> None:
 
 
 def draw(run: Restored, count: int, seed: int, directory: Path) -> None:
-    """Write so many pictures of a model's own, of noise by this seed, and print where."""
+    """Write so many examples of a model's own, of noise by this seed, and print where."""
     experiment, model = run.setup.experiment, run.config["model"]
     classes = experiment.spec.num_classes
 
@@ -89,14 +89,18 @@ def draw(run: Restored, count: int, seed: int, directory: Path) -> None:
         generated(run.weights, run.hparams, z[i : i + TOGETHER], labels[i : i + TOGETHER])
         for i in range(0, count, TOGETHER)
     ]
-    images = np.concatenate([np.asarray(part, np.float32) for part in parts])
-    arrays = {"x": images, "z": z} | ({"y": labels} if model["conditional"] else {})
+    examples = np.concatenate([np.asarray(part, np.float32) for part in parts])
+    examples = examples.reshape(count, *experiment.input_shape)
+    arrays = {"x": examples, "z": z} | ({"y": labels} if model["conditional"] else {})
     file = io.BytesIO()
     np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     write_whole(directory / "samples.npz", file.getvalue())
+    if examples.ndim != 4:  # vectors
+        print(f"{directory / 'samples.npz'}: {count} examples")
+        return
     picture = directory / "samples.png"
     columns = classes if model["conditional"] and classes <= SHOWN else None
-    drawing.submit(functools.partial(_picture, images[:SHOWN], columns, picture)).result()
+    drawing.submit(functools.partial(_picture, examples[:SHOWN], columns, picture)).result()
     print(f"{picture} and samples.npz: {count} pictures")
 
 

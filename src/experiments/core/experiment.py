@@ -196,7 +196,8 @@ class Experiment:
         `trainer.on_nan=stop` no later step changes anything either. Unless it is `measured` the
         norms of parameters and update are NaN.
         """
-        rhythm = getattr(self.objective(hparams), "update_every", {})
+        objective = self.objective(hparams)
+        rhythm = getattr(objective, "update_every", {})
         due = {part: (state.step + 1) % every == 0 for part, every in rhythm.items()}
         optimizer = self.optimizer(hparams, due)
         batch = self.prepare(batch, hparams, stream(key, "augment", state.step), train=True)
@@ -236,18 +237,13 @@ class Experiment:
             "param_norm": if_measured(measured, lambda: norm(params)),
             "update_norm": jnp.where(accept, update_norm, 0),
         }
-        step = state.step + 1
-        return State(params, new_model_state, opt_state, ema, step, diverged_at), metrics
+        new = State(params, new_model_state, opt_state, ema, state.step + 1, diverged_at)
+        return new, metrics
 
     def means(
         self, model: nnx.Module, step: Any, batch: dict, hparams: Hparams, key: jax.Array
     ) -> dict[str, jax.Array]:
-        """Return the mean of each value of the objective in a training step, such as `loss`.
-
-        Args:
-          model: in the mode of training; its statistics move.
-          batch: as `prepare` returned it.
-        """
+        """Return the mean of each value of the objective, such as `loss`, for a prepared batch."""
         rngs = nnx.Rngs(**{name: stream(key, name, step) for name in ("dropout", "sample")})
         epoch = epochs(step, self.steps_per_epoch)
         values, _ = self.objective(hparams)(model, batch, rngs, epoch)
@@ -281,8 +277,8 @@ class Experiment:
 
     def measured(self, batch: Mapping[str, Any], hparams: Hparams) -> set[str]:
         """Return the names of an evaluation's scalars; of the batch, with a mask, shapes do."""
-        weights = self.weights(self.abstract_state(hparams))
-        sums, _ = jax.eval_shape(self.eval_step, *weights, batch, hparams)
+        shapes = self.weights(self.abstract_state(hparams))
+        sums, _ = jax.eval_shape(self.eval_step, *shapes, batch, hparams)
         of_one_trial = jax.tree.map(lambda one: np.ones((1, *one.shape)), sums)
         return set(scalars_of(self.metrics, of_one_trial))
 

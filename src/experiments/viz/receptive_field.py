@@ -129,7 +129,7 @@ class Follower:
     def _scan(
         self, equation: Any, body: Any, given: list[Known], scopes: Scopes, turn: Turn
     ) -> list[Known]:
-        """Follow a loop: over layers turn by turn, over time twice, the second time with a state."""
+        """Follow a loop: over layers turn by turn, over time twice, then with a state."""
         first, carried = equation.params["num_consts"], equation.params["num_carry"]
         rest = [seen and replace(seen, field=None) for seen in given[first + carried :]]
         constants, carry = given[:first], given[first : first + carried]

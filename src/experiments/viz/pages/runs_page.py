@@ -20,7 +20,7 @@ from experiments.machine import write_whole
 from experiments.tracking.jsonl import METRICS, SUMMARY, read_history, read_mapping
 from experiments.tracking.terminal import number
 from experiments.tracking.wandb_names import flatten
-from experiments.viz import page
+from experiments.viz.pages import page
 
 PAGE = "report.html"
 MOST_PICTURED = 24  # runs of a family whose figures are in the page; each weighs some 100 kB

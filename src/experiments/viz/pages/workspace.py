@@ -18,9 +18,9 @@ from experiments.core.config import locate
 from experiments.errors import UserError
 from experiments.machine import write_whole
 from experiments.tracking.wandb import STATE
-from experiments.viz.page import rank_colours
-from experiments.viz.runs_page import RunData, differences, read_run
-from experiments.viz.wandb_specification import specification, with_flat_keys
+from experiments.viz.pages.page import rank_colours
+from experiments.viz.pages.runs_page import RunData, differences, read_run
+from experiments.viz.pages.wandb_specification import specification, with_flat_keys
 
 # the parameters of a view if no runs say which ones were varied
 PARAMETERS = ("optim.learning_rate", "optim.weight_decay", "model.dropout", "data.batch_size")

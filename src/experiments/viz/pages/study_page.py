@@ -24,7 +24,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution, IntDistrib
 from optuna.trial import FrozenTrial
 
 from experiments.tracking.terminal import number
-from experiments.viz import page
+from experiments.viz.pages import page
 
 SHOWN = 20  # trials in the table
 ENOUGH = 4  # trials from which the importance of parameters is estimated

@@ -11,6 +11,7 @@ from experiments.core.config import build, locate
 from experiments.core.experiment import Experiment
 from experiments.core.params import count_parameters, variables
 from experiments.models.layers import BatchNorm, Dropout, step
+from experiments.ops import product
 from support import choices, composed
 
 
@@ -54,6 +55,10 @@ def test_each_map_of_c3_reads_the_maps_of_table_i():
         maps = jnp.zeros((1, 5, 5, 6)).at[..., number].set(1.0)
         seen = np.abs(np.asarray(net.conv2(maps)[0, 0, 0])) > 0
         assert "".join(np.where(seen, "X", ".")) == row
+    x = jax.random.normal(jax.random.key(0), (2, 9, 9, 6))
+    with product.xla_only():  # as accelerators compute it
+        by_groups = net.conv2(x)
+    np.testing.assert_allclose(net.conv2(x), by_groups, atol=1e-5)
 
 
 def test_vgg16_has_the_published_parameters():

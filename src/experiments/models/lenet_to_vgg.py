@@ -17,11 +17,13 @@ from experiments.models.layers import (
     Dense,
     Init,
     WeightedPool,
+    drawn,
     flatten,
     is_small,
     local_response_norm,
 )
 from experiments.models.mlp import MLP
+from experiments.ops import convolution, product
 from experiments.ops.pooling import avg_pool, max_pool
 from experiments.types import Activation, Decay, PositiveInt
 
@@ -40,18 +42,27 @@ class PartialConv(nnx.Module):
     """C3 of LeNet-5: 16 maps of 5x5, of which each reads some of 6 maps, as in `TABLE_I`.
 
     [batch, H, W, 6] to [batch, H − 4, W − 4, 16], with 1,516 parameters. Maps that read equally
-    many are one convolution in groups.
+    many have their weights in one array.
     """
 
     def __init__(self, **init: Unpack[Init]):
         for number, maps in TABLE_I.items():
-            shared: dict[str, Any] = {"groups": len(maps), "padding": "VALID", **init}
-            conv = Conv(number * len(maps), len(maps), (5, 5), **shared)
-            setattr(self, f"of_{number}", conv)
+            setattr(self, f"kernel{number}", nnx.Param(drawn((5, 5, number, len(maps)), **init)))
+        self.bias = nnx.Param(np.zeros(16, np.float32))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        read = {n: x[..., np.ravel(maps)] for n, maps in TABLE_I.items()}
-        return jnp.concatenate([getattr(self, f"of_{n}")(y) for n, y in read.items()], axis=-1)
+        kernels = {number: getattr(self, f"kernel{number}")[...] for number in TABLE_I}
+        if jax.default_backend() == "cpu" and not product.is_xla_only():
+            # convolutions in groups are slow there: one of all pairs, with 0 for those that are not
+            pairs = {n: np.eye(6)[np.array(maps)] for n, maps in TABLE_I.items()}
+            full = [jnp.einsum("hwnf,fnc->hwcf", kernels[n], pairs[n]) for n in TABLE_I]
+            whole = jnp.concatenate(full, axis=-1).astype(x.dtype)
+            return convolution.conv(x, whole, padding="VALID") + self.bias[...]
+        parts = [
+            convolution.conv(x[..., np.ravel(maps)], kernels[n], padding="VALID", groups=len(maps))
+            for n, maps in TABLE_I.items()
+        ]
+        return jnp.concatenate(parts, axis=-1) + self.bias[...]
 
 
 class LeNet5(nnx.Module):

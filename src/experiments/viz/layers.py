@@ -9,13 +9,14 @@ from flax import nnx
 
 from experiments.models.cnn_layers import ConvTranspose, Whitening
 from experiments.models.layers import BatchNorm, Conv, Dense, GroupNorm
+from experiments.models.lenet_to_vgg import PartialConv
 
 Shapes = Sequence[tuple[int, ...]]
 
 OTHER = "other"  # a layer of none of the kinds in `KINDS`
 
 KINDS: dict[str, tuple[type, ...]] = {
-    "convolutional": (Conv, ConvTranspose, Whitening, nnx.Conv, nnx.ConvTranspose),
+    "convolutional": (Conv, ConvTranspose, PartialConv, Whitening, nnx.Conv, nnx.ConvTranspose),
     "dense": (Dense, nnx.Linear),
     "normalisation": (BatchNorm, GroupNorm, nnx.BatchNorm, nnx.LayerNorm, nnx.GroupNorm),
 }

@@ -30,18 +30,8 @@ from experiments.search import configs, local
 # All else is imported where it is used: workers start before that.
 
 SEARCH_KEYS = (
-    *("n_trials", "method", "rounds", "shrink", "seeds", "storage", "heartbeat"),
-    *(
-        "attempts",
-        "side_by_side",
-        "study",
-        "workers",
-        "cluster",
-        "name",
-        "engine",
-        "allow",
-        "retry",
-    ),
+    *("n_trials", "method", "rounds", "shrink", "seeds", "attempts", "heartbeat", "storage"),
+    *("side_by_side", "study", "workers", "cluster", "name", "engine", "allow", "retry"),
 )
 """Keys of a command line that are for the search, in `sweep` and after `run -m`."""
 

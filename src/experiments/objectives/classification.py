@@ -61,7 +61,7 @@ class Classification:
             )
         if self.takes == "logits":
             self.head = function.head
-        self.nats = ("loss",) if getattr(function, "nats", False) else ()
+        self.nats = ("loss", "main_loss") if getattr(function, "nats", False) else ()
         self.loss = loss
         self.num_classes = num_classes
 

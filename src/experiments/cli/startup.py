@@ -21,7 +21,7 @@ FULL_ERROR = "HYDRA_FULL_ERROR"
 # what the user says: whether to show tracebacks, here and in the processes that start from here
 TRACEBACKS = os.environ.get(FULL_ERROR, "0")
 FOLDERS = r"(resume|checkpoint|study|(\+\+)?model\.pretrained|hydra\.(run|sweep)\.dir)="
-LISTED = r"pretrain\.overrides=\[.*\]"  # a list of overrides
+LISTED = r"(?s)pretrain\.overrides=\[.*\]"  # a list of overrides
 OVERRIDE = r"[\w~+][^=]*="  # the beginning of one
 PLAIN = re.compile(r"|[A-Za-z_][\w./-]*|[\w.-]*/[\w./-]*", re.ASCII)  # what Hydra takes for text
 

@@ -58,10 +58,13 @@ dashboard: install  ## review RUN offline: a study in the browser, a run in the 
 	elif [ -d $(RUN)/wandb ]; then $(BIN)/wandb leet $(RUN)/wandb; \
 	else $(BIN)/python report.py $(RUN); fi
 
+labbook: install  ## measure every claim of the lab book anew, into docs/labbook
+	$(BIN)/python -m experiments.lessons.labbook docs/labbook
+
 data: install  ## download and prepare DATA=mnist (needs a network and the extra `prepare`)
 	$(BIN)/python -m experiments.cli.prepare $(DATA)
 
 clean:  ## remove what was built, but no runs
 	rm -rf .venv build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help install train test test-all test-versions lint format sweep bench report dashboard data clean
+.PHONY: help install train test test-all test-versions lint format sweep bench report dashboard labbook data clean

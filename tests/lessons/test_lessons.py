@@ -1,0 +1,54 @@
+"""The lab book: how its verdicts follow from numbers, and a lesson from its command to its page."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from experiments.core.config import build
+from experiments.lessons import labbook
+from experiments.lessons.lesson import Lab, Lesson, interval_of_difference, overall
+from support import composed
+
+
+def test_differences_are_judged_as_the_t_tests_judge_them():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(1, 1, 8), rng.normal(0, 3, 6)
+    wanted = stats.ttest_ind(a, b, equal_var=False).confidence_interval()
+    np.testing.assert_allclose(interval_of_difference(a, b), (wanted.low, wanted.high))
+    wanted = stats.ttest_rel(a[:6], b).confidence_interval()
+    found = interval_of_difference(a[:6], b, paired=True)
+    np.testing.assert_allclose(found, (wanted.low, wanted.high))
+
+
+def test_a_verdict_can_come_out_negative_and_open(tmp_path):
+    lab = Lab(tmp_path)
+    noise = np.array([-0.1, 0.0, 0.1])
+    lab.compare("above", 1 + noise, noise)
+    lab.compare("below", noise, 1 + noise)
+    lab.compare("in the noise", 0.01 + noise, noise)
+    verdicts = [finding.verdict for finding in lab.findings]
+    assert verdicts == ["holds", "does not hold", "undecided"]
+    assert overall(verdicts) == "does not hold"
+    assert overall(["holds", "undecided"]) == "undecided"
+    assert overall(["holds"]) == "holds"
+
+
+@pytest.mark.parametrize("name", labbook.lessons())
+def test_every_lesson_is_composed_and_built(name):
+    lesson = build(composed(f"experiment=lesson/{name}")["lesson"])
+    assert isinstance(lesson, Lesson)
+
+
+def test_a_lesson_leaves_its_page_its_figures_and_its_verdict(run_cli, tmp_path, capsys):
+    sizes = ("lesson.seeds=2", "lesson.epochs=25")
+    code, error = run_cli("experiment=lesson/xor", *sizes, folder=tmp_path / "run", folders=False)
+    assert code == 0, error
+    record = json.loads((tmp_path / "run" / "lesson.json").read_text())
+    # Minsky & Papert: no single layer; Rumelhart et al.: one hidden layer does
+    assert [finding["verdict"] for finding in record["findings"]] == ["holds"] * 3
+    page = (tmp_path / "run" / "lesson.md").read_text()
+    assert "python run.py experiment=lesson/xor" in page
+    assert (tmp_path / "run" / "figures" / "accuracy.png").exists()
+    assert record["title"] in labbook.index_of({"xor": record})

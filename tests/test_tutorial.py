@@ -2,6 +2,7 @@
 
 import jax
 import nbformat
+import pytest
 from nbclient import NotebookClient
 
 from support import ROOT
@@ -9,6 +10,7 @@ from support import ROOT
 PATH = ROOT / "docs" / "tutorial.ipynb"
 
 
+@pytest.mark.slow
 def test_the_tutorial_runs_and_shows_what_it_is_committed_with(tmp_path, monkeypatch):
     folder = jax.config.values["jax_compilation_cache_dir"]  # that of the other tests
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", folder)

@@ -133,7 +133,14 @@ def test_missing_and_truncated_checkpoints_are_named(run_cli, tmp_path):
     assert "there is no checkpoint in" in error
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "SIGTERM",
+        pytest.param("SIGHUP", marks=pytest.mark.slow),
+        pytest.param("SIGUSR1", marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_before_the_training_ends_it_like_ctrl_c(tmp_path, data_home, name):
     folder = tmp_path / "run"
     command = [sys.executable, "run.py", "logger=none", *data_home, f"hydra.run.dir={folder}"]
@@ -150,7 +157,7 @@ def wait_for(path):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("name", [pytest.param("SIGTERM", marks=pytest.mark.slow), "SIGHUP"])
 def test_a_terminated_run_exits_with_75_and_can_be_resumed(tmp_path, data_home, name):
     folder = tmp_path / "run"
     command = [sys.executable, "run.py", "logger=none", "trainer.figures=false"]
@@ -191,8 +198,17 @@ def test_a_checkpoint_that_cannot_be_made_ends_the_run_within_seconds(tmp_path, 
     assert "cannot save a checkpoint in" in error
 
 
-@pytest.mark.parametrize("extra", [[], ["-m", "seed=range(2)"]], ids=["run", "search"])
-@pytest.mark.parametrize("streams", ["| head -1", ">&- 2>&-"], ids=["left", "closed"])
+@pytest.mark.parametrize(
+    ("extra", "streams"),
+    [
+        pytest.param([], "| head -1", id="a run, left"),
+        pytest.param([], ">&- 2>&-", marks=pytest.mark.slow, id="a run, closed"),
+        pytest.param(
+            ["-m", "seed=range(2)"], "| head -1", marks=pytest.mark.slow, id="a search, left"
+        ),
+        pytest.param(["-m", "seed=range(2)"], ">&- 2>&-", id="a search, closed"),
+    ],
+)
 def test_nothing_ends_where_nobody_reads_and_no_log_can_be_written(
     tmp_path, data_home, extra, streams
 ):
@@ -229,6 +245,7 @@ def test_help_starts_without_jax():
     assert "warmup_cosine" in done.stdout
 
 
+@pytest.mark.slow
 def test_eight_devices_compute_what_one_does(tmp_path, data_home):
     summaries = []
     for count in (1, 8):

@@ -18,6 +18,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.slow
 def test_damaged_files_of_a_run_are_named(run_cli, tmp_path, monkeypatch):
     run, damaged = tmp_path / "sound", tmp_path / "damaged"
     assert run_cli(*FAST, folder=run)[0] == 0

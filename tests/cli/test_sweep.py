@@ -68,6 +68,7 @@ def test_a_multirun_is_a_study_that_can_be_shown_and_extended(tmp_path, data_hom
     assert len(results(folder)) == 3
 
 
+@pytest.mark.slow
 def test_a_search_reads_the_users_own_config_files(tmp_path, data_home, monkeypatch):
     """Its workers trust what they name, and who resumes it says the folder again."""
     own, study = tmp_path / "own", tmp_path / "study"

@@ -80,6 +80,7 @@ def test_runs_and_studies_do_not_share_a_folder(run_cli, trained, make_study):
     assert contents(trained) == before
 
 
+@pytest.mark.slow
 def test_what_is_said_of_a_run_stays_beside_its_record(run_cli, trained, monkeypatch):
     before = contents(trained)
     for mode in ("evaluate", "predict", "export"):

@@ -14,6 +14,10 @@ from experiments.models.layers import BatchNorm, Dropout, step
 from experiments.ops import product
 from support import choices, composed
 
+# of kinds of which a network of fewer layers is tested
+DEEPER = {"plain32", "plain44", "plain56", "plain110", "resnet32", "resnet44", "resnet56"}
+DEEPER |= {"resnet101", "resnet110", "resnet152", "densenet161", "densenet169", "densenet201"}
+
 
 def model(*overrides, shape, classes=10, init=None):
     return build(
@@ -78,7 +82,10 @@ def test_vgg16_has_the_same_convolutions_on_small_images():
     assert small["output"] == 512 * 10 + 10
 
 
-@pytest.mark.parametrize("name", choices("model"))
+@pytest.mark.parametrize(
+    "name",
+    [n if n not in DEEPER else pytest.param(n, marks=pytest.mark.slow) for n in choices("model")],
+)
 def test_every_model_has_one_output_per_class_or_trains_by_its_own_objective(name):
     config = composed(f"model={name}")
     if config["objective"]["_target_"].endswith(".Classification"):

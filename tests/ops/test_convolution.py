@@ -136,6 +136,7 @@ def loss(f):
     return lambda x, kernel: jnp.sum(f(x, kernel) ** 2)
 
 
+@pytest.mark.slow
 def test_a_batch_sharded_over_devices_gives_the_same_gradients():
     """In a process of its own: the number of devices is fixed when JAX starts."""
     code = """

@@ -62,6 +62,7 @@ def test_a_worker_waits_for_no_trial_that_the_journal_has_lost(make_study):
         sweep([f"worker={folder}"], CONFIG)
 
 
+@pytest.mark.slow
 def test_a_winner_that_cannot_be_tested_is_said(make_study, monkeypatch):
     study = make_study(n_trials=1)
     with monkeypatch.context() as patch:

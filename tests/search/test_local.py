@@ -46,6 +46,7 @@ def test_a_worker_that_cannot_begin_is_told(monkeypatch):
         local.where_jax_is(len, "anything")
 
 
+@pytest.mark.slow
 def test_planning_takes_no_device():
     """The GPUs are for the workers: JAX would take most of their memory for the launcher."""
     program = f"""
@@ -100,6 +101,7 @@ def test_workers_end_with_a_killed_launcher():
     assert leaves_no_child(LAUNCH, *python(WORK)(""))
 
 
+@pytest.mark.slow
 def test_trials_share_no_run_of_wandb_that_the_environment_names(make_study, monkeypatch):
     """Its metrics would be those of all of them, mixed up."""
     monkeypatch.setenv("WANDB_RUN_ID", "given")

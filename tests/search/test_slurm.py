@@ -162,6 +162,7 @@ def test_agents_of_wandb_run_as_an_array(cluster, sweep, tmp_path, data_home, mo
             assert run.summary["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_a_cancelled_study_leaves_the_queue_and_can_be_resumed(cluster, submit, sweep):
     folder = submit(*LONG, "workers=3", trials=3)
     until(lambda: saved_trials(folder), folder)
@@ -173,6 +174,7 @@ def test_a_cancelled_study_leaves_the_queue_and_can_be_resumed(cluster, submit, 
     assert "3 finished" in resumed
 
 
+@pytest.mark.slow
 def test_a_program_that_knows_only_sigterm_is_asked_to_end_too(cluster, tmp_path):
     """As `wandb agent` is, which waits for its run to save and then says that all is well."""
     slurm = read_cluster(ROOT / "conf", {"name": "slurm"})
@@ -188,6 +190,7 @@ def test_a_program_that_knows_only_sigterm_is_asked_to_end_too(cluster, tmp_path
     until(lambda: queue_is_empty(cluster), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_on_two_nodes_is_one_run(cluster, run_cli, tmp_path):
     folder = tmp_path / "run"
     options = [*TINY, "trainer.epochs=3", "cluster.time=5"]
@@ -198,6 +201,7 @@ def test_a_run_on_two_nodes_is_one_run(cluster, run_cli, tmp_path):
     assert [line["step"] for line in lines_of(folder) if "val/loss" in line] == [20, 40, 60]
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_prints_plain_lines(cluster, run_cli, tmp_path):
     folder = tmp_path / NAME
     options = [*TINY, "data=mnist", f"data.dir={tmp_path}", "cluster.time=5"]

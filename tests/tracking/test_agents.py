@@ -54,6 +54,7 @@ def assert_ran(server, sweep: Sweep, said: str, count: int) -> None:
             assert len({str(run.config[name]) for run in server.runs.values()}) > 1 or count == 1
 
 
+@pytest.mark.slow
 def test_an_agent_runs_what_the_sweep_draws(server, tmp_path, data_home):
     sweep = {
         "method": "random",

@@ -137,7 +137,9 @@ def test_a_killed_run_leaves_its_history_and_no_process(client, tmp_path, data_h
     assert not alive
 
 
-@pytest.mark.parametrize("when", ["from the start", "half-way"])
+@pytest.mark.parametrize(
+    "when", [pytest.param("from the start", marks=pytest.mark.slow), "half-way"]
+)
 def test_a_server_that_answers_500_costs_at_most_10_seconds(
     run_cli, monkeypatch, server, tmp_path, when
 ):

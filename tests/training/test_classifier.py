@@ -10,6 +10,7 @@ from experiments.training.figures import frechet_distance
 SHORT = ["logger=none", "trainer.epochs=2", "trainer.steps_per_epoch=3", "data.batch_size=32"]
 
 
+@pytest.mark.slow
 def test_samples_are_scored_by_a_classifier_of_an_earlier_run(run_cli, tmp_path):
     classifier = tmp_path / "classifier"
     code, error = run_cli("model=mlp", "model.hidden=[16]", *SHORT, folder=classifier)

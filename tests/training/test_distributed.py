@@ -60,8 +60,10 @@ def numbers(folder: Path) -> list[dict]:
 
 @pytest.mark.parametrize(
     "data",
-    [["data.augment.crop_padding=1"], ["data.stream=true", "data.workers=0"]],
-    ids=["resident", "streamed"],
+    [
+        pytest.param(["data.augment.crop_padding=1"], marks=pytest.mark.slow, id="resident"),
+        pytest.param(["data.stream=true", "data.workers=0"], id="streamed"),
+    ],
 )
 def test_two_processes_compute_what_one_does(run_cli, tmp_path, data_home, data):
     options = [*data_home, *RUN, *data, "trainer.epochs=2", "trainer.log_every=5"]
@@ -77,6 +79,7 @@ def test_two_processes_compute_what_one_does(run_cli, tmp_path, data_home, data)
     assert "epoch" not in second[0] + second[1]  # one of them speaks
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_both_and_one_alone_goes_on(tmp_path, data_home):
     folder = tmp_path / "run"
     options = [*data_home, *RUN, "trainer.log_every=20"]

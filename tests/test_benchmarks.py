@@ -95,6 +95,7 @@ def test_the_step_for_gpus_runs_without_one_in_quick_mode(tmp_path):
     assert result["tokens_per_second"][0] == pytest.approx(2 * 28 / result["ours_seconds"])
 
 
+@pytest.mark.slow
 def test_a_stream_is_held_against_the_rates_of_gpus(tmp_path):
     ended = suite("--quick", "--only", "gpu_input", "--json", str(tmp_path / "results.json"))
     assert ended.returncode == 0, ended.stderr

@@ -184,6 +184,7 @@ def test_a_terminated_run_exits_with_75_and_can_be_resumed(tmp_path, data_home, 
     assert len(set(steps)) >= len(steps) - 1  # the test has the step of the last line
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_cannot_be_made_ends_the_run_within_seconds(tmp_path, data_home):
     folder = tmp_path / "run"
     command = [sys.executable, "run.py", "logger=none", "trainer.figures=false", *data_home]

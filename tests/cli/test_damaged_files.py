@@ -43,6 +43,7 @@ def test_damaged_files_of_a_run_are_named(run_cli, tmp_path, monkeypatch):
     assert run_cli(f"resume={damaged}", folder=damaged)[0] == 0
 
 
+@pytest.mark.slow
 def test_a_choice_that_is_gone_does_not_keep_a_run_from_going_on(run_cli, tmp_path):
     own, folder = tmp_path / "own", tmp_path / "run"
     (own / "model").mkdir(parents=True)

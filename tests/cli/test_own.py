@@ -164,6 +164,7 @@ def test_a_run_of_ones_own_code_goes_on_and_is_used(run_cli, own):
     assert {"predictions.csv", "model.stablehlo"} <= {path.name for path in other.iterdir()}
 
 
+@pytest.mark.slow
 def test_a_study_of_ones_own_code_works_from_anywhere(own, tmp_path, monkeypatch):
     """Its workers find code and paths where it was begun; trust is said again by the user."""
     flags = with_own([])

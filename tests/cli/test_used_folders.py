@@ -25,6 +25,7 @@ def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
+@pytest.mark.slow
 def test_a_refused_process_changes_nothing(run_cli, trained):
     before = contents(trained)
     others = ["seed=9", "optim.learning_rate=0.5"]

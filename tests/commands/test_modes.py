@@ -159,6 +159,7 @@ assert not any(name.startswith(("experiments", "flax")) for name in sys.modules)
     np.testing.assert_allclose(np.load(tmp_path / "three.npy"), found[:3], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_weights_are_exported_to_be_read_again(run_cli, trained, tmp_path):
     export = ["mode=export", f"checkpoint={trained}"]
     code, error = run_cli(*export, "export.format=safetensors")

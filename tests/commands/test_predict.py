@@ -126,6 +126,7 @@ def test_rows_of_a_new_table_get_numbers_in_the_unit_of_the_target(run_cli, pred
         list(unseen(source, str(tmp_path / "b"), ignore)(16))
 
 
+@pytest.mark.slow
 def test_an_autoencoder_gives_errors_and_codes(run_cli, predict, tmp_path, data_home):
     model = ["model=autoencoder", "model.latents=3", "data.limit=64"]
     code, error = run_cli(*model, *QUICK)

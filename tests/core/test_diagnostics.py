@@ -96,6 +96,7 @@ def test_every_kind_of_model_has_numbers_of_its_layers(model):
     assert any(name.endswith("/output_std") for name in scalars)
 
 
+@pytest.mark.slow
 def test_trials_side_by_side_have_the_numbers_that_each_has_alone(tmp_path):
     options = [*TINY, "trainer.diagnostics=true", "optim.learning_rate=0.01"]
     setups = Setups()

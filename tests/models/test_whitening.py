@@ -44,6 +44,7 @@ def test_patches_of_the_training_images_come_out_uncorrelated(config):
     np.testing.assert_allclose(out[:, :4].T @ out[:, :4] / len(out), np.eye(4), atol=1e-2)
 
 
+@pytest.mark.slow
 def test_trials_have_the_filters_of_a_run_alone_which_training_leaves_as_they_are(config, tmp_path):
     setups, trials = Setups(), []
     for name, rate in (("a", 0.01), ("b", 0.1)):

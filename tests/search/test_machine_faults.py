@@ -25,7 +25,8 @@ def small_files():
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("side_by_side", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("side_by_side", [1, 2])
 def test_a_disk_that_takes_no_more_costs_no_trial(make_study, small_files, own_cache, side_by_side):
     own = ["model.hidden=[128]", f"trainer.compilation_cache={own_cache}"]
     study = make_study(n_trials=2, side_by_side=side_by_side, overrides=own)

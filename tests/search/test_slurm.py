@@ -124,6 +124,7 @@ def test_an_array_of_workers_does_a_study_though_one_of_them_is_killed(cluster, 
     assert "3 finished" in status
 
 
+@pytest.mark.slow
 def test_a_preempted_job_goes_on_from_its_checkpoint(cluster, submit, sweep):
     endless = [option for option in LONG if "max_time" not in option]
     folder = submit(*endless, "workers=1", trials=1)

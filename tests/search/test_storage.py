@@ -98,6 +98,7 @@ def test_the_environment_names_a_database_and_nothing_of_it_is_written(
         Study(folder, CONFIG)
 
 
+@pytest.mark.slow
 def test_errors_show_no_password(run_cli, tmp_path):
     for url in ("nosuch://me:s3cret@host/db", "postgresql://me:s3cret@x@host/db"):
         code, error = run_cli("-m", "optim=adam,sgd", f"storage={url}", f"study={tmp_path / 's'}")

@@ -56,6 +56,7 @@ def test_a_study_is_run_to_its_end(make_study, tmp_path):
     assert recomposed == again
 
 
+@pytest.mark.slow
 def test_several_seeds_have_their_median_as_score(make_study):
     study = make_study(n_trials=1, seeds=3, seed=5)
     work(study.folder, ROOT / "conf")
@@ -199,6 +200,7 @@ def test_the_printed_command_reproduces_the_winner(make_study, run_cli, tmp_path
     assert "shuffle_seed: 4" in (study.folder / "best.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_what_breaks_a_population_is_found_by_running_its_trials_alone(make_study, monkeypatch):
     def validate(training):
         if len(training.trials) > 1 or training.trials[0].directory.name == "1":

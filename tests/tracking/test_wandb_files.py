@@ -68,6 +68,7 @@ def test_damaged_files_cost_no_step(client, run_info):
     assert {reader.read(p).id for p in reader.find(run.directory)} == {path.stem[4:]}
 
 
+@pytest.mark.slow
 def test_the_printed_command_sends_all_even_if_the_last_sitting_was_killed_at_once(
     server, run_info
 ):

@@ -58,6 +58,7 @@ def test_a_run_arrives_with_all_that_says_how_it_came_about(run_cli, monkeypatch
     assert {"requirements.txt", "wandb-metadata.json"} <= set(run.files)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs the repository")
 def test_the_commit_and_the_lock_file_are_recorded(server, tmp_path, data_home):
     command = ["run.py", "debug=fast", "logger=wandb", *data_home, "model.hidden=[8]"]
@@ -112,6 +113,7 @@ def test_a_client_that_dies_does_not_touch_the_run(run_cli, monkeypatch, client,
     assert lines_of(tmp_path / "bereft") == lines_of(tmp_path / "alone")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_a_killed_run_leaves_its_history_and_no_process(client, tmp_path, data_home):
     folder = tmp_path / "killed"
@@ -137,9 +139,8 @@ def test_a_killed_run_leaves_its_history_and_no_process(client, tmp_path, data_h
     assert not alive
 
 
-@pytest.mark.parametrize(
-    "when", [pytest.param("from the start", marks=pytest.mark.slow), "half-way"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["from the start", "half-way"])
 def test_a_server_that_answers_500_costs_at_most_10_seconds(
     run_cli, monkeypatch, server, tmp_path, when
 ):

@@ -102,6 +102,7 @@ def test_a_signal_to_one_process_stops_both_and_one_alone_goes_on(tmp_path, data
     assert steps == sorted(steps)
 
 
+@pytest.mark.slow
 def test_the_parts_of_streamed_batches_are_the_batches(data_home):
     data = build(composed(*data_home, "data.stream=true", "data.workers=0")["data"])
     train = data.load().train

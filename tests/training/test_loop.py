@@ -114,7 +114,9 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(train, moment):
     assert timeless([mine]) == timeless([its])
 
 
-@pytest.mark.parametrize("looks", [1, 2, 6])
+@pytest.mark.parametrize(
+    "looks", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(6, marks=pytest.mark.slow)]
+)
 def test_it_does_not_matter_where_between_two_steps_the_request_comes(train, looks):
     options = ["trainer.epochs=2", "trainer.checkpoints=true", "trainer.max_steps_per_dispatch=5"]
 

@@ -77,6 +77,7 @@ class Cluster:
                 daemon.kill()
                 daemon.wait()
         self._daemons.clear()
+        self._end_what_is_left()
         if self._temporary:
             shutil.rmtree(self.base, ignore_errors=True)
 
@@ -162,6 +163,16 @@ class Cluster:
                 time.sleep(0.2)
         except (RuntimeError, subprocess.TimeoutExpired) as error:
             print(f"jobs could not be cancelled: {error}", file=sys.stderr)
+
+    def _end_what_is_left(self) -> None:
+        """End jobs that no daemon ended, such as one whose step hung as it was preempted."""
+        own = b"SLURM_CONF=" + os.fsencode(self.environment["SLURM_CONF"])
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                if own in (process / "environ").read_bytes().split(b"\0"):
+                    os.kill(int(process.name), signal.SIGKILL)
+            except OSError:  # it has ended, or is another user's
+                continue
 
 
 def install() -> None:

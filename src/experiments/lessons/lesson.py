@@ -6,8 +6,9 @@ import contextlib
 import copy
 import dataclasses
 import json
+import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -69,7 +70,7 @@ class Lab:
         """
         began = time.perf_counter()
         configs = self._composed(settings)
-        with (self.directory / "training.log").open("a") as log, contextlib.redirect_stdout(log):
+        with _quietly(self.directory / "training.log"):
             runs = train(configs, self.directory / name)
         print(f"  {name}: {len(runs)} trainings in {time.perf_counter() - began:.0f} s")
         return runs
@@ -160,6 +161,17 @@ class Lesson:
         }
         write_whole(directory / "lesson.json", json.dumps(record, indent=2).encode())
         return lab.findings
+
+
+@contextlib.contextmanager
+def _quietly(path: Path) -> Iterator[None]:
+    """Write what is printed to a file, and log warnings alone."""
+    logging.disable(logging.INFO)
+    try:
+        with path.open("a") as file, contextlib.redirect_stdout(file):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _is_value(override: str) -> bool:

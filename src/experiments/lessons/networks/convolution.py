@@ -111,8 +111,8 @@ class Convolution(Lesson):
         claim = "after max pooling the maps of a digit and of its shift by a pixel are more alike"
         lab.compare(claim, alike[2], alike[1], paired=True)
         figure, axes = panels(list(KERNELS), width=2.2, height=2.3)
-        for ax, kernel in zip(axes, KERNELS.values(), strict=True):
-            shown = ax.imshow(correlate(digits[0], kernel), cmap="Greys")
+        for ax, edges in zip(axes, KERNELS.values(), strict=True):
+            shown = ax.imshow(correlate(digits[0], edges), cmap="Greys")
             ax.set(xticks=[], yticks=[])
             ax.grid(False)
             figure.colorbar(shown, ax=ax, shrink=0.7)

@@ -106,6 +106,7 @@ def test_inputs_of_another_kind_are_refused(run, images, change, message):
     ("override", "message"),
     [
         ("model=lenet6", "model=lenet6: there is no such choice; did you mean 'lenet5'"),
+        ("experiment=lesson/xorr", "experiment=lesson/xorr: .* did you mean 'lesson/xor'"),
         ("optim.learnin_rate=1", "no such key; did you mean 'optim.learning_rate'"),
         ("optim=adam,sgd", "to search over several values say -m"),
     ],

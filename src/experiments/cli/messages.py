@@ -54,6 +54,11 @@ def explain(error: BaseException, arguments: Sequence[str] | None = None) -> str
 def _missing_choice(error: MissingConfigException) -> str:
     group, _, choice = str(error.missing_cfg_file).rpartition("/")
     options = [option for option in error.options or [] if not option.startswith("_")]
+    parent, _, nested = group.partition("/")
+    if nested and (CONFIG / group).is_dir() and parent != "hydra":  # experiment=lesson/xor
+        names = sorted(path.stem for path in (CONFIG / group).glob("[!_]*.yaml"))
+        group, choice = parent, f"{nested}/{choice}"
+        options = [f"{nested}/{name}" for name in names]
     if not options:
         return f"there is no config {error.missing_cfg_file!r}"
     return (

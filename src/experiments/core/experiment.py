@@ -279,8 +279,7 @@ class Experiment:
         """Return the names of an evaluation's scalars; of the batch, with a mask, shapes do."""
         shapes = self.weights(self.abstract_state(hparams))
         sums, _ = jax.eval_shape(self.eval_step, *shapes, batch, hparams)
-        of_one_trial = jax.tree.map(lambda one: np.ones((1, *one.shape)), sums)
-        return set(scalars_of(self.metrics, of_one_trial))
+        return set(scalars_of(self.metrics, jax.tree.map(lambda a: np.ones((1, *a.shape)), sums)))
 
     def prepare(
         self, batch: Mapping[str, jax.Array], hparams: Hparams, key: jax.Array, *, train: bool

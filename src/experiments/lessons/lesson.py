@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments import compose, train
 from experiments.machine import write_whole
+from experiments.types import PositiveInt
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -139,7 +140,7 @@ class Lesson:
       seeds: runs of each setting where noise matters.
     """
 
-    seeds: int = 1
+    seeds: PositiveInt = 1
 
     def run(self, lab: Lab) -> None:
         """Train, draw and conclude."""

@@ -154,6 +154,7 @@ def test_files_that_cannot_be_read_end_in_a_plain_line(tmp_path):
         read_published(file, composed("model=vgg16")["model"])
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_another_with_other_classes(run_cli, tmp_path):
     small = "model.layers=[{conv:{features:4,kernel:3}},batch_norm,flatten,{dense:CLASSES}]"
     options = ["model=cnn", "debug=fast", "trainer.checkpoints=true", "optim=sgd"]

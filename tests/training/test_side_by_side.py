@@ -141,13 +141,26 @@ def test_trial_i_of_many_equals_the_same_trial_alone(trial, tmp_path):
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["model=vae", "model.hidden=[16]"],
+        pytest.param(["model=vae", "model.hidden=[16]"], marks=pytest.mark.slow),
         ["model=gan", "model.hidden=[16]"],
         ["model=lstm", "model.hidden=8", "data=digits_rows"],
-        ["model=mlp", "model.hidden=[8]", "optim=momentum", "optim.accumulate=2"],
+        pytest.param(
+            ["model=mlp", "model.hidden=[8]", "optim=momentum", "optim.accumulate=2"],
+            marks=pytest.mark.slow,
+        ),
         ["model=mlp", "model.hidden=[8,8]", "model.norm=batch", "model.dropout=0.1"],
-        ["model=mlp", "model.hidden=[8,8]", "model.norm=layer"],
-        ["model=lenet5", "freeze=[conv1]", "data.augment.crop_padding=1", "optim.ema_decay=0.9"],
+        pytest.param(
+            ["model=mlp", "model.hidden=[8,8]", "model.norm=layer"], marks=pytest.mark.slow
+        ),
+        pytest.param(
+            [
+                "model=lenet5",
+                "freeze=[conv1]",
+                "data.augment.crop_padding=1",
+                "optim.ema_decay=0.9",
+            ],
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["vae", "gan", "lstm", "accumulate", "batch_norm", "layer_norm", "freeze"],
 )
@@ -177,6 +190,7 @@ def test_seeds_are_replicates_with_their_own_or_a_shared_order(trial, tmp_path):
         close(weights(group[1]), weights(single), rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_trials_on_streams_of_different_orders_are_trained_one_after_another(trial, base, tmp_path):
     data = base["data"] | {"stream": True, "workers": 0, "limit": 512}
     trials = [trial(1e-2, f"own{seed}", seed=seed, data=data) for seed in (0, 1)]
@@ -212,7 +226,7 @@ def test_an_overview_has_the_best_of_the_trials_under_way(trial, tmp_path):
     assert seen[-1]["val/accuracy"] == max(before_last)
 
 
-@pytest.mark.parametrize("width", [1, 4])
+@pytest.mark.parametrize("width", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_a_trial_that_diverges_is_frozen_and_touches_no_other(trial, tmp_path, width):
     good = [trial(rate, f"good{i}", tmp_path / "a") for i, rate in enumerate(RATES)]
     fit(good, tmp_path / "a/all", width=width, test=False)
@@ -225,6 +239,7 @@ def test_a_trial_that_diverges_is_frozen_and_touches_no_other(trial, tmp_path, w
         equal(weights(good[i]), weights(mixed[i]))
 
 
+@pytest.mark.slow
 def test_a_diverged_trial_names_the_operation_behind_it(trial, tmp_path, caplog):
     trainer = {"debug_nans": True}
     trials = [trial(rate, f"{rate:g}", trainer=trainer) for rate in (1e-3, 1e30)]
@@ -333,6 +348,7 @@ def test_a_trial_goes_on_alone_and_says_when_its_data_have_changed(
     close(weights(longer), weights(single), rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_each_trial_keeps_epochs_profile_and_figures_like_a_run_alone(run_cli, tmp_path, data_home):
     """And each can be evaluated, predicted with, exported, drawn and trained on from."""
     study = tmp_path / "study"

@@ -44,6 +44,7 @@ def test_sampling_follows_the_seed_and_the_temperature(alphabet):
         written(prompt="xaé")
 
 
+@pytest.mark.slow
 def test_a_trained_model_goes_on_with_what_it_learned(alphabet, tmp_path, run_cli):
     folder, small = tmp_path / "run", "trainer.figures=true"
     arguments = [*SMALL, alphabet, small, "logger=none", "optim.learning_rate=0.05"]

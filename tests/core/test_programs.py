@@ -41,7 +41,7 @@ def traced(monkeypatch):
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+@pytest.mark.parametrize("seeds", [(0,), pytest.param((0, 1), marks=pytest.mark.slow)])
 def test_a_later_start_traces_nothing_and_gives_the_same_bits(config, traced, tmp_path, seeds):
     one = config("model.dropout=0.2", "optim.ema_decay=0.9")
     found = []

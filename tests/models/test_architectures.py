@@ -172,6 +172,7 @@ def test_maps_have_the_published_sizes(name):
         assert last[1:3] == (width, width)
 
 
+@pytest.mark.slow
 def test_auxiliary_losses_count_in_training_only():
     net = network("googlenet", *NARROW["googlenet"], "auxiliary_weight=0.3", shape=(32, 32, 1))
 

@@ -87,8 +87,10 @@ def written_out(bottleneck, train, x, params, averages, rate=0.0):
     return x, {"layer": averages}
 
 
-@pytest.mark.parametrize("train", [True, False])
-@pytest.mark.parametrize("bottleneck", [True, False])
+@pytest.mark.parametrize(
+    ("bottleneck", "train"),
+    [(False, True), (True, False), pytest.param(True, True, marks=pytest.mark.slow)],
+)
 def test_a_block_is_its_layers_one_after_another(bottleneck, train):
     x, params, averages = drawn(bottleneck)
 
@@ -103,6 +105,7 @@ def test_a_block_is_its_layers_one_after_another(bottleneck, train):
     jax.tree.map(close, *results)
 
 
+@pytest.mark.slow
 def test_blocks_under_vmap_equal_blocks_by_themselves():
     x, params, averages = drawn(True)
     trials = jax.tree.map(lambda a: jnp.stack([a, 1.1 * a]), (x, params, averages))

@@ -59,11 +59,10 @@ def signals_within(monkeypatch, owner, name, *numbers):
 @pytest.mark.parametrize(
     ("owner", "name", "options"),
     [
-        (Compiled, "prepare", []),
-        (Evaluator, "measure", []),
-        (Checkpoints, "save", ["trainer.checkpoint_every=0"]),
+        pytest.param(Compiled, "prepare", [], id="compiling"),
+        pytest.param(Evaluator, "measure", [], marks=pytest.mark.slow, id="evaluating"),
+        pytest.param(Checkpoints, "save", ["trainer.checkpoint_every=0"], id="saving"),
     ],
-    ids=["compiling", "evaluating", "saving"],
 )
 def test_stopped_while(run_cli, monkeypatch, tmp_path, whole, owner, name, options):
     folder = tmp_path / "cut"
@@ -95,6 +94,7 @@ def test_a_second_ctrl_c_ends_at_once_and_loses_nothing(run_cli, monkeypatch, tm
     assert_same(folder, whole)
 
 
+@pytest.mark.slow
 def test_resumed_on_fewer_devices(tmp_path, data_home, whole):
     def run(*arguments: str, devices: int) -> None:
         environment = dict(os.environ, JAX_PLATFORMS="cpu")
@@ -121,7 +121,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("foreseen", [True, False])
+@pytest.mark.parametrize("foreseen", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_full_disk_costs_no_checkpoint(
     run_cli, monkeypatch, tmp_path, small_disk, whole, foreseen
 ):

@@ -31,6 +31,7 @@ def pictures(folder):
     return found
 
 
+@pytest.mark.slow
 def test_an_autoencoder_is_shown_during_training_and_at_the_end(run_cli, tmp_path):
     options = ["model.latents=9", "trainer.diagnostics=true"]
     code, error = run_cli("model=denoising_autoencoder", *options, *SHORT)

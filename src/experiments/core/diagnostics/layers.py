@@ -8,7 +8,7 @@ References:
   (outputs and gradients by layer); Lu et al. 2019, "Dying ReLU and initialization" (dead units).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -27,6 +27,7 @@ MOST = 1 << 14  # values of a layer that are counted in one, evenly spaced
 PREFIX = "diagnostics"  # of the names of all numbers
 
 Histogram = tuple[jax.Array, jax.Array]  # counts [bins] and the edges [bins + 1]
+Seen = Callable[[str, nnx.Module, Any, jax.Array], jax.Array]  # see `watch`
 
 
 def diagnose(
@@ -96,26 +97,52 @@ def record_outputs(
     that compute several layers in a loop, by the name of the looped one.
     """
     outputs: dict[str, jax.Array] = {}
-    loops: dict[str, nnx.Module] = {}
+
+    def seen(name: str, layer: nnx.Module, given: Any, output: jax.Array) -> jax.Array:
+        outputs.setdefault(name, output)
+        return output
+
+    watch(model, seen)
+    loops = {
+        f"{'.'.join(map(str, path))}.{inside}": module
+        for path, module in nnx.iter_modules(model)
+        if (inside := getattr(module, "inside", None)) is not None
+    }
+    return outputs, loops
+
+
+def has_weights(module: nnx.Module) -> bool:
+    """Return whether a module has parameters of its own, not only in modules inside of it."""
+    return any(isinstance(value, nnx.Param) for value in vars(module).values())
+
+
+def watch(
+    model: nnx.Module, seen: Seen, wanted: Callable[[nnx.Module], bool] = has_weights
+) -> None:
+    """Hand what layers get and return to a function, whose result takes its place; in a trace.
+
+    Args:
+      model: of the trace that this is called in; calls in loops inside of it are not seen.
+      seen: called with the dotted name of the layer, itself, its first argument and its output,
+        of several the first.
+      wanted: which modules are watched.
+    """
     trace = get_opaque_trace_state()
 
-    def recording(kind: type, name: str) -> type:
+    def watched(kind: type, name: str) -> type:
         def call(layer: Any, *arguments: Any, **options: Any) -> Any:
             output = kind.__call__(layer, *arguments, **options)
-            if isinstance(output, jax.Array) and get_opaque_trace_state() == trace:
-                outputs.setdefault(name, output)
-            return output
+            several = type(output) is tuple  # as of a recurrent layer: outputs and last state
+            first, *rest = output if several else (output,)
+            if isinstance(first, jax.Array) and get_opaque_trace_state() == trace:
+                first = seen(name, layer, arguments[0] if arguments else None, first)
+            return (first, *rest) if several else first
 
         return type(kind.__name__, (kind,), {"__call__": call})
 
     for path, module in nnx.iter_modules(model):
-        name = ".".join(map(str, path))
-        if (inside := getattr(module, "inside", None)) is not None:
-            loops[f"{name}.{inside}"] = module
-        has_weights = any(isinstance(value, nnx.Param) for value in vars(module).values())
-        if path and callable(module) and has_weights:
-            module.__class__ = recording(type(module), name)
-    return outputs, loops
+        if path and callable(module) and wanted(module):
+            module.__class__ = watched(type(module), ".".join(map(str, path)))
 
 
 def by_layer(tree: Tree) -> dict[str, dict[str, jax.Array]]:

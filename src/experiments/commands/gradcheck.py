@@ -1,11 +1,9 @@
 """`mode=gradcheck`: the gradient of a config's loss against differences, array by array."""
 
-import contextlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -14,11 +12,11 @@ from rich.table import Table
 from experiments.core.config import build
 from experiments.core.diagnostics.gradients import GradCheck, Report, Row, check_gradients
 from experiments.core.rng import root_key
-from experiments.data.dataset import Batch, Stream
 from experiments.errors import Exit
 from experiments.tracking.jsonl import write_json
 from experiments.tracking.terminal import Terminal
 from experiments.training.evaluation import Data
+from experiments.training.feed import training_examples
 from experiments.training.restored import pretrained_weights
 from experiments.training.setup import Setup
 
@@ -41,7 +39,8 @@ def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
     found = pretrained_weights(setup) if config["model"]["pretrained"] else None
     weights = experiment.init_weights({}, key, found)
     terminal.status("checking gradients")
-    batch = _batch(setup, wanted)
+    count = min(wanted.examples, setup.batch_size)
+    batch = training_examples(setup.splits.train, setup.batch_size, count, wanted.seed)
     report = check_gradients(experiment, weights, batch, key, wanted)
     terminal.finish({}, "finished")
     rows = [asdict(row) for row in report.rows]
@@ -51,18 +50,6 @@ def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
     print(_summary(report, len(next(iter(batch.values())))))
     if not all(row.passed for row in report.rows):
         raise Exit(1)
-
-
-def _batch(setup: Setup, wanted: GradCheck) -> Batch:
-    """Return examples of the training split; where their order matters, its first batch."""
-    split, size = setup.splits.train, min(wanted.examples, setup.batch_size)
-    if isinstance(split, Stream):
-        with contextlib.closing(split.iterate(size, wanted.seed, train=True)) as batches:
-            return dict(next(batches))
-    if split.ordered:
-        return split.take(np.arange(setup.batch_size)).arrays
-    rng = np.random.default_rng(wanted.seed)
-    return split.take(rng.choice(len(split), size, replace=False)).arrays
 
 
 def table(report: Report) -> Table:

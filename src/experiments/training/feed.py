@@ -4,6 +4,7 @@ A window is a set of arrays and an order in which batches are drawn from them. A
 one window per epoch, put on the devices once; a streamed split is a window per batch.
 """
 
+import contextlib
 import functools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -106,6 +107,18 @@ class StreamedFeed:
             arrays = {name: put_own(rows) for name, rows in batch.items()}
             self.position += 1  # before the yield: who has seen enough does not come back
             yield Window(arrays, self.order, 1)
+
+
+def training_examples(split: Arrays | Stream, batch_size: int, count: int, seed: int) -> Batch:
+    """Return so many training examples as stored; where their order matters, the first batch."""
+    count = min(count, len(split))
+    if isinstance(split, Stream):
+        with contextlib.closing(split.iterate(count, seed, train=True)) as batches:
+            return dict(next(batches))
+    if split.ordered:
+        return split.take(np.arange(batch_size)).arrays
+    drawn = np.random.default_rng(seed).choice(len(split), count, replace=False)
+    return split.take(drawn).arrays
 
 
 def evaluation_batches(split: Arrays | Stream, batch_size: int) -> Iterator[Batch]:

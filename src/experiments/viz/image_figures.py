@@ -13,6 +13,7 @@ from flax import nnx
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+from experiments.core.diagnostics.embeddings import principal_components
 from experiments.viz import plane_figures as plane
 from experiments.viz.figures import FAINT, INK, PICTURE, curves_of, new_figure, one_panel
 from experiments.viz.trial_view import Drawings, Predictions, TrialView, Weights
@@ -203,10 +204,7 @@ def _first_layer(trial: TrialView, layers: Mapping[Any, Any]) -> dict[str, Calla
         kernel = kernel[: math.prod(shape)].reshape(*shape, -1)
     if kernel.ndim != 4:
         return {}
-    kernels = np.moveaxis(kernel, -1, 0)[:100]  # each is scaled to its own range
-    low, high = (f(kernels, axis=(1, 2, 3), keepdims=True) for f in (np.min, np.max))
-    shown = (kernels - low) / np.maximum(high - low, 1e-12)
-    return {"first_layer": lambda: grid(shown, "features of the first layer")}
+    return {"first_layer": lambda: filters(np.moveaxis(kernel, -1, 0))}
 
 
 def _beside(clean: np.ndarray, seen: np.ndarray, restored: np.ndarray) -> Figure:
@@ -237,32 +235,58 @@ def grid(images: np.ndarray, title: str, columns: int | None = None) -> Figure:
     """Draw images `[n, H, W, C]` in 0..1 row by row, in a square unless `columns` is given."""
     columns = columns or math.ceil(math.sqrt(len(images)))
     lines = math.ceil(len(images) / columns)
-    figure, ax = one_panel(0.6 * columns + 0.2, 0.6 * lines + 0.5, title)
+    figure, ax = one_panel(max(0.6 * columns + 0.2, 2.6), 0.6 * lines + 0.5, title)
+    ax.set_anchor("W")  # below the title
     _picture(ax, mosaic(images, columns))
     return figure
 
 
-def latent_map(codes: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Figure:
-    """Draw codes `[n, d]` by their latents or principal components, coloured by class `[n]`."""
-    points, title = codes, "latents"
-    if codes.shape[1] == 1:
-        points, title = np.pad(codes, ((0, 0), (0, 1))), "latent"
-    elif codes.shape[1] > 2:
-        centred = codes - codes.mean(axis=0)
-        axes = np.linalg.svd(centred, full_matrices=False)[2]
-        points, title = centred @ axes[:2].T, "first two principal components of the latents"
-    figure, ax = one_panel(6.0, 5.2, title)
+def filters(kernels: np.ndarray) -> Figure:
+    """Draw what units look for `[units, H, W, C]`, at most a hundred, each in its own range."""
+    kernels = kernels[:100]
+    low, high = (f(kernels, axis=(1, 2, 3), keepdims=True) for f in (np.min, np.max))
+    return grid((kernels - low) / np.maximum(high - low, 1e-12), "features of the first layer")
+
+
+def latent_map(
+    codes: np.ndarray, labels: np.ndarray, names: Sequence[str], what: str = "latents"
+) -> Figure:
+    """Draw codes `[n, d]` by their latents or principal components, marked by class `[n]`."""
+    if codes.shape[1] > 2:
+        points, parts = principal_components(codes)
+        title = f"first two principal components of the {what}"
+        axes = [f"component {i + 1} ({part:.0%} of the variance)" for i, part in enumerate(parts)]
+    else:
+        points, title = np.pad(codes, ((0, 0), (0, 2 - codes.shape[1]))), what
+        axes = [f"{i + 1}" if i < codes.shape[1] else "" for i in range(2)]
+    return map_of(points, labels, names, title, axes)
+
+
+def map_of(
+    points: np.ndarray,
+    labels: np.ndarray,
+    names: Sequence[str],
+    title: str,
+    axes: Sequence[str] | None,
+) -> Figure:
+    """Draw points `[n, 2]` with a mark for each class `[n]`; axes without names mean nothing."""
+    figure, ax = one_panel(6.4, 5.2, title)
     ax.set_aspect("equal", adjustable="datalim")
     ax.tick_params(colors=FAINT, labelcolor=INK, labelsize=8)
     ax.spines[:].set_color(FAINT)
-    dots = functools.partial(ax.scatter, s=6, alpha=0.6, linewidths=0)
+    if axes is None:
+        ax.set(xticks=[], yticks=[])
+    else:
+        ax.set(xlabel=axes[0], ylabel=axes[1])
+    dots = functools.partial(ax.scatter, s=12, alpha=0.7, linewidths=0)
     if len(names) > COLOURED:
         dots(*points.T, color=INK)
         return figure
     for index, name in enumerate(names):
         colour = colormaps["tab20" if index >= 10 else "tab10"](index % 20)
-        dots(*points[labels == index].T, color=colour, label=name)
-    ax.legend(frameon=False, fontsize=8, markerscale=3, loc="center left", bbox_to_anchor=(1, 0.5))
+        mark = plane.MARKS[index % len(plane.MARKS)]
+        dots(*points[labels == index].T, color=colour, marker=mark, label=name)
+    ax.legend(frameon=False, fontsize=8, markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 

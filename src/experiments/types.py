@@ -57,7 +57,7 @@ Head = Literal["identity", "sigmoid", "softmax"]
 Likelihood = Literal["bernoulli", "gaussian", "logistic"]
 Initializer = Callable[..., Any]  # (key, shape, dtype) to an array, as in `jax.nn.initializers`
 
-RunMode = Literal["evaluate", "predict", "export", "figures", "sample"]
+RunMode = Literal["evaluate", "predict", "export", "figures", "inspect", "sample"]
 """The modes that work on the weights of an earlier run."""
 
 TrainingMode = Literal["train", "lr_range", "pretrain", "lesson"]

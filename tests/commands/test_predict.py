@@ -202,4 +202,5 @@ def test_what_cannot_be_read_is_said(data, name, message, tmp_path, data_home):
 
 def test_input_is_for_predictions(run_cli):
     code, error = run_cli("input=photos")
-    assert (code, error) == (2, "error: input= goes with mode=predict, not with mode=train\n")
+    wanted = "error: input= goes with mode=predict and inspect, not with mode=train\n"
+    assert (code, error) == (2, wanted)

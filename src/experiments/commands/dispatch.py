@@ -86,8 +86,8 @@ def check_command(config: DictConfig) -> None:
         raise UserError(
             f"checkpoint= goes with mode={', '.join(most)} or {last}; to train on: resume="
         )
-    if config.input is not None and mode != "predict":
-        raise UserError(f"input= goes with mode=predict, not with mode={mode}")
+    if config.input is not None and mode not in ("predict", "inspect"):
+        raise UserError(f"input= goes with mode=predict and inspect, not with mode={mode}")
     if complaint := mismatch(config.input, str | None):
         raise UserError(f"input={config.input}: must be {complaint}")
     if source is None and mode in get_args(RunMode):

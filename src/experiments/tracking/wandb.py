@@ -107,6 +107,11 @@ class Wandb(Tracker):
         return self._run.url
 
     @property
+    def next_step(self) -> int:
+        """The first step that W&B has nothing of; of a run that has started."""
+        return self._next_step
+
+    @property
     def slow_to_start(self) -> bool:  # type: ignore[override]
         return self._wanted != "disabled"
 

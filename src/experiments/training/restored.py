@@ -44,6 +44,7 @@ class Restored:
 
     Attributes:
       weights: (params, model_state), on the host.
+      state: these weights with what the optimizer knew when they were saved, and the step.
       hparams: the numbers that its programs take.
       progress: what the host knew of the run when they were saved.
     """
@@ -66,6 +67,7 @@ class Restored:
         weights_of = setup.experiment.weights
         (saved,) = load([folder], [(setup.shapes, weights_of(setup.shapes))], step)
         self.weights = saved.best if step is None else weights_of(saved.state)
+        self.state = saved.state._replace(params=self.weights[0], model_state=self.weights[1])
         self.hparams, self.progress = setup.inputs_of(config), saved.progress
 
     @functools.cached_property

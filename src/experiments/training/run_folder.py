@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 CHECKPOINTS = "checkpoints"
 HYDRA = ".hydra"
 FOUND = "data.json"  # what was found in the data of the user's own
+INSPECTION = "inspect"  # the folder of what mode=inspect finds
 EVALUATION = "evaluation.json"  # of mode=evaluate in the folder of a run, which has a summary
 PACKAGE = __name__.partition(".")[0]
 
@@ -63,7 +64,7 @@ STUDY = ("study.yaml", "trials")
 
 OTHERS = (
     *(HYDRA, LOG, "figures", "profile", "populations", "metrics.csv", "tensorboard", "wandb"),
-    *(FOUND, EVALUATION, "predictions.csv", "predictions.parquet", "sample.txt"),
+    *(FOUND, EVALUATION, INSPECTION, "predictions.csv", "predictions.parquet", "sample.txt"),
     *("model.stablehlo", "model.safetensors", "model.json", "model.onnx"),
     "mistakes.csv",
 )

@@ -39,7 +39,7 @@ class RunData:
         config: flat, with keys such as `optim.learning_rate`.
         summary: of a run that has ended; else empty.
         history: the events of its `metrics.jsonl`.
-        figures: the PNGs of its end, without those drawn during training.
+        figures: the PNGs of its end, without those drawn during training, and of mode=inspect.
     """
 
     name: str
@@ -106,7 +106,7 @@ def read_runs(folder: Path) -> list[RunData]:
 def read_run(path: Path, folder: Path) -> RunData:
     """Return the run in `path`, which lies below `folder`."""
     config, summary = path / ".hydra" / "config.yaml", path / SUMMARY
-    figures = sorted((path / "figures").glob("*.png"))
+    figures = [f for part in ("figures", "inspect") for f in sorted((path / part).glob("*.png"))]
     return RunData(
         name=str(path.relative_to(folder)),
         config=flatten(read_mapping(config, yaml.safe_load) if config.is_file() else {}),

@@ -26,6 +26,7 @@ def network(*overrides):
     return core, core.init_weights({}, jax.random.key(0)), examples
 
 
+@pytest.mark.slow
 def test_a_run_is_looked_into(run_cli, tmp_path):
     layers = "[{conv:{features:3,kernel:3}},relu,flatten,{dense:8},relu,{dense:classes}]"
     short = ["trainer.epochs=1", "data.limit=128", "trainer.figures=false", "logger=none"]

@@ -40,8 +40,8 @@ class Generation(Lesson):
     How many depends on the settings. On narrower clouds, of deviation 0.02, in 60 epochs and 8
     seeds the non-saturating loss found 3.0 of them, minimax 0.1, and the Wasserstein loss as in its
     paper, a penalty of weight 10 and five steps of the discriminator for each of the generator, 0.1
-    too: in so few steps of its own the generator is not done. Here the weight is 1 and both players
-    take equal steps.
+    too, perhaps as its generator takes few steps. Here the weight is 1 and both players take equal
+    steps; which of these three changes turns the order is not measured.
 
     Args:
       epochs: of each variational autoencoder.

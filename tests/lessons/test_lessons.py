@@ -28,8 +28,9 @@ def test_a_verdict_can_come_out_negative_and_open(tmp_path):
     lab.compare("above", 1 + noise, noise)
     lab.compare("below", noise, 1 + noise)
     lab.compare("in the noise", 0.01 + noise, noise)
+    lab.compare("not much below", noise - 0.01, noise, margin=1.0)
     verdicts = [finding.verdict for finding in lab.findings]
-    assert verdicts == ["holds", "does not hold", "undecided"]
+    assert verdicts == ["holds", "does not hold", "undecided", "holds"]
     assert overall(verdicts) == "does not hold"
     assert overall(["holds", "undecided"]) == "undecided"
     assert overall(["holds"]) == "holds"

@@ -117,18 +117,27 @@ class Lab:
         }
         self.findings.append(Finding(claim, words[holds], numbers))
 
-    def compare(self, claim: str, larger: Values, smaller: Values, *, paired: bool = False) -> None:
-        """Conclude whether the mean of one sample is above that of another.
+    def compare(
+        self,
+        claim: str,
+        larger: Values,
+        smaller: Values,
+        *,
+        paired: bool = False,
+        margin: float = 0.0,
+    ) -> None:
+        """Conclude whether the mean of one sample is above that of another, less the margin.
 
-        It holds if the whole 95 % interval of the difference is above zero, does not hold if all of
-        it is at or below zero, and is undecided otherwise.
+        It holds if the whole 95 % interval of the difference is above −margin, does not hold if all
+        of it is at or below, and is undecided otherwise.
 
         Args:
           paired: the samples are of the same seeds in order, so that their differences are judged.
+          margin: by how much the larger may fall short, where the claim is that it is not worse.
         """
         low, high = interval_of_difference(larger, smaller, paired=paired)
         numbers = f"{spread(larger)} against {spread(smaller)}"
-        holds = True if low > 0 else False if high <= 0 else None
+        holds = True if low > -margin else False if high <= -margin else None
         self.conclude(claim, holds, f"{numbers}; difference {low:.3g} to {high:.3g}")
 
 
@@ -272,3 +281,20 @@ def inputs_of(run: Run, split: Literal["train", "validation", "test"], count: in
     """Return the first inputs of a split of data in memory, as they are stored."""
     arrays = getattr(run.splits, split).arrays
     return arrays["image" if "image" in arrays else "sequence"][:count]
+
+
+def untrained(config: DictConfig) -> Any:
+    """Return the model of a config with the weights that its training begins with.
+
+    It is in training mode.
+    """
+    from experiments.commands.dispatch import as_plain
+    from experiments.core.config import build
+    from experiments.core.rng import root_key
+    from experiments.training.evaluation import Data
+    from experiments.training.setup import Setup
+
+    plain = as_plain(config, Path("untrained"))
+    experiment = Setup(plain, Data(build(plain["data"]).load())).experiment
+    weights = experiment.init_weights({}, root_key(plain["seed"]))
+    return experiment.trained_model({}, *weights, train=True)

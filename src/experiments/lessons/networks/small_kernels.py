@@ -92,13 +92,11 @@ class SmallKernels(Lesson):
         lab.conclude(
             "all three see as many pixels as 5x5, with less work",
             bool(len(fields) == 1 and max(shares.values()) < 1),
-            ", ".join(
-                f"{name}: {share:.0%} of the multiplications" for name, share in shares.items()
-            ),
+            "multiplications: " + ", ".join(f"{n} {share:.0%}" for n, share in shares.items()),
         )
         for name in shares:
             claim = f"{name} in its place costs less than a point of accuracy"
-            lab.compare(claim, of[name] + POINT, of[WHOLE])
+            lab.compare(claim, of[name], of[WHOLE], margin=POINT)
         claim = "the rectifier between two 3x3 makes them more accurate than one 5x5"
         lab.compare(claim, of["two 3x3"], of[WHOLE])
 

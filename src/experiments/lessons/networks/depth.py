@@ -166,32 +166,36 @@ def _norms_of(runs: list[Run]) -> np.ndarray:
     images = split.arrays
     x = runs[0].prepare(images["image"][:BATCH])
     labels = jax.nn.one_hot(images["label"][:BATCH], 10)
-    return np.array([gradient_norms(untrained(run.config), x, labels) for run in runs])
+    models = [untrained(run.config) for run in runs]
+    graph = nnx.graphdef(models[0])
 
-
-def gradient_norms(model: nnx.Module, x: jax.Array, labels: jax.Array) -> list[float]:
-    """Return the norm of the gradient of each convolution of a `ResNet`, in its order.
-
-    Blocks in a loop, whose weights are one array, count each by itself.
-    """
-    graph, *states = nnx.split(model, nnx.Param, ...)
-
-    def loss(params: Any, rest: Any) -> jax.Array:
+    @jax.jit  # once for all of them
+    @jax.grad
+    def gradient(params: Any, rest: Any) -> jax.Array:
         logits = nnx.merge(graph, params, rest, copy=True)(x)  # of this trace: statistics move
         return jnp.mean(softmax_cross_entropy(logits, labels))
 
-    kernels = named(nnx.to_pure_dict(jax.jit(jax.grad(loss))(*states)))
-    found = [_norm(kernels.pop("conv.kernel"))]
-    blocks: dict[str, list[jax.Array]] = {}
+    states = [nnx.split(model, nnx.Param, ...)[1:] for model in models]
+    grads = (named(nnx.to_pure_dict(gradient(*state))) for state in states)
+    return np.array([norms_of_convolutions(grad) for grad in grads])
+
+
+def norms_of_convolutions(grads: dict[str, jax.Array]) -> list[float]:
+    """Return the norm of the gradient of each convolution of a `ResNet`, from the input on.
+
+    Blocks in a loop, whose weights are one array, count each by itself.
+
+    Args:
+      grads: by the name of the parameter.
+    """
+    kernels = {name: np.asarray(grad) for name, grad in grads.items()}
+    found = [kernels["conv.kernel"]]
+    blocks: dict[str, list[np.ndarray]] = {}
     for name, kernel in kernels.items():
-        block, convolution, _ = name.partition(".convs.")
-        if convolution:
+        block, convolution, own = name.partition(".convs.")
+        if convolution and own.endswith("kernel"):
             blocks.setdefault(block, []).append(kernel)
     for name, convs in blocks.items():
         turns = zip(*convs, strict=True) if name.endswith(".block") else [convs]
-        found += [_norm(kernel) for turn in turns for kernel in turn]
-    return found
-
-
-def _norm(kernel: jax.Array) -> float:
-    return float(np.linalg.norm(np.asarray(kernel)))
+        found += [kernel for turn in turns for kernel in turn]
+    return [float(np.linalg.norm(kernel)) for kernel in found]

@@ -1,12 +1,13 @@
 """How far back recurrent networks remember."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from experiments import compose
 from experiments.cli.python import Run
@@ -25,6 +26,7 @@ NEW = {  # networks at their initial weights
 TRAINED = {"RNN": ["model=rnn"], "LSTM": ["model=lstm"]}
 TOLERANCE = 0.04  # of a sum, as in Hochreiter & Schmidhuber 1997
 SOLVED = 0.9  # of the sequences
+STARTS = 10  # new networks of each kind
 EXAMPLES = 128  # of a gradient
 
 Runs = Mapping[str, list[Run]]  # by the cell
@@ -104,8 +106,8 @@ class LongMemory(Lesson):
         figure, (left, right) = panels(titles, width=5.0)
         lost = {}  # decades from the last step to the first
         for index, (name, given) in enumerate(NEW.items()):
-            settings = over(self.seeds, *self._shared, *problem, *given)
-            norms = np.array([_norms(compose(*own)) for own in settings])
+            settings = over(STARTS, *self._shared, *problem, *given)
+            norms = _norms([compose(*own) for own in settings])
             lost[name] = np.log10(norms[:, 0] / norms[:, -1])
             mean = np.exp(np.log(norms / norms[:, :1]).mean(axis=0))
             left.plot(np.arange(len(mean)), mean, label=name, **style(index, marks=False))
@@ -114,18 +116,17 @@ class LongMemory(Lesson):
         left.legend(**LEGEND)
         wrong = {}
         for index, (cell, runs) in enumerate(trained.items()):
-            found = [_of_marked(run) for run in runs]
-            distance, gradient = (np.concatenate(parts) for parts in zip(*found, strict=True))
+            distance, gradients = _of_marked(runs)
             look = style(index) | {"linestyle": "", "ms": 3, "alpha": 0.5}
-            right.plot(distance, gradient, label=cell, **look)
-            errors = [np.abs(g - 1)[d >= self.long // 2].mean() for d, g in found]
-            wrong[cell] = list(map(float, errors))
+            right.plot(distance + index / 2 - 0.25, gradients[0], label=cell, **look)
+            far = distance >= self.long // 2
+            wrong[cell] = np.abs(gradients[:, far] - 1).mean(axis=1)
         right.axhline(1, color="#24292f", linewidth=1, linestyle=(0, (2, 2)), label="the sum's own")
         right.set(xlabel="steps back of a marked number", ylabel="gradient of the output")
         right.legend(**LEGEND)
         caption = (
             "Left: norms for each step, geometric means over examples and seeds. Right: each mark "
-            "is a marked number of an example."
+            "is a marked number of an example, in one run of each."
         )
         lab.figure("gradients", figure, caption)
         steps = self.long - 1
@@ -142,9 +143,16 @@ class LongMemory(Lesson):
         lab.compare(claim, wrong["RNN"], wrong["LSTM"])
 
 
-def input_gradient(model: Any, x: jax.Array) -> np.ndarray:
-    """Return the gradient of each example's output with respect to its inputs, [B, T, F]."""
-    return np.asarray(jax.jit(jax.grad(lambda x: jnp.sum(model(x))))(x))
+def input_gradients(models: Sequence[nnx.Module], x: jax.Array) -> np.ndarray:
+    """Return the gradient of each example's output by its inputs, [models, B, T, F]."""
+    graph = nnx.graphdef(models[0])
+
+    @jax.jit  # once for all of them
+    @jax.grad
+    def gradient(x: jax.Array, state: Any) -> jax.Array:
+        return jnp.sum(nnx.merge(graph, state)(x))
+
+    return np.array([gradient(x, nnx.state(model)) for model in models])
 
 
 def _sequences(config: Any) -> jax.Array:
@@ -154,14 +162,16 @@ def _sequences(config: Any) -> jax.Array:
     return source.pipeline({"seed": seeds}, jax.random.key(0), train=False)["sequence"]
 
 
-def _norms(config: Any) -> np.ndarray:
-    """Return the norm of a new network's gradient by the steps back from the end, [T]."""
-    norms = np.linalg.norm(input_gradient(untrained(config), _sequences(config)), axis=-1)
-    return np.exp(np.log(norms).mean(axis=0))[::-1]
+def _norms(configs: Sequence[Any]) -> np.ndarray:
+    """Return the norms of new networks' gradients by the steps back from the end, [networks, T]."""
+    gradients = input_gradients(list(map(untrained, configs)), _sequences(configs[0]))
+    norms = np.linalg.norm(gradients, axis=-1)
+    return np.exp(np.log(norms).mean(axis=1))[:, ::-1]
 
 
-def _of_marked(run: Run) -> tuple[np.ndarray, np.ndarray]:
-    """Return for each marked number the steps back to it, and the gradient with respect to it."""
-    x = _sequences(run.config)
+def _of_marked(runs: Sequence[Run]) -> tuple[np.ndarray, np.ndarray]:
+    """Return for each marked number the steps back to it, [N], and the gradients, [runs, N]."""
+    x = _sequences(runs[0].config)
     example, step = np.nonzero(np.asarray(x)[..., 1])
-    return x.shape[1] - 1 - step, input_gradient(run.model, x)[example, step, 0]
+    gradients = input_gradients([run.model for run in runs], x)
+    return x.shape[1] - 1 - step, gradients[:, example, step, 0]

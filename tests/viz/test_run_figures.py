@@ -42,6 +42,7 @@ def test_an_autoencoder_is_shown_during_training_and_at_the_end(run_cli, tmp_pat
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_vae_shows_its_latents_and_samples_over_time(run_cli, tmp_path):
     options = ["model=vae", "model.hidden=[16]", "model.latents=2", "model.conditional=true"]
     code, error = run_cli(*options, *SHORT)
@@ -66,6 +67,7 @@ def test_a_vae_shows_its_latents_and_samples_over_time(run_cli, tmp_path):
 VAE = ["model=vae", "model.hidden=[16]", *SHORT]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_while_a_picture_is_written_ends_with_all_of_them(
     run_cli, monkeypatch, tmp_path
 ):

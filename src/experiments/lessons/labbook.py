@@ -43,11 +43,12 @@ def write_lab_book(folder: Path, names: list[str]) -> dict[str, Any]:
         began = time.perf_counter()
         print(f"{name} ...", flush=True)
         if (record := _run(folder, name)) is not None:
-            records[name] = record
+            records = {
+                n: record if n == name else records[n] for n in every if n in {*records, name}
+            }
+            write_whole(file, (json.dumps(records, indent=2) + "\n").encode())
+            write_whole(folder / "README.md", index_of(records).encode())
             print(f"{record['verdict']}, {time.perf_counter() - began:.0f} s", flush=True)
-    records = {name: records[name] for name in every if name in records}
-    write_whole(file, (json.dumps(records, indent=2) + "\n").encode())
-    write_whole(folder / "README.md", index_of(records).encode())
     return records
 
 

@@ -65,7 +65,7 @@ def index_of(records: dict[str, Any]) -> str:
         "Claims of a deep-learning textbook, each measured by one command, "
         "`python run.py experiment=lesson/<name>`. The verdicts are computed from the numbers: a "
         "lesson holds if all its claims do.\n\n"
-        "| lesson | verdict | claims that hold, do not, are undecided | time |\n"
+        "| lesson | verdict | its claims | time |\n"
         "| --- | --- | --- | --- |\n" + "\n".join(rows) + "\n\n"
         f"`make labbook` makes these pages anew; it took {seconds / 60:.0f} minutes.\n"
     )
@@ -73,7 +73,9 @@ def index_of(records: dict[str, Any]) -> str:
 
 def _counts(record: dict[str, Any]) -> str:
     verdicts = [finding["verdict"] for finding in record["findings"]]
-    return ", ".join(str(verdicts.count(v)) for v in ("holds", "does not hold", "undecided"))
+    words = {"holds": "hold", "does not hold": "do not", "undecided": "undecided"}
+    counts = {says: verdicts.count(verdict) for verdict, says in words.items()}
+    return ", ".join(f"{count} {says}" for says, count in counts.items() if count)
 
 
 def _run(folder: Path, name: str) -> dict[str, Any] | None:

@@ -148,7 +148,7 @@ class Depth(Lesson):
         reached = final(dense, "val/accuracy")
         sizes = [sum(array.size for array in run.params.values()) for run in (dense[0], residual)]
         rows = [
-            ["DenseNet-BC, 27 layers", f"{sizes[0]:,}", spread(reached)],
+            ["DenseNet-BC, 28 layers", f"{sizes[0]:,}", spread(reached)],
             ["residual, 20 layers", f"{sizes[1]:,}", spread(accuracy)],
         ]
         lab.table("parameters", ["network", "parameters", "validation accuracy"], rows)

@@ -18,6 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from experiments import compose, train
+from experiments.errors import EXIT_CODES, Exit
 from experiments.machine import write_whole
 from experiments.types import PositiveInt
 
@@ -68,11 +69,16 @@ class Lab:
         Args:
           name: of the folder of these runs.
           settings: the overrides of each run.
+
+        Raises:
+          Exit: it was interrupted.
         """
         began = time.perf_counter()
         configs = self._composed(settings)
         with _quietly(self.directory / "training.log"):
             runs = train(configs, self.directory / name)
+        if any(run.summary.get("status") == "interrupted" for run in runs):
+            raise Exit(EXIT_CODES["interrupted"])
         print(f"  {name}: {len(runs)} trainings in {time.perf_counter() - began:.0f} s")
         return runs
 

@@ -95,6 +95,7 @@ def test_a_search_reads_the_users_own_config_files(tmp_path, data_home, monkeypa
     assert run("sweep.py", f"resume={study}", f"--config-dir={own}").returncode == 0
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_leaves_no_process(tmp_path, data_home):
     path, folder = tmp_path / "lr.yaml", tmp_path / "study"
     path.write_text(SWEEP)

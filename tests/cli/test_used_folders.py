@@ -54,6 +54,7 @@ def test_a_metric_that_there_is_not_is_refused_before_training(run_cli, tmp_path
     assert code == 0, error
 
 
+@pytest.mark.slow
 def test_a_used_folder_is_cleared_on_demand(run_cli, trained):
     (trained / "checkpoints" / "999").mkdir()
     code, error = run_cli(*QUICK[:-1], "model.hidden=[4]", "overwrite=true", folder=trained)

@@ -131,6 +131,7 @@ def test_predictions_of_the_training_examples_as_parquet(run_cli, trained, tmp_p
     assert "predict.splits" in error
 
 
+@pytest.mark.slow
 @pytest.mark.core
 def test_an_export_runs_without_this_project(run_cli, trained, tmp_path, data_home):
     for mode in ("export", "predict"):

@@ -49,6 +49,7 @@ def numbers(rows, prefix):
     return np.array(sorted([float(row[name]) for name in names] for row in rows))
 
 
+@pytest.mark.slow
 def test_new_pictures_get_what_the_run_says_of_them(run_cli, predict, tmp_path):
     images = RNG.integers(0, 256, (24, 6, 6), np.uint8)
     for i, image in enumerate(images):

@@ -140,6 +140,7 @@ def test_what_is_wrong_with_ones_own_metric_is_one_line(data_home, caplog):
     assert "trainer.monitor_mode=max" in caplog.text
 
 
+@pytest.mark.slow
 def test_trials_side_by_side_are_measured_without_their_predictions(tmp_path, data_home):
     """In several padded batches; the table of the test is that of the best weights."""
     config = composed(*TINY, *data_home, "data.eval_batch_size=100")

@@ -128,7 +128,8 @@ def test_a_signal_saves_the_trial_and_another_worker_goes_on(make_study, monkeyp
     assert study.claims.deaths("0") == 0
 
 
-@pytest.mark.parametrize("side_by_side", [pytest.param(1, marks=pytest.mark.slow), 8])
+@pytest.mark.slow
+@pytest.mark.parametrize("side_by_side", [1, 8])
 def test_a_static_configuration_is_compiled_once(make_study, own_cache, side_by_side, monkeypatch):
     parameters = {
         "optim.learning_rate": {"distribution": "log_uniform_values", "min": 1e-3, "max": 0.1},

@@ -142,7 +142,7 @@ def test_trial_i_of_many_equals_the_same_trial_alone(trial, tmp_path):
     "overrides",
     [
         pytest.param(["model=vae", "model.hidden=[16]"], marks=pytest.mark.slow),
-        ["model=gan", "model.hidden=[16]"],
+        pytest.param(["model=gan", "model.hidden=[16]"], marks=pytest.mark.slow),
         ["model=lstm", "model.hidden=8", "data=digits_rows"],
         pytest.param(
             ["model=mlp", "model.hidden=[8]", "optim=momentum", "optim.accumulate=2"],

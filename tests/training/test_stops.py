@@ -61,7 +61,11 @@ def signals_within(monkeypatch, owner, name, *numbers):
     [
         pytest.param(Compiled, "prepare", [], id="compiling"),
         pytest.param(Evaluator, "measure", [], marks=pytest.mark.slow, id="evaluating"),
-        pytest.param(Checkpoints, "save", ["trainer.checkpoint_every=0"], id="saving"),
+        pytest.param(
+            *(Checkpoints, "save", ["trainer.checkpoint_every=0"]),
+            marks=pytest.mark.slow,
+            id="saving",
+        ),
     ],
 )
 def test_stopped_while(run_cli, monkeypatch, tmp_path, whole, owner, name, options):

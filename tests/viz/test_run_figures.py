@@ -94,6 +94,7 @@ def test_a_run_that_is_killed_while_a_picture_is_written_ends_with_all_of_them(
         assert ours.read_bytes() == others.read_bytes(), name
 
 
+@pytest.mark.slow
 def test_a_damaged_picture_costs_a_line(run_cli, tmp_path):
     run = tmp_path / "run"
     assert run_cli(*VAE)[0] == 0

@@ -58,12 +58,11 @@ def numbers(folder: Path) -> list[dict]:
     return [{key: line[key] for key in ("step", *NUMBERS) if key in line} for line in lines]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "data",
-    [
-        pytest.param(["data.augment.crop_padding=1"], marks=pytest.mark.slow, id="resident"),
-        pytest.param(["data.stream=true", "data.workers=0"], id="streamed"),
-    ],
+    [["data.augment.crop_padding=1"], ["data.stream=true", "data.workers=0"]],
+    ids=["resident", "streamed"],
 )
 def test_two_processes_compute_what_one_does(run_cli, tmp_path, data_home, data):
     options = [*data_home, *RUN, *data, "trainer.epochs=2", "trainer.log_every=5"]

@@ -269,6 +269,7 @@ def test_trials_that_stop_leave_and_the_stack_shrinks(trial, tmp_path, monkeypat
     close(weights(trials[6]), weights(single), rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_patience_ends_each_trial_at_its_own_epoch(trial, tmp_path):
     trainer = {"patience": 1, "epochs": 12}
     rates = (1e-4, 1e-1, 3e-2)

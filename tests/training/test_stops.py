@@ -86,6 +86,7 @@ def test_stopped_while_testing_there_is_nothing_left_to_resume(run_cli, monkeypa
     assert status_of(tmp_path / "late") == "finished"
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_at_once_and_loses_nothing(run_cli, monkeypatch, tmp_path, whole):
     folder = tmp_path / "cut"
     options = [*OPTIONS, "trainer.checkpoint_every=0"]
@@ -125,7 +126,8 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("foreseen", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.slow
+@pytest.mark.parametrize("foreseen", [True, False])
 def test_a_full_disk_costs_no_checkpoint(
     run_cli, monkeypatch, tmp_path, small_disk, whole, foreseen
 ):

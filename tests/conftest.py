@@ -1,5 +1,6 @@
 """Fixtures that every test shares: configs, prepared digits, a quiet and offline machine."""
 
+import gc
 import logging
 import os
 import sys
@@ -35,6 +36,14 @@ def compilation_cache(tmp_path_factory):
     folder = tmp_path_factory.getbasetemp()
     shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
     set_up_compiler(str(shared / "xla"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def leftovers():
+    """What a file's tests leave is not looked through by each collection of garbage after them."""
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,7 @@ from support import ROOT
 FAST = ["debug=fast", "model.hidden=[8]"]
 
 
+@pytest.mark.slow
 def test_a_fast_run_exits_with_0(run_cli, tmp_path):
     code, _ = run_cli(*FAST)
     assert code == 0

@@ -137,6 +137,7 @@ def own(tmp_path, monkeypatch):
     trust.allow([ROOT / "conf"], [])
 
 
+@pytest.mark.slow
 def test_a_run_of_ones_own_code_goes_on_and_is_used(run_cli, own):
     run, other = own / "run", own / "other"
 

@@ -43,6 +43,7 @@ def test_a_refused_process_changes_nothing(run_cli, trained):
     assert contents(trained) == before
 
 
+@pytest.mark.slow
 def test_a_metric_that_there_is_not_is_refused_before_training(run_cli, tmp_path):
     for wrong in ("acc", "val/accuracy"):
         code, error = run_cli(*QUICK, f"trainer.monitor={wrong}", folder=tmp_path / "run")
@@ -69,6 +70,7 @@ def test_a_used_folder_is_cleared_on_demand(run_cli, trained):
         assert "overwrite=true" in error
 
 
+@pytest.mark.slow
 def test_runs_and_studies_do_not_share_a_folder(run_cli, trained, make_study):
     before, study = contents(trained), make_study()
     whole = contents(study.folder)

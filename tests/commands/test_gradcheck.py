@@ -69,6 +69,7 @@ def test_what_trains_is_right_at_kinks_too(case):
     assert all(row.passed for row in report_of(*case).rows)
 
 
+@pytest.mark.slow
 def test_a_kink_is_told_from_an_error():
     # |x - y| where black pixels and the outputs are 0; nothing else is there to move
     shown = report_of("model=autoencoder", "loss=mae", "init=zeros", jitter=0.0, coordinates=600)

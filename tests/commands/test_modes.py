@@ -63,6 +63,7 @@ def test_every_mode_is_named_where_a_user_looks(run_cli):
         assert (code, error) == (2, f"error: mode={mode} needs checkpoint=<run folder>\n")
 
 
+@pytest.mark.slow
 @pytest.mark.core
 def test_evaluation_reproduces_the_logged_figures_bit_for_bit(run_cli, trained, tmp_path):
     code, error = run_cli("mode=evaluate", f"checkpoint={trained}")
@@ -117,6 +118,7 @@ def test_predictions_are_one_row_per_example_and_agree_with_the_test(run_cli, tr
     assert loss == pytest.approx(summary(trained)["test/loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_predictions_of_the_training_examples_as_parquet(run_cli, trained, tmp_path):
     from pyarrow import parquet
 

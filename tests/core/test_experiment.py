@@ -82,6 +82,7 @@ def test_one_program_serves_every_value(batch):
     assert traces == 1
 
 
+@pytest.mark.slow
 def test_a_trial_of_a_batch_of_them_equals_the_same_trial_alone(batch):
     core = experiment(*ALL_TRACED)
     names = hyperparameters(core.config)

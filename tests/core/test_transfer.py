@@ -77,6 +77,7 @@ def test_a_frozen_batch_norm_uses_its_running_statistics():
     assert float(metrics["loss"]) == pytest.approx(float(evaluated["loss"]) / 16, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("part", "overrides"),
     {

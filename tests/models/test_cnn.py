@@ -39,6 +39,7 @@ def layer(kind, shape, **arguments):
     return KINDS[kind](site, **arguments)
 
 
+@pytest.mark.slow
 def test_lenet5_as_a_list_is_lenet5():
     shape = (32, 32, 1)
     own = network(LENET5, shape)
@@ -144,6 +145,7 @@ def test_a_residual_block_as_a_list_is_that_of_resnet():
     np.testing.assert_allclose(own(x), block(x).mean((1, 2)), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_skip_connection_can_join_maps_side_by_side():
     up = "{max_pool:2},{conv:{features:5,kernel:3}},{group_norm:5},{dropout:0.5}"
     up += ",{conv_transpose:{features:3,kernel:2}}"

@@ -139,6 +139,7 @@ def test_frozen_norms_are_those_of_evaluation():
     assert not np.allclose(after[1]["mean"], before[1]["mean"])
 
 
+@pytest.mark.slow
 def test_maps_and_gradients_of_bfloat16_weights_are_bfloat16():
     x, params, averages = drawn(True)
     x, params = jax.tree.map(lambda a: a.astype(jnp.bfloat16), (x, params))

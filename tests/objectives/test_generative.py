@@ -49,6 +49,7 @@ def trained(core, batch, steps):
     return run(state)
 
 
+@pytest.mark.slow
 def test_a_linear_autoencoder_finds_the_subspace_of_pca():
     from sklearn.decomposition import PCA
 

@@ -158,6 +158,7 @@ def test_a_static_configuration_is_compiled_once(make_study, own_cache, side_by_
     assert [what for what, _ in events].count("jit(train)") == 2
 
 
+@pytest.mark.slow
 @pytest.mark.core
 def test_trials_side_by_side_come_to_what_they_come_to_alone(make_study, tmp_path):
     """Also one that diverges and those of another width."""
@@ -179,6 +180,7 @@ def test_trials_side_by_side_come_to_what_they_come_to_alone(make_study, tmp_pat
     assert len(list((together.folder / "populations").iterdir())) == 2  # one a width
 
 
+@pytest.mark.slow
 def test_the_printed_command_reproduces_the_winner(make_study, run_cli, tmp_path):
     """Also where trials of several seeds have shared their batches, and so one order of them."""
     study = make_study(

@@ -32,6 +32,7 @@ def children_of(pid: int) -> list[int]:
     return [int(child) for task in tasks for child in task.read_text().split()]
 
 
+@pytest.mark.slow
 def test_a_run_arrives_with_all_that_says_how_it_came_about(run_cli, monkeypatch, server, tmp_path):
     monkeypatch.setenv("CLOUD_PASSWORD", "correct horse battery staple")
     folder = tmp_path / "arriving"
@@ -72,6 +73,7 @@ def test_the_commit_and_the_lock_file_are_recorded(server, tmp_path, data_home):
     assert run.files["code/run.py"] == (ROOT / "run.py").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_in_the_same_history(run_cli, monkeypatch, server, tmp_path):
     folder, evaluate, left = tmp_path / "cut", Evaluator.measure, [None]
 
@@ -93,6 +95,7 @@ def test_a_resumed_run_goes_on_in_the_same_history(run_cli, monkeypatch, server,
     assert (run.exit_code, run.summary["status"]) == (0, "finished")
 
 
+@pytest.mark.slow
 def test_a_client_that_dies_does_not_touch_the_run(run_cli, monkeypatch, client, tmp_path):
     assert run_cli(*OPTIONS, "logger=none", folder=tmp_path / "alone")[0] == 0
     log, killed = Background.log, []

@@ -76,6 +76,7 @@ def test_wandb_workspaces_takes_the_dots_of_a_key_for_levels():
         assert "optim.value" not in flat
 
 
+@pytest.mark.slow
 def test_views_and_a_report_are_saved_through_the_api(server, tmp_path):
     runs_below(tmp_path)
     printed = report(tmp_path)
@@ -91,6 +92,7 @@ def test_views_and_a_report_are_saved_through_the_api(server, tmp_path):
     assert not list(tmp_path.glob("*.json"))
 
 
+@pytest.mark.slow
 def test_without_an_account_the_specification_is_written(client, tmp_path):
     runs_below(tmp_path)
     printed = report(tmp_path)

@@ -154,6 +154,7 @@ class Broken(Callback):
 """
 
 
+@pytest.mark.slow
 def test_callbacks_from_outside_follow_a_run_and_its_resumption(run_cli, tmp_path, monkeypatch):
     (tmp_path / "outside.py").write_text(OUTSIDE)
     monkeypatch.syspath_prepend(tmp_path)

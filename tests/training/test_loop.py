@@ -138,6 +138,7 @@ def test_it_does_not_matter_where_between_two_steps_the_request_comes(train, loo
     assert timeless(resumed) == timeless(whole)
 
 
+@pytest.mark.slow
 def test_a_finished_run_says_so_and_goes_on_when_epochs_are_raised(train):
     options = ["trainer.checkpoints=true", "model.dropout=0.2"]
     done, _ = train(*options, "trainer.epochs=1")

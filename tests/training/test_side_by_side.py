@@ -248,6 +248,7 @@ def test_a_diverged_trial_names_the_operation_behind_it(trial, tmp_path, caplog)
     assert re.search(r"1e\+30: it comes from \S+", caplog.text)
 
 
+@pytest.mark.slow
 def test_trials_that_stop_leave_and_the_stack_shrinks(trial, tmp_path, monkeypatch):
     """Half of the trials leave after the first epoch; the others end as if nothing had been."""
     sizes, prepare = [], Compiled.prepare
@@ -282,6 +283,7 @@ def test_patience_ends_each_trial_at_its_own_epoch(trial, tmp_path):
         assert (single["step"], single["status"]) == (summary["step"], summary["status"])
 
 
+@pytest.mark.slow
 def test_time_runs_out_within_an_epoch(trial, tmp_path):
     trainer = {"max_time": 0.5, "max_steps_per_dispatch": 1}
     data = {"batch_size": 1}
@@ -318,6 +320,7 @@ def test_trials_that_were_stopped_resume_whole(trial, tmp_path):
         same_lines(a, b)
 
 
+@pytest.mark.slow
 def test_trials_that_were_killed_between_epochs_go_on(trial, tmp_path, monkeypatch):
     """A checkpoint of the end of an epoch holds its validation too."""
     often = {"checkpoint_every": 0}
@@ -407,6 +410,7 @@ def test_one_compilation_serves_later_trials(trial, tmp_path, monkeypatch):
         traced.clear()
 
 
+@pytest.mark.slow
 def test_a_step_is_traced_once_for_all_programs(base, tmp_path, monkeypatch):
     from experiments.core.experiment import Experiment
 

@@ -143,6 +143,7 @@ def test_no_examples():
     sample_predictions(*nothing, "abc").savefig(io.BytesIO(), format="png")
 
 
+@pytest.mark.slow
 def test_pyplot_is_never_imported():
     code = (
         "import io, sys, numpy as np\n"

@@ -151,6 +151,7 @@ def test_a_folder_of_figures_that_cannot_be_made_costs_a_line(tmp_path, caplog):
     assert message.startswith("the figures cannot be drawn: FileExistsError")
 
 
+@pytest.mark.slow
 def test_figures_that_cannot_be_drawn_cost_a_line_each(run_cli, monkeypatch, tmp_path):
     def broken(error):
         def draw(*_):

@@ -145,6 +145,7 @@ def test_what_is_frozen_and_what_a_block_of_a_loop_has_seen():
     assert summary.kinds["normalisation"].frozen == 7 * 4 * 16
 
 
+@pytest.mark.slow
 def test_a_dense_block_is_as_deep_as_its_layers():
     summary = summarize(composed("model=densenet_bc_100_12", "data=cifar10"))
     assert summary.depth == 100

@@ -1,4 +1,4 @@
-"""Panels, bars and curves of lessons, told apart by marks and dashes as well as by colours."""
+"""Panels, bars and curves of lessons, distinguished by marks and dashes as well as by colours."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

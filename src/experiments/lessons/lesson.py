@@ -18,8 +18,21 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from experiments import compose, train
+from experiments.commands.dispatch import as_plain
+from experiments.core.config import build
+from experiments.core.rng import root_key
 from experiments.errors import EXIT_CODES, Exit
+from experiments.lessons.page import page_of, title_of
+from experiments.lessons.statistics import (
+    Values,
+    Verdict,
+    interval_of_difference,
+    overall,
+    spread,
+)
 from experiments.machine import write_whole
+from experiments.training.evaluation import Data
+from experiments.training.setup import Setup
 from experiments.types import PositiveInt
 
 if TYPE_CHECKING:
@@ -27,10 +40,7 @@ if TYPE_CHECKING:
 
     from experiments.cli.python import Run
 
-Verdict = Literal["holds", "does not hold", "undecided"]
-Values = Sequence[float] | np.ndarray
 
-CONFIDENCE = 0.95  # of the interval by which a difference is told from noise
 # what a lesson does not look at costs its trainings nothing
 LEAN = ("logger=none", "trainer.figures=false", "overwrite=true")
 
@@ -203,76 +213,9 @@ def over(seeds: int, *overrides: str) -> list[list[str]]:
 
 def final(runs: Sequence[Run], metric: str) -> np.ndarray:
     """Return the last value of a metric of each run, NaN where it has none."""
-    return np.array([run.metrics[metric].dropna().iloc[-1] for run in runs])
-
-
-def spread(values: Values) -> str:
-    """Return mean, standard deviation and number of values as text."""
-    array = np.asarray(values, float)
-    if len(array) == 1:
-        return f"{array[0]:.4g}"
-    return f"{array.mean():.4g} ± {array.std(ddof=1):.2g} (n={len(array)})"
-
-
-def interval_of_difference(a: Values, b: Values, *, paired: bool = False) -> tuple[float, float]:
-    """Return the 95 % interval of mean(a) − mean(b), of samples with variances of their own.
-
-    Of pairs it is Student's interval of their differences.
-
-    References:
-      Welch 1947, "The generalization of 'Student's' problem when several different population
-      variances are involved".
-    """
-    from scipy.stats import t
-
-    a, b = np.asarray(a, float), np.asarray(b, float)
-    if paired:
-        a, b = a - b, np.zeros(1)
-    difference = a.mean() - b.mean()
-    parts = [x.var(ddof=1) / len(x) if len(x) > 1 else 0.0 for x in (a, b)]
-    variance = sum(parts)
-    if variance == 0:
-        return difference, difference
-    sizes = zip(parts, (a, b), strict=True)
-    freedom = variance**2 / sum(v**2 / (len(x) - 1) for v, x in sizes if len(x) > 1)
-    margin = t.ppf((1 + CONFIDENCE) / 2, freedom) * variance**0.5
-    return difference - margin, difference + margin
-
-
-def overall(verdicts: Sequence[Verdict]) -> Verdict:
-    """Return the verdict of a lesson: that of its weakest claim."""
-    if "does not hold" in verdicts:
-        return "does not hold"
-    return "undecided" if "undecided" in verdicts or not verdicts else "holds"
-
-
-def title_of(lesson: Lesson) -> str:
-    """Return the first line of a lesson's docstring, without its full stop."""
-    return (type(lesson).__doc__ or "").strip().partition("\n")[0].rstrip(".")
-
-
-def page_of(lesson: Lesson, lab: Lab, command: str, seconds: float) -> str:
-    """Return the lesson's page in Markdown; its figures are beside it in `figures/`."""
-    _, _, text = (type(lesson).__doc__ or "").partition("\n")
-    rows = [f"| {f.claim} | **{f.verdict}** | {f.numbers} |" for f in lab.findings]
-    parts = [
-        f"# {title_of(lesson)}",
-        _without_sections(text),
-        f"    {command}",
-        "| claim | verdict | numbers |\n| --- | --- | --- |\n" + "\n".join(rows),
-        *(f"![{name}](figures/{name}.png)\n\n{says}" for name, says in lab.figures.items()),
-        *lab.tables,
-        f"Measured in {seconds:.0f} s.",
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _without_sections(docstring: str) -> str:
-    """Return the text of a docstring, without its arguments; references stay."""
-    import inspect
-
-    blocks = inspect.cleandoc(docstring).split("\n\n")
-    return "\n\n".join(block for block in blocks if not block.startswith("Args:"))
+    histories = [run.metrics for run in runs]
+    found = [h[metric].dropna().tolist() if metric in h else [] for h in histories]
+    return np.array([values[-1] if values else np.nan for values in found])
 
 
 def by_setting(
@@ -289,18 +232,17 @@ def inputs_of(run: Run, split: Literal["train", "validation", "test"], count: in
     return arrays["image" if "image" in arrays else "sequence"][:count]
 
 
+def setup_of(config: DictConfig) -> Setup:
+    """Return what a training of a config would begin with: its experiment and its data."""
+    plain = as_plain(config, Path("untrained"))
+    return Setup(plain, Data(build(plain["data"]).load()))
+
+
 def untrained(config: DictConfig) -> Any:
     """Return the model of a config with the weights that its training begins with.
 
     It is in training mode.
     """
-    from experiments.commands.dispatch import as_plain
-    from experiments.core.config import build
-    from experiments.core.rng import root_key
-    from experiments.training.evaluation import Data
-    from experiments.training.setup import Setup
-
-    plain = as_plain(config, Path("untrained"))
-    experiment = Setup(plain, Data(build(plain["data"]).load())).experiment
-    weights = experiment.init_weights({}, root_key(plain["seed"]))
+    experiment = setup_of(config).experiment
+    weights = experiment.init_weights({}, root_key(config.seed))
     return experiment.trained_model({}, *weights, train=True)

@@ -25,9 +25,7 @@ from experiments.training.setup import Setup
 from experiments.training.step import Compiled, Layout
 from experiments.training.trial import Trial
 
-APART = (
-    64  # fewest steps between two looks at the layers, each of which takes as long as one or two
-)
+APART = 64  # fewest steps between two looks at the layers, which take as long as one or two each
 
 
 class Stack:

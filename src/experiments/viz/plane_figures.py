@@ -14,7 +14,7 @@ from experiments.viz.trial_view import TrialView, Weights
 
 SHOWN = 1000  # most points of a figure
 SIDE = 160  # of the grid on which a classifier is asked
-MARKS = "os^Dv<>P*X"  # so that classes can be told apart without colours
+MARKS = "os^Dv<>P*X"  # so that classes can be distinguished without colours
 
 
 def in_plane(trial: TrialView) -> bool:
@@ -43,7 +43,6 @@ def decision_boundary(trial: TrialView, weights: Weights) -> Figure:
     for i in range(count):  # the lines between the regions, for eyes without colours
         ax.contour(xs, ys, classes == i, levels=[0.5], colors=[INK], linewidths=1)
     _scatter(ax, points, labels, trial.labels)
-    ax.set_aspect("equal", adjustable="box")
     return figure
 
 
@@ -94,7 +93,7 @@ def _scatter(ax: Axes, points: np.ndarray, labels: np.ndarray, names: tuple[str,
 
 def _axes(ax: Axes) -> None:
     ax.set(xlabel="first input", ylabel="second input")
-    ax.set_aspect("equal", adjustable="datalim")
+    ax.set_aspect("equal")
     ax.tick_params(colors=FAINT, labelcolor=INK, labelsize=8)
     ax.spines[:].set_color(FAINT)
     ax.legend(**LEGEND, loc="center left", bbox_to_anchor=(1, 0.5))

@@ -5,15 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from experiments.lessons.charts import bars, panels
-from experiments.lessons.lesson import (
-    Lab,
-    Lesson,
-    by_setting,
-    final,
-    inputs_of,
-    interval_of_difference,
-    spread,
-)
+from experiments.lessons.lesson import Lab, Lesson, by_setting, final, inputs_of
+from experiments.lessons.statistics import interval_of_difference, spread
 from experiments.types import PositiveInt
 
 MARGIN = 0.02  # an accuracy less than this above another counts as no better

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from experiments.lessons.charts import panels, style
-from experiments.lessons.lesson import Lab, Lesson, by_setting, over, spread
+from experiments.lessons.lesson import Lab, Lesson, by_setting, over
+from experiments.lessons.statistics import spread
 from experiments.types import PositiveInt
 from experiments.viz.figures import LEGEND
 

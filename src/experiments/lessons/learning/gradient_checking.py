@@ -1,24 +1,20 @@
 """Analytic gradients against differences."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
 from experiments import compose
-from experiments.commands.dispatch import as_plain
 from experiments.core.config import build
 from experiments.core.diagnostics.gradients import GradCheck, Report, check_gradients
 from experiments.core.rng import root_key
 from experiments.lessons.charts import panels
-from experiments.lessons.lesson import Lab, Lesson
+from experiments.lessons.lesson import Lab, Lesson, setup_of
 from experiments.models.layers import flatten
 from experiments.models.mlp import MLP
-from experiments.training.evaluation import Data
-from experiments.training.setup import Setup
+from experiments.training.feed import training_examples
 from experiments.types import PositiveInt
 
 CONFIGS = {
@@ -103,10 +99,11 @@ class GradientChecking(Lesson):
         lab.table("kinks", ["network", "entries", "at a kink"], [["rectified MLP", looked, kinks]])
 
     def _check(self, overrides: list[str]) -> Report:
-        config = as_plain(compose(*overrides), Path("gradients"))
-        setup = Setup(config, Data(build(config["data"]).load()))
-        wanted: GradCheck = replace(build(config["gradcheck"]), coordinates=self.coordinates)
-        key = root_key(config["seed"])
-        weights: Any = setup.experiment.init_weights({}, key)
-        batch = setup.splits.train.take(np.arange(wanted.examples)).arrays  # type: ignore[union-attr]
+        setup = setup_of(compose(*overrides))
+        wanted: GradCheck = replace(build(setup.config["gradcheck"]), coordinates=self.coordinates)
+        key = root_key(setup.config["seed"])
+        weights = setup.experiment.init_weights({}, key)
+        batch = training_examples(
+            setup.splits.train, setup.batch_size, wanted.examples, wanted.seed
+        )
         return check_gradients(setup.experiment, weights, batch, key, wanted)

@@ -74,7 +74,7 @@ class Optimizers(Lesson):
             for rate in RATES
         }
         runs, names = by_setting(settings, self.seeds)
-        accuracy = final(lab.train("rates", runs), "val/accuracy")
+        accuracy = np.nan_to_num(final(lab.train("rates", runs), "val/accuracy"))  # 0: diverged
         table = {
             name: np.array(
                 [accuracy[[n == f"{name} {rate:.3g}" for n in names]] for rate in RATES]

@@ -8,7 +8,8 @@ import numpy as np
 from flax import nnx
 
 from experiments.lessons.charts import bars, panels, style
-from experiments.lessons.lesson import Lab, Lesson, by_setting, spread
+from experiments.lessons.lesson import Lab, Lesson, by_setting
+from experiments.lessons.statistics import spread
 from experiments.models.layers import Dropout
 from experiments.types import PositiveInt
 from experiments.viz.figures import LEGEND
@@ -25,7 +26,7 @@ DRAWS = 2000  # of dropout
 
 @dataclass(frozen=True, kw_only=True)
 class Overfitting(Lesson):
-    """With few examples a network learns them by heart, and the usual remedies lower its loss.
+    """With few examples a network memorises them, and the usual remedies lower its loss.
 
     A network of two hidden layers sees 300 digits until it makes no error on them. Beside it the
     same network with a penalty on its weights, dropout, early stopping, or shifted and turned
@@ -67,7 +68,7 @@ class Overfitting(Lesson):
             losses[name] = np.array([end["val/loss"] for end in ends])
             accuracies[name] = np.array([end["val/accuracy"] for end in ends])
             gaps[name] = np.array([end["val/loss"] - end["train/epoch_loss"] for end in ends])
-        lab.figure("curves", figure, "One run of each: what is learnt by heart shows as the gap.")
+        lab.figure("curves", figure, "One run of each: what is memorised shows as the gap.")
         figure, (left, right) = panels(["validation loss", "validation accuracy"], width=5.0)
         bars(left, losses)
         bars(right, accuracies)

@@ -10,8 +10,9 @@ import numpy as np
 from experiments import compose
 from experiments.core.config import objective_of
 from experiments.lessons.charts import bars, curves, panels, style
-from experiments.lessons.lesson import Lab, Lesson, by_setting, final, inputs_of, spread
+from experiments.lessons.lesson import Lab, Lesson, by_setting, final, inputs_of
 from experiments.lessons.networks.few_labels import write_labelled
+from experiments.lessons.statistics import spread
 from experiments.types import PositiveInt
 from experiments.viz.figures import INK, LEGEND
 from experiments.viz.image_figures import rows

@@ -10,10 +10,9 @@ import numpy as np
 from flax import nnx
 from numpy.typing import ArrayLike
 
-from experiments import compose
-from experiments.core.config import build
 from experiments.lessons.charts import bars, panels
 from experiments.lessons.lesson import Lab, Lesson, by_setting, final
+from experiments.lessons.networks.few_labels import digits
 from experiments.models.layers import Conv, Dense
 from experiments.types import PositiveInt
 
@@ -101,9 +100,9 @@ class Convolution(Lesson):
             bool(np.abs(equal - shifted).max() < 1e-4),
             f"largest difference {np.abs(equal - shifted).max():.1e}",
         )
-        digits = _digits()[0][:100, :, :, 0]
+        pictures = digits("train")[0][:100, :, :, 0]
         alike: dict[int, list[float]] = {1: [], 2: []}  # by the side of the window
-        for image in digits:
+        for image in pictures:
             maps = [correlate(x, KERNELS["Laplace"]) for x in (image, np.roll(image, 1, axis=1))]
             for window, values in alike.items():
                 pooled = [_pooled(found, window).ravel() for found in maps]
@@ -112,7 +111,7 @@ class Convolution(Lesson):
         lab.compare(claim, alike[2], alike[1], paired=True)
         figure, axes = panels(list(KERNELS), width=2.2, height=2.3)
         for ax, edges in zip(axes, KERNELS.values(), strict=True):
-            shown = ax.imshow(correlate(digits[0], edges), cmap="Greys")
+            shown = ax.imshow(correlate(pictures[0], edges), cmap="Greys")
             ax.set(xticks=[], yticks=[])
             ax.grid(False)
             figure.colorbar(shown, ax=ax, shrink=0.7)
@@ -124,7 +123,7 @@ class Convolution(Lesson):
             "dense": ["model=mlp", "model.hidden=[64]"],
             "convolutional": ["model=lenet5", "model.activation=relu", "model.pooling=max"],
         }
-        images, labels = _digits()
+        images, labels = digits("train")
         order = np.random.default_rng(0).permutation(images[0].size)
         of: dict[str, np.ndarray] = {}
         for kind in ("ordered", "shuffled"):
@@ -147,12 +146,6 @@ class Convolution(Lesson):
         lost = {m: of[f"{m}, ordered"] - of[f"{m}, shuffled"] for m in models}
         claim = "it costs the convolutional network more than the dense one"
         lab.compare(claim, lost["convolutional"], lost["dense"])
-
-
-def _digits() -> tuple[np.ndarray, np.ndarray]:
-    """Return all training digits, uint8 [N, 8, 8, 1], and their labels [N]."""
-    arrays = build(compose("data=digits")["data"]).load().train.arrays
-    return arrays["image"], arrays["label"]
 
 
 def _parameters(side: int, channels: int, kernels: int) -> int:

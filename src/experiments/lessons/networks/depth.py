@@ -12,7 +12,8 @@ from optax import softmax_cross_entropy
 from experiments.cli.python import Run
 from experiments.core.transfer import named
 from experiments.lessons.charts import bars, curves, panels, style
-from experiments.lessons.lesson import Lab, Lesson, by_setting, final, spread, untrained
+from experiments.lessons.lesson import Lab, Lesson, by_setting, final, untrained
+from experiments.lessons.statistics import spread
 from experiments.types import PositiveInt
 from experiments.viz.figures import LEGEND
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.lessons.charts import bars, curves, panels, style
-from experiments.lessons.lesson import Lab, Lesson, by_setting, final, inputs_of, spread
+from experiments.lessons.lesson import Lab, Lesson, by_setting, final, inputs_of
+from experiments.lessons.statistics import spread
 from experiments.objectives.adversarial import energy_distance, minimax, non_saturating
 from experiments.types import PositiveInt
 from experiments.viz.figures import FAINT, LEGEND

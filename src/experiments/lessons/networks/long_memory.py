@@ -13,7 +13,8 @@ from experiments import compose
 from experiments.cli.python import Run
 from experiments.core.config import build
 from experiments.lessons.charts import panels, style
-from experiments.lessons.lesson import Lab, Lesson, by_setting, final, over, spread, untrained
+from experiments.lessons.lesson import Lab, Lesson, by_setting, final, over, untrained
+from experiments.lessons.statistics import spread
 from experiments.types import PositiveInt
 from experiments.viz.figures import LEGEND
 

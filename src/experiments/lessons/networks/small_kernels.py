@@ -7,7 +7,8 @@ from pathlib import Path
 from experiments import compose
 from experiments.commands.dispatch import as_plain
 from experiments.lessons.charts import MARKS, panels
-from experiments.lessons.lesson import Lab, Lesson, by_setting, final, spread
+from experiments.lessons.lesson import Lab, Lesson, by_setting, final
+from experiments.lessons.statistics import spread
 from experiments.types import PositiveInt
 from experiments.viz.figures import INK, LEGEND
 from experiments.viz.layers import Layer, summed

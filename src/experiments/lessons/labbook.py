@@ -67,7 +67,8 @@ def index_of(records: dict[str, Any]) -> str:
         "lesson holds if all its claims do.\n\n"
         "| lesson | verdict | its claims | time |\n"
         "| --- | --- | --- | --- |\n" + "\n".join(rows) + "\n\n"
-        f"`make labbook` makes these pages anew; it took {seconds / 60:.0f} minutes.\n"
+        f"`make labbook` makes these pages anew; the lessons themselves took {seconds / 60:.0f} "
+        "minutes, one after another.\n"
     )
 
 

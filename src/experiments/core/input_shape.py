@@ -39,7 +39,7 @@ def model_input_shape(config: Mapping[str, Any], spec: Spec) -> Shape:
     """Return the data's shape, with small images enlarged to the model's `minimum_size`.
 
     Raises:
-        UserError: the model reads images and these are sequences, or `data.resize` is off and the
+        UserError: the model reads images and these are none, or `data.resize` is off and the
             images are too small for it.
     """
     if "_target_" not in config["model"]:
@@ -48,8 +48,9 @@ def model_input_shape(config: Mapping[str, Any], spec: Spec) -> Shape:
     minimum = getattr(model, "minimum_size", 0)
     shape = tuple(spec.input_shape)
     if minimum and len(shape) != 3:
+        these, other = ("vectors", "mlp") if len(shape) == 1 else ("sequences", "lstm")
         raise UserError(
-            f"{model.__name__} reads images, and these data are sequences: use model=lstm"
+            f"{model.__name__} reads images, and these data are {these}: use model={other}"
         )
     smallest = min(shape[:2])
     if len(shape) != 3 or smallest >= minimum:

@@ -24,7 +24,7 @@ train: install  ## the main job on the embedded digits; OVERRIDES="model=vgg16 o
 	$(BIN)/python run.py $(OVERRIDES)
 
 test: install lint  ## lint, types and tests
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
+	$(BIN)/python -m pytest -m "not slow" -n 3 --dist worksteal
 
 test-all: install lint  ## the slower, fuller checks too
 	$(BIN)/python -m pytest -n 2 --dist worksteal

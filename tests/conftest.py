@@ -25,6 +25,7 @@ FLAGS = [f"--{name}={value}".lower() for name, value in QUICK.items()]
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 jax.config.update("jax_platforms", "cpu")
 COVERED, programs.COVERED = programs.COVERED, ()  # tests change code that would be traced
+gc.set_threshold(100_000, 20, 50)  # JAX allocates so much that collections took a tenth of the time
 trust.allow([ROOT / "conf"], [])  # as every entry point does
 # absl closes the stream that it was imported under when Hydra sets up logging: pytest's own
 absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__

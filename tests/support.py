@@ -5,6 +5,7 @@ import copy
 import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,8 @@ import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
 
 from experiments.machine import StopRequest
 from experiments.tracking.jsonl import METRICS, JsonLines
@@ -49,12 +51,21 @@ def composed(*overrides: str) -> dict:
 
 @functools.cache
 def _composed(overrides: tuple[str, ...]) -> dict:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = compose("config", overrides=list(overrides))
+    values = [o for o in overrides if re.match(r"[a-z_]+\.[\w.]+=", o)]
+    config = copy.deepcopy(_chosen(tuple(o for o in overrides if o not in values)))
+    for value in OverridesParser.create().parse_overrides(values):
+        OmegaConf.update(config, value.key_or_group, value.value(), merge=True)
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     return plain | {"name": "test"}
+
+
+@functools.cache
+def _chosen(overrides: tuple[str, ...]) -> DictConfig:
+    """Compose the choices of groups, which takes Hydra long; values are set afterwards."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("config", overrides=list(overrides))
 
 
 def trial_of(

@@ -39,7 +39,7 @@ def test_wrong_values_end_in_plain_messages(choices, data_home):
     names = keys(base)
 
     @settings(
-        max_examples=60,
+        max_examples=40,
         deadline=None,
         derandomize=True,
         phases=[Phase.explicit, Phase.generate],

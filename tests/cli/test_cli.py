@@ -208,7 +208,9 @@ def test_a_checkpoint_that_cannot_be_made_ends_the_run_within_seconds(tmp_path, 
         pytest.param(
             ["-m", "seed=range(2)"], "| head -1", marks=pytest.mark.slow, id="a search, left"
         ),
-        pytest.param(["-m", "seed=range(2)"], ">&- 2>&-", id="a search, closed"),
+        pytest.param(
+            ["-m", "seed=range(2)"], ">&- 2>&-", marks=pytest.mark.slow, id="a search, closed"
+        ),
     ],
 )
 def test_nothing_ends_where_nobody_reads_and_no_log_can_be_written(

@@ -245,6 +245,7 @@ print(*{"tensorflow_datasets", "grain", "array_record"} & set(sys.modules))
 """
 
 
+@pytest.mark.slow
 def test_a_second_start_with_mnist_takes_milliseconds(real_data, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     command = [sys.executable, "-c", SECOND_START, str(real_data), str(tmp_path)]

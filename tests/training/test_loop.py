@@ -375,6 +375,7 @@ def test_debug_overfit_brings_the_loss_near_zero(train):
     assert summary["train/epoch_loss"] <= 0.01
 
 
+@pytest.mark.slow
 def test_vgg16_with_batch_norm_lowers_the_loss_on_the_digits(tmp_path, data_home):
     # the published network at an eighth of its widths; experiment=vgg16_digits is the whole one
     overrides = ["model=vgg16", "model.batch_norm=true", "model.widths=[8,16,32,64,64]"]

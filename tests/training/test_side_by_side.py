@@ -148,7 +148,10 @@ def test_trial_i_of_many_equals_the_same_trial_alone(trial, tmp_path):
             ["model=mlp", "model.hidden=[8]", "optim=momentum", "optim.accumulate=2"],
             marks=pytest.mark.slow,
         ),
-        ["model=mlp", "model.hidden=[8,8]", "model.norm=batch", "model.dropout=0.1"],
+        pytest.param(
+            ["model=mlp", "model.hidden=[8,8]", "model.norm=batch", "model.dropout=0.1"],
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             ["model=mlp", "model.hidden=[8,8]", "model.norm=layer"], marks=pytest.mark.slow
         ),

@@ -83,16 +83,18 @@ def run_cli(monkeypatch, capsys, tmp_path, data_home):
     from experiments.cli import run as entry
     from experiments.cli.main import command_line
 
-    def call(*arguments: str, folder: Path | None = None, folders: bool = True) -> tuple[int, str]:
-        """`folders`: the data have folders of their own to keep apart."""
+    def call(
+        *arguments: str, folder: Path | None = None, folders: bool = True, dated: bool = False
+    ) -> tuple[int, str]:
+        """`folders`: the data have folders of their own to keep apart; `dated`: so has the run."""
         GlobalHydra.instance().clear()
         own = [] if any(a.startswith("data.dir=") for a in arguments) else data_home[:1]
-        where = f"hydra.run.dir={folder or tmp_path / 'run'}"
+        where = [] if dated else [f"hydra.run.dir={folder or tmp_path / 'run'}"]
         own += data_home[1:]
         argv = [
             "run.py",
             *(own if folders else []),
-            where,
+            *where,
             'trainer.compilation_cache=""',
             *arguments,
         ]

@@ -46,6 +46,8 @@ def test_a_run_is_trained_resumed_and_evaluated(run, tmp_path):
         assert resumed[name] == whole[name]
 
     # its best weights, from its folder alone, give the figures that were logged
-    evaluated, _ = run("mode=evaluate", f"checkpoint={tmp_path / 'whole'}", folder="evaluated")
+    whole_run = tmp_path / "whole"
+    run("mode=evaluate", f"checkpoint={whole_run}", folder="whole")
+    evaluated = json.loads((whole_run / "evaluations" / "best.json").read_text())
     assert evaluated["test/accuracy"] == whole["test/accuracy"]
     assert evaluated["val/loss"] == whole["best"]["val/loss"]

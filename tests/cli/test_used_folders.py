@@ -1,6 +1,7 @@
 """A run's folder is its own: what else is started there refuses, or leaves its record alone."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -95,9 +96,12 @@ def test_what_is_said_of_a_run_stays_beside_its_record(run_cli, trained, monkeyp
     new = {name: after.pop(name) for name in set(after) - set(before)}
     assert after == before
     assert set(new) == {
-        *("evaluation.json", "predictions.csv", "model.stablehlo", "model_summary.json")
+        *("evaluations/best.json", "predictions.csv", "model.stablehlo", "model_summary.json")
     }
-    evaluated, summary = json.loads(new["evaluation.json"]), json.loads(before["summary.json"])
+    evaluated, summary = (
+        json.loads(new["evaluations/best.json"]),
+        json.loads(before["summary.json"]),
+    )
     assert evaluated["test/accuracy"] == summary["test/accuracy"]
     monkeypatch.chdir(trained.parent)
     resume = [f"resume={trained.name}", "hydra.job.chdir=true", "trainer.epochs=2"]
@@ -109,3 +113,22 @@ def test_what_is_said_of_a_run_stays_beside_its_record(run_cli, trained, monkeyp
     code, error = run_cli(f"resume={trained}", folder=trained)
     assert code == 2
     assert "is of mode=lr_range, which has nothing to resume" in error
+
+
+def test_a_command_leaves_no_folder_behind_that_holds_nothing(
+    run_cli, trained, tmp_path, monkeypatch
+):
+    """What works on a run writes there, what is refused nowhere."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    missing = ["data=table", "data.path=none.csv", "data.target=x"]
+    for wrong in (missing, ["mode=evalute"], ["mode=predict", f"checkpoint={tmp_path}/none"]):
+        assert run_cli(*QUICK, *wrong, dated=True)[0] == 2
+    evaluate = ["mode=evaluate", f"checkpoint={trained}", "eval.tta=flip"]
+    for arguments in (evaluate, [*evaluate, "name=mine"], ["mode=summary", "model=lenet5"]):
+        code, error = run_cli(*arguments, dated=True)
+        assert code == 0, error
+    found = {path.name for path in (trained / "evaluations").iterdir()}
+    assert "mine.json" in found
+    assert any("eval.tta=flip" in name for name in found)
+    assert list(Path().iterdir()) == []

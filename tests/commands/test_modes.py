@@ -38,6 +38,10 @@ def summary(folder):
     return json.loads((folder / "summary.json").read_text())
 
 
+def evaluation(folder, name="best"):
+    return json.loads((folder / "evaluations" / f"{name}.json").read_text())
+
+
 def predictions(folder):
     with (folder / "predictions.csv").open(newline="") as file:
         return list(csv.DictReader(file))
@@ -68,7 +72,7 @@ def test_every_mode_is_named_where_a_user_looks(run_cli):
 def test_evaluation_reproduces_the_logged_figures_bit_for_bit(run_cli, trained, tmp_path):
     code, error = run_cli("mode=evaluate", f"checkpoint={trained}")
     assert code == 0, error
-    logged, found = summary(trained), summary(tmp_path / "run")
+    logged, found = summary(trained), evaluation(tmp_path / "run")
     for name in ("test/loss", "test/accuracy"):
         assert found[name] == logged[name]
     for name in ("val/loss", "val/accuracy"):
@@ -82,7 +86,7 @@ def test_the_checkpoint_of_an_epoch_can_be_evaluated(run_cli, trained, tmp_path)
     assert code == 0
     lines = (trained / "metrics.jsonl").read_text().splitlines()
     second = next(e for e in map(json.loads, lines) if e["epoch"] == 2.0 and "val/loss" in e)
-    assert summary(tmp_path / "run")["val/loss"] == second["val/loss"]
+    assert evaluation(tmp_path / "run", "40")["val/loss"] == second["val/loss"]
     code, error = run_cli("mode=evaluate", f"checkpoint={trained}/checkpoints/41")
     assert code == 2
     assert "there are 40, 80, 120" in error
@@ -220,7 +224,7 @@ def test_a_run_of_an_older_version_is_evaluated(run_cli, trained, tmp_path, choi
     code, error = run_cli("mode=evaluate", f"checkpoint={old}")
     assert code == 0, error
     assert "no longer exist are left out: model.smoothness=3" in error
-    assert summary(tmp_path / "run")["test/loss"] == summary(trained)["test/loss"]
+    assert evaluation(tmp_path / "run")["test/loss"] == summary(trained)["test/loss"]
 
 
 def test_a_checkpoint_is_not_trained_on(run_cli, trained):

@@ -21,6 +21,7 @@ FULL_ERROR = "HYDRA_FULL_ERROR"
 # what the user says: whether to show tracebacks, here and in the processes that start from here
 TRACEBACKS = os.environ.get(FULL_ERROR, "0")
 FOLDERS = r"(resume|checkpoint|study|(\+\+)?model\.pretrained|hydra\.(run|sweep)\.dir)="
+SOURCES = ("resume", "checkpoint")
 LISTED = r"(?s)pretrain\.overrides=\[.*\]"  # a list of overrides
 OVERRIDE = r"[\w~+][^=]*="  # the beginning of one
 PLAIN = re.compile(r"|[A-Za-z_][\w./-]*|[\w.-]*/[\w./-]*", re.ASCII)  # what Hydra takes for text
@@ -30,7 +31,7 @@ def for_hydra(arguments: list[str]) -> list[str]:
     """Translate the arguments of `run` for Hydra.
 
     With `-m` the search's own keys go to the sweeper. Several seeds are replicates: a study with
-    one trial per seed, side by side. A resumed run stays in its folder.
+    one trial per seed, side by side. What works on a run does so in its folder.
     """
     # Hydra would read the name of the choice as a number
     arguments = ["debug='nan'" if a == "debug=nan" else a for a in arguments]
@@ -39,17 +40,19 @@ def for_hydra(arguments: list[str]) -> list[str]:
     several_seeds = any(re.match(r"seed=(range\(|.*,)", a) for a in arguments)
     if several_seeds or any(a in MULTIRUN for a in arguments):
         return _of_search(arguments, side_by_side=several_seeds)
-    if any(a.startswith(("resume=", "checkpoint=")) for a in arguments):
+    if any(a.partition("=")[0] in SOURCES for a in arguments):
         # `++`: they are keys of that run's config, which the defaults that Hydra composes may lack
         arguments = [re.sub(r"^(?!hydra\.)(\w+\.[\w.]+=)", r"++\1", a) for a in arguments]
     own = []
-    for folder in (a.partition("=")[2] for a in arguments if a.startswith("resume=")):
-        if folder in ("", "null"):
+    for key, _, source in (a.partition("=") for a in arguments):
+        if key not in SOURCES or source in ("", "null"):
             continue
-        from experiments.training.run_folder import existing_run
+        from experiments.training.run_folder import existing_run, split_source
 
-        existing_run(Path(_unquoted(folder)))  # which must exist: Hydra would make it
-        own = [f"hydra.run.dir={folder}"]
+        path = Path(_unquoted(source))  # which must exist: Hydra would make it
+        folder = existing_run(path) if key == "resume" else split_source(path)[0]
+        if key == "resume" or not any(a.startswith("hydra.run.dir=") for a in arguments):
+            own = [_quoted(f"hydra.run.dir={folder}")]
     if os.environ.get("JAX_PROCESS_ID", "0") != "0":  # the first of several processes prints
         own += ["hydra/job_logging=disabled"]
     # Hydra takes overrides in one place, before or after flags such as --config-dir

@@ -3,6 +3,8 @@
 import contextlib
 import importlib
 import re
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,9 +15,10 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.core import trust
 from experiments.core.config import build, check, check_config, check_sizes, mismatch, settled
 from experiments.errors import UserError
-from experiments.tracking.log_file import log_file
+from experiments.tracking.log_file import LOG, log_file
 from experiments.training.distributed import is_first, join
 from experiments.training.run_folder import (
+    HYDRA,
     UsedFolder,
     run_folder,
     said_again,
@@ -25,6 +28,9 @@ from experiments.training.run_folder import (
 from experiments.training.runtime import set_up_compiler
 from experiments.types import Mode, PositiveInt, RunMode, TrainingMode
 
+BEGUN = (HYDRA, LOG, ".lock")  # what a run has in its folder before anything is trained
+PARENTS = 2  # that Hydra may have made for a run: runs/<date>
+
 
 def run(config: DictConfig) -> None:
     """Run the program `run` with a composed config.
@@ -33,6 +39,34 @@ def run(config: DictConfig) -> None:
         Exit: the run did not finish.
         UserError: the config is wrong.
     """
+    hydra = HydraConfig.get()
+    directory = Path(hydra.runtime.output_dir)
+    said = any(override.startswith("hydra.run.dir=") for override in hydra.overrides.hydra)
+    with contextlib.nullcontext() if said else _removed_if_unused(directory):
+        _run(config, directory, said)
+
+
+@contextlib.contextmanager
+def _removed_if_unused(directory: Path) -> Iterator[None]:
+    """Remove a folder that Hydra has made for a command that leaves nothing in it.
+
+    Neither does a refused one, which may have begun to say what it is of.
+    """
+    begun: tuple[str, ...] = ()
+    try:
+        yield
+    except UserError:
+        begun = BEGUN
+        raise
+    finally:
+        if {path.name for path in directory.iterdir()} <= set(begun):
+            shutil.rmtree(directory)
+            with contextlib.suppress(OSError):  # of the first that has something else in it
+                for parent in directory.parents[:PARENTS]:
+                    parent.rmdir()
+
+
+def _run(config: DictConfig, directory: Path, said: bool) -> None:
     check_command(config)
     mode, source = config.mode, config.resume or config.checkpoint
     used: UsedFolder = "continued" if config.resume else "refused"
@@ -40,7 +74,6 @@ def run(config: DictConfig) -> None:
         used = "cleared"
     join()
     trains = mode in get_args(TrainingMode)
-    directory = Path(HydraConfig.get().runtime.output_dir)
     cluster, nodes = cluster_of(config)
     arguments = list(HydraConfig.get().overrides.task)
     record = record_of(config) if trains else {}
@@ -73,7 +106,8 @@ def run(config: DictConfig) -> None:
             stack.enter_context(log_file(directory))
         set_up_compiler(cache)
         command = importlib.import_module(f"experiments.commands.{mode}")
-        command.main(plain, directory, source)
+        prints = mode not in get_args(TrainingMode | RunMode)
+        command.main(plain, None if prints and not said else directory, source)
 
 
 def check_command(config: DictConfig) -> None:

@@ -1,19 +1,29 @@
 """Evaluate the weights of a run on its validation and test splits."""
 
+import re
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+
 from experiments.core.params import count_parameters
-from experiments.tracking.jsonl import SUMMARY, write_json
+from experiments.tracking.jsonl import write_json
 from experiments.tracking.terminal import Terminal, number, print_classes
 from experiments.training.evaluation import Split
 from experiments.training.metrics import prefixed
 from experiments.training.restored import Restored
-from experiments.training.run_folder import EVALUATION, is_run
+from experiments.training.run_folder import CHECKPOINTS, COMMAND, EVALUATIONS
+
+# keys of the command, and of where it works, which say nothing of what is evaluated
+SAME = rf"({'|'.join(COMMAND)}|trainer\.\w+|data\.(dir|cache_dir|workers))="
+LONGEST = 100  # characters of a name
 
 
 def main(config: dict[str, Any], directory: Path, source: Path) -> None:
-    """Print `val/*` and `test/*`; write them to `summary.json`, in a run to `evaluation.json`."""
+    """Print `val/*` and `test/*`; write them to `evaluations/<name>.json`.
+
+    The name is what the command changes about the run: `best,eval.tta=flip`; `name=` says another.
+    """
     run = Restored(config, source, Terminal())
     summary: dict[str, Any] = {"best": run.progress["best"]}
     splits: dict[Split, str] = {"validation": "val", "test": "test"}
@@ -24,6 +34,17 @@ def main(config: dict[str, Any], directory: Path, source: Path) -> None:
         summary |= values | measured.classes(run.setup.splits.class_names)
     summary |= {"parameters": count_parameters(run.weights[0]), "checkpoint": str(source)}
     print_classes(summary)
-    path = directory / (EVALUATION if is_run(directory) else SUMMARY)
+    path = directory / EVALUATIONS / f"{name_of(source)}.json"
+    path.parent.mkdir(exist_ok=True)
     write_json(path, summary)
     print(f"written to {path}")
+
+
+def name_of(source: Path) -> str:
+    """Return the name of an evaluation, as a file may have it: weights, and what was changed."""
+    said = [argument.lstrip("+") for argument in HydraConfig.get().overrides.task]
+    parts = [argument.partition("=")[2] for argument in said if argument.startswith("name=")]
+    if not parts:
+        weights = source.name if source.absolute().parent.name == CHECKPOINTS else "best"
+        parts = [weights, *(a for a in said if not re.match(SAME, a))]
+    return re.sub(r"[^\w.=,-]+", "_", ",".join(parts))[:LONGEST]

@@ -25,8 +25,8 @@ COLUMNS = ("parameters", "size", "checked", "kinks", "error", "float32", "worst 
 NUMBERS = ("size", "checked", "kinks", "error", "float32")
 
 
-def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
-    """Print the table and write `gradcheck.json`.
+def main(config: dict[str, Any], directory: Path | None, source: Path | None) -> None:
+    """Print the table; write `gradcheck.json`, if a folder is said.
 
     Raises:
         Exit: an array's gradient is wrong; the code is 1.
@@ -45,7 +45,8 @@ def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
     terminal.finish({}, "finished")
     rows = [asdict(row) for row in report.rows]
     settings = {"rounding": report.rounding, "step": report.step, "tolerance": report.tolerance}
-    write_json(directory / "gradcheck.json", settings | {"rows": rows})
+    if directory is not None:
+        write_json(directory / "gradcheck.json", settings | {"rows": rows})
     Console(width=None if Console().is_terminal else WIDTH).print(table(report))
     print(_summary(report, len(next(iter(batch.values())))))
     if not all(row.passed for row in report.rows):

@@ -20,10 +20,11 @@ OF_KINDS = ("kind", "layers", "parameters", "trainable", "multiplications", "tra
 LEFT = ("layer", "output", "kind", "")  # of the columns, those with text
 
 
-def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
-    """Print the tables and write `model_summary.json`."""
+def main(config: dict[str, Any], directory: Path | None, source: Path | None) -> None:
+    """Print the tables; write `model_summary.json`, if a folder is said."""
     summary = summarize(config)
-    write_json(directory / "model_summary.json", as_json(summary))
+    if directory is not None:
+        write_json(directory / "model_summary.json", as_json(summary))
     console = Console(width=None if Console().is_terminal else WIDTH)
     console.print(table(summary))
     console.print(kinds_table(summary))

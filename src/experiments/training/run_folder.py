@@ -41,7 +41,7 @@ CHECKPOINTS = "checkpoints"
 HYDRA = ".hydra"
 FOUND = "data.json"  # what was found in the data of the user's own
 INSPECTION = "inspect"  # the folder of what mode=inspect finds
-EVALUATION = "evaluation.json"  # of mode=evaluate in the folder of a run, which has a summary
+EVALUATIONS = "evaluations"  # the folder of what mode=evaluate finds
 PACKAGE = __name__.partition(".")[0]
 
 COMMAND = ("mode", "resume", "checkpoint", "input", "overwrite", "cluster", "nodes", "allow")
@@ -64,9 +64,9 @@ STUDY = ("study.yaml", "trials")
 
 OTHERS = (
     *(HYDRA, LOG, "figures", "profile", "populations", "metrics.csv", "tensorboard", "wandb"),
-    *(FOUND, EVALUATION, INSPECTION, "predictions.csv", "predictions.parquet", "sample.txt"),
+    *(FOUND, EVALUATIONS, INSPECTION, "predictions.csv", "predictions.parquet", "sample.txt"),
     *("model.stablehlo", "model.safetensors", "model.json", "model.onnx"),
-    "mistakes.csv",
+    *("mistakes.csv", "samples.npz", "samples.png"),
 )
 """What else may be in it that this program wrote."""
 

@@ -129,6 +129,9 @@ def test_a_command_leaves_no_folder_behind_that_holds_nothing(
         code, error = run_cli(*arguments, dated=True)
         assert code == 0, error
     found = {path.name for path in (trained / "evaluations").iterdir()}
-    assert "mine.json" in found
-    assert any("eval.tta=flip" in name for name in found)
+    assert found == {"mine.json", "best,eval.tta=flip.json"}
     assert list(Path().iterdir()) == []
+    code, error = run_cli(*QUICK, dated=True)
+    assert code == 0, error
+    (run,) = Path("runs").glob("*/*")
+    assert (run / "summary.json").is_file()

@@ -106,7 +106,7 @@ def _run(config: DictConfig, directory: Path, said: bool) -> None:
             stack.enter_context(log_file(directory))
         set_up_compiler(cache)
         command = importlib.import_module(f"experiments.commands.{mode}")
-        prints = mode not in get_args(TrainingMode | RunMode)
+        prints = not trains and mode not in get_args(RunMode)
         command.main(plain, None if prints and not said else directory, source)
 
 

@@ -23,7 +23,7 @@ from experiments.core.input_shape import check_target, model_input_shape
 from experiments.core.metrics import metrics_of, scalars_of, sums_of
 from experiments.core.optim import PartitionedOptimizer
 from experiments.core.params import if_measured, merged, norm, only_if, variables
-from experiments.core.rng import initial_keys, stream
+from experiments.core.rng import initial_keys, reseed, stream, streams
 from experiments.core.schedules import epochs
 from experiments.core.transfer import check_frozen, fitted, freeze_statistics, split
 from experiments.data.dataset import Spec, model_input
@@ -108,11 +108,10 @@ class Experiment:
     def model(self, hparams: Hparams, kernel_init: Any, key: Any = None) -> nnx.Module:
         """Return a new model, its weights by `kernel_init`; `key` is for models from elsewhere."""
         if self.config["model"]["_target_"].startswith("experiments."):
-            # layers of this package leave drawing to `kernel_init` and get no key, since each of
-            # them would be a program to compile outside of a trace
+            # layers of this package leave drawing to `kernel_init`: each key would be a program
             rngs: Any = types.SimpleNamespace(params=lambda: None)
         else:
-            rngs = nnx.Rngs(params=jax.random.key(0) if key is None else key)
+            rngs = streams(jax.random.key(0) if key is None else key)
         return build(
             place(self.config["model"], hparams, "model"),
             input_shape=self.input_shape,
@@ -206,6 +205,7 @@ class Experiment:
         def loss_of(trained):
             weights = merged(trained, frozen), state.model_state
             model = self.trained_model(hparams, *weights, train=True)
+            reseed(model, stream(key, "model", state.step))
             means = self.means(model, state.step, batch, hparams, key)
             return means["loss"], (in_units(means, objective, self.units), variables(model)[1])
 

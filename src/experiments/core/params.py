@@ -14,9 +14,12 @@ SMALL = 1 << 12  # numbers of an array that `norm` copies to take it together wi
 
 
 def variables(model: nnx.Module) -> tuple[Tree, Tree]:
-    """Return (parameters, all other variables) of a model as plain nested dicts."""
+    """Return (parameters, all other variables) of a model as plain nested dicts.
+
+    Keys of random streams are none: they follow from the seed and the step.
+    """
     params = nnx.state(model, nnx.Param)
-    rest = nnx.state(model, nnx.All(nnx.Variable, nnx.Not(nnx.Param)))
+    rest = nnx.state(model, nnx.All(nnx.Variable, nnx.Not(nnx.Any(nnx.Param, nnx.RngState))))
     return nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 
 def root_key(seed: int | np.ndarray) -> jax.Array:
@@ -22,6 +23,19 @@ def root_key(seed: int | np.ndarray) -> jax.Array:
 def stream(root: jax.Array, name: str, step: Any = 0) -> jax.Array:
     """Return the key of a named stream at a step; nothing random needs any other state."""
     return jax.random.fold_in(jax.random.fold_in(root, zlib.crc32(name.encode())), step)
+
+
+def streams(key: jax.Array) -> nnx.Rngs:
+    """Return streams for new modules of Flax: of initial weights, and of whatever else they ask."""
+    return nnx.Rngs(stream(key, "model"), params=key)
+
+
+def reseed(model: nnx.Module, key: jax.Array) -> None:
+    """Give each random stream that a model holds, as `nnx.Dropout` does, a key of its own."""
+    streams = (node for _, node in nnx.iter_graph(model) if isinstance(node, nnx.RngStream))
+    for number, held in enumerate(streams):
+        held.key[...] = jax.random.fold_in(key, number)
+        held.count[...] = jnp.zeros_like(held.count[...])
 
 
 def initial_keys(root: jax.Array) -> Iterator[jax.Array]:

@@ -5,6 +5,7 @@ All of it is pure JAX and runs inside the jitted step, on the device.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
@@ -281,6 +282,7 @@ class Averaged:
         if not hasattr(objective, "average"):
             raise UserError("eval.tta is for the classification of images; use eval.tta=null")
         self.model, self.average = model, objective.average
+        self.__signature__ = inspect.signature(model)  # it takes what the model does
 
     def __call__(self, x: Array, **arguments: Any) -> Array:
         outputs = jax.lax.map(lambda view: self.model(view, **arguments), jnp.moveaxis(x, 1, 0))

@@ -1,6 +1,7 @@
 """Classification: the target is a label, the model gives one output per class."""
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -88,8 +89,7 @@ class Classification:
         each other one. `main_loss` is then that of the first alone, to be compared with the loss of
         an evaluation.
         """
-        lengths = {"lengths": batch["lengths"]} if "lengths" in batch else {}
-        outputs = model(model_input(batch)[1], rngs=rngs, **lengths)  # type: ignore[operator]
+        outputs = applied(model, batch, rngs)
         first, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
         logits = full_precision(first)
         if logits.ndim == 2 and logits.shape[1] != self.num_classes:
@@ -145,6 +145,19 @@ def targets_of(batch: dict, num_classes: int) -> jax.Array:
     """Return one-hot (or mixed) targets [batch, num_classes]."""
     label = batch["label"]
     return label if label.ndim == 2 else jax.nn.one_hot(label, num_classes)
+
+
+def applied(model: Any, batch: dict, rngs: nnx.Rngs | None, **options: Any) -> Any:
+    """Return what a model gives for the inputs of a batch.
+
+    One that takes no `rngs` holds its own random streams, as `nnx.Dropout(..., rngs=rngs)` does.
+    """
+    if "lengths" in batch:
+        options["lengths"] = batch["lengths"]
+    takes = inspect.signature(model).parameters.values()
+    if any(one.name == "rngs" or one.kind is one.VAR_KEYWORD for one in takes):
+        options["rngs"] = rngs
+    return model(model_input(batch)[1], **options)
 
 
 def full_precision(x: jax.Array) -> jax.Array:

@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.data.dataset import model_input
 from experiments.errors import UserError
-from experiments.objectives.classification import Classification, Metrics, full_precision
+from experiments.objectives.classification import Classification, Metrics, applied, full_precision
 from experiments.objectives.metrics import Errors
 from experiments.objectives.sequence import outputs_of
 from experiments.types import Positive
@@ -48,8 +47,7 @@ class Regression(Classification):
         if target.ndim == 3:
             outputs = outputs_of(model, batch, target.shape[1], rngs)
         else:
-            lengths = {"lengths": batch["lengths"]} if "lengths" in batch else {}
-            outputs = model(model_input(batch)[1], rngs=rngs, **lengths)  # type: ignore[operator]
+            outputs = applied(model, batch, rngs)
         outputs = full_precision(outputs)
         axes = tuple(range(1, target.ndim))
         loss = self.loss(self.loss_input(outputs), target)

@@ -7,9 +7,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.data.dataset import model_input
 from experiments.errors import UserError
-from experiments.objectives.classification import Classification, Metrics, full_precision
+from experiments.objectives.classification import (
+    Classification,
+    Metrics,
+    applied,
+    full_precision,
+)
 
 
 def outputs_of(model: Any, batch: dict, steps: int, rngs: nnx.Rngs | None, **extra: Any) -> Any:
@@ -23,8 +27,8 @@ def outputs_of(model: Any, batch: dict, steps: int, rngs: nnx.Rngs | None, **ext
             f"{type(model).__name__} gives one output for a whole sequence, but these data want "
             f"one per step: use model=lstm, gru, rnn, peephole_lstm or encoder_decoder"
         )
-    known = {name: batch[name] for name in ("lengths", "restart") if name in batch}
-    return model(model_input(batch)[1], steps=steps, rngs=rngs, **known, **extra)
+    known = {"restart": batch["restart"]} if "restart" in batch else {}
+    return applied(model, batch, rngs, steps=steps, **known, **extra)
 
 
 class Labelling(Classification):

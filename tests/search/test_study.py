@@ -10,6 +10,7 @@ from rich.console import Console
 
 from experiments.cli.sweep import sweep
 from experiments.errors import UserError
+from experiments.search.actions import status
 from experiments.search.plan import Plan
 from experiments.search.results import Overviews, screen
 from experiments.search.study import Study, create_study, state_of
@@ -70,3 +71,14 @@ def test_the_screen_has_a_row_per_worker_that_lives(make_study):
     assert "dead" not in shown
     for part in ("128", "40/100", "best val/accuracy 0.9123", "3", "100,000"):
         assert part in shown
+
+
+def test_a_study_without_workers_says_how_to_go_on(make_study, capsys):
+    study = make_study()
+    status(study.folder, ROOT / "conf", {})
+    assert "no worker is alive; go on with" in capsys.readouterr().out
+    claim = study.claims.take("0", None, study.claims.now())
+    status(study.folder, ROOT / "conf", {})
+    assert "no worker is alive" not in capsys.readouterr().out
+    study.claims.release(claim)
+    assert not study.claims.alive

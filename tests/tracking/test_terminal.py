@@ -132,7 +132,7 @@ def test_live_bar_and_logging_share_the_terminal(run_info, monkeypatch):
     try:
         tracker = Terminal(Console(file=screen, force_terminal=True, width=80, _environ={}))
         tracker.status("reading data")
-        tracker.start(run_info())
+        tracker.start(run_info(config={"mode": "train"}))
         tracker.log(20, {"epoch": 2.0, "train/loss": 0.5, "val/accuracy": 0.75})
         logging.getLogger().warning("a line of log")
         tracker.log(21, {"epoch": 2.1, "train/loss": 0.25})
@@ -146,7 +146,7 @@ def test_live_bar_and_logging_share_the_terminal(run_info, monkeypatch):
     # the log line begins where the bar was wiped away, and the bar is drawn again below it
     assert re.search(r"\x1b\[2Ka line of log\n.*training.*21/40", text, re.DOTALL)
     assert "train loss 0.2500 | val accuracy 0.7500" in text
-    assert text.splitlines()[-1].startswith("run folder")
+    assert text.splitlines()[-1].startswith("go on with  python run.py resume=")
     assert text.count("\x1b[?25h") == 1  # the cursor is back
 
 

@@ -66,17 +66,24 @@ def launch(study: Study, options: Options, workers: local.Workers | None) -> Non
         if workers.reasons and winner_of(study).get("trial") != best.number:
             raise UserError(f"the winner is not tested: {reasons}; resume= tests it")
         return
-    print(f"go on with  {called('sweep')} {quote(f'resume={study.folder}')}")
+    print(_go_on(study))
     if asked or study.cancelled:
         raise Exit(EXIT_CODES["interrupted"])
     raise UserError(f"the workers ended before the study did: {reasons}")
+
+
+def _go_on(study: Study) -> str:
+    return f"go on with  {called('sweep')} {quote(f'resume={study.folder}')}"
 
 
 def status(folder: Path, config_folder: Path, _: Options) -> None:
     """Show the study, and its jobs in the queue of a cluster."""
     if ids := jobs(folder):
         print(f"Slurm jobs {', '.join(ids)}: {queue(folder)}", flush=True)
-    follow(Study(folder, config_folder))
+    study = Study(folder, config_folder)
+    if not study.complete and not study.claims.alive and not ids:
+        print(f"no worker is alive; {_go_on(study)}")
+    follow(study)
 
 
 def resume(folder: Path, config_folder: Path, options: Options) -> None:

@@ -78,6 +78,12 @@ class Claims:
         return sum(claim.touched != RELEASED for claim in attempts[:-1])
 
     @property
+    def alive(self) -> bool:
+        """Whether a worker holds a claim and has shown a sign of life."""
+        now = self.now()
+        return any(now - claim.touched <= self.heartbeat for claim in self.latest().values())
+
+    @property
     def died(self) -> int:
         """The number of all attempts that ended with the death of their worker."""
         latest = self.latest()

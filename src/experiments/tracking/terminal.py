@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from shlex import quote
 from typing import Any
 
 from rich.console import Console, RenderableType
@@ -15,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 from rich.text import Text
 
+from experiments.machine import called
 from experiments.tracking.tracker import SUCCESS, RunInfo, Tracker
 
 DETAILS = frozenset(
@@ -104,6 +106,9 @@ class Terminal(Tracker):
             "run folder": str(self._run.directory),
             "W&B": str(summary.get("wandb") or ""),
         }
+        if status == "interrupted" and self._run.config.get("mode") == "train":
+            folder = quote(f"resume={self._run.directory}")
+            lines["go on with"] = f"{called('run')} {folder}"
         style = "green" if status in SUCCESS else "yellow" if status == "interrupted" else "red"
         text = Text.assemble(("status      ", "dim"), (status.replace("_", " "), style))
         for label, value in lines.items():

@@ -27,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from experiments.cli.messages import explain
 from experiments.cli.own import config_dir_of, with_own
+from experiments.cli.pretrained import with_model_of_run
 from experiments.commands.dispatch import as_plain
 from experiments.commands.train import train as train_in
 from experiments.core import trust
@@ -75,7 +76,7 @@ def compose(*overrides: str, config_dir: str | Path | None = None) -> DictConfig
     Raises:
       UserError: there is no such choice or no such key.
     """
-    configs = _configs(config_dir, overrides)
+    configs = _configs(config_dir, with_model_of_run(overrides))
     try:
         return _strict(OmegaConf.create(configs.compose()))
     except (HydraException, OmegaConfBaseException) as error:

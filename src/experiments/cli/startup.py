@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.cli.own import config_dir_of
+from experiments.cli.pretrained import unquoted, with_model_of_run
 from experiments.cli.sweep import SEARCH_KEYS, divide, trust_own
 from experiments.search import local
 
@@ -37,6 +38,7 @@ def for_hydra(arguments: list[str]) -> list[str]:
     arguments = ["debug='nan'" if a == "debug=nan" else a for a in arguments]
     arguments = [_quoted(a) if re.match(FOLDERS, a) else a for a in arguments]
     arguments = [_as_texts(a) if re.fullmatch(LISTED, a) else a for a in arguments]
+    arguments = with_model_of_run(arguments)
     several_seeds = any(re.match(r"seed=(range\(|.*,)", a) for a in arguments)
     if several_seeds or any(a in MULTIRUN for a in arguments):
         return _of_search(arguments, side_by_side=several_seeds)
@@ -49,7 +51,7 @@ def for_hydra(arguments: list[str]) -> list[str]:
             continue
         from experiments.training.run_folder import existing_run, split_source
 
-        path = Path(_unquoted(source))  # which must exist: Hydra would make it
+        path = Path(unquoted(source))  # which must exist: Hydra would make it
         folder = existing_run(path) if key == "resume" else split_source(path)[0]
         if key == "resume" or not any(a.startswith("hydra.run.dir=") for a in arguments):
             own = [_quoted(f"hydra.run.dir={folder}")]
@@ -86,13 +88,6 @@ def _as_texts(argument: str) -> str:
     plain = (p.strip() for p in parts)
     quoted = (p if p[:1] in "'\"" else QuotedString(p, Quote.single).with_quotes() for p in plain)
     return f"{key}=[{','.join(quoted)}]"
-
-
-def _unquoted(value: str) -> str:
-    """Return the text that a value stands for in Hydra's grammar."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    return str(OverridesParser.create().parse_override(f"value={value}").value())
 
 
 def _of_search(arguments: list[str], side_by_side: bool) -> list[str]:

@@ -1,0 +1,49 @@
+"""A new run that starts from the weights of another takes that one's model too."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.errors import UserError
+
+PRETRAINED = "model.pretrained="
+SAYS_MODEL = r"[+~]*(model|experiment|resume|checkpoint)\b"
+
+
+def with_model_of_run(arguments: Sequence[str]) -> list[str]:
+    """Add the model of the run that `model.pretrained=` names, if nothing else is said of one."""
+    of_model = [argument for argument in arguments if re.match(SAYS_MODEL, argument)]
+    if len(of_model) != 1 or not of_model[0].startswith(PRETRAINED):
+        return [*arguments]
+    return [*_model_of(Path(unquoted(of_model[0].removeprefix(PRETRAINED)))), *arguments]
+
+
+def _model_of(source: Path) -> list[str]:
+    """Return overrides for the model of a run; none for other weights, which say no model."""
+    import yaml
+
+    from experiments.search.configs import as_override
+    from experiments.tracking.jsonl import read_mapping
+    from experiments.training.run_folder import HYDRA, split_source
+
+    try:
+        folder, _ = split_source(source)
+    except UserError:
+        return []
+    hydra = folder / HYDRA / "hydra.yaml"
+    if not hydra.is_file():  # of a run from Python, which says no choices
+        return []
+    choice = read_mapping(hydra, yaml.safe_load)["hydra"]["runtime"]["choices"]["model"]
+    model = read_mapping(folder / HYDRA / "config.yaml", yaml.safe_load)["model"]
+    values = {
+        path: value for path, value in model.items() if path not in ("_target_", "pretrained")
+    }
+    plain = {p: v for p, v in values.items() if not re.search(r"_target_|\$\{", str(v))}
+    return [f"model={choice}", *(f"++model.{p}={as_override(v)}" for p, v in plain.items())]
+
+
+def unquoted(value: str) -> str:
+    """Return the text that a value stands for in Hydra's grammar."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return str(OverridesParser.create().parse_override(f"value={value}").value())

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,9 +22,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.machine import StopRequest
-from experiments.tracking.jsonl import METRICS, JsonLines
+from experiments.tracking.jsonl import METRICS, JsonLines, read_history
 from experiments.tracking.tracker import Tracker, Trackers
-from experiments.training.checkpoints import Checkpoints
+from experiments.training.checkpoints import Checkpoints, load
+from experiments.training.loop import fit
 from experiments.training.setup import Setups
 from experiments.training.trial import Trial
 
@@ -36,11 +38,13 @@ TINY = [
     "trainer.figures=false",
     "logger=none",
 ]
+SMALL = ["model.hidden=[16]", "trainer.figures=false", "trainer.log_every=8"]
 
 LEARNING_RATE = {
     "optim.learning_rate": {"distribution": "log_uniform_values", "min": 1e-5, "max": 0.1}
 }
 
+RATES = (1e-3, 3e-3, 1e-2, 3e-2)  # of trials side by side
 TIMES = {"examples_per_second", "seconds", "training_seconds"}
 
 
@@ -92,6 +96,43 @@ def supervised_losses() -> list[str]:
     """The shipped losses of outputs and targets, without those of adversarial networks."""
     paths = {name: ROOT / "conf/loss" / f"{name}.yaml" for name in choices("loss")}
     return [name for name, path in paths.items() if "objectives.losses" in path.read_text()]
+
+
+def alone(trial: Trial, **options: Any) -> dict:
+    """The summary of a trial trained by itself, which is not tested."""
+    (summary,) = fit([trial], trial.directory, test=False, **options)
+    return summary
+
+
+def saved_of(trial: Trial) -> tuple:
+    """(state, best weights) of a trial as saved."""
+    shapes = trial.setup.shapes
+    (saved,) = load([trial.directory], [(shapes, trial.setup.experiment.weights(shapes))])
+    return saved.state, saved.best
+
+
+def history_of(trial: Trial) -> list[dict]:
+    """The record of a trial, line by line."""
+    return read_history(trial.directory / "metrics.jsonl")
+
+
+def close(a: Any, b: Any, **tolerance: float) -> None:
+    """Two trees are the same but for rounding."""
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
+
+
+def equal(a: Any, b: Any) -> None:
+    """Two trees are the same, bit for bit."""
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def same_lines(a: Trial, b: Trial) -> None:
+    """Two trials have the same record but for their times."""
+    for one, other in zip(history_of(a), history_of(b), strict=True):
+        timeless = [{k: v for k, v in x.items() if "second" not in k} for x in (one, other)]
+        assert timeless[0].keys() == timeless[1].keys()
+        for name, value in timeless[0].items():
+            assert timeless[1][name] == pytest.approx(value, rel=1e-6)
 
 
 def shared_data() -> Path | None:

@@ -66,7 +66,7 @@ def seconds_per_step(config: list[str], trials: int, width: int, *, split: bool)
     split_processor(trials if split else 1)
     config = composed(*config, "data.limit=1280", "logger=none")
     stack = stack_of(config, trials, width)
-    window = next(iter(stack.feed.windows(0, 0)))
+    window = next(iter(stack.feed.windows(0, 1)))
     times = []
     for _ in range(TURNS + 1):
         started = time.perf_counter()

@@ -93,7 +93,7 @@ def main() -> None:
     name, quick = sys.argv[1], "--quick" in sys.argv
     case = sized((CASES | gpu.CASES)[name], quick)
     stack = stack_of(on_noise(case.config, case.batch_size))
-    window = next(iter(stack.feed.windows(0, 0)))
+    window = next(iter(stack.feed.windows(0, 1)))
 
     def run(steps: int) -> None:
         log: Any = {}

@@ -75,7 +75,7 @@ def test_a_short_training_is_compiled_sooner_and_comes_to_the_same(data_home):
     setup = Setups().of(config := composed(*data_home, *SMALL))
     layout, hparams, key = setup.layout(1), setup.inputs_of(config), root_key(np.array([0]))
     lowered = Compiled(setup, layout, 1).lower_train()
-    window = next(iter(setup.feed(layout, [0]).windows(0, 0)))
+    window = next(iter(setup.feed(layout, [0]).windows(0, 1)))
     hparams, initial = jax.tree.map(
         lambda leaf: np.asarray(leaf)[None], (hparams, setup.experiment.init(hparams, root_key(0)))
     )

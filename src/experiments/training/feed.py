@@ -1,11 +1,12 @@
 """The data of the training program: windows of them on the devices.
 
 A window is a set of arrays and an order in which batches are drawn from them. A split in memory is
-one window per epoch, put on the devices once; a streamed split is a window per batch.
+put on the devices once, and a window is of one epoch; of a streamed split it is a batch.
 """
 
 import contextlib
 import functools
+import itertools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,15 +24,15 @@ from experiments.training.step import Layout, epoch_order
 
 @dataclass(frozen=True)
 class Window:
-    """`steps` batches: the i-th is rows order[i·batch : (i+1)·batch] of `arrays`.
+    """The batches from `first` to before `end`: the i-th is rows order[i·batch : (i+1)·batch].
 
-    Those before `first` have been trained on. A streamed window is one batch, in its order.
+    A streamed window is one batch, in its order.
     """
 
     arrays: Mapping[str, jax.Array]
     order: jax.Array
-    steps: int
-    first: int = 0
+    first: int
+    end: int
 
 
 class ResidentFeed:
@@ -39,6 +40,7 @@ class ResidentFeed:
 
     Args:
       arrays: the split, on the devices of `layout`.
+      steps_per_epoch: the batches of an epoch.
       seeds: of the order: one for all trials, or of each row one.
       shares: the probability of each example [examples]: an epoch draws as many as there are, with
         replacement. None: an epoch has each once.
@@ -47,7 +49,7 @@ class ResidentFeed:
     def __init__(
         self,
         arrays: Mapping[str, jax.Array],
-        batch_size: int,
+        steps_per_epoch: int,
         layout: Layout,
         seeds: Sequence[int],
         ordered: bool,
@@ -55,16 +57,23 @@ class ResidentFeed:
     ):
         self.arrays, self.layout, self.ordered, self.shares = arrays, layout, ordered, shares
         self.examples = len(next(iter(arrays.values())))
-        self.steps_per_epoch = self.examples // batch_size
+        self.steps_per_epoch = steps_per_epoch
         self.keys = root_key(np.array(seeds))
+        self._newest: tuple[int, jax.Array] | None = None  # an epoch and its order
         # compiles its program beside what comes before the first epoch
         self._compiling = threading.Thread(target=self._order, args=(0,))
         self._compiling.start()
 
-    def windows(self, epoch: int, done: int) -> Iterator[Window]:
-        """Yield the windows of an epoch of which `done` steps are done."""
+    def windows(self, step: int, end: int) -> Iterator[Window]:
+        """Yield the windows of the steps from one to before another."""
         self._compiling.join()
-        yield Window(self.arrays, self._order(epoch), self.steps_per_epoch, done)
+        while step < end:
+            epoch, first = divmod(step, self.steps_per_epoch)
+            count = min(self.steps_per_epoch - first, end - step)
+            if self._newest is None or self._newest[0] != epoch:
+                self._newest = epoch, self._order(epoch)
+            yield Window(self.arrays, self._newest[1], first, first + count)
+            step += count
 
     def _order(self, epoch: int) -> jax.Array:
         if self.ordered:
@@ -87,26 +96,22 @@ class StreamedFeed:
     Of several processes each reads its rows of a batch. The devices of a trial divide a batch.
     """
 
-    def __init__(
-        self, split: Stream, batch_size: int, steps_per_epoch: int, layout: Layout, seed: int
-    ):
+    def __init__(self, split: Stream, batch_size: int, layout: Layout, seed: int):
         self.batches = split.iterate(batch_size, seed, True, own_rows(batch_size))
         self.layout = layout
         self.order = put(np.arange(batch_size, dtype=np.int32), layout.order)
         self.position = 0  # of the next window
-        self.epoch_length = steps_per_epoch
 
-    def windows(self, epoch: int, done: int) -> Iterator[Window]:
-        """Yield the windows of an epoch of which `done` steps are done; does not end by itself."""
-        position = epoch * self.epoch_length + done
-        if position != self.position:
-            self.batches.go_to(position)
-            self.position = position
-        for batch in self.batches:
+    def windows(self, step: int, end: int) -> Iterator[Window]:
+        """Yield the windows of the steps from one to before another."""
+        if step != self.position:
+            self.batches.go_to(step)
+            self.position = step
+        for batch in itertools.islice(self.batches, end - step):
             put_own = functools.partial(jax.make_array_from_process_local_data, self.layout.batch)
             arrays = {name: put_own(rows) for name, rows in batch.items()}
             self.position += 1  # before the yield: who has seen enough does not come back
-            yield Window(arrays, self.order, 1)
+            yield Window(arrays, self.order, 0, 1)
 
 
 def training_examples(split: Arrays | Stream, batch_size: int, count: int, seed: int) -> Batch:

@@ -39,13 +39,13 @@ from experiments.viz.trial_view import (
 log = logging.getLogger(__name__)
 
 SCORED = 500  # images that a classifier looks at together
-DURING = 25  # most epochs of a run after which figures are drawn
+DURING = 25  # most evaluations of a run after which figures are drawn
 
 Drawn = tuple[dict[str, Path], dict[str, float]]  # the pictures by name, and metrics
 
 
 class RunFigures:
-    """The figures of one run; those of an epoch are drawn while the next one trains.
+    """The figures of one run; those of an evaluation are drawn while the training goes on.
 
     A figure that cannot be drawn is logged, and the run goes on.
 
@@ -53,7 +53,7 @@ class RunFigures:
       trial: the trial that is trained.
       directory: its run folder; pictures go to `figures/`.
       trackers: they get each picture once it is saved.
-      every: epochs from one drawing during the training to the next.
+      every: evaluations from one drawing during the training to the next.
     """
 
     def __init__(self, trial: TrialView, directory: Path, trackers: Tracker, every: int):
@@ -63,9 +63,9 @@ class RunFigures:
         self._under_way: Future[Drawn] | None = None
         drawing.warm_up()  # imports in a thread are safe now that the data are read
 
-    def due(self, epoch: int) -> bool:
-        """Return whether to draw after an epoch; the first is 1."""
-        return self._during and epoch % self.every == 0
+    def due(self, number: int) -> bool:
+        """Return whether to draw after an evaluation; the first is 1."""
+        return self._during and number % self.every == 0
 
     def after_epoch(self, step: int, weights: tuple[Tree, Tree]) -> None:
         """Start drawing (params, model_state), arrays that no later step overwrites."""
@@ -152,7 +152,7 @@ def figures_of_trials(trials: Sequence[Trial], *, test: bool) -> dict[Trial, Run
     found = {}
     for trial in trials if drawn and is_first() else ():
         view = view_of(trial.setup, trial.hparams, trial.directory, split)
-        every = max(trial.setup.trainer.epochs // DURING, 1)
+        every = max(trial.setup.periods.evaluations // DURING, 1)
         found[trial] = RunFigures(view, trial.directory, trial.trackers, every)
     return found
 

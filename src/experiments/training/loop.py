@@ -40,7 +40,7 @@ def fit(
     most: int | None = None,
     shown: Callable[[Sequence[Trial], int], None] = lambda trials, step: None,
 ) -> list[dict[str, Any]]:
-    """Train, validate every epoch, test the best weights once; return the summaries in order.
+    """Train, validate period by period, test the best weights once; return summaries in order.
 
     Trials of one static configuration that are at the same step are trained side by side. What is
     written of each is what would be written if it had been trained by itself.
@@ -65,7 +65,7 @@ def fit(
 class Training:
     """Trials of one static configuration under way together.
 
-    Trials that end leave between two epochs; the others go on as if they had always been alone.
+    Trials that end leave between two periods; the others go on as if they had always been alone.
     The arguments are those of `fit`; the trials are at one step.
     """
 
@@ -81,26 +81,26 @@ class Training:
         self.trials, self.test, self.train, self.shown = list(trials), test, train, shown
         setup = self.trials[0].setup
         self.setup, self.trainer, self.experiment = setup, setup.trainer, setup.experiment
-        self.epochs, self.steps_per_epoch = self.trainer.epochs, self.experiment.steps_per_epoch
-        self.metrics = Metrics(self.trainer.log_every, self.steps_per_epoch)
+        self.periods = setup.periods
+        self.metrics = Metrics(self.periods, self.experiment.steps_per_epoch)
         save_every = self.trainer.checkpoint_every if self.trainer.checkpoints else None
         most_steps = self.trainer.max_steps_per_dispatch
         self.decisions = Decisions(self.trainer.max_time, save_every, most_steps)
-        keep_every = self.trainer.keep_every and self.trainer.keep_every * self.steps_per_epoch
+        keep_every = self.trainer.keep_every and self.trainer.keep_every * self.periods.length
         self.checkpoints = SharedCheckpoints(folder, keep_every)
         where = folder if len(self.trials) > 1 else self.trials[0].directory
         self.profile = Profile(where, self.trainer.profile_steps if is_first() else 0)
         self.figures = figures_of_trials(self.trials, test=test)
-        self.to_log: list[tuple[Trial, int, Line]] = []  # ends of an epoch
+        self.to_log: list[tuple[Trial, int, Line]] = []  # ends of a period
 
     def run(self, saved: Sequence[Saved] | None, width: int | None) -> None:
-        """Train all epochs that are left, from `saved` on, or from step 0 if that is None."""
+        """Train all steps that are left, from `saved` on, or from step 0 if that is None."""
         self._begin(saved, width)
         if self.train:
             self._train()
         self.profile.after(self.metrics.step, ended=True)
         if self.trials:
-            over = self.metrics.step >= self.experiment.total_steps
+            over = self.metrics.step >= self.periods.total
             ended = "finished" if over else "stopped_early"
             self._leave(["diverged" if t.diverged_at is not None else ended for t in self.trials])
 
@@ -112,7 +112,7 @@ class Training:
             trial.trackers.status("compiling")
         if saved is not None:
             self._restore(saved)
-        training = self.train and self.metrics.step < self.experiment.total_steps
+        training = self.train and self.metrics.step < self.periods.total
         self.stack = Stack(self.trials, width, training=training)
         pretrained = pretrained_weights(self.setup) if saved is None else None  # or refused
         for trial in self.trials:
@@ -131,41 +131,39 @@ class Training:
             trial.diverged_at = trial.end_of(one.state.diverged_at)
 
     def _train(self) -> None:
-        """Train epoch by epoch while there are trials that go on."""
+        """Train period by period while there are trials that go on."""
         self.decisions.start()
         self.stack.diagnose(self.metrics.step)
-        while self.trials and (epoch := self.metrics.step // self.steps_per_epoch) < self.epochs:
+        while self.trials and (before := self.metrics.step) < self.periods.total:
             self.decisions.look(self.trials)
-            before, decided = self.metrics.step, self.decisions
+            decided, end = self.decisions, self.periods.end(before)
             each = zip(self.trials, decided.asked, strict=True)
             if self._leave([t.reason_to_end(before, decided, asked) for t, asked in each]):
                 continue
-            self._epoch(epoch)
-            interrupted = decided.signal is not None and self.metrics.step % self.steps_per_epoch
+            self._period(end)
+            interrupted = decided.signal is not None and self.metrics.step < end
             if self._all_diverged() or self.metrics.step == before or interrupted:
                 continue  # to leave, for the reason that there is
             self._validate()
             self.stack.diagnose(self.metrics.step)
-            self._draw(epoch + 1)
-            keep = self.trainer.keep_every and (epoch + 1) % self.trainer.keep_every == 0
-            if self.decisions.save_due or (self.trainer.checkpoints and keep):
+            self._draw()
+            if self.decisions.save_due or (self.trainer.checkpoints and self._stays()):
                 self._save()
 
-    # ------------------------------------------------------------------ an epoch
+    # ------------------------------------------------------------------ a period
 
-    def _epoch(self, epoch: int) -> None:
-        """Train the rest of an epoch and log its lines; the last ones await the validation.
+    def _period(self, end: int) -> None:
+        """Train until a period's end and log its lines; the last ones await the validation.
 
         The metrics of a dispatch are fetched while the next one runs: the devices never wait for
         the log. Before a checkpoint all of them are fetched, so that it holds one moment.
         """
-        end = (epoch + 1) * self.steps_per_epoch
         self.end_lines: list[Line] = [{"epoch": self.metrics.epoch} for _ in self.trials]
         self.clock = time.perf_counter()
         while self.metrics.step < end and not self._stopping():
             waiting: tuple[dict[str, jax.Array], int] | None = None
-            for dispatch in itertools.chain(self._dispatches(epoch, end), [None]):
-                self._log_lines()  # of the epoch before, now that the devices have work
+            for dispatch in itertools.chain(self._dispatches(end), [None]):
+                self._log_lines()  # of the period before, now that the devices have work
                 if waiting is not None:
                     self._collect(*waiting, end)
                 waiting = dispatch
@@ -173,24 +171,20 @@ class Training:
                 self._save()
                 self.clock = time.perf_counter()
 
-    def _dispatches(self, epoch: int, end: int) -> Iterator[tuple[dict[str, jax.Array], int]]:
-        """Hand steps of an epoch to the devices; yield each dispatch's log and length."""
-        left = end - self.metrics.step
-        for window in self.stack.feed.windows(epoch, self.steps_per_epoch - left):
+    def _dispatches(self, end: int) -> Iterator[tuple[dict[str, jax.Array], int]]:
+        """Hand steps of a period to the devices; yield each dispatch's log and length."""
+        for window in self.stack.feed.windows(self.metrics.step, end):
             first = window.first
-            while left and first < window.steps:
+            while first < window.end:
                 if self._stopping():
                     return
-                count = min(self.decisions.steps, window.steps - first, left)
+                count = min(self.decisions.steps, window.end - first)
                 self.profile.before(self.metrics.step)
                 yield self.stack.step(window, first, count), count
                 first += count
-                left -= count
                 self.decisions.look(self.trials)
                 if self.decisions.save_due:  # after a dispatch, so that there is always progress
                     return
-            if not left:
-                return
 
     def _collect(self, steps: dict[str, jax.Array], count: int, end: int) -> None:
         """Log the lines that a dispatch, once it is done, completes, but for those of the end."""
@@ -237,7 +231,7 @@ class Training:
     def _validate(self) -> None:
         """Validate all trials, which completes their lines; take note of the best weights."""
         weights = self.stack.weights
-        measured, means = self.stack.measure("validation", weights), self.metrics.end_epoch()
+        measured, means = self.stack.measure("validation", weights), self.metrics.end_period()
         better = []
         for row, trial in enumerate(self.trials):
             line = self.end_lines[row] | means[row] | prefixed("val", measured[row].line)
@@ -251,17 +245,18 @@ class Training:
             self.stack.tell_callbacks(self.metrics.step)
 
     def _log_lines(self, *, drawn: bool = False) -> None:
-        """Log the lines of an epoch; with `drawn`, wait for its figures and hand them over too."""
+        """Log the lines of a period; with `drawn`, wait for its figures and hand them over too."""
         for trial, step, line in self.to_log:
             trial.log(step, line)
         self.to_log = []
         for figures in self.figures.values() if drawn else ():
             figures.flush(self.metrics.step)
 
-    def _draw(self, epoch: int) -> None:
-        """Begin to draw what there is to see of an epoch."""
+    def _draw(self) -> None:
+        """Begin to draw what there is to see after a period."""
+        number = self.periods.number(self.metrics.step)
         for row, trial in enumerate(self.trials):
-            if (figures := self.figures.get(trial)) and figures.due(epoch):
+            if (figures := self.figures.get(trial)) and figures.due(number):
                 weights = self.stack.weights_of(row, self.stack.weights)
                 figures.after_epoch(self.metrics.step, weights)
 
@@ -272,6 +267,11 @@ class Training:
         return self.decisions.signal is not None or self.decisions.late or self._all_diverged()
 
     # ------------------------------------------------------------------ saving and leaving
+
+    def _stays(self) -> bool:
+        """Return whether a checkpoint of what was just evaluated is to stay for good."""
+        keep_every = self.checkpoints.keep_every
+        return keep_every is not None and self.metrics.step % keep_every == 0
 
     def _save(self, *, last: bool = False) -> None:
         """Save all trials in the background; the last time no step will follow."""

@@ -1,6 +1,7 @@
 """From arrays of per-step metrics [trials, steps] to the lines of the trials' logs."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,38 @@ MEASURED = ("param_norm", "update_norm")
 """Metrics that are known for the steps that end a line, and NaN for all others."""
 
 
-def ends_line(step: Any, log_every: int, steps_per_epoch: int) -> Any:
-    """Return whether a line ends with the step of this number, from 1; it may be traced."""
-    return (step == 1) | (step % log_every == 0) | (step % steps_per_epoch == 0)
+@dataclass(frozen=True)
+class Periods:
+    """The periods of a run, each of which ends with an evaluation, and the lines of its metrics.
+
+    Args:
+      length: steps of a period, such as an epoch; the last one may be shorter.
+      total: steps of the run.
+      log_every: steps of a line; another one ends with each period.
+    """
+
+    length: int
+    total: int
+    log_every: int
+
+    def ends_line(self, step: Any) -> Any:
+        """Return whether a line ends with the step of this number, from 1; it may be traced."""
+        regular = (step == 1) | (step % self.log_every == 0)
+        last = min(self.total, 2**31 - 1)  # the largest number of a step on a device
+        return regular | (step % self.length == 0) | (step == last)
+
+    def end(self, step: int) -> int:
+        """Return the steps done when the period ends that goes on after so many."""
+        return min((step // self.length + 1) * self.length, self.total)
+
+    def number(self, step: int) -> int:
+        """Return the number, from 1, of the period that a step is in, and of its evaluation."""
+        return -(-step // self.length)
+
+    @property
+    def evaluations(self) -> int:
+        """The evaluations of the run."""
+        return self.number(self.total)
 
 
 def prefixed(split: str, values: Line) -> Line:
@@ -25,16 +55,17 @@ def prefixed(split: str, values: Line) -> Line:
 
 
 class Metrics:
-    """Collects steps into lines: step 1, every `log_every`-th step and the end of each epoch.
+    """Collects steps into lines: step 1, every `log_every`-th step and the end of each period.
 
     Which steps a line covers depends on their numbers alone, never on how they were dispatched.
     """
 
-    def __init__(self, log_every: int, steps_per_epoch: int):
-        self.log_every, self.steps_per_epoch = log_every, steps_per_epoch
+    def __init__(self, periods: Periods, steps_per_epoch: int):
+        self.periods, self.steps_per_epoch = periods, steps_per_epoch
         self.step = 0
         self._line: dict[str, list[np.ndarray]] = {}  # of each step of the line: [trials]
-        self._totals: dict[str, np.ndarray] = {}  # of the epoch: [trials]
+        self._totals: dict[str, np.ndarray] = {}  # since the last evaluation: [trials]
+        self._evaluated = 0  # the step of the last evaluation
 
     @property
     def epoch(self) -> float:
@@ -60,7 +91,7 @@ class Metrics:
                 elif not (name in MEASURED and np.isnan(column).all()):
                     self._line[name] = [column]
             yield from ((self.step, trial) for trial, end in enumerate(ends) if end == self.step)
-            if ends_line(self.step, self.log_every, self.steps_per_epoch):
+            if self.periods.ends_line(self.step):
                 yield self.step, None
                 self._line = {}
 
@@ -76,11 +107,11 @@ class Metrics:
         rows = zip(*columns.values(), strict=True)
         return [{"epoch": self.epoch, **dict(zip(columns, row, strict=True))} for row in rows]
 
-    def end_epoch(self) -> list[Line]:
-        """Return each trial's means over the epoch, as `train/epoch_*`, and begin the next one."""
-        steps = (self.step - 1) % self.steps_per_epoch + 1
+    def end_period(self) -> list[Line]:
+        """Return each trial's means since the last evaluation, as `train/epoch_*`; begin anew."""
+        steps = self.step - self._evaluated
         columns = {f"train/epoch_{n}": (t / steps).tolist() for n, t in self._totals.items()}
-        self._totals = {}
+        self._totals, self._evaluated = {}, self.step
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     def keep(self, trials: Sequence[int]) -> None:
@@ -95,6 +126,7 @@ class Metrics:
             "step": self.step,
             "line": {name: [float(s[trial]) for s in steps] for name, steps in self._line.items()},
             "totals": {name: float(total[trial]) for name, total in self._totals.items()},
+            "evaluated": self._evaluated,
         }
 
     def restore(self, progress: Sequence[dict[str, Any]]) -> None:
@@ -103,3 +135,5 @@ class Metrics:
         self.step = first["step"]
         self._line = {n: list(np.array([p["line"][n] for p in progress]).T) for n in first["line"]}
         self._totals = {n: np.array([p["totals"][n] for p in progress]) for n in first["totals"]}
+        before = (self.step - 1) // self.steps_per_epoch * self.steps_per_epoch  # of version 0.1
+        self._evaluated = first.get("evaluated", before if self._totals else self.step)

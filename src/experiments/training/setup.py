@@ -27,6 +27,7 @@ from experiments.objectives.metrics import monitored
 from experiments.training.distributed import put
 from experiments.training.evaluation import Data, Evaluator, Split
 from experiments.training.feed import ResidentFeed, StreamedFeed
+from experiments.training.metrics import Periods
 from experiments.training.options import Trainer
 from experiments.training.runtime import data_mesh, devices_for
 from experiments.training.step import Compiled, Layout
@@ -86,12 +87,14 @@ class Setup:
         steps_per_epoch = len(self.splits.train) // self.batch_size
         if self.trainer.steps_per_epoch is not None:
             steps_per_epoch = min(steps_per_epoch, self.trainer.steps_per_epoch)
+        total = steps_per_epoch * self.trainer.epochs
+        self.periods = Periods(steps_per_epoch, total, self.trainer.log_every)
         self.experiment = Experiment(
             config,
             self.source.spec,
             self.source.pipeline,
             steps_per_epoch,
-            steps_per_epoch * self.trainer.epochs,
+            total,
             functools.partial(some_examples, self.splits.train),
         )
         self.objective = self.experiment.objective(hyperparameters(config))
@@ -138,12 +141,11 @@ class Setup:
 
     def feed(self, layout: Layout, seeds: Sequence[int]) -> ResidentFeed | StreamedFeed:
         """Return the training data for a stack; `seeds` are those of the order."""
-        split = self.splits.train
+        split, steps = self.splits.train, self.experiment.steps_per_epoch
         if isinstance(split, Stream):
-            steps = self.experiment.steps_per_epoch
-            return StreamedFeed(split, self.batch_size, steps, layout, seeds[0])
+            return StreamedFeed(split, self.batch_size, layout, seeds[0])
         arrays = self.data.resident(layout.everywhere)
-        return ResidentFeed(arrays, self.batch_size, layout, seeds, split.ordered, self._shares)
+        return ResidentFeed(arrays, steps, layout, seeds, split.ordered, self._shares)
 
     @property
     def _shares(self) -> np.ndarray | None:

@@ -97,16 +97,16 @@ class Stack:
         return log
 
     def diagnose(self, step: int) -> None:
-        """Log numbers of each layer at the first batch of the epoch, where that is wanted and due.
+        """Log numbers of each layer between two periods, where that is wanted and due.
 
-        Of a stream it is the batch at hand.
+        They are those at the first batch of the epoch, or of a stream at the batch at hand.
         """
-        experiment = self.setup.experiment
-        epoch, rest = divmod(step, experiment.steps_per_epoch)
-        due = epoch % -(-APART // experiment.steps_per_epoch) == 0 or step >= experiment.total_steps
-        if not (self.setup.trainer.diagnostics and due) or rest or step == self._restored_at:
+        periods, epoch = self.setup.periods, step / self.setup.experiment.steps_per_epoch
+        number, rest = divmod(step, periods.length)
+        due = (not rest and number % -(-APART // periods.length) == 0) or step >= periods.total
+        if not (self.setup.trainer.diagnostics and due) or step == self._restored_at:
             return
-        window = self._window or next(iter(self.feed.windows(0, 0)))
+        window = self._window or next(iter(self.feed.windows(0, 1)))
         numbers = self.compiled.diagnose(
             self.states, window.arrays, window.order, self.hparams, self.keys
         )
@@ -183,8 +183,7 @@ class Stack:
         The states are those before that step, as trials that have diverged keep them. None if the
         step played by itself is finite.
         """
-        epoch, done = divmod(step, self.setup.experiment.steps_per_epoch)
-        window = next(iter(self.feed.windows(epoch, done)))
+        window = next(iter(self.feed.windows(step, step + 1)))
         rows = slice(
             window.first * self.setup.batch_size, (window.first + 1) * self.setup.batch_size
         )
@@ -265,7 +264,7 @@ class Stack:
 
     def _seconds(self, program: Any, steps: int) -> float:
         """Return the time of so many steps from the states at hand, if an epoch has as many."""
-        window = next(iter(self.feed.windows(0, 0)))
+        window = next(iter(self.feed.windows(0, steps)))
 
         def call(count: int) -> Any:
             states = copied(self.states)  # which the program takes
@@ -274,7 +273,7 @@ class Stack:
 
         jax.block_until_ready(call(1))  # which warms up
         start = time.perf_counter()
-        jax.block_until_ready(call(min(steps, window.steps)))
+        jax.block_until_ready(call(window.end))
         return time.perf_counter() - start
 
 

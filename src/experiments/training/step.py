@@ -21,7 +21,7 @@ from experiments.core.diagnostics.layers import diagnose
 from experiments.core.experiment import Experiment, State, Tree
 from experiments.core.rng import stream
 from experiments.machine import return_freed_memory
-from experiments.training.metrics import ends_line
+from experiments.training.metrics import Periods
 from experiments.training.runtime import background, compiler_options
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ class Compiled:
         arguments = (self.states, *self._data, self.hparams, layout.stacked(self.setup.key))
         options = {"out_shardings": layout.trials}
         lowered, operations = self._lower("diagnose", spread, arguments, **options)
-        return lowered.compile(compiler_options(operations * self.setup.trainer.epochs))
+        return lowered.compile(compiler_options(operations * self.setup.periods.evaluations))
 
     def _compiled_training(self) -> jax.stages.Compiled:
         steps, flops = self.experiment.total_steps, self.setup.traced.cost.flops
@@ -167,7 +167,8 @@ class Compiled:
     def _compiled_evaluation(self) -> jax.stages.Compiled:
         assert self._lowered is not None
         (lowered, operations), setup = self._lowered.result(), self.setup
-        examples = setup.trainer.epochs * len(setup.splits.validation) + len(setup.splits.test)
+        times, splits = setup.periods.evaluations, setup.splits
+        examples = times * len(splits.validation) + len(splits.test)
         batches = math.ceil(examples / setup.eval_batch_size)
         program = lowered.compile(compiler_options(batches * operations))
         return_freed_memory()
@@ -196,9 +197,8 @@ class Compiled:
                 def batch_at(i):
                     return arrays if streamed else self._batch(arrays, batches, first + i)
 
-                return many_steps(
-                    *(self.experiment, batch_at, state, numbers, key, done, count, most)
-                )
+                given = (state, numbers, key, done, count, most)
+                return many_steps(self.experiment, self.setup.periods, batch_at, *given)
 
             own = [order] if layout.own_batches else []
             return each_trial(one, (states, hparams, keys, *own), self.width)
@@ -291,6 +291,7 @@ def each_trial(one: Callable[[Tree], Tree], stack: Tree, width: int) -> Tree:
 
 def many_steps(
     experiment: Experiment,
+    periods: Periods,
     batch_at: Callable,
     state: State,
     hparams: Tree,
@@ -304,10 +305,9 @@ def many_steps(
     The log has [most] values of each metric, of which the first `count` count, and `diverged_at`.
     The steps that end a line of metrics follow from the number of steps `done` before.
     """
-    log_every = experiment.config["trainer"]["log_every"]
 
     def ends(i):
-        return ends_line(done + i + 1, log_every, experiment.steps_per_epoch)
+        return periods.ends_line(done + i + 1)
 
     def body(i, carry):
         state, log = carry

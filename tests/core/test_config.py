@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from experiments.core.config import build, check, check_lengths, mismatch, place
+from experiments.core.config import build, check, mismatch, place
 from experiments.errors import UserError
 from experiments.types import Decay, Fraction, PositiveInt
 from support import choices, composed
@@ -57,22 +57,3 @@ def test_numbers_take_their_place_and_everything_else_stays():
 def test_build_calls_targets_innermost_first():
     node = {"_target_": "builtins.dict", "a": {"_target_": "builtins.list"}, "b": [1, 2]}
     assert build(node, c=3) == {"a": [], "b": [1, 2], "c": 3}
-
-
-def test_a_run_is_as_long_as_its_warm_up_and_its_updates():
-    config = composed("schedule=warmup_cosine", "trainer.epochs=4", "optim.accumulate=8")
-    check_lengths(config)
-    check_lengths(config, 2)
-    with pytest.raises(UserError, match=r"^optim.accumulate=8: the run has 4 steps"):
-        check_lengths(config, 1)
-    config["trainer"]["steps_per_epoch"] = 1
-    with pytest.raises(UserError, match=r"^optim.accumulate=8: the run has 4 steps"):
-        check_lengths(config)
-    config["schedule"] |= {"warmup": 5, "unit": "epochs"}
-    with pytest.raises(UserError, match=r"^schedule.warmup=5: the run has 4 epochs"):
-        check_lengths(config)
-    config["schedule"]["unit"] = "steps"
-    with pytest.raises(UserError, match=r"^schedule.warmup=5: the run has 4 steps"):
-        check_lengths(config)
-    config["trainer"]["epochs"] = 1  # of one step, as by debug=fast
-    check_lengths(config)

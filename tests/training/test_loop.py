@@ -50,6 +50,8 @@ def test_layer_by_layer_the_weights_that_stay_are_of_the_whole_task(train, tmp_p
     assert summary["test/loss"] < 0.8 * losses[0]
     best, last = (load_weights(tmp_path / "run", step)[0] for step in (None, 100))
     jax.tree.map(np.testing.assert_array_equal, best, last)
+    reached, _ = train(*stacked, *length, "trainer.target_loss=1000.0", folder="target")
+    assert reached["epoch"] == 3  # not by the loss of a layer
     with pytest.raises(UserError, match="epochs_a_layer=3, of 2 layers each: the run has 5 epochs"):
         train(*stacked, *length, "objective.epochs_a_layer=3", folder="short")
 

@@ -31,7 +31,7 @@ from experiments.cli.pretrained import with_model_of_run
 from experiments.commands.dispatch import as_plain
 from experiments.commands.train import train as train_in
 from experiments.core import trust
-from experiments.core.config import check_config, check_sizes
+from experiments.core.config import check_config
 from experiments.core.transfer import named
 from experiments.data.dataset import Arrays, Splits, model_input
 from experiments.errors import UserError
@@ -41,6 +41,7 @@ from experiments.tracking.jsonl import METRICS, NON_FINITE, SUMMARY, read_histor
 from experiments.tracking.log_file import log_file
 from experiments.tracking.tracker import Tracker
 from experiments.training.evaluation import Evaluator
+from experiments.training.options import check_said, check_sizes
 from experiments.training.restored import Restored
 from experiments.training.run_folder import UsedFolder, run_folder, saved_config, split_source
 from experiments.training.runtime import set_up_compiler
@@ -78,7 +79,9 @@ def compose(*overrides: str, config_dir: str | Path | None = None) -> DictConfig
     """
     configs = _configs(config_dir, with_model_of_run(overrides))
     try:
-        return _strict(OmegaConf.create(configs.compose()))
+        composed = configs.compose()
+        check_said(overrides, composed)
+        return _strict(OmegaConf.create(composed))
     except (HydraException, OmegaConfBaseException) as error:
         own = [f"--config-dir={configs.config_dir}"] if configs.config_dir else []
         said = explain(error, [*overrides, *own]) or str(error)

@@ -13,10 +13,11 @@ from hydra.utils import to_absolute_path
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.core import trust
-from experiments.core.config import build, check, check_config, check_sizes, mismatch, settled
+from experiments.core.config import build, check, check_config, mismatch, settled
 from experiments.errors import UserError
 from experiments.tracking.log_file import LOG, log_file
 from experiments.training.distributed import is_first, join
+from experiments.training.options import check_said, check_sizes
 from experiments.training.run_folder import (
     HYDRA,
     UsedFolder,
@@ -89,6 +90,7 @@ def _run(config: DictConfig, directory: Path, said: bool) -> None:
             raise UserError(f"{source} is of mode={config.mode}, which has nothing to resume")
     plain = as_plain(config, directory, source)
     check_config(plain)
+    check_said(arguments, plain)
     if mode == "train" and cluster is None:  # the data may lie where the job runs
         check_sizes(plain)
     if cluster is not None:

@@ -40,7 +40,8 @@ def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
         for rate in rates:
             own = copy.deepcopy(config)
             own["optim"]["learning_rate"] = float(rate)
-            own["trainer"] |= {"epochs": wanted.epochs, "checkpoints": False, "figures": False}
+            length = {"epochs": wanted.epochs, "steps": None, "eval_every": None}
+            own["trainer"] |= {**length, "checkpoints": False, "figures": False}
             folder = directory / "trials" / f"{rate:.3g}"
             folder.mkdir(parents=True, exist_ok=True)
             own["name"] = folder.name

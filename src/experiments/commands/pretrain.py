@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.commands import train
-from experiments.core.config import check_config, check_lengths, check_sizes
+from experiments.core.config import check_config
 from experiments.core.params import merged
 from experiments.core.transfer import named
 from experiments.core.trust import vet
@@ -14,6 +14,7 @@ from experiments.errors import UserError
 from experiments.tracking.jsonl import SUMMARY, write_json
 from experiments.tracking.terminal import concise, number
 from experiments.tracking.wandb import leave_run_aside
+from experiments.training.options import check_lengths, check_sizes
 from experiments.training.restored import check_fitting
 from experiments.training.run_folder import UsedFolder, run_folder
 from experiments.training.setup import Setups

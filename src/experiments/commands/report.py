@@ -89,8 +89,9 @@ def _covering(distribution: BaseDistribution, values: Sequence[Any]) -> BaseDist
 
 
 def _curve(study: Study, trial: FrozenTrial) -> dict[int, float]:
-    """Return the metric by epoch; of the first seed where there are several."""
+    """Return the metric by evaluation; of the first seed where there are several."""
     folder, metric = study.folder_of(trial.number), study.plan.metric
     path = folder / METRICS
     lines = read_history(path if path.exists() else folder / "seed_0" / METRICS)
-    return {int(line["epoch"]): line[metric] for line in lines if {metric, "epoch"} <= line.keys()}
+    values = [line[metric] for line in lines if {metric, "epoch"} <= line.keys()]
+    return dict(enumerate(values, start=1))

@@ -52,7 +52,7 @@ class RunInfo:
 
 
 class ValidationPredictions:
-    """The predictions for the validation split after an epoch, made when they are first read.
+    """The predictions for the validation split at an evaluation, made when they are first read.
 
     Args:
         make: returns both attributes.
@@ -79,7 +79,7 @@ class ValidationPredictions:
 
 
 class StopTraining(Exception):  # noqa: N818 - a request, as StopIteration
-    """Raised by a callback, ends its run after the epoch, as early stopping does.
+    """Raised by a callback, ends its run after the next evaluation, as early stopping does.
 
     Its text is the reason, which is logged.
     """
@@ -98,7 +98,7 @@ class Callback:
 
     @property
     def may_stop(self) -> bool:
-        """Whether it may ask the run to stop, so that lines of an epoch are logged as it ends."""
+        """Whether it may ask the run to stop, so that its lines are logged as an epoch ends."""
         return self.sees_epochs
 
     @property
@@ -119,7 +119,7 @@ class Callback:
         metrics: dict[str, float],
         predictions: ValidationPredictions,
     ) -> None:
-        """Take an epoch that has been validated; the run waits.
+        """Take an epoch, or `trainer.eval_every` steps, that has been validated; the run waits.
 
         Args:
             step: the steps done.

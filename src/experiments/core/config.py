@@ -9,7 +9,6 @@ traced scalar replaces a number of the config, and no callable needs to know.
 
 import functools
 import inspect
-import math
 import re
 import types
 import typing
@@ -20,7 +19,6 @@ import yaml
 
 from experiments.core.callback import FOLLOWERS, Callback, callback_nodes
 from experiments.core.names import locate
-from experiments.data.dataset import resolve_batch_size
 from experiments.errors import UserError, suggest
 from experiments.objectives.units import check_units
 from experiments.types import Bound, Seed, Static
@@ -157,56 +155,6 @@ def settled(config: dict[str, Any]) -> dict[str, Any]:
 def objective_of(config: Mapping[str, Any], num_classes: int = 2) -> Any:
     """Return the objective of a config, with its loss; some objectives are their own."""
     return build(config["objective"], loss=build(config.get("loss")), num_classes=num_classes)
-
-
-def check_lengths(config: Mapping[str, Any], steps_per_epoch: float = math.inf) -> None:
-    """Check that a run is as long as what is to happen in it.
-
-    Args:
-        config: of a run that is to be trained.
-        steps_per_epoch: as many as there are data for.
-
-    Raises:
-        UserError: a warm-up is longer than the run, a layer is never trained, or the weights are
-            never updated.
-    """
-    trainer, schedule = config["trainer"], config["schedule"]
-    epochs = trainer["epochs"]
-    steps = epochs * min(steps_per_epoch, trainer["steps_per_epoch"] or math.inf)
-    if epochs == trainer["steps_per_epoch"] == 1:  # to see whether it runs at all: debug=fast
-        return
-    in_epochs = schedule.get("unit") == "epochs"
-    hidden = config["model"].get("hidden")
-    layers = 1 + len(hidden) if isinstance(hidden, list) else 1
-    wanted = [
-        ("schedule.warmup", 1, in_epochs),
-        ("objective.warmup_epochs", 1, True),
-        ("objective.epochs_a_layer", layers, True),
-        ("optim.accumulate", 1, False),
-        ("discriminator_optim.accumulate", 1, False),
-    ]
-    for key, times, counts_epochs in wanted:
-        group, name = key.split(".")
-        value = (config.get(group) or {}).get(name) or 0
-        length, unit = (epochs, "epochs") if counts_epochs else (steps, "steps")
-        if times * value > length:
-            each = f", of {times} layers each" if times > 1 else ""
-            raise UserError(
-                f"{key}={value}{each}: the run has {length} {unit}; say trainer.epochs=..."
-            )
-
-
-def check_sizes(config: Mapping[str, Any]) -> None:
-    """Check batches and lengths by the description of the data, which is all that is read.
-
-    Raises:
-        UserError: a batch is more than the data, or what `check_lengths` says.
-    """
-    data = build(config["data"])
-    steps, examples = math.inf, data.spec.train_examples
-    if examples is not None:
-        steps = examples // resolve_batch_size(data.batch_size, examples)
-    check_lengths(config, steps)
 
 
 def check(node: Any, path: str = "") -> None:

@@ -5,10 +5,11 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from experiments.core.config import MISSING, build, check_sizes, leaves, objective_of
+from experiments.core.config import MISSING, build, leaves, objective_of
 from experiments.errors import UserError
 from experiments.search.configs import assignments, check_trial
 from experiments.search.space import Space
+from experiments.training.options import check_sizes
 
 if TYPE_CHECKING:
     from experiments.core.experiment import Experiment
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SIZES = (
-    *("data.", "trainer.epochs", "trainer.steps_per_epoch", "schedule.warmup"),
+    *("data.", "trainer.epochs", "trainer.steps", "schedule.warmup"),
     *("objective.warmup_epochs", "optim.accumulate", "discriminator_optim.accumulate"),
 )
 """Beginnings of parameters that decide together how long a trial is, and how long it has to be."""

@@ -154,8 +154,9 @@ def check_method(plan: "Plan") -> None:
 def pruner(plan: "Plan") -> optuna.pruners.BasePruner:
     """Return what ends trials early: asynchronous successive halving (ASHA, Li et al. 2020).
 
-    At `min_iter`, `min_iter·eta`, `min_iter·eta²`, ... epochs a trial goes on only among the best
-    1/eta of those that came as far; with `max_iter` and `s`, at max_iter/eta^s and so on.
+    At `min_iter`, `min_iter·eta`, `min_iter·eta²`, ... evaluations (epochs, or what
+    `trainer.eval_every` says) a trial goes on only among the best 1/eta of those that came as far;
+    with `max_iter` and `s`, at max_iter/eta^s and so on.
     """
     settings = plan.early_terminate
     if settings is None:

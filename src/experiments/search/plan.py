@@ -27,6 +27,7 @@ from experiments.search.readers import SweepFile, read_space, split
 from experiments.search.slurm import read_cluster
 from experiments.search.storage import ADDRESS, keep_address
 from experiments.tracking.jsonl import read_mapping
+from experiments.training.options import check_said
 from experiments.types import Positive, PositiveInt, Share
 
 FILE = "study.yaml"
@@ -53,7 +54,8 @@ class Plan:
       shrink: of the method `narrow`: width of a range in a round over that in the round before.
       seed: of the draws, and of the first run of each trial.
       seeds: runs per trial; its score is their median.
-      early_terminate: W&B's hyperband: `min_iter` or `max_iter` and `s`, in epochs, and `eta`.
+      early_terminate: W&B's hyperband: `min_iter` or `max_iter` and `s`, in evaluations, and
+        `eta`.
       storage: the Optuna storage: a file in the study folder, or the URL of a database, which
         `env` takes from the environment.
       heartbeat: seconds without a sign of life after which a worker counts as dead.
@@ -204,6 +206,8 @@ def make_plan(
     if wrong := list(space.check_paths()):
         raise UserError("\n".join(wrong))
     config = configs.plain(space.contexts[0])
+    steps = parameters.get("trainer.steps") or config["trainer"]["steps"]
+    check_said([*overrides, *parameters], {"trainer": {"steps": steps}})
     if config["nodes"] != 1:
         raise UserError(f"nodes={config['nodes']}: a trial runs on one node; say workers=...")
     if "retry" in settings:

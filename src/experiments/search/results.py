@@ -192,7 +192,7 @@ def counts(trials: list[FrozenTrial]) -> Text:
 
 def trial_table(title: str, trials: list[FrozenTrial]) -> Table:
     """Return a row per trial: its number, its value or latest report, and its overrides."""
-    numbers = [Column(name, justify="right") for name in (title, "value", "epoch")]
+    numbers = [Column(name, justify="right") for name in (title, "value", "evaluation")]
     table = Table(*numbers, Column("overrides", overflow="fold"), **PLAIN)
     for trial in trials:
         reported = trial.intermediate_values

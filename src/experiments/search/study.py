@@ -54,7 +54,7 @@ class Trial:
     """A trial that this worker has claimed.
 
     Args:
-      reported: epochs that an earlier attempt has reported the metric of.
+      reported: evaluations that an earlier attempt has reported the metric of.
     """
 
     number: int
@@ -308,7 +308,7 @@ def outcome_of(trial: int, ended: Sequence[Summary | Exception], metric: str) ->
         if run["status"] == "diverged":
             return without_value("diverged", f"diverged at step {run['diverged_at']}")
         if run["status"] == "pruned":
-            pruned = pruned or {"reason": f"pruned after epoch {round(run['epoch'])}"}
+            pruned = pruned or {"reason": f"pruned after epoch {round(run['epoch'], 2):g}"}
         elif metric not in run["best"]:
             return without_value("failed", f"no epoch was validated, so there is no {metric}")
         scores.append(run["best"].get(metric))

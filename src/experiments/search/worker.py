@@ -31,6 +31,7 @@ from experiments.tracking.jsonl import JsonLines
 from experiments.tracking.log_file import log_file
 from experiments.tracking.tracker import Tracker, Trackers, chosen
 from experiments.training.loop import fit
+from experiments.training.metrics import Periods
 from experiments.training.run_folder import run_folder
 from experiments.training.runtime import announce, set_up_compiler, split_processor
 from experiments.training.setup import Setups
@@ -103,16 +104,16 @@ class Reporter(Tracker):
 
     may_stop = True
 
-    def __init__(self, trial: Trial, metric: str, stop: TrialStop):
-        self.trial, self.metric, self.stop = trial, metric, stop
+    def __init__(self, trial: Trial, metric: str, stop: TrialStop, periods: Periods):
+        self.trial, self.metric, self.stop, self.periods = trial, metric, stop, periods
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Report a line that holds the metric; its epoch is Optuna's step."""
+        """Report a line that holds the metric; the number of the evaluation is Optuna's step."""
         if self.metric not in scalars:
             return
-        epoch = round(scalars["epoch"])
-        if epoch not in self.trial.reported:
-            self.trial.optuna.report(scalars[self.metric], epoch)
+        number = self.periods.number(step)
+        if number not in self.trial.reported:
+            self.trial.optuna.report(scalars[self.metric], number)
             if self.trial.optuna.should_prune():
                 self.stop.reason = self.stop.reason or "pruned"
 
@@ -283,10 +284,11 @@ class Worker:
         stack.enter_context(run_folder(run.folder, record, used="continued"))
         if alone:
             stack.enter_context(log_file(run.folder))
+        setup = self.setups.of(config)
         # where no trial is pruned, reports of many would only cost time
         if run.claimed is not None and (alone or plan.early_terminate is not None):
-            trackers.insert(1, Reporter(run.claimed, plan.metric, run.stop))
-        return Training(self.setups.of(config), config, run.folder, Trackers(trackers), run.stop)
+            trackers.insert(1, Reporter(run.claimed, plan.metric, run.stop, setup.periods))
+        return Training(setup, config, run.folder, Trackers(trackers), run.stop)
 
     def _train(self, runs: Sequence[Run], *, test: bool = False) -> list[Summary | Exception]:
         """Train runs side by side, on from where an earlier attempt was.

@@ -98,7 +98,7 @@ class Terminal(Tracker):
         line = self._shown(line)
         best = _metrics(_of_split("val", line))
         lines = {
-            "best": f"{best} @ epoch {line['epoch']:g}" if best else "",
+            "best": f"{best} @ epoch {round(line['epoch'], 2):g}" if best else "",
             "test": _metrics(_of_split("test", summary)).removeprefix("test "),
             "time": duration(summary["seconds"]) if "seconds" in summary else "",
             "speed": _speed(summary),
@@ -173,7 +173,7 @@ def _position(run: RunInfo, step: int, scalars: Mapping[str, float]) -> str:
     """Return `1200/9380  epoch 2.56/20  12.3k examples/s`."""
     total, per_epoch = run.total_steps, max(run.steps_per_epoch, 1)
     epoch = scalars.get("epoch", step / per_epoch)
-    text = f"{step:>{len(str(total))}}/{total}  epoch {epoch:.2f}/{total / per_epoch:g}"
+    text = f"{step:>{len(str(total))}}/{total}  epoch {epoch:.2f}/{round(total / per_epoch, 2):g}"
     speed = _speed(scalars)
     return f"{text}  {speed:>16}" if speed else text
 

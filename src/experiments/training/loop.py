@@ -235,7 +235,7 @@ class Training:
         better = []
         for row, trial in enumerate(self.trials):
             line = self.end_lines[row] | means[row] | prefixed("val", measured[row].line)
-            better.append(trial.diverged_at is None and trial.best.improved(line))
+            better.append(trial.diverged_at is None and trial.best.take(line))
             if trial.diverged_at is None:
                 trial.line = line
                 self.to_log.append((trial, self.metrics.step, line))

@@ -1,7 +1,7 @@
-"""From arrays of per-step metrics [trials, steps] to the lines of the trials' logs."""
+"""From arrays of per-step metrics [trials, steps] to lines of a log, and to the best of these."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,10 @@ class Periods:
     def end(self, step: int) -> int:
         """Return the steps done when the period ends that goes on after so many."""
         return min((step // self.length + 1) * self.length, self.total)
+
+    def begin(self, step: int) -> int:
+        """Return the steps done before the period that a step is in."""
+        return (step - 1) // self.length * self.length
 
     def number(self, step: int) -> int:
         """Return the number, from 1, of the period that a step is in, and of its evaluation."""
@@ -137,3 +141,46 @@ class Metrics:
         self._totals = {n: np.array([p["totals"][n] for p in progress]) for n in first["totals"]}
         before = (self.step - 1) // self.steps_per_epoch * self.steps_per_epoch  # of version 0.1
         self._evaluated = first.get("evaluated", before if self._totals else self.step)
+
+
+@dataclass
+class Best:
+    """Follows the monitored validation metric from evaluation to evaluation.
+
+    Args:
+      metric: such as "accuracy".
+      mode: "min", "max" or, where no metric tells, "last".
+      min_delta: what a value has to be better by to count as an improvement.
+      line: that of the best evaluation.
+      stale: evaluations since the last improvement.
+      mark: the value that the next improvement is better than.
+    """
+
+    metric: str
+    mode: str
+    min_delta: float
+    line: Line = field(default_factory=dict)
+    stale: int = 0
+    mark: float | None = None
+
+    @property
+    def value(self) -> float | None:
+        """The best value so far."""
+        return self.line.get(f"val/{self.metric}")
+
+    def take(self, line: Line) -> bool:
+        """Take the line of an evaluation; return whether no earlier one was as good."""
+        value = line[f"val/{self.metric}"]
+        improved = self._better(value, self.mark, self.min_delta)
+        self.stale = 0 if improved else self.stale + 1
+        self.mark = value if improved else self.mark
+        if better := self._better(value, self.value):
+            self.line = dict(line)
+        return better
+
+    def _better(self, value: float, than: float | None, by: float = 0.0) -> bool:
+        if value != value:  # NaN is never better
+            return False
+        if than is None or self.mode == "last":
+            return True
+        return value < than - by if self.mode == "min" else value > than + by

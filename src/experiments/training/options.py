@@ -1,8 +1,17 @@
-"""The keys of a config that say how to train: the groups `trainer`, `population` and `lr_range`."""
+"""The keys of a config that say how to train: the groups `trainer`, `population` and `lr_range`.
 
+And the checks of the length that a run has by them.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from experiments.core.config import build
+from experiments.data.dataset import resolve_batch_size
+from experiments.errors import UserError
+from experiments.training.metrics import Periods
 from experiments.types import NonNegative, NonNegativeInt, Positive, PositiveInt, Seed
 
 
@@ -12,7 +21,11 @@ class Trainer:
 
     Args:
       epochs: passes over the training split.
+      steps: the length in steps, in the place of `epochs` (null: as many as these are).
       steps_per_epoch: cut every epoch off after so many steps (null: the whole split).
+      eval_every: steps from one evaluation to the next, whatever the epochs (null: an epoch).
+        Such a period is what patience, `keep_every`, `target_loss`, diagnostics and callbacks count
+        in, and the pruning of a study. The last step is evaluated in any case.
       eval_batches: cut every evaluation off after so many batches (null: the whole split).
       log_every: steps whose mean makes one line of metrics.
       precision: of activations and of the gradient computation; parameters and losses stay fp32.
@@ -22,14 +35,17 @@ class Trainer:
       shuffle_seed: of the order of the training data (null: the run's seed).
       monitor: validation metric that says which epoch is best (null: the objective's own).
       monitor_mode: whether it should be small or large (null: the objective's own).
-      patience: epochs without a better value after which the run stops early (null: never).
+      patience: evaluations without a better value after which the run stops early (null: never).
+      min_delta: what a value has to be better by for patience to count it; the best weights are
+        those of the best value in any case.
       on_nan: end a run whose loss or gradient is not finite, or skip such updates.
       max_time: seconds of training after which the run stops (null: no limit).
-      target_loss: training loss of an epoch at which the run stops (null: none).
+      target_loss: mean training loss of a period at which the run stops (null: none); where layers
+        are trained one by one, of a period of all of them together.
       max_steps_per_dispatch: most steps handed to the device at once.
       checkpoints: save what is needed to resume, evaluate and reuse the run.
       checkpoint_every: seconds between checkpoints (null: only at the end).
-      keep_every: epochs between checkpoints that stay for good (null: the newest two and the
+      keep_every: evaluations between checkpoints that stay for good (null: the newest two and the
         best weights alone stay). Of trials side by side each has its own, and the stack that they
         share is saved as well.
       profile_steps: steps recorded by the JAX profiler (0: none), and what is left of the last
@@ -37,15 +53,17 @@ class Trainer:
         in `populations/<name>/profile/` of their study.
       debug_nans: when a run diverges, play that step again and name the first operation that gives
         a NaN or, where none does, an infinity.
-      diagnostics: log numbers of each layer before the first and after every epoch, at the price of
-        a step; of epochs shorter than `training.stack.APART` steps not after every one.
+      diagnostics: log numbers of each layer before the first and after every period, at the price
+        of a step; of periods shorter than `training.stack.APART` steps not after every one.
       compilation_cache: folder of compiled programs (null: the user's cache folder, "": none).
       figures: draw figures: of every trial, of none, or of the best alone, that is of a run by
         itself and of the winner of a study.
     """
 
     epochs: PositiveInt
+    steps: PositiveInt | None
     steps_per_epoch: PositiveInt | None
+    eval_every: PositiveInt | None
     eval_batches: PositiveInt | None
     log_every: PositiveInt
     precision: Literal["fp32", "bf16"]
@@ -55,6 +73,7 @@ class Trainer:
     monitor: str | None
     monitor_mode: Literal["min", "max"] | None
     patience: PositiveInt | None
+    min_delta: NonNegative
     on_nan: Literal["stop", "skip"]
     max_time: Positive | None
     target_loss: NonNegative | None
@@ -67,6 +86,11 @@ class Trainer:
     diagnostics: bool
     compilation_cache: str | None
     figures: bool | Literal["best"]
+
+    def periods(self, steps_per_epoch: int) -> Periods:
+        """Return the periods of a run whose epochs have so many steps."""
+        total = self.steps or self.epochs * steps_per_epoch
+        return Periods(self.eval_every or steps_per_epoch, total, self.log_every)
 
 
 @dataclass(frozen=True)
@@ -99,3 +123,76 @@ class LrRange:
     high: Positive
     rates: PositiveInt
     epochs: PositiveInt
+
+
+def check_said(arguments: Iterable[str], config: Mapping[str, Any]) -> None:
+    """Check that no argument says the epochs of a run whose length is said in steps.
+
+    Raises:
+        UserError: it would make no difference.
+    """
+    steps = config["trainer"]["steps"]
+    said = [a for a in arguments if a.lstrip("+").partition("=")[0] == "trainer.epochs"]
+    if said and steps is not None:
+        raise UserError(
+            f"{said[0].lstrip('+')}: the length of the run is trainer.steps={steps}; "
+            "change that, or say trainer.steps=null too"
+        )
+
+
+def check_lengths(config: Mapping[str, Any], steps_per_epoch: float = math.inf) -> None:
+    """Check that a run is as long as what is to happen in it.
+
+    Args:
+        config: of a run that is to be trained.
+        steps_per_epoch: as many as there are data for.
+
+    Raises:
+        UserError: a warm-up is longer than the run, a layer is never trained, or the weights are
+            never updated.
+    """
+    trainer, schedule = config["trainer"], config["schedule"]
+    of_epoch = min(steps_per_epoch, trainer["steps_per_epoch"] or math.inf)
+    epochs, steps, unit = trainer["epochs"], trainer["epochs"] * of_epoch, "epochs"
+    if trainer["steps"] is not None:
+        steps, unit = trainer["steps"], "steps"
+        epochs = steps / of_epoch or math.inf  # which is that nobody knows
+    if trainer["steps"] == 1 or trainer["epochs"] == trainer["steps_per_epoch"] == 1:
+        return  # to see whether it runs at all: debug=fast
+    in_epochs = schedule.get("unit") == "epochs"
+    layers = layers_of(config)
+    wanted = [
+        ("schedule.warmup", 1, in_epochs),
+        ("objective.warmup_epochs", 1, True),
+        ("objective.epochs_a_layer", layers, True),
+        ("optim.accumulate", 1, False),
+        ("discriminator_optim.accumulate", 1, False),
+    ]
+    for key, times, counts_epochs in wanted:
+        group, name = key.split(".")
+        value = (config.get(group) or {}).get(name) or 0
+        length, of = (epochs, "epochs") if counts_epochs else (steps, "steps")
+        if times * value > length:
+            each = f", of {times} layers each" if times > 1 else ""
+            raise UserError(
+                f"{key}={value}{each}: the run has {length:g} {of}; say trainer.{unit}=..."
+            )
+
+
+def layers_of(config: Mapping[str, Any]) -> int:
+    """Return the layers that `objective.epochs_a_layer` trains one after the other."""
+    hidden = config["model"].get("hidden")
+    return 1 + len(hidden) if isinstance(hidden, list) else 1
+
+
+def check_sizes(config: Mapping[str, Any]) -> None:
+    """Check batches and lengths by the description of the data, which is all that is read.
+
+    Raises:
+        UserError: a batch is more than the data, or what `check_lengths` says.
+    """
+    data = build(config["data"])
+    steps, examples = math.inf, data.spec.train_examples
+    if examples is not None:
+        steps = examples // resolve_batch_size(data.batch_size, examples)
+    check_lengths(config, steps)

@@ -27,7 +27,6 @@ from experiments.objectives.metrics import monitored
 from experiments.training.distributed import put
 from experiments.training.evaluation import Data, Evaluator, Split
 from experiments.training.feed import ResidentFeed, StreamedFeed
-from experiments.training.metrics import Periods
 from experiments.training.options import Trainer
 from experiments.training.runtime import data_mesh, devices_for
 from experiments.training.step import Compiled, Layout
@@ -87,14 +86,13 @@ class Setup:
         steps_per_epoch = len(self.splits.train) // self.batch_size
         if self.trainer.steps_per_epoch is not None:
             steps_per_epoch = min(steps_per_epoch, self.trainer.steps_per_epoch)
-        total = steps_per_epoch * self.trainer.epochs
-        self.periods = Periods(steps_per_epoch, total, self.trainer.log_every)
+        self.periods = self.trainer.periods(steps_per_epoch)
         self.experiment = Experiment(
             config,
             self.source.spec,
             self.source.pipeline,
             steps_per_epoch,
-            total,
+            self.periods.total,
             functools.partial(some_examples, self.splits.train),
         )
         self.objective = self.experiment.objective(hyperparameters(config))

@@ -5,20 +5,19 @@ import math
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.core.config import check_lengths
 from experiments.errors import UserError
 from experiments.machine import StopRequest
 from experiments.tracking.jsonl import METRICS, SUMMARY, read_mapping, write_json
 from experiments.tracking.tracker import RunInfo, Trackers
 from experiments.training.checkpoints import Saved, discard_after, load, saved_step
 from experiments.training.distributed import Decisions, is_first
-from experiments.training.metrics import Line
+from experiments.training.metrics import Best, Line
+from experiments.training.options import check_lengths, layers_of
 from experiments.training.run_folder import FOUND
 from experiments.training.setup import Setup
 
@@ -53,7 +52,7 @@ class Trial:
         self.setup, self.config, self.directory = setup, config, directory
         self.trackers, self.stop = trackers, stop
         self.hparams: dict[str, np.float32] = setup.inputs_of(config)
-        self.best = BestEpoch(*setup.monitor)
+        self.best = Best(*setup.monitor, setup.trainer.min_delta)
         self.line: Line = {}  # the newest
         self.diverged_at: int | None = None  # the step, from 1
         self.first_nan: str | None = None  # the operation that made it, with `debug_nans`
@@ -122,7 +121,7 @@ class Trial:
         self.warn(f"loss or gradient is not finite at step {step}")
 
     def reason_to_end(self, step: int, decisions: Decisions, asked: bool) -> str | None:
-        """Return the status with which it ends after the epochs so far, if it does.
+        """Return the status with which it ends after the steps so far, if it does.
 
         Args:
           step: the steps done.
@@ -130,12 +129,12 @@ class Trial:
           asked: whether a callback asks for it.
         """
         trainer, reason = self.setup.trainer, None
-        train_loss = self.line.get("train/epoch_loss", float("inf"))
         if self.diverged_at is not None:
             return "diverged"
         if trainer.patience is not None and self.best.stale >= trainer.patience:
-            reason = f"val/{self.best.metric} has not improved for {trainer.patience} epochs"
-        elif trainer.target_loss is not None and train_loss <= trainer.target_loss:
+            unit = "epochs" if trainer.eval_every is None else "evaluations"
+            reason = f"val/{self.best.metric} has not improved for {trainer.patience} {unit}"
+        elif trainer.target_loss is not None and self._train_loss(step) <= trainer.target_loss:
             reason = f"trainer.target_loss={trainer.target_loss:g} is reached"
         elif asked:
             reason = self.trackers.stop_reason or "a callback asks for it"
@@ -151,6 +150,16 @@ class Trial:
             return None
         self.warn(f"stopped by {self.stop.cause or signal} after step {step}")
         return self.stop.status
+
+    def _train_loss(self, step: int) -> float:
+        """Return the mean loss of the period that ends with a step, if it is of the whole task.
+
+        Where layers are trained one after the other, the loss is that of one layer.
+        """
+        objective, steps = self.config["objective"], self.setup.experiment.steps_per_epoch
+        layerwise = layers_of(self.config) * (objective.get("epochs_a_layer") or 0) * steps
+        whole = self.setup.periods.begin(step) >= layerwise
+        return self.line.get("train/epoch_loss", math.inf) if whole else math.inf
 
     def summarize(self, step: int, status: str) -> dict[str, Any]:
         """Return what `summary.json` says, but for the test."""
@@ -180,6 +189,7 @@ class Trial:
             "recorder": metrics,
             "best": self.best.line,
             "stale": self.best.stale,
+            "mark": self.best.mark,
             "last_line": self.line,
             "training_seconds": self.training_seconds,
             "seconds": self.seconds,
@@ -227,6 +237,7 @@ class Trial:
             self.warn("the data on disk have changed since it was saved")
         if (before := saved.get("monitor", self.monitor)) == self.monitor:
             self.best.line, self.best.stale = saved["best"], saved["stale"]
+            self.best.mark = saved.get("mark", self.best.value)
         else:
             self.warn(f"the best epoch by {before[0]} ({before[1]}) is looked for anew")
         total = self.setup.experiment.total_steps
@@ -314,27 +325,3 @@ def finished_before(trial: Trial, test: bool) -> dict[str, Any] | None:
     done = summary.get("status") == "finished" and summary.get("step", 0) >= total
     done = done and (not test or any(name.startswith("test/") for name in summary))
     return summary if done else None
-
-
-@dataclass
-class BestEpoch:
-    """Follows the monitored validation metric from epoch to epoch."""
-
-    metric: str  # such as "accuracy"
-    mode: str  # "min", "max" or, where no metric tells, "last"
-    line: dict = field(default_factory=dict)  # of the best epoch
-    stale: int = 0  # epochs since then
-
-    def improved(self, line: dict) -> bool:
-        """Take an epoch's line; return whether no earlier epoch was as good."""
-        name = f"val/{self.metric}"
-        value, previous = line[name], self.line.get(name)
-        better = value == value and (  # NaN is never better
-            previous is None
-            or self.mode == "last"
-            or (value < previous if self.mode == "min" else value > previous)
-        )
-        self.stale = 0 if better else self.stale + 1
-        if better:
-            self.line = dict(line)
-        return better

@@ -45,7 +45,7 @@ class StudyData:
 
     Attributes:
         study: the trials of the budget by number. Those with a value are complete, their
-            parameters are values of the config, their intermediate values the metric by epoch,
+            parameters are values of the config, their intermediate values the metric by evaluation,
             and their user attributes `state` and, where known, `seconds` and `reason`.
         method: how values were drawn, such as `random`.
         metric: the metric that was searched for, such as `val/accuracy`.
@@ -137,12 +137,12 @@ def study_figures(data: StudyData) -> dict[str, Figure]:
         curve = trial.intermediate_values
         style, width = "-" if len(curve) > 1 else ".", 2.5 if trial is data.ranked[0] else 1.2
         ax.plot(curve.keys(), curve.values(), style, color=colour, linewidth=width)
-    ax.set(xlabel="epoch", ylabel=data.metric, title=TITLES["learning_curves"])
+    ax.set(xlabel="evaluation", ylabel=data.metric, title=TITLES["learning_curves"])
     return figures
 
 
 def learning_curves(data: StudyData) -> go.Figure:
-    """Draw the metric of every trial by epoch, coloured by rank, the best on top."""
+    """Draw the metric of every trial by evaluation, coloured by rank, the best on top."""
     figure = go.Figure()
     for trial, colour in _worst_first(data):
         epochs, values = list(trial.intermediate_values), list(trial.intermediate_values.values())
@@ -150,7 +150,7 @@ def learning_curves(data: StudyData) -> go.Figure:
         line = {"color": colour, "width": 3 if trial is data.ranked[0] else 1.3}
         shown = {"text": [_description(trial)] * len(epochs), "hoverinfo": "x+y+text"}
         figure.add_scatter(x=epochs, y=values, mode=mode, line=line, **shown)
-    return figure.update_layout(xaxis_title="epoch", yaxis_title=data.metric, showlegend=False)
+    return figure.update_layout(xaxis_title="evaluation", yaxis_title=data.metric, showlegend=False)
 
 
 def comparison(studies: Sequence[StudyData]) -> Figure:

@@ -24,8 +24,9 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.machine import StopRequest
 from experiments.tracking.jsonl import METRICS, JsonLines, read_history
 from experiments.tracking.tracker import Tracker, Trackers
-from experiments.training.checkpoints import Checkpoints, load
 from experiments.training.loop import fit
+from experiments.training.saving.checkpoints import Checkpoints
+from experiments.training.saving.trials import load
 from experiments.training.setup import Setups
 from experiments.training.trial import Trial
 

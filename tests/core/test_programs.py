@@ -11,8 +11,8 @@ import pytest
 from experiments.core import programs
 from experiments.core.experiment import Experiment
 from experiments.core.programs import Programs, _source
-from experiments.training.checkpoints import load_weights
 from experiments.training.loop import fit
+from experiments.training.saving.trials import load_weights
 from experiments.training.setup import Setups
 from support import TINY, composed, lines_of, trial_of
 

@@ -6,8 +6,8 @@ import pytest
 
 from experiments.core.rng import root_key
 from experiments.data.dataset import Stream, some_examples
-from experiments.training.checkpoints import load
 from experiments.training.loop import fit
+from experiments.training.saving.trials import load
 from experiments.training.setup import Setups
 from support import composed, trial_of
 

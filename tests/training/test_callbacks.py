@@ -14,8 +14,8 @@ from experiments.core.transfer import named
 from experiments.errors import UserError
 from experiments.tracking.jsonl import read_history
 from experiments.tracking.tracker import Trackers
-from experiments.training.checkpoints import load
 from experiments.training.loop import fit
+from experiments.training.saving.trials import load
 from experiments.training.setup import Setups
 from support import TINY, composed, trial_of
 

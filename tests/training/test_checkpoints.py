@@ -10,7 +10,7 @@ import pytest
 from experiments.errors import UserError
 from experiments.machine import StopRequest
 from experiments.tracking.jsonl import JsonLines
-from experiments.training.checkpoints import load_weights
+from experiments.training.saving.trials import load_weights
 from support import killed_after_saving, timeless
 
 

@@ -9,8 +9,8 @@ import pytest
 from experiments.errors import UserError
 from experiments.tracking.jsonl import read_history
 from experiments.tracking.tracker import Tracker
-from experiments.training.checkpoints import load_weights
 from experiments.training.loop import fit
+from experiments.training.saving.trials import load_weights
 from support import composed, timeless, trial_of
 
 

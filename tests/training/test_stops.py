@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.training.checkpoints import Checkpoints
 from experiments.training.evaluation import Evaluator
+from experiments.training.saving.checkpoints import Checkpoints
 from experiments.training.step import Compiled
 from support import ROOT, lines_of, weights_of
 

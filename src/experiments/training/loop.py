@@ -15,7 +15,6 @@ import jax
 
 from experiments.core.params import count_parameters
 from experiments.machine import collect_garbage_as_usual
-from experiments.training.checkpoints import Progress, Saved, SharedCheckpoints
 from experiments.training.distributed import Decisions, is_first
 from experiments.training.evaluation import Split
 from experiments.training.figures import figures_of_trials
@@ -23,6 +22,8 @@ from experiments.training.metrics import Line, Metrics, prefixed
 from experiments.training.restored import pretrained_weights
 from experiments.training.run_folder import CHECKPOINTS
 from experiments.training.runtime import Profile
+from experiments.training.saving.checkpoints import Progress, Saved
+from experiments.training.saving.trials import SharedCheckpoints
 from experiments.training.stack import Stack
 from experiments.training.trial import TESTED, Trial, groups
 

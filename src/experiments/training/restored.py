@@ -21,10 +21,10 @@ from experiments.models.torchvision import read_published
 from experiments.objectives.losses import with_class_weights
 from experiments.objectives.units import in_units
 from experiments.tracking.tracker import Tracker
-from experiments.training.checkpoints import load, load_weights
 from experiments.training.distributed import put_to_read
 from experiments.training.evaluation import Data, Measured, Predictions, Split
 from experiments.training.run_folder import split_source
+from experiments.training.saving.trials import load, load_weights
 from experiments.training.setup import Setup
 
 log = logging.getLogger(__name__)

@@ -17,10 +17,10 @@ from experiments.core.transfer import named
 from experiments.data.dataset import Batch
 from experiments.machine import return_freed_memory
 from experiments.training import runtime
-from experiments.training.checkpoints import Saved
 from experiments.training.distributed import fetch, put, put_keys
 from experiments.training.evaluation import Measured, Predictions, Split
 from experiments.training.feed import Window
+from experiments.training.saving.checkpoints import Saved
 from experiments.training.setup import Setup
 from experiments.training.step import Compiled, Layout
 from experiments.training.trial import Trial

@@ -14,11 +14,12 @@ from experiments.errors import UserError
 from experiments.machine import StopRequest
 from experiments.tracking.jsonl import METRICS, SUMMARY, read_mapping, write_json
 from experiments.tracking.tracker import RunInfo, Trackers
-from experiments.training.checkpoints import Saved, discard_after, load, saved_step
 from experiments.training.distributed import Decisions, is_first
 from experiments.training.metrics import Best, Line
 from experiments.training.options import check_lengths, layers_of
 from experiments.training.run_folder import FOUND
+from experiments.training.saving.checkpoints import Saved
+from experiments.training.saving.trials import discard_after, load, saved_step
 from experiments.training.setup import Setup
 
 log = logging.getLogger(__name__)

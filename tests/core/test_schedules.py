@@ -1,7 +1,10 @@
 """Schedules at the points that define them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from experiments.core.config import build
@@ -29,6 +32,12 @@ def factor(name, step, *settings, steps_per_epoch=10, total=100):
         ("warmup_cosine", ["schedule.warmup=2"], 10, 0.5),
         ("warmup_cosine", ["schedule.warmup=2"], 20, 1.0),
         ("warmup_cosine", ["schedule.warmup=2"], 60, 0.5),
+        ("constant", ["schedule.warmup=2"], 5, 0.25),
+        ("constant", ["schedule.warmup=2"], 20, 1.0),
+        ("step", ["schedule.warmup=2", "schedule.every=2"], 39, 1.0),
+        ("step", ["schedule.warmup=2", "schedule.every=2"], 40, 0.1),
+        ("linear", ["schedule.warmup=20", "schedule.unit=steps"], 60, 0.5),
+        ("one_cycle", ["schedule.warmup=2", "schedule.start=0.5"], 10, 0.25),
         ("one_cycle", ["schedule.peak=0.3", "schedule.start=0.04"], 0, 0.04),
         ("one_cycle", ["schedule.peak=0.3"], 30, 1.0),
         ("one_cycle", ["schedule.final=0.01"], 100, 0.01),
@@ -46,7 +55,14 @@ def test_an_epoch_ends_with_its_last_step_whatever_its_length():
 
 @pytest.mark.parametrize("name", choices("schedule"))
 def test_every_schedule_stays_between_0_and_1_and_can_be_traced(name):
-    schedule = build(composed(f"schedule={name}")["schedule"])
-    factors = jax.jit(jax.vmap(lambda step: schedule(step, 10, 100)))(jax.numpy.arange(101))
-    assert (factors >= 0).all()
-    assert (factors <= 1 + 1e-6).all()
+    node = composed(f"schedule={name}")["schedule"]
+
+    def factor(step, warmup):
+        return build(node | {"warmup": warmup})(step, 10, 100)
+
+    for warmup in (0.0, jnp.float32(1.5)):  # in epochs of 10 steps
+        factors = jax.jit(jax.vmap(functools.partial(factor, warmup=warmup)))(jnp.arange(101))
+        assert (factors >= 0).all()
+        assert (factors <= 1 + 1e-6).all()
+        if warmup:
+            np.testing.assert_allclose(factors[:16], factors[15] * np.arange(16) / 15, rtol=1e-5)

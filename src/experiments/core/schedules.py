@@ -2,19 +2,21 @@
 
 Each schedule is a function of the time `t` and the run's `total` length, both in epochs or both
 in steps as its `unit` says, and returns a factor; 1 leaves the optimizer's own learning rate. Time
-and every setting may be traced, so that one compiled program serves them all.
+and every setting may be traced, so that one compiled program serves them all. With a `warmup` the
+factor grows from 0 in proportion to the time, and then the schedule is that of the rest of the run.
 """
 
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from experiments.types import Fraction, NonNegative, Positive
+from experiments.types import Fraction, NonNegative, Positive, is_off
 
+Unit = Literal["epochs", "steps"]
 Factor = Callable[..., jax.Array]  # (step, steps_per_epoch, total_steps) -> factor
 
 
@@ -31,20 +33,23 @@ def schedule(function: Callable) -> Callable[..., Factor]:
     """Make `function(t, total, **settings)` configurable, with lengths in epochs or in steps."""
 
     @functools.wraps(function)
-    def configure(*, unit: str, **settings) -> Factor:
+    def configure(*, unit: str, warmup: Any = 0.0, **settings) -> Factor:
         def factor(step, steps_per_epoch, total_steps) -> jax.Array:
             length = steps_per_epoch if unit == "epochs" else 1
-            return jnp.asarray(function(epochs(step, length), total_steps / length, **settings))
+            t, total = epochs(step, length), total_steps / length
+            if is_off(warmup):
+                return jnp.asarray(function(t, total, **settings))
+            since, rest = jnp.maximum(t - warmup, 0), jnp.maximum(total - warmup, 1e-9)
+            return jnp.minimum(t / warmup, 1) * function(since, rest, **settings)
 
         return factor
 
-    # the signature against which a config is checked: the unit and the settings, not t and total
-    unit = inspect.Parameter(
-        "unit", inspect.Parameter.KEYWORD_ONLY, annotation=Literal["epochs", "steps"]
-    )
-    settings = list(inspect.signature(function).parameters.values())[2:]
-    configure.__signature__ = inspect.Signature([unit, *settings])  # type: ignore[attr-defined]
-    configure.__annotations__ = {p.name: p.annotation for p in [unit, *settings]}
+    # the signature against which a config is checked: not t and total
+    keyword = functools.partial(inspect.Parameter, kind=inspect.Parameter.KEYWORD_ONLY)
+    own = [keyword("unit", annotation=Unit), keyword("warmup", annotation=NonNegative, default=0.0)]
+    settings = [*own, *list(inspect.signature(function).parameters.values())[2:]]
+    configure.__signature__ = inspect.Signature(settings)  # type: ignore[attr-defined]
+    configure.__annotations__ = {p.name: p.annotation for p in settings}
     return configure
 
 
@@ -87,14 +92,6 @@ def cosine(t, total, *, final: NonNegative):
       without restarts.
     """
     return _cosine(t / total, final)
-
-
-@schedule
-def warmup_cosine(t, total, *, warmup: NonNegative, final: NonNegative):
-    """Return a line from 0 to 1 during `warmup`, then half a cosine down to `final`."""
-    rise = t / jnp.maximum(warmup, 1e-9)
-    fall = _cosine((t - warmup) / jnp.maximum(total - warmup, 1e-9), final)
-    return jnp.where(t < warmup, rise, fall)
 
 
 @schedule

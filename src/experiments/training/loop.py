@@ -18,6 +18,7 @@ from experiments.machine import collect_garbage_as_usual
 from experiments.training.distributed import Decisions, is_first
 from experiments.training.evaluation import Split
 from experiments.training.figures import figures_of_trials
+from experiments.training.groups import groups
 from experiments.training.metrics import Line, Metrics, prefixed
 from experiments.training.restored import pretrained_weights
 from experiments.training.run_folder import CHECKPOINTS
@@ -25,7 +26,7 @@ from experiments.training.runtime import Profile
 from experiments.training.saving.checkpoints import Progress, Saved
 from experiments.training.saving.trials import SharedCheckpoints
 from experiments.training.stack import Stack
-from experiments.training.trial import TESTED, Trial, groups
+from experiments.training.trial import TESTED, Trial
 
 log = logging.getLogger(__name__)
 

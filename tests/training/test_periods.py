@@ -1,15 +1,27 @@
 """Runs counted in steps, evaluated every so many, and what follows from these evaluations."""
 
+import copy
+import json
+
 import numpy as np
 import pytest
 
 from experiments.cli.python import compose
+from experiments.core.config import check
 from experiments.errors import UserError
 from experiments.search.worker import Reporter
-from experiments.training.metrics import Metrics, Periods
+from experiments.training.loop import fit
+from experiments.training.metrics import Best, Metrics, Periods
 from experiments.training.options import check_lengths, check_said
+from experiments.training.run_folder import saved_steps
 from support import (
+    alone,
     composed,
+    equal,
+    history_of,
+    killed_after_saving,
+    same_lines,
+    saved_of,
 )
 
 
@@ -86,6 +98,102 @@ def test_evaluations_change_no_step_and_the_last_step_has_one(train):
     means = [np.mean(losses[:25]), np.mean(losses[25:50]), np.mean(losses[50:])]
     assert [line["train/epoch_loss"] for line in evaluated] == pytest.approx(means, rel=1e-6)
     assert evaluated[-1]["val/loss"] == by_epochs[-2]["val/loss"]
+
+
+@pytest.fixture
+def keeping(trial, base):
+    """A trial, of 17 steps in epochs of 5, that keeps the checkpoints of its best evaluations."""
+    trainer = {"steps": 17, "eval_every": 4, "keep_best": 2, "monitor": "loss"}
+
+    def make(rate, name, folder=None, **data):
+        own = {"data": copy.deepcopy(base["data"]) | data}
+        return trial(rate, name, folder, trainer=trainer, **own)
+
+    return make
+
+
+def check_kept(trial, summary, *, alone):
+    """The best two evaluations have a checkpoint, and few others."""
+    losses = {x["step"]: x["val/loss"] for x in history_of(trial) if "val/loss" in x}
+    best = sorted(losses, key=lambda step: losses[step])[:2]
+    assert [one["step"] for one in summary["kept"]] == best
+    there = saved_steps(trial.directory)
+    assert {*best} <= {*there} <= ({*best, *sorted(losses)[-2:]} if alone else {*losses})
+    assert len(there) <= 4
+
+
+STREAM = {"stream": True, "workers": 0}
+
+
+@pytest.mark.parametrize("data", [{}, pytest.param(STREAM, marks=pytest.mark.slow)])
+def test_a_killed_run_keeps_its_best_as_if_it_were_not(keeping, tmp_path, monkeypatch, data):
+    whole, cut, again = (keeping(0.3, "run", tmp_path / where, **data) for where in "abb")
+    summary = alone(whole)
+    check_kept(whole, summary, alone=True)
+    with killed_after_saving(monkeypatch, step=summary["kept"][0]["step"]):
+        alone(cut)
+    check_kept(again, alone(again, resume=True), alone=True)
+    same_lines(whole, again)
+    equal(saved_of(whole), saved_of(again))
+
+
+def test_beside_others_each_keeps_its_own_best(keeping, tmp_path, monkeypatch):
+    values = (0.03, 0.3)
+    many, cut, again = (
+        [keeping(rate, f"{rate}", tmp_path / where) for rate in values] for where in "abb"
+    )
+    fit(many, tmp_path / "a/all", test=False)
+    with killed_after_saving(monkeypatch, step=8):
+        fit(cut, tmp_path / "b/all", test=False)
+    summaries = fit(again, tmp_path / "b/all", test=False, resume=True)
+    for one, other, summary in zip(many, again, summaries, strict=True):
+        same_lines(one, other)
+        equal(saved_of(one), saved_of(other))
+        check_kept(other, summary, alone=False)
+
+
+def test_patience_counts_evaluations_that_are_better_by_min_delta():
+    values = [1.0, 0.95, 0.85, 0.86, 0.8, float("nan"), 0.6]
+    best, stale, better = Best("loss", "min", 0.1, 0), [], []
+    for step, value in enumerate(values):
+        better.append(best.take(step, {"val/loss": value, "epoch": 0.5 * step}))
+        stale.append(best.stale)
+    assert stale == [0, 1, 0, 1, 2, 3, 0]
+    assert better == [True, True, True, False, True, False, True]  # whose weights are tested
+    with pytest.raises(UserError, match=r"trainer.min_delta=-0.1: must be at least 0"):
+        check(composed("trainer.min_delta=-0.1"))
+
+
+@pytest.mark.parametrize(
+    ("mode", "steps"), [("max", [2, 1, 4]), ("min", [0, 5, 1]), ("last", [5, 4, 2])]
+)
+def test_the_best_evaluations_are_kept_the_earlier_one_of_equals(mode, steps):
+    best = Best("accuracy", mode, 0.0, 3)
+    for step, value in enumerate([0.1, 0.5, 0.9, float("nan"), 0.5, 0.3]):
+        best.take(step, {"val/accuracy": value, "epoch": 0.5 * step})
+    assert [one["step"] for one in best.kept] == steps
+    again = Best("accuracy", mode, 0.0, 2)
+    again.restore(json.loads(json.dumps(best.progress())))
+    assert [one["step"] for one in again.kept] == steps[:2]
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_the_best_evaluates_to_what_was_measured(run_cli, tmp_path):
+    run, short = tmp_path / "run", ["trainer.steps=50", "trainer.eval_every=10", "logger=none"]
+    options = ["model.hidden=[8]", "trainer.keep_best=2", "trainer.figures=false"]
+    assert run_cli(*options, *short, "optim.learning_rate=0.2", folder=run)[0] == 0
+    kept = json.loads((run / "summary.json").read_text())["kept"]
+    for one in kept:
+        source = run / "checkpoints" / str(one["step"])
+        code, error = run_cli("mode=evaluate", f"checkpoint={source}", folder=tmp_path / "out")
+        assert code == 0, error
+        found = json.loads((tmp_path / "out" / "summary.json").read_text())
+        assert found["val/accuracy"] == pytest.approx(one["val/accuracy"])
+    code, error = run_cli(f"resume={run}", "trainer.epochs=9", folder=run)
+    assert (code, "trainer.epochs=9: the length of the run is trainer.steps=50" in error) == (
+        2,
+        True,
+    )
 
 
 def test_a_study_is_pruned_by_evaluation():

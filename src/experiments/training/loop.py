@@ -82,9 +82,8 @@ class Training:
     ):
         self.trials, self.test, self.train, self.shown = list(trials), test, train, shown
         setup = self.trials[0].setup
-        self.setup, self.trainer, self.experiment = setup, setup.trainer, setup.experiment
-        self.periods = setup.periods
-        self.metrics = Metrics(self.periods, self.experiment.steps_per_epoch)
+        self.setup, self.trainer, self.periods = setup, setup.trainer, setup.periods
+        self.metrics = Metrics(self.periods, setup.experiment.steps_per_epoch)
         save_every = self.trainer.checkpoint_every if self.trainer.checkpoints else None
         most_steps = self.trainer.max_steps_per_dispatch
         self.decisions = Decisions(self.trainer.max_time, save_every, most_steps)
@@ -102,8 +101,7 @@ class Training:
             self._train()
         self.profile.after(self.metrics.step, ended=True)
         if self.trials:
-            over = self.metrics.step >= self.periods.total
-            ended = "finished" if over else "stopped_early"
+            ended = "finished" if self.metrics.step >= self.periods.total else "stopped_early"
             self._leave(["diverged" if t.diverged_at is not None else ended for t in self.trials])
 
     def _begin(self, saved: Sequence[Saved] | None, width: int | None) -> None:
@@ -237,9 +235,8 @@ class Training:
         better = []
         for row, trial in enumerate(self.trials):
             line = self.end_lines[row] | means[row] | prefixed("val", measured[row].line)
-            better.append(trial.diverged_at is None and trial.best.take(line))
+            better.append(trial.diverged_at is None and trial.take(self.metrics.step, line))
             if trial.diverged_at is None:
-                trial.line = line
                 self.to_log.append((trial, self.metrics.step, line))
         self.stack.keep_better(better)
         if any(trial.trackers.may_stop for trial in self.trials):
@@ -272,18 +269,19 @@ class Training:
 
     def _stays(self) -> bool:
         """Return whether a checkpoint of what was just evaluated is to stay for good."""
-        keep_every = self.checkpoints.keep_every
-        return keep_every is not None and self.metrics.step % keep_every == 0
+        step, keep_every = self.metrics.step, self.checkpoints.keep_every
+        regular = keep_every is not None and step % keep_every == 0
+        return regular or any(step == one["step"] for t in self.trials for one in t.best.kept)
 
     def _save(self, *, last: bool = False) -> None:
         """Save all trials in the background; the last time no step will follow."""
         self._log_lines(drawn=True)  # no training after this one would draw it again
-        stack, everyone = (self.stack.states, self.stack.best), range(len(self.trials))
-        self.checkpoints.save(self.metrics.step, stack, *self._records(everyone), last=last)
+        self.checkpoints.save(self.metrics.step, self.stack.saved, *self._records(), last=last)
         self.decisions.saved()
 
-    def _records(self, rows: Sequence[int]) -> tuple[list[Path], list[Progress]]:
-        """Return the folders of trials, and what the host knows of them."""
+    def _records(self, rows: Sequence[int] | None = None) -> tuple[list[Path], list[Progress]]:
+        """Return the folders of trials, all or some, and what the host knows of them."""
+        rows = range(len(self.trials)) if rows is None else rows
         trials = [self.trials[row] for row in rows]
         progress = [t.progress(self.metrics.progress(r)) for r, t in zip(rows, trials, strict=True)]
         return [trial.directory for trial in trials], progress
@@ -322,7 +320,7 @@ class Training:
             self.checkpoints.close()
             self.checkpoints.save(step, self.stack.rows(together), *self._records(together))
         if apart and len(self.trials) > 1:
-            self.checkpoints.save_apart(step, self.stack.rows(apart), *self._records(apart))
+            self.checkpoints.save_apart(step, self.stack.saved, apart, *self._records())
 
     def _evaluate_best(self, rows: list[int]) -> dict[int, dict[str, Any]]:
         """Test the best weights of trials that end, log that, and draw their figures.

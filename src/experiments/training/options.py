@@ -48,6 +48,8 @@ class Trainer:
       keep_every: evaluations between checkpoints that stay for good (null: the newest two and the
         best weights alone stay). Of trials side by side each has its own, and the stack that they
         share is saved as well.
+      keep_best: so many of the evaluations with the best values keep a checkpoint, while they are
+        among these (null: the best weights alone stay); like `keep_every`.
       profile_steps: steps recorded by the JAX profiler (0: none), and what is left of the last
         dispatch. The trace is in `profile/` of the run folder; of trials side by side there is one
         in `populations/<name>/profile/` of their study.
@@ -81,6 +83,7 @@ class Trainer:
     checkpoints: bool
     checkpoint_every: NonNegative | None
     keep_every: PositiveInt | None
+    keep_best: PositiveInt | None
     profile_steps: NonNegativeInt
     debug_nans: bool
     diagnostics: bool

@@ -119,6 +119,11 @@ class Stack:
                     trial.trackers.histogram(step, name, counts[row], edges[row])
 
     @property
+    def saved(self) -> tuple[State, tuple[Tree, Tree]]:
+        """The (states, best weights) that a checkpoint holds."""
+        return self.states, self.best
+
+    @property
     def weights(self) -> tuple[Tree, Tree]:
         """The (params, model_state) to evaluate with."""
         return self.setup.experiment.weights(self.states)
@@ -206,7 +211,7 @@ class Stack:
 
     def rows(self, rows: Sequence[int]) -> tuple[Tree, Tree]:
         """Return the (states, best weights) of some trials on the host."""
-        stack = jax.device_get((self.states, self.best))
+        stack = jax.device_get(self.saved)
         return jax.tree.map(lambda leaf: leaf[np.array(rows)], stack)
 
     def go_on_with(self, rows: Sequence[int]) -> None:
@@ -217,7 +222,7 @@ class Stack:
         if len(rows) == everyone and layout == before:
             return
         padded = [*rows, *[rows[-1]] * (layout.rows - len(rows))]
-        self.states, self.best = self._picked((self.states, self.best), padded, layout)
+        self.states, self.best = self._picked(self.saved, padded, layout)
         if layout != before:
             self._compile(layout)
         self._place(layout)

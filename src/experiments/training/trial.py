@@ -51,7 +51,8 @@ class Trial:
         self.setup, self.config, self.directory = setup, config, directory
         self.trackers, self.stop = trackers, stop
         self.hparams: dict[str, np.float32] = setup.inputs_of(config)
-        self.best = Best(*setup.monitor, setup.trainer.min_delta)
+        kept = setup.trainer.keep_best if setup.trainer.checkpoints else None
+        self.best = Best(*setup.monitor, setup.trainer.min_delta, kept or 0)
         self.line: Line = {}  # the newest
         self.diverged_at: int | None = None  # the step, from 1
         self.first_nan: str | None = None  # the operation that made it, with `debug_nans`
@@ -100,6 +101,11 @@ class Trial:
         """Record a line of metrics."""
         self.line = line
         self.trackers.log(step, line)
+
+    def take(self, step: int, line: Line) -> bool:
+        """Take the line of an evaluation; return whether no earlier one was as good."""
+        self.line = line
+        return self.best.take(step, line)
 
     def warn(self, message: str) -> None:
         """Log a warning, with the trial's name where there are others."""
@@ -174,6 +180,7 @@ class Trial:
             "best": self.best.line,
             "monitor": f"val/{self.best.metric}",
             "monitor_mode": self.best.mode,
+            **({"kept": self.best.kept} if self.best.keep else {}),
             **diverged,
             "status": status,
             "seconds": round(self.seconds, 3),
@@ -186,9 +193,7 @@ class Trial:
         """Return what the host knows and the device does not; JSON."""
         return {
             "recorder": metrics,
-            "best": self.best.line,
-            "stale": self.best.stale,
-            "mark": self.best.mark,
+            **self.best.progress(),
             "last_line": self.line,
             "training_seconds": self.training_seconds,
             "seconds": self.seconds,
@@ -235,8 +240,7 @@ class Trial:
         if saved["fingerprint"] != self.setup.splits.fingerprint:
             self.warn("the data on disk have changed since it was saved")
         if (before := saved.get("monitor", self.monitor)) == self.monitor:
-            self.best.line, self.best.stale = saved["best"], saved["stale"]
-            self.best.mark = saved.get("mark", self.best.value)
+            self.best.restore(saved)
         else:
             self.warn(f"the best epoch by {before[0]} ({before[1]}) is looked for anew")
         total = self.setup.experiment.total_steps

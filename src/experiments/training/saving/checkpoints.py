@@ -12,7 +12,7 @@ import json
 import logging
 import shutil
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,7 +48,8 @@ class Saved(NamedTuple):
 class Checkpoints:
     """The checkpoints in `folder`: the newest two, and those of certain steps.
 
-    Those whose step is a multiple of `keep_every` (None: of nothing) stay for good.
+    Those whose step is a multiple of `keep_every` (None: of nothing) stay for good, and those of a
+    trial's best evaluations as long as they are that.
     """
 
     def __init__(self, folder: Path, keep_every: int | None = None):
@@ -56,8 +57,9 @@ class Checkpoints:
 
         self.path = folder / CHECKPOINTS
         self._ocp = ocp
-        policies = ocp.checkpoint_managers
-        policy = [policies.LatestN(2), *([policies.EveryNSteps(keep_every)] if keep_every else [])]
+        policies, self._best = ocp.checkpoint_managers, Some()
+        policy = [policies.LatestN(2), self._best]
+        policy += [policies.EveryNSteps(keep_every)] if keep_every else []
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(policy),
             cleanup_tmp_directories=True,
@@ -84,6 +86,7 @@ class Checkpoints:
         self._check_room(sum(leaf.nbytes for leaf in jax.tree.leaves(stack)) + OVERHEAD)
         args, (states, best) = self._ocp.args, stack
         trials = copy.deepcopy(list(progress))  # the training goes on changing its own
+        self._best.steps = best_steps(trials[0]) if len(trials) == 1 else ()
         items = args.Composite(
             state=args.PyTreeSave(states),
             best=args.PyTreeSave(best),
@@ -172,6 +175,21 @@ class Checkpoints:
                 shutil.rmtree(unfinished, ignore_errors=True)
             last_line = str(error).strip().splitlines()[-1][:200]
             raise self._unsaved(fault_of(error) or last_line) from error
+
+
+class Some:
+    """Orbax's policy of keeping the checkpoints of some steps, which may change."""
+
+    steps: Collection[int] = ()
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Return whether each checkpoint stays."""
+        return [one.step in self.steps for one in checkpoints]
+
+
+def best_steps(progress: Progress) -> set[int]:
+    """Return the steps of a trial's best evaluations, whose checkpoints stay."""
+    return {one["step"] for one in progress.get("kept", [])}
 
 
 def checksums(stack: Any, trials: Any) -> list[int]:

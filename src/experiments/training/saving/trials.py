@@ -19,7 +19,7 @@ from experiments.core.params import copied
 from experiments.errors import UserError
 from experiments.machine import write_whole
 from experiments.training.run_folder import saved_steps
-from experiments.training.saving.checkpoints import Checkpoints, Progress, Saved, Stack
+from experiments.training.saving.checkpoints import Checkpoints, Progress, Saved, Stack, best_steps
 
 POINTER = "population.json"
 LARGE = 64 * 2**20  # bytes of states that are not copied
@@ -31,7 +31,7 @@ class SharedCheckpoints:
     Args:
       folder: of the checkpoints of several trials; each stack, from one change of its trials to the
         next, has its own below it.
-      keep_every: see `Checkpoints`; of several trials, each has those in its own folder.
+      keep_every: see `Checkpoints`; of several trials, each has those that stay in its own folder.
     """
 
     def __init__(self, folder: Path, keep_every: int | None):
@@ -71,19 +71,25 @@ class SharedCheckpoints:
                 _point(folder, where, row)
         if wait and not last:
             self._open.wait()
-        if others and self.keep_every and step % self.keep_every == 0:
-            self.save_apart(step, stack, folders, progress)
+        if others:
+            stays = self.keep_every is not None and step % self.keep_every == 0
+            apart = [row for row, own in enumerate(progress) if stays or step in best_steps(own)]
+            self.save_apart(step, stack, apart, folders, progress)
 
     def save_apart(
-        self, step: int, stack: Stack, folders: Sequence[Path], progress: Sequence[Progress]
+        self,
+        step: int,
+        stack: Stack,
+        rows: Sequence[int],
+        folders: Sequence[Path],
+        progress: Sequence[Progress],
     ) -> None:
-        """Save trials, the first rows of a stack, each in its own folder."""
-        host = jax.device_get(stack)
-        saving = []
-        for row, (folder, own) in enumerate(zip(folders, progress, strict=True)):
-            checkpoints = Checkpoints(folder, self.keep_every)
+        """Save the trials in these rows of a stack, each in its own folder."""
+        host, saving = jax.device_get(stack) if rows else stack, []
+        for row in rows:
+            checkpoints = Checkpoints(folders[row], self.keep_every)
             alone = jax.tree.map(lambda leaf, row=row: leaf[row : row + 1], host)
-            checkpoints.save(step, alone, [own])
+            checkpoints.save(step, alone, [progress[row]])
             saving.append(checkpoints)
         for checkpoints in saving:
             checkpoints.close()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.core.config import build
-from experiments.core.schedules import epochs
+from experiments.core.schedules import Plateau, epochs
 from support import choices, composed
 
 
@@ -38,6 +38,8 @@ def factor(name, step, *settings, steps_per_epoch=10, total=100):
         ("step", ["schedule.warmup=2", "schedule.every=2"], 40, 0.1),
         ("linear", ["schedule.warmup=20", "schedule.unit=steps"], 60, 0.5),
         ("one_cycle", ["schedule.warmup=2", "schedule.start=0.5"], 10, 0.25),
+        ("reduce_on_plateau", ["schedule.warmup=2"], 10, 0.5),
+        ("reduce_on_plateau", ["schedule.warmup=2"], 90, 1.0),
         ("one_cycle", ["schedule.peak=0.3", "schedule.start=0.04"], 0, 0.04),
         ("one_cycle", ["schedule.peak=0.3"], 30, 1.0),
         ("one_cycle", ["schedule.final=0.01"], 100, 0.01),
@@ -66,3 +68,37 @@ def test_every_schedule_stays_between_0_and_1_and_can_be_traced(name):
         assert (factors <= 1 + 1e-6).all()
         if warmup:
             np.testing.assert_allclose(factors[:16], factors[15] * np.arange(16) / 15, rtol=1e-5)
+
+
+def lowered(values, mode="min", rate=1.0, **settings):
+    """The learning rate after each evaluation."""
+    names = [f"schedule.{name}={value}" for name, value in settings.items()]
+    schedule = build(
+        composed("schedule=reduce_on_plateau", "schedule.threshold=0.01", *names)["schedule"]
+    )
+    seen, rates = Plateau(), []
+    for value in values:
+        seen = schedule.after(seen, value, mode, rate)
+        rates.append(rate * seen.scale)
+    return rates
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "expected"),
+    [  # as PyTorch documents ReduceLROnPlateau, and as it does
+        # with patience 2 the third evaluation without improvement reduces
+        ([5, 4, 4, 4, 4, 4], {"patience": 2}, [1, 1, 1, 1, 0.1, 0.1]),
+        # a relative threshold of 0.01: 3.97 is no improvement on 4, 3.95 is
+        ([4, 3.97, 3.95, 3.92], {"patience": 0}, [1, 0.1, 0.1, 0.01]),
+        ([4, 3.97, 3.95, 3.92], {"patience": 0, "threshold_mode": "abs"}, [1, 1, 1, 1]),
+        # the largest is the best: 0.505 is no improvement on 0.5, 0.51 is
+        ([0.5, 0.505, 0.51], {"patience": 0, "mode": "max"}, [1, 0.1, 0.1]),
+        # nothing is counted for two evaluations after a reduction
+        ([4, 4, 4, 4, 4], {"patience": 0, "cooldown": 2}, [1, 0.1, 0.1, 0.1, 0.01]),
+        ([4, 4, 4, 4], {"patience": 0, "min_learning_rate": 0.05}, [1, 0.1, 0.05, 0.05]),
+        ([float("nan"), 4, float("nan"), 3], {"patience": 1, "factor": 0.5}, [1, 1, 1, 1]),
+        ([float("nan"), float("nan"), 4], {"patience": 1, "factor": 0.5}, [1, 0.5, 0.5]),
+    ],
+)
+def test_a_rate_is_lowered_where_pytorch_lowers_it(values, options, expected):
+    assert lowered(values, **options) == pytest.approx(expected)

@@ -68,6 +68,11 @@ def test_no_step_compiles_twice(train):
     compiled.clear()
     train("trainer.epochs=4", folder="more")
     assert len(compiled) <= few
+    compiled.clear()
+    lowered = ["schedule=reduce_on_plateau", "schedule.patience=0", "schedule.threshold=1.0"]
+    summary, _ = train("trainer.steps=50", "trainer.eval_every=9", *lowered, folder="lowered")
+    assert summary["learning_rate"] < 0.9e-3
+    assert len(compiled) <= few
 
 
 def test_a_short_training_is_compiled_sooner_and_comes_to_the_same(data_home):

@@ -101,15 +101,21 @@ def test_evaluations_change_no_step_and_the_last_step_has_one(train):
 
 
 @pytest.fixture
-def keeping(trial, base):
-    """A trial, of 17 steps in epochs of 5, that keeps the checkpoints of its best evaluations."""
+def lowering(trial, base):
+    """A trial, of 17 steps in epochs of 5, whose learning rate is lowered after evaluations."""
+    node = composed("schedule=reduce_on_plateau", "schedule.patience=0", "schedule.factor=0.5")
+    schedule = node["schedule"] | {"threshold": 0.3, "warmup": 0.5}
     trainer = {"steps": 17, "eval_every": 4, "keep_best": 2, "monitor": "loss"}
 
     def make(rate, name, folder=None, **data):
-        own = {"data": copy.deepcopy(base["data"]) | data}
+        own = {"schedule": schedule, "data": copy.deepcopy(base["data"]) | data}
         return trial(rate, name, folder, trainer=trainer, **own)
 
     return make
+
+
+def rates_of(trial):
+    return [line["learning_rate"] for line in history_of(trial) if "val/loss" in line]
 
 
 def check_kept(trial, summary, *, alone):
@@ -126,9 +132,13 @@ STREAM = {"stream": True, "workers": 0}
 
 
 @pytest.mark.parametrize("data", [{}, pytest.param(STREAM, marks=pytest.mark.slow)])
-def test_a_killed_run_keeps_its_best_as_if_it_were_not(keeping, tmp_path, monkeypatch, data):
-    whole, cut, again = (keeping(0.3, "run", tmp_path / where, **data) for where in "abb")
+def test_a_killed_run_lowers_its_rate_and_keeps_its_best_as_if_it_were_not(
+    lowering, tmp_path, monkeypatch, data
+):
+    whole, cut, again = (lowering(0.3, "run", tmp_path / where, **data) for where in "abb")
     summary = alone(whole)
+    assert rates_of(whole)[0] == pytest.approx(0.3)
+    assert len(set(rates_of(whole))) > 1
     check_kept(whole, summary, alone=True)
     with killed_after_saving(monkeypatch, step=summary["kept"][0]["step"]):
         alone(cut)
@@ -137,12 +147,18 @@ def test_a_killed_run_keeps_its_best_as_if_it_were_not(keeping, tmp_path, monkey
     equal(saved_of(whole), saved_of(again))
 
 
-def test_beside_others_each_keeps_its_own_best(keeping, tmp_path, monkeypatch):
+def test_beside_others_each_lowers_its_own_rate_and_keeps_its_own_best(
+    lowering, tmp_path, monkeypatch
+):
     values = (0.03, 0.3)
     many, cut, again = (
-        [keeping(rate, f"{rate}", tmp_path / where) for rate in values] for where in "abb"
+        [lowering(rate, f"{rate}", tmp_path / where) for rate in values] for where in "abb"
     )
     fit(many, tmp_path / "a/all", test=False)
+    scales = [
+        np.divide(rates_of(one), rate).tolist() for one, rate in zip(many, values, strict=True)
+    ]
+    assert scales[0] != scales[1] or scales[1] != scales[2]
     with killed_after_saving(monkeypatch, step=8):
         fit(cut, tmp_path / "b/all", test=False)
     summaries = fit(again, tmp_path / "b/all", test=False, resume=True)

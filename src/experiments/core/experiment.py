@@ -24,7 +24,7 @@ from experiments.core.metrics import metrics_of, scalars_of, sums_of
 from experiments.core.optim import PartitionedOptimizer
 from experiments.core.params import if_measured, merged, norm, only_if, variables
 from experiments.core.rng import initial_keys, reseed, stream, streams
-from experiments.core.schedules import epochs
+from experiments.core.schedules import SCALE, epochs, scale_of
 from experiments.core.transfer import check_frozen, fitted, freeze_statistics, split
 from experiments.data.dataset import Spec, model_input
 from experiments.data.pipeline import Averaged, resize, scaled
@@ -64,7 +64,7 @@ def hyperparameters(config: Mapping[str, Any]) -> dict[str, float]:
         for path, value in leaves(parts)
         if isinstance(value, float) and value != 0 and math.isfinite(value)
         if path not in constants
-    }
+    } | scale_of(config.get("schedule"))
 
 
 class Experiment:
@@ -148,7 +148,7 @@ class Experiment:
     def learning_rate_factor(self, hparams: Hparams, step: Any, total: int) -> jax.Array:
         """Return the schedule's factor at a step of so many in all."""
         schedule = build(place(self.config["schedule"], hparams, "schedule"))
-        return schedule(step, self.steps_per_epoch, total)
+        return schedule(step, self.steps_per_epoch, total) * hparams.get(SCALE, 1.0)
 
     def init_weights(
         self, hparams: Hparams, key: jax.Array, found: Mapping[str, Any] | None = None

@@ -4,18 +4,25 @@ Each schedule is a function of the time `t` and the run's `total` length, both i
 in steps as its `unit` says, and returns a factor; 1 leaves the optimizer's own learning rate. Time
 and every setting may be traced, so that one compiled program serves them all. With a `warmup` the
 factor grows from 0 in proportion to the time, and then the schedule is that of the rest of the run.
+
+`ReduceOnPlateau` follows the validation, of which a program knows nothing: the factor that comes of
+it is an input, `SCALE`, which the host sets between two evaluations.
 """
 
 import functools
 import inspect
-from collections.abc import Callable
-from typing import Any, Literal
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from experiments.types import Fraction, NonNegative, Positive, is_off
+from experiments.core.names import locate
+from experiments.types import Bound, Fraction, NonNegative, NonNegativeInt, Positive, is_off
 
+SCALE = "schedule.scale"
 Unit = Literal["epochs", "steps"]
 Factor = Callable[..., jax.Array]  # (step, steps_per_epoch, total_steps) -> factor
 
@@ -109,3 +116,73 @@ def one_cycle(t, total, *, peak: Fraction, start: NonNegative, final: NonNegativ
 
 def _cosine(x, final):
     return final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(x, 0, 1)))
+
+
+class Plateau(NamedTuple):
+    """What is known of a run's metric after an evaluation, and the factor that comes of it."""
+
+    scale: float = 1.0
+    best: float | None = None
+    stale: int = 0  # evaluations since then that count
+    waiting: int = 0  # evaluations that are left of the cooldown
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReduceOnPlateau:
+    """A learning rate that is lowered when the monitored metric no longer improves.
+
+    It is PyTorch's `ReduceLROnPlateau`, but that no reduction is too small to be made.
+
+    Args:
+      unit, warmup: as of any schedule.
+      factor: of each reduction.
+      patience: evaluations without improvement after which the next such one reduces.
+      threshold: what an improvement is better by, as a share of the best value ("rel") or "abs".
+      cooldown: evaluations after a reduction that are not counted as without improvement.
+      min_learning_rate: that is not gone below.
+    """
+
+    unit: Unit
+    warmup: NonNegative
+    factor: Annotated[float, Bound("greater than", 0), Bound("less than", 1)]
+    patience: NonNegativeInt
+    threshold: NonNegative
+    threshold_mode: Literal["rel", "abs"]
+    cooldown: NonNegativeInt
+    min_learning_rate: NonNegative
+
+    def __call__(self, step, steps_per_epoch, total_steps) -> jax.Array:
+        """Return the factor of the warm-up alone."""
+        return constant(unit=self.unit, warmup=self.warmup)(step, steps_per_epoch, total_steps)
+
+    def after(self, seen: Plateau, value: float, mode: str, learning_rate: float) -> Plateau:
+        """Return what is known after one more evaluation.
+
+        Args:
+          seen: what was known before.
+          value: of the metric.
+          mode: "min" or "max", the direction in which it gets better.
+          learning_rate: of the optimizer, before any reduction.
+        """
+        scale, best, stale, waiting = seen
+        better = self._improves(value, best, mode)
+        best, stale = (value, 0) if better else (best, stale + 1)
+        if waiting:
+            stale, waiting = 0, waiting - 1
+        if stale > self.patience:
+            lowest = self.min_learning_rate / learning_rate if learning_rate else 0.0
+            scale = min(scale, max(scale * self.factor, lowest))
+            stale, waiting = 0, self.cooldown
+        return Plateau(scale, best, stale, waiting)
+
+    def _improves(self, value: float, best: float | None, mode: str) -> bool:
+        if best is None or not math.isfinite(value):
+            return math.isfinite(value)
+        by = self.threshold * (best if self.threshold_mode == "rel" else 1)
+        return value > best + by if mode == "max" else value < best - by
+
+
+def scale_of(node: Mapping[str, Any] | None) -> dict[str, float]:
+    """Return the input that the host sets, if this is the config of a schedule that needs it."""
+    follows = node and hasattr(locate(node["_target_"]), "after")
+    return {SCALE: 1.0} if follows else {}

@@ -239,6 +239,7 @@ class Training:
             if trial.diverged_at is None:
                 self.to_log.append((trial, self.metrics.step, line))
         self.stack.keep_better(better)
+        self.stack.set_numbers()
         if any(trial.trackers.may_stop for trial in self.trials):
             self._log_lines()
             self.stack.tell_callbacks(self.metrics.step)

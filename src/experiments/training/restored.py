@@ -14,6 +14,7 @@ from flax import nnx
 from experiments.core.config import build
 from experiments.core.params import merged
 from experiments.core.rng import stream
+from experiments.core.schedules import SCALE, Plateau
 from experiments.core.transfer import Agreement, agreement, named
 from experiments.data.dataset import Splits
 from experiments.errors import UserError
@@ -69,6 +70,8 @@ class Restored:
         self.weights = saved.best if step is None else weights_of(saved.state)
         self.state = saved.state._replace(params=self.weights[0], model_state=self.weights[1])
         self.hparams, self.progress = setup.inputs_of(config), saved.progress
+        if SCALE in self.hparams:
+            self.hparams[SCALE] = np.float32(Plateau(*self.progress["plateau"]).scale)
 
     @functools.cached_property
     def examined(self) -> Callable:

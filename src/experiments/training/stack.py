@@ -2,7 +2,7 @@
 
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from experiments.core.callback import ValidationPredictions
 from experiments.core.experiment import State, Tree
 from experiments.core.params import copied, merged
 from experiments.core.rng import root_key
+from experiments.core.schedules import SCALE
 from experiments.core.transfer import named
 from experiments.data.dataset import Batch
 from experiments.machine import return_freed_memory
@@ -164,6 +165,13 @@ class Stack:
             padded = np.array([*better, *[False] * (self.layout.rows - len(better))])
             self.best = _select(put(padded, self.layout.trials), self.weights, self.best)
 
+    def set_numbers(self, names: Collection[str] = (SCALE,)) -> None:
+        """Put numbers of the trials on the devices: those that an evaluation may have changed."""
+        padded = [*self.trials, *[self.trials[-1]] * (self.layout.rows - len(self.trials))]
+        for name in [name for name in self.setup.traced.inputs if name in names]:
+            numbers = np.array([trial.hparams[name] for trial in padded])
+            self.hparams[name] = put(numbers, self.layout.trials)
+
     def tell_callbacks(self, step: int) -> None:
         """Hand the end of an epoch to callbacks that want it, and only then fetch the weights."""
         if not any(trial.trackers.sees_epochs for trial in self.trials):
@@ -248,10 +256,8 @@ class Stack:
         """Put the numbers, keys and data of the trials on the devices."""
         self._window = None
         padded = [*self.trials, *[self.trials[-1]] * (layout.rows - len(self.trials))]
-        self.hparams = {
-            name: put(np.array([trial.hparams[name] for trial in padded]), layout.trials)
-            for name in self.setup.traced.inputs
-        }
+        self.hparams: dict[str, jax.Array] = {}
+        self.set_numbers(self.setup.traced.inputs)
         self.keys = put_keys([trial.seed for trial in padded], layout.trials)
         seeds = [trial.shuffle_seed for trial in padded]
         self.feed = self.setup.feed(layout, seeds if layout.own_batches else seeds[:1])

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from experiments.core.config import build
+from experiments.core.schedules import SCALE, Plateau
 from experiments.errors import UserError
 from experiments.machine import StopRequest
 from experiments.tracking.jsonl import write_json
@@ -53,6 +55,10 @@ class Trial:
         self.hparams: dict[str, np.float32] = setup.inputs_of(config)
         kept = setup.trainer.keep_best if setup.trainer.checkpoints else None
         self.best = Best(*setup.monitor, setup.trainer.min_delta, kept or 0)
+        self.schedule: Any = build(config["schedule"])
+        self.plateau = Plateau() if SCALE in self.hparams else None
+        if self.plateau is not None and self.best.mode == "last":
+            raise UserError("schedule=reduce_on_plateau goes by a metric: say trainer.monitor=...")
         self.line: Line = {}  # the newest
         self.diverged_at: int | None = None  # the step, from 1
         self.first_nan: str | None = None  # the operation that made it, with `debug_nans`
@@ -104,8 +110,18 @@ class Trial:
 
     def take(self, step: int, line: Line) -> bool:
         """Take the line of an evaluation; return whether no earlier one was as good."""
+        if self.plateau is not None:
+            value, rate = line[f"val/{self.best.metric}"], self.config["optim"]["learning_rate"]
+            seen = self.schedule.after(self.plateau, value, self.best.mode, rate)
+            if seen.scale < self.plateau.scale:
+                said = "%s: the learning rate is lowered to %.3g after step %d"
+                log.info(said, self.directory.name, rate * seen.scale, step)
+            self._follow(seen)
         self.line = line
         return self.best.take(step, line)
+
+    def _follow(self, seen: Plateau) -> None:
+        self.plateau, self.hparams[SCALE] = seen, np.float32(seen.scale)
 
     def warn(self, message: str) -> None:
         """Log a warning, with the trial's name where there are others."""
@@ -194,6 +210,7 @@ class Trial:
         return {
             "recorder": metrics,
             **self.best.progress(),
+            "plateau": self.plateau,
             "last_line": self.line,
             "training_seconds": self.training_seconds,
             "seconds": self.seconds,
@@ -243,6 +260,9 @@ class Trial:
             self.best.restore(saved)
         else:
             self.warn(f"the best epoch by {before[0]} ({before[1]}) is looked for anew")
+        if self.plateau is not None:
+            seen = Plateau(*saved["plateau"])
+            self._follow(seen if before == self.monitor else Plateau(seen.scale))
         total = self.setup.experiment.total_steps
         if (steps := saved.get("total_steps", total)) != total:
             self._compare_schedules(saved["recorder"]["step"], steps, total)

@@ -35,6 +35,10 @@ FAMILIES = {
     "autoencoder": ["model=denoising_autoencoder", "model.hidden=[16]"],
     "vae": ["model=vae", "model.hidden=[16]"],
     "gan": ["model=gan", "model.hidden=[16]", "model.latents=8"],
+    "periods": [
+        *("model=mlp", "model.hidden=[16]", "trainer.eval_every=5", "trainer.keep_best=2"),
+        *("schedule=reduce_on_plateau", "schedule.patience=0", "schedule.threshold=0.2"),
+    ],
     "streamed": ["model=mlp", "model.hidden=[16]", "data.stream=true", "data.workers=0"],
 }
 SHORT = ["data.limit=192", "data.batch_size=32", "trainer.epochs=4", "trainer.eval_batches=2"]

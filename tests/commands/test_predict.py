@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from experiments.commands import unseen as module
-from experiments.commands.unseen import splits_of, unseen
 from experiments.core.config import build
+from experiments.data.reading import unseen as module
+from experiments.data.reading.unseen import splits_of, unseen
 from experiments.errors import UserError
 from support import composed
 

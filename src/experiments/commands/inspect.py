@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.commands.unseen import unseen
 from experiments.core.callback import RunInfo, callback_nodes
 from experiments.core.config import build
 from experiments.core.experiment import State
 from experiments.core.names import locate
 from experiments.core.params import count_parameters
 from experiments.data.dataset import Batch
+from experiments.data.reading.unseen import unseen
 from experiments.errors import UserError
 from experiments.tracking.jsonl import SUMMARY, read_mapping, write_json
 from experiments.tracking.terminal import Terminal

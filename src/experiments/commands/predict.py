@@ -63,7 +63,7 @@ def main(config: dict[str, Any], directory: Path, source: Path) -> None:
         run = Restored(config, source, terminal)
         parts = (part for split in dict.fromkeys(wanted.splits) for part in _of_split(run, split))
     else:
-        from experiments.commands.unseen import splits_of, unseen
+        from experiments.data.reading.unseen import splits_of, unseen
 
         data = build(config["data"])
         read = unseen(data, config["input"], log.warning)

@@ -2,14 +2,12 @@
 
 import os
 import platform
-import re
 import statistics
 from collections.abc import Callable, Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
-from experiments.machine import cores
+from experiments.machine import cores, processor
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "lightning", "wandb", "hydra-core")
 
@@ -64,11 +62,7 @@ def surroundings() -> Record:
 
 def machine() -> str:
     """The processor and the cores that this process may use."""
-    path = Path("/proc/cpuinfo")
-    text = path.read_text() if path.exists() else ""
-    model = re.search(r"model name\s*:\s*(.+)", text)
-    name = model.group(1) if model else platform.processor() or platform.machine()
-    return f"{' '.join(name.split())}, {cores()} cores"
+    return f"{processor()}, {cores()} cores"
 
 
 def _version(package: str) -> str | None:

@@ -11,9 +11,8 @@ EXIT_CODES = {"finished": 0, "stopped_early": 0, "diverged": 1, "failed": 1, "in
 """The exit code for each status that a run can end with."""
 
 MASK = "***"
-PASSWORD = re.compile(
-    r"(://[^\s:/@]*:)\S*(?=@)|((?:password|passwd|pwd)=)[^\s&'\"]*", re.IGNORECASE
-)
+SECRET = r"(?:api_?key|(?:access|auth)_?token|password|passwd|pwd|secret)"  # ends of names
+PASSWORD = re.compile(rf"(://[^\s:/@]*:)\S*(?=@)|({SECRET}=)[^\s&'\"]*", re.IGNORECASE)
 
 # by what it was told in the environment: no such device, or no such value
 JAX_REFUSES = re.compile(r"^(Unable to initialize|Unknown) backend|for environment 'JAX_|JAX flag")
@@ -34,7 +33,7 @@ class Exit(BaseException):
 
 
 def masked(text: str) -> str:
-    """Return a text in which the passwords of URLs are masked: `postgresql://me:***@host/db`."""
+    """Return a text without the passwords of URLs and other secrets: `postgresql://me:***@host/db`."""
     return PASSWORD.sub(lambda found: f"{found[1] or found[2]}{MASK}", text)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from experiments.errors import causes
+from experiments.errors import causes, masked
 
 # modules that take long are imported where they are used: Ctrl-C is heeded once this one is
 
@@ -27,6 +27,7 @@ CONTROL_GROUPS = Path("/sys/fs/cgroup")  # of Linux, version 2
 GARBAGE_USUALLY = gc.get_threshold()
 GARBAGE_SELDOM = (100_000, 50, 100)
 PARENT = "EXPERIMENTS_PARENT"  # the process whose child the program that starts is
+COMMAND = "EXPERIMENTS_COMMAND"  # the command of the user's that it is started for
 FAULTS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.ESTALE),
     *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENXIO, errno.ENODEV),
@@ -115,7 +116,14 @@ def end_with_launcher() -> None:
 
 def launched_here() -> dict[str, str]:
     """Return what the environment of a program must hold for it to end with this process."""
-    return {PARENT: str(os.getpid())}
+    return {PARENT: str(os.getpid()), COMMAND: command_line()}
+
+
+def command_line() -> str:
+    """Return the user's command that this process is of, without secrets."""
+    import shlex
+
+    return os.environ.get(COMMAND) or masked(shlex.join(sys.orig_argv))
 
 
 def fault_of(error: BaseException) -> str | None:
@@ -224,6 +232,17 @@ def cores() -> int:
         if given != "max":
             count = min(count, max(1, int(given) // int(period)))
     return count
+
+
+def processor() -> str:
+    """Return the name of the processor."""
+    import platform
+
+    described = Path("/proc/cpuinfo")  # of Linux
+    text = described.read_text() if described.exists() else ""
+    model = re.search(r"model name\s*:\s*(.+)", text)
+    name = model.group(1) if model else platform.processor() or platform.machine()
+    return " ".join(name.split())
 
 
 def free_memory() -> int:

@@ -8,9 +8,10 @@ from typing import Any
 
 import yaml
 
+from experiments import errors
 from experiments.errors import UserError
 
-SECRET = re.compile(r"(api_?key|(access|auth)_?token|password|secret)$", re.IGNORECASE)
+SECRET = re.compile(rf"{errors.SECRET}$", re.IGNORECASE)
 LONGEST, LONGEST_TAG = 128, 64  # characters of a project or a name, and of a tag
 IN_NO_PROJECT, IN_NO_ID = "/\\#?%:", ":;,#?/'"
 

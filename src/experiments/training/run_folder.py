@@ -5,6 +5,7 @@
 .hydra/hydra.yaml      the choices that it was composed of (of a trial: overrides.yaml)
 run.log                what was logged while it trained
 data.json              what was found in the user's own data, such as classes and scales
+provenance.json        the code, machine and data of each start
 checkpoints/<step>/    what the run resumes from
 
 Nothing in a run folder changes before its lock is held.
@@ -27,6 +28,7 @@ from experiments.core.names import locate
 from experiments.core.trust import vet, vet_objects
 from experiments.errors import UserError, suggest
 from experiments.machine import remove_parts, write_whole
+from experiments.tracking import provenance
 from experiments.tracking.jsonl import METRICS, SUMMARY, read_mapping
 from experiments.tracking.log_file import LOG
 
@@ -66,10 +68,9 @@ OTHERS = (
     *(HYDRA, LOG, "figures", "profile", "populations", "metrics.csv", "tensorboard", "wandb"),
     *(FOUND, EVALUATIONS, INSPECTION, "predictions.csv", "predictions.parquet", "sample.txt"),
     *("model.stablehlo", "model.safetensors", "model.json", "model.onnx"),
-    *("mistakes.csv", "samples.npz", "samples.png"),
+    *("mistakes.csv", "samples.npz", "samples.png", provenance.FILE, provenance.PATCHES),
 )
 """What else may be in it that this program wrote."""
-
 
 UsedFolder = Literal["refused", "cleared", "continued"]
 """What happens to a folder that holds a run already."""

@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from experiments import machine
 from experiments.errors import UserError
 from experiments.machine import cores, expanded, user_cache
+from experiments.tracking import provenance
 from experiments.viz.flops import Cost
 
 log = logging.getLogger(__name__)
@@ -136,15 +137,22 @@ def split_processor(trials: int) -> None:
 
 
 def announce() -> None:
-    """Say by which JAX and on which devices this process computes, and which it leaves idle."""
-    kinds = collections.Counter(device.device_kind for device in jax.devices())
-    if jax.default_backend() == "cpu":
-        found = f"CPU, {cores()} cores" if cores() > 1 else "CPU, one core"
-    else:
-        found = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-    log.info("jax %s on %s", jax.__version__, found)
+    """Say by which JAX and on which devices this process computes, and which it leaves idle.
+
+    Meanwhile it is found out where its runs come from.
+    """
+    provenance.begin()
+    log.info("jax %s on %s", jax.__version__, devices())
     if (idle := unused_gpu()) is not None:
         log.warning("%s is not used: this JAX has no support for it; see the README", idle)
+
+
+def devices() -> str:
+    """Return the devices that this process computes on, in words."""
+    if jax.default_backend() == "cpu":
+        return f"CPU, {cores()} cores" if cores() > 1 else "CPU, one core"
+    kinds = collections.Counter(device.device_kind for device in jax.devices())
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.items())
 
 
 def unused_gpu() -> str | None:

@@ -14,12 +14,14 @@ from experiments.core.config import build
 from experiments.core.schedules import SCALE, Plateau
 from experiments.errors import UserError
 from experiments.machine import StopRequest
+from experiments.tracking import provenance
 from experiments.tracking.jsonl import write_json
 from experiments.tracking.tracker import RunInfo, Trackers
 from experiments.training.distributed import Decisions, is_first
 from experiments.training.metrics import Best, Line
 from experiments.training.options import check_lengths, layers_of
 from experiments.training.run_folder import FOUND
+from experiments.training.runtime import devices
 from experiments.training.setup import Setup
 
 log = logging.getLogger(__name__)
@@ -87,6 +89,9 @@ class Trial:
         self._started, self.parameters = time.perf_counter(), parameters
         if (found := self.setup.splits.found) is not None and is_first():
             write_json(self.directory / FOUND, found)
+        if is_first():
+            data = self.setup.splits.fingerprint
+            provenance.record(self.directory, step=step, data=data, devices=devices())
         self.trackers.start(self.info(parameters, step))
 
     def info(self, parameters: int, step: int = 0) -> RunInfo:

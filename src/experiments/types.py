@@ -57,8 +57,8 @@ Head = Literal["identity", "sigmoid", "softmax"]
 Likelihood = Literal["bernoulli", "gaussian", "logistic"]
 Initializer = Callable[..., Any]  # (key, shape, dtype) to an array, as in `jax.nn.initializers`
 
-RunMode = Literal["evaluate", "predict", "export", "figures", "inspect", "sample"]
-"""The modes that work on the weights of an earlier run."""
+RunMode = Literal["evaluate", "predict", "export", "figures", "inspect", "reproduce", "sample"]
+"""The modes that work on an earlier run, most of them on its weights."""
 
 TrainingMode = Literal["train", "lr_range", "pretrain", "lesson"]
 """The modes that train, in a folder of their own."""

@@ -1,6 +1,7 @@
 """Starting a run: its arguments as Hydra takes them, its config, and the workers of a search."""
 
 import contextlib
+import datetime
 import os
 import re
 import uuid
@@ -53,6 +54,7 @@ def for_hydra(arguments: list[str]) -> list[str]:
 
         path = Path(unquoted(source))  # which must exist: Hydra would make it
         folder = existing_run(path) if key == "resume" else split_source(path)[0]
+        folder = _again(folder) if "mode=reproduce" in arguments else folder
         if key == "resume" or not any(a.startswith("hydra.run.dir=") for a in arguments):
             own = [_quoted(f"hydra.run.dir={folder}")]
     if os.environ.get("JAX_PROCESS_ID", "0") != "0":  # the first of several processes prints
@@ -60,6 +62,12 @@ def for_hydra(arguments: list[str]) -> list[str]:
     # Hydra takes overrides in one place, before or after flags such as --config-dir
     last = max((i for i, a in enumerate(arguments) if re.match(OVERRIDE, a)), default=-1)
     return [*arguments[: last + 1], *own, *arguments[last + 1 :]]
+
+
+def _again(folder: Path) -> Path:
+    """Return a new folder for what a run did."""
+    now, name = datetime.datetime.now(), f"{folder.resolve().name}_again_{uuid.uuid4().hex[:6]}"
+    return Path(f"runs/{now:%Y-%m-%d}/{now:%H-%M-%S}_{name}")
 
 
 def _quoted(argument: str) -> str:

@@ -60,6 +60,11 @@ def own_folders() -> tuple[Path, ...]:
     return _folders
 
 
+def allows(name: str) -> bool:
+    """Return whether the user allows what has this name."""
+    return name in _packages
+
+
 def arguments() -> list[str]:
     """Return what to say on the command line of a process that is to trust the same packages."""
     return [f"allow=[{','.join(_packages)}]"] if _packages else []

@@ -40,6 +40,7 @@ Shapes = dict[str, jax.ShapeDtypeStruct]
 OWN = (
     *("seed", "name", "mode", "resume", "checkpoint", "logger", "cluster", "nodes"),
     *("allow", "input", "predict", "export", "population", "lr_range", "gradcheck", "callbacks"),
+    "reproduce",
 )
 UNTRACEABLE = (
     jax.errors.ConcretizationTypeError,

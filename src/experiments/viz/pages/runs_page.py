@@ -17,6 +17,7 @@ from rich.table import Table
 
 from experiments.errors import UserError
 from experiments.machine import write_whole
+from experiments.tracking import provenance
 from experiments.tracking.jsonl import METRICS, SUMMARY, read_history, read_mapping
 from experiments.tracking.terminal import number
 from experiments.tracking.wandb_names import flatten
@@ -40,6 +41,7 @@ class RunData:
         summary: of a run that has ended; else empty.
         history: the events of its `metrics.jsonl`.
         figures: the PNGs of its end, without those drawn during training, and of mode=inspect.
+        started: the entries of its `provenance.json`, the oldest first.
     """
 
     name: str
@@ -47,6 +49,7 @@ class RunData:
     summary: dict[str, Any]
     history: Sequence[dict[str, float]]
     figures: Sequence[Path]
+    started: Sequence[dict[str, Any]] = ()
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -114,6 +117,7 @@ def read_run(path: Path, folder: Path) -> RunData:
         history=read_history(path / METRICS),
         # names of figures that were drawn during training end in the step
         figures=[figure for figure in figures if not figure.stem[-8:].isdigit()],
+        started=provenance.read_starts(path),
     )
 
 
@@ -168,6 +172,7 @@ def runs_page(title: str, runs: Sequence[RunData]) -> str:
         parts.append("<h2>Figures</h2>" + "".join(map(_pictures, family[:MOST_PICTURED])))
         if len(family) > MOST_PICTURED:
             parts.append(f'<p class="faint">of the best {MOST_PICTURED} of {len(family)}</p>')
+        parts.append(_origins(family))
     return page.document(title, "".join(parts))
 
 
@@ -220,6 +225,20 @@ def _spreads(groups: Sequence[Sequence[RunData]]) -> str:
 
 def _values(run: RunData, names: Sequence[str]) -> list[str]:
     return [page.cell(run.config.get(name, "")) for name in names]
+
+
+def _origins(runs: Sequence[RunData]) -> str:
+    """Return a table with a row per run, which a click unfolds: the code, machine and data."""
+    lines = []
+    for run in runs:
+        if run.started:
+            start, count = provenance.in_brief(run.started[-1]), len(run.started)
+            code = start.pop("code") + (f", the last of {count} starts" if count > 1 else "")
+            lines.append([run.name, code, *map(page.cell, start.values())])
+    if not lines:
+        return ""
+    head = ["run", "code", *start]
+    return f"<details><summary>Where they come from</summary>{page.table(head, lines)}</details>"
 
 
 def _text(value: Any) -> str:

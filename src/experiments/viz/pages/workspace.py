@@ -20,7 +20,7 @@ from experiments.machine import write_whole
 from experiments.tracking.wandb import STATE
 from experiments.viz.pages.page import rank_colours
 from experiments.viz.pages.runs_page import RunData, differences, read_run
-from experiments.viz.pages.wandb_specification import specification, with_flat_keys
+from experiments.viz.pages.wandb_specification import specification
 
 # the parameters of a view if no runs say which ones were varied
 PARAMETERS = ("optim.learning_rate", "optim.weight_decay", "model.dropout", "data.batch_size")
@@ -159,7 +159,7 @@ def workspace(family: Family, where: Mapping[str, Any]) -> Any:
     from wandb_workspaces.expr import Ordering, Summary, Tags
 
     colours = rank_colours(len(family.ranked))[::-1]  # the best is the brightest
-    view = ws.Workspace(
+    return ws.Workspace(
         **where,
         name=family.name,
         sections=[
@@ -174,7 +174,6 @@ def workspace(family: Family, where: Mapping[str, Any]) -> Any:
             pinned_columns=[f"summary:best.{family.metric}"],
         ),
     )
-    return with_flat_keys(view)
 
 
 def report(families: Sequence[Family], where: Mapping[str, Any]) -> Any:
@@ -194,4 +193,4 @@ def report(families: Sequence[Family], where: Mapping[str, Any]) -> Any:
         for title, inside in panels(family).items():
             blocks += [wr.H2(title), wr.PanelGrid(runsets=[runs], panels=inside)]
     title = f"The runs of {where['project']}"
-    return with_flat_keys(wr.Report(**where, title=title, blocks=blocks))
+    return wr.Report(**where, title=title, blocks=blocks)

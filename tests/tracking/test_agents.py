@@ -73,7 +73,7 @@ def test_an_agent_runs_what_the_sweep_draws(server, tmp_path, data_home):
     made = registered(server, tmp_path, sweep, data_home, **QUICK)
     assert_ran(server, made, agent(made, tmp_path, 2), 2)
     for run in server.runs.values():
-        assert run.config["optim.rule"] == "optax.scale_by_adam"
+        assert run.config["optim.rule"] == "optax.scale_by_adam"  # `optim` is what was drawn
         assert 1e-5 <= run.config["optim.learning_rate"] <= 1e-2
         assert run.summary["val/accuracy"] >= 0
 

@@ -1,3 +1,4 @@
+import json
 import logging
 import math
 import os
@@ -8,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from matplotlib.figure import Figure
 
 from experiments.tracking import wandb as tracking
 from experiments.tracking.jsonl import METRICS, JsonLines, read_history
+from experiments.tracking.log_file import LOG
 from experiments.tracking.tracker import Trackers
 from experiments.tracking.wandb import Wandb
 from wandb_server import reader
@@ -66,12 +69,9 @@ def test_offline_history_is_the_record_line_for_line(client, run_info):
     offline = reader.read(path)
     assert offline.metrics == recorded(run)
     assert {key: value for key, value in offline.config.items() if key != "_wandb"} == {
-        "optim.learning_rate": 1e-3,
+        "optim": {"learning_rate": 1e-3},
         "seed": 0,
-        "run.parameters": 2410,
-        "run.total_steps": 40,
-        "run.steps_per_epoch": 10,
-        "run.batch_size": 32,
+        "run": {"parameters": 2410, "total_steps": 40, "steps_per_epoch": 10, "batch_size": 32},
     }
     assert (offline.project, offline.group, offline.tags) == ("digits", "seeds", ["a"])
     assert offline.name == "mlp_digits_ab12cd"
@@ -140,7 +140,7 @@ def test_online_run_arrives(server, run_info, caplog):
     (arrived,) = server.runs.values()
     assert said(caplog) == [f"W&B: {server.url}/team/digits/runs/{arrived.id}"]
     assert (arrived.name, arrived.notes, arrived.job_type) == (run.name, "why", "train")
-    assert arrived.config["optim.learning_rate"] == 1e-3
+    assert arrived.config["optim"] == {"learning_rate": 1e-3}
     image = arrived.metrics[-1].pop("test/confusion_matrix")
     histogram = arrived.metrics[-1].pop("outputs")
     assert (histogram["values"], histogram["bins"]) == ([3, 1], [-1, 0, 1])
@@ -154,6 +154,81 @@ def test_online_run_arrives(server, run_info, caplog):
     assert arrived.exit_code == 0
     (model,) = server.artifacts.values()
     assert (model.type, model.state, model.files) == ("model", "COMMITTED", ["params/data"])
+    assert model.aliases == ["best", "latest"]
+
+
+def test_what_a_sweep_searches_for_keeps_its_flat_name(server, run_info, tmp_path, monkeypatch):
+    drawn = tmp_path / "drawn.yaml"  # as an agent names it
+    values = {"optim": "adamw", "model.dropout": 0.5}
+    drawn.write_text(yaml.safe_dump({name: {"value": value} for name, value in values.items()}))
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
+    monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", str(drawn))
+    config = {"optim": {"learning_rate": 1e-3}, "model": {"dropout": 0.5}}
+    train(run_info(config=config), last=1)
+    (run,) = server.runs.values()
+    assert run.config["model"] == {"dropout": 0.5}
+    assert {name: run.config[name] for name in values} == values
+    assert run.config["optim.learning_rate"] == 1e-3  # below a name that is taken
+
+
+def test_the_log_of_a_run_is_in_its_logs_tab(server, run_info):
+    logging.root.setLevel(logging.INFO)
+    run = run_info()
+    (run.directory / LOG).write_text("[then] INFO experiments.data: what was said before\n")
+    trackers = Trackers([JsonLines(), Wandb("digits")])
+    trackers.start(run)
+    logging.getLogger("experiments.training").warning("postgresql://me:secret@host is slow")
+    trackers.finish({}, "finished")
+    logging.getLogger("experiments.training").warning("of the next run")
+    (arrived,) = server.runs.values()
+    first, *_, last = [text for _, text in sorted(arrived.logs.items())]
+    assert "what was said before" in first
+    assert "postgresql://me:***@host is slow" in last
+
+
+@pytest.mark.parametrize(
+    ("alert", "status", "count"),
+    [(True, "diverged", 1), (True, "failed", 1), (True, "finished", 0), (False, "failed", 0)],
+)
+def test_an_alert_says_that_a_run_failed(server, run_info, alert, status, count):
+    train(run_info(), last=3, status=status, alert=alert)
+    assert len(server.alerts) == count
+    for sent in server.alerts:
+        assert status in sent["title"]
+        assert sent["severity"] == "ERROR"
+
+
+def test_predictions_are_a_table_and_charts(server, run_info):
+    trackers = Trackers([JsonLines(), Wandb("digits")])
+    trackers.start(run_info())
+    label = np.array(["cat", "dog", "dog", "cat"])
+    cat = np.array([0.9, 0.8, 0.1, 0.6])
+    columns = {"label": label, "predicted": np.where(cat > 0.5, "cat", "dog")}
+    columns |= {"p_cat": cat, "p_dog": 1 - cat, "p_none": np.zeros(4)}
+    trackers.predictions(1, "predictions/test", columns)
+    trackers.predictions(1, "predictions/numbers", {"target": np.arange(3.0)})
+    trackers.finish({}, "finished")
+    (run,) = server.runs.values()
+
+    def table(name: str) -> dict:
+        return json.loads(run.files[run.history[-1][name]["path"]])
+
+    shown = table("predictions/test")
+    assert shown["columns"] == list(columns)
+    assert shown["data"][1][:3] == ["dog", "cat", 0.8]
+    assert table("predictions/numbers")["data"] == [[0.0], [1.0], [2.0]]
+    counts = {
+        tuple(row[:2]): row[2] for row in table("predictions/test_confusion_matrix_table")["data"]
+    }
+    assert counts["cat", "cat"] == 2
+    assert counts["dog", "cat"] == counts["dog", "dog"] == 1
+    points = table("predictions/test_pr_curve_table")["data"]
+    cats = {recall: precision for name, precision, recall in points if name == "cat"}
+    assert cats[0.5] == 1.0
+    assert cats[1.0] == pytest.approx(2 / 3, abs=1e-3)
+    assert {name for name, *_ in points} == {"cat", "dog"}  # no example is of the third
+    charts = run.config["_wandb"]["visualize"]
+    assert charts["predictions/test_confusion_matrix"]["panel_config"]["panelDefId"]
 
 
 @pytest.mark.parametrize("status", ["interrupted", "diverged", "failed"])

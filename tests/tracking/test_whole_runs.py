@@ -43,7 +43,9 @@ def test_a_run_arrives_with_all_that_says_how_it_came_about(run_cli, monkeypatch
     assert run.job_type == "train"
     assert run.tags == ["Classification", "LeNet5", "digits"]
     assert run.notes.startswith("trainer.epochs=3") or "model=lenet5" in run.notes
-    assert run.config["optim.learning_rate"] == 0.001
+    assert run.config["optim"]["learning_rate"] == 0.001
+    assert run.config["provenance"]["data"]
+    assert b"packages" in run.files["provenance.json"]
     assert run.metrics == record(folder)
     summary = json.loads((folder / "summary.json").read_text())
     for name in ("val/loss", "val/accuracy", "epoch"):
@@ -71,6 +73,28 @@ def test_the_commit_and_the_lock_file_are_recorded(server, tmp_path, data_home):
     assert json.loads(run.files["wandb-metadata.json"])["git"]["commit"] == head
     assert run.files["requirements.lock"] == (ROOT / "requirements.lock").read_bytes()
     assert run.files["code/run.py"] == (ROOT / "run.py").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_model_is_uploaded_and_another_run_starts_from_it(run_cli, server, tmp_path):
+    first, options = tmp_path / "first", ["model.hidden=[16]", "trainer.epochs=2"]
+    code, error = run_cli(*options, "logger.log_model=true", folder=first)
+    assert code == 0, error
+    (run,) = server.runs.values()
+    assert {"confusion_matrix", "predictions/test"} <= run.history[-1].keys()
+    (model,) = [one for one in server.artifacts.values() if one.type == "model"]
+    source = f"model.pretrained=wandb:{run.project}/{model.collection}:best"
+    code, error = run_cli(*options, "trainer.figures=false", source, folder=tmp_path / "second")
+    assert code == 0, error
+    assert "loaded 4 of 4 arrays" in error
+    assert model.used_by == [name for name in server.runs if name != run.id]
+
+    code, error = run_cli("mode=predict", f"checkpoint={first}", folder=tmp_path / "predicted")
+    assert code == 0, error
+    assert {"predictions/validation", "predictions/test"} <= run.history[-1].keys()
+    code, error = run_cli(*options, f"{source}r", folder=tmp_path / "third")
+    assert code == 2
+    assert error.splitlines()[-1].startswith(f"error: {source[17:]}r: W&B does not give it")
 
 
 @pytest.mark.slow

@@ -1,5 +1,5 @@
 """W&B for the tests: a server to log to, and a reader of the files of offline runs."""
 
-from wandb_server import sweeps, views
+from wandb_server import artifacts, sweeps, views
 
-__all__ = ["sweeps", "views"]
+__all__ = ["artifacts", "sweeps", "views"]

@@ -36,6 +36,7 @@ class Run:
     history: list[dict[str, Any]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
+    logs: dict[int, str] = field(default_factory=dict)  # lines of the Logs tab
     exit_code: int | None = None
     sweep: str | None = None
     preempting: bool = False
@@ -54,8 +55,10 @@ class Artifact:
     id: str
     type: str
     collection: str
+    aliases: list[str]
     state: str = "PENDING"
     files: list[str] = field(default_factory=list)
+    used_by: list[str] = field(default_factory=list)  # ids of runs
 
 
 class Server(ThreadingHTTPServer):
@@ -68,7 +71,9 @@ class Server(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self.lock = threading.RLock()
         self.runs: dict[str, Run] = {}
-        self.artifacts: dict[str, Artifact] = {}
+        self.artifacts: dict[str, Artifact] = {}  # see `wandb_server.artifacts`
+        self.stored: dict[str, bytes] = {}  # what was uploaded of them, by path
+        self.alerts: list[dict[str, Any]] = []
         self.sweeps: dict[str, Any] = {}  # see `wandb_server.sweeps`
         self.agents: dict[str, Any] = {}
         self.views: dict[str, dict[str, Any]] = {}  # see `wandb_server.views`
@@ -159,56 +164,15 @@ def _run_files(server: Server, v: dict) -> dict:
     return {"createRunFiles": {"runID": v["run"], "uploadHeaders": [], "files": files}}
 
 
+@operation("NotifyScriptableRunAlert")
+def _alert(server: Server, v: dict) -> dict:
+    server.alerts.append(v)
+    return {"notifyScriptableRunAlert": {"success": True}}
+
+
 @operation("RunStoppedStatus")
 def _stopped(server: Server, v: dict) -> dict:
     return {"project": {"run": {"stopped": False}}}
-
-
-@operation("ArtifactType")
-def _artifact_type(server: Server, v: dict) -> dict:
-    return {"project": {"artifact": None}}
-
-
-@operation("CreateArtifact")
-def _create_artifact(server: Server, v: dict) -> dict:
-    given = v["input"]
-    made = Artifact(
-        f"artifact{len(server.artifacts)}",
-        given["artifactTypeName"],
-        given["artifactCollectionName"],
-    )
-    server.artifacts[made.id] = made
-    sequence = {"id": f"sequence-{made.id}", "latestArtifact": None}
-    answer = {"id": made.id, "state": made.state, "artifactSequence": sequence}
-    return {"createArtifact": {"artifact": answer}}
-
-
-@operation("CreateArtifactManifest", "UpdateArtifactManifest")
-def _manifest(server: Server, v: dict) -> dict:
-    made = v.get("artifactManifestID") or f"manifest-{v['artifactID']}"
-    file = {"id": made, "uploadUrl": f"{server.url}/artifact/{made}", "uploadHeaders": []}
-    answer = {"artifactManifest": {"id": made, "file": file}}
-    return {"createArtifactManifest": answer, "updateArtifactManifest": answer}
-
-
-@operation("CreateArtifactFiles")
-def _artifact_files(server: Server, v: dict) -> dict:
-    edges = []
-    for file in v["input"]["artifactFiles"]:
-        owner, name = file["artifactID"], file["name"]
-        server.artifacts[owner].files.append(name)
-        node = {"id": name, "name": name, "displayName": name, "artifact": {"id": owner}}
-        node |= {"storagePath": name, "uploadUrl": f"{server.url}/artifact/{owner}/{name}"}
-        node |= {"uploadHeaders": [], "uploadMultipartUrls": None}
-        edges.append({"node": node})
-    return {"createArtifactFiles": {"files": {"edges": edges}}}
-
-
-@operation("CommitArtifact")
-def _commit(server: Server, v: dict) -> dict:
-    artifact = server.artifacts[v["artifactID"]]
-    artifact.state = "COMMITTED"
-    return {"commitArtifact": {"artifact": {"id": artifact.id, "digest": ""}}}
 
 
 def project_of(name: str, entity: str | None) -> dict:
@@ -263,10 +227,15 @@ class _Handler(BaseHTTPRequestHandler):
             if match := re.fullmatch(r"/run/(.+?)/(.+?)/(.+?)/(.+)", unquote(self.path)):
                 entity, project, run_id, name = match.groups()
                 self.server.run(entity, project, run_id).files[name] = body
+            else:
+                self.server.stored[unquote(self.path)] = body
         self._answer({})
 
     def do_GET(self) -> None:
-        self._answer({}, code=200 if self.path in ("/", "/healthz", "/ready") else 404)
+        if (body := self.server.stored.get(unquote(self.path))) is not None:
+            self._send(body, 200)
+        else:
+            self._answer({}, code=200 if self.path in ("/", "/healthz", "/ready") else 404)
 
     def _graphql(self, request: dict[str, Any]) -> dict[str, Any]:
         match = re.search(r"\b(?:query|mutation)\s+(\w+)", request["query"])
@@ -283,6 +252,8 @@ class _Handler(BaseHTTPRequestHandler):
                 run.history[offset : offset + len(lines)] = map(json.loads, lines)
             elif name == "wandb-summary.json" and lines:
                 run.summary = json.loads(lines[-1])
+            elif name == "output.log":
+                run.logs |= dict(enumerate(lines, offset))
         run.preempting = run.preempting or bool(request.get("preempting"))
         if request.get("complete"):
             run.exit_code = request.get("exitcode")
@@ -294,7 +265,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, value: dict[str, Any], code: int = 200) -> None:
         code = self.server.broken or code
-        data = json.dumps(value).encode()
+        self._send(json.dumps(value).encode(), code)
+
+    def _send(self, data: bytes, code: int) -> None:
         self.send_response(code)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))

@@ -1,28 +1,23 @@
 """`mode=inspect`: look inside the weights of a run, by figures and numbers in its folder."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.core.callback import RunInfo, callback_nodes
 from experiments.core.config import build
 from experiments.core.experiment import State
-from experiments.core.names import locate
-from experiments.core.params import count_parameters
 from experiments.data.dataset import Batch
 from experiments.data.reading.unseen import unseen
 from experiments.errors import UserError
-from experiments.tracking.jsonl import SUMMARY, read_mapping, write_json
+from experiments.tracking.jsonl import write_json
 from experiments.tracking.terminal import Terminal
-from experiments.tracking.tracker import Trackers
-from experiments.tracking.wandb import STATE, Wandb
 from experiments.training.evaluation import Split
 from experiments.training.feed import training_examples
 from experiments.training.figures import view_of
-from experiments.training.restored import Restored
+from experiments.training.restored import Restored, in_wandb
 from experiments.training.run_folder import INSPECTION, exclusive, split_source
 from experiments.training.setup import Setup
 from experiments.viz import drawing
@@ -79,7 +74,9 @@ def main(config: dict[str, Any], directory: Path, source: Path) -> None:
             old.unlink()
         drawing.submit(_draw, figures, folder).result()
         write_json(folder / NUMBERS, numbers)
-        _add_to_wandb(run, run_folder, [folder / f"{name}.png" for name in figures])
+        with in_wandb(run, run_folder) as (wandb, step):
+            for name in figures:
+                wandb.figure(step, f"{INSPECTION}/{name}", folder / f"{name}.png")
     terminal.finish({}, "finished")
     print(f"{folder}: {', '.join([*figures, NUMBERS])}")
 
@@ -87,32 +84,6 @@ def main(config: dict[str, Any], directory: Path, source: Path) -> None:
 def _draw(figures: "Figures", folder: Path) -> None:
     for name, draw in figures.items():
         drawing.save(draw(), folder / f"{name}.png")
-
-
-def _add_to_wandb(run: Restored, folder: Path, pictures: Sequence[Path]) -> None:
-    """Add pictures to the run in W&B, if it is there, below `inspect/`."""
-    if not (folder / STATE).is_file():
-        return
-    setup, summary = run.setup, folder / SUMMARY
-    info = RunInfo(
-        directory=folder,
-        name=run.config["name"],
-        config={**run.config, "input": None},
-        total_steps=setup.experiment.total_steps,
-        steps_per_epoch=setup.experiment.steps_per_epoch,
-        batch_size=setup.batch_size,
-        parameters=count_parameters(run.weights[0]),
-    )
-    status = read_mapping(summary)["status"] if summary.is_file() else "interrupted"
-    for node in callback_nodes(run.config).values():
-        if locate(node["_target_"]) is Wandb:
-            wandb = build(node)
-            tracker = Trackers([wandb])  # for which an error of the client is one warning
-            tracker.start(info)
-            step = wandb.next_step
-            for path in pictures:
-                tracker.figure(step, f"{INSPECTION}/{path.stem}", path)
-            tracker.finish({}, status)
 
 
 def _next_step(setup: Setup, state: State) -> tuple[State, Batch]:

@@ -16,15 +16,17 @@ from experiments.core.config import build
 from experiments.data.dataset import model_input
 from experiments.errors import UserError
 from experiments.machine import whole
+from experiments.objectives import columns
+from experiments.objectives.columns import Columns
 from experiments.tracking.terminal import Terminal
-from experiments.training.restored import Restored
+from experiments.tracking.wandb import STATE
+from experiments.training.evaluation import ROWS
+from experiments.training.restored import Restored, in_wandb
+from experiments.training.run_folder import exclusive, split_source
 from experiments.types import PositiveInt
 
 log = logging.getLogger(__name__)
 
-SCALE = {"mean": 0.0, "std": 1.0}  # of a target that is as it was given
-
-Columns = dict[str, Any]
 Batch = Mapping[str, Any]
 
 
@@ -75,16 +77,37 @@ def main(config: dict[str, Any], directory: Path, source: Path) -> None:
     path = directory / f"predictions.{wanted.format}"
     write = {"csv": csv.CSVWriter, "parquet": parquet.ParquetWriter}[wanted.format]
     counts: dict[str, int] = {}
+    pieces: dict[str, list[Any]] = {}
     with whole(path) as new_file, contextlib.ExitStack() as stack:
         table = None
         for part, rows, batch in parts:
             piece = pa.table(rows | columns_of(batch))
             table = table or stack.enter_context(write(new_file, piece.schema))
             table.write_table(piece)
-            counts[part] = counts.get(part, 0) + len(piece)
+            if counts.setdefault(part, 0) < ROWS:
+                pieces.setdefault(part, []).append(piece)
+            counts[part] += len(piece)
         if table is None:
             raise UserError(f"input={config['input']} has no examples")
     print(f"{path}: " + ", ".join(f"{count} {part}" for part, count in counts.items()))
+    tables = {part: pa.concat_tables(found).slice(0, ROWS) for part, found in pieces.items()}
+    _add_to_wandb(run, split_source(source)[0], tables)
+
+
+def _add_to_wandb(run: Restored, folder: Path, tables: Mapping[str, Any]) -> None:
+    """Add predictions to the run in W&B, if it is there and not just being trained."""
+    if not (folder / STATE).is_file():
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(exclusive(folder))
+        except UserError as error:
+            log.warning("the predictions are not in W&B: %s", error)
+            return
+        wandb, step = stack.enter_context(in_wandb(run, folder))
+        for part, table in tables.items():
+            shown = {name: table[name].to_numpy() for name in table.column_names}
+            wandb.predictions(step, f"predictions/{part}", shown)
 
 
 Part = tuple[str, Columns, Batch]
@@ -122,77 +145,45 @@ def _predictions(run: Restored, wanted: Predict, *, known: bool) -> Callable[[Ba
         UserError: such predictions have no place in a table.
     """
     kind, shapes = run.setup.objective.kind, run.setup.evaluation_shapes
+
+    def given(batch: Batch, name: str) -> np.ndarray | None:
+        return np.asarray(batch[name])[_real(batch)] if known else None
+
+    def outputs(batch: Batch) -> np.ndarray:
+        return np.asarray(run.outputs(batch))[_real(batch)]
+
     if wanted.top_k is not None and kind != "classification":
         raise UserError(f"predict.top_k={wanted.top_k} is for classifiers")
     if kind == "classification":
         numbers = range(run.setup.source.spec.num_classes)
-        names = np.asarray(run.setup.splits.class_names or tuple(map(str, numbers)))
+        names = run.setup.splits.class_names or tuple(map(str, numbers))
         if (top := wanted.top_k) is not None and top > len(names):
             raise UserError(f"predict.top_k={top}: there are {len(names)} classes")
-        return lambda batch: _classes(batch, np.asarray(run.outputs(batch)), names, top, known)
+        return lambda batch: columns.of_classes(outputs(batch), given(batch, "label"), names, top)
     if kind == "regression":
         found = (run.setup.splits.found or {}).get("target", {})
         if "unit" in shapes and not found:
             raise UserError(
                 "mode=predict gives numbers in the unit of the target, which these data do not keep"
             )
-        targets = run.config["data"].get("target")
-        targets = targets if isinstance(targets, list) and len(targets) > 1 else None
-        return lambda batch: _numbers(batch, np.asarray(run.outputs(batch)), found, targets, known)
+        targets = columns.targets_of(run.config)
+        return lambda batch: columns.of_numbers(
+            outputs(batch), given(batch, "target"), found, targets
+        )
     if not hasattr(run.setup.objective, "codes"):
         raise UserError(f"mode=predict is for classes, numbers and codes, not for {kind} models")
     if not known and run.config["model"].get("conditional"):
-        given = run.config["input"]
-        raise UserError(f"input={given}: this model reads the class of each picture, too")
-    return lambda batch: _codes(batch, *run.examined(batch))
+        given_path = run.config["input"]
+        raise UserError(f"input={given_path}: this model reads the class of each picture, too")
+
+    def codes(batch: Batch) -> Columns:
+        real, (values, found) = _real(batch), run.examined(batch)
+        return columns.of_codes(
+            {n: np.asarray(v)[real] for n, v in values.items()}, np.asarray(found)[real]
+        )
+
+    return codes
 
 
 def _real(batch: Batch) -> np.ndarray:
     return np.asarray(batch["mask"]) > 0
-
-
-def _classes(
-    batch: Batch, probabilities: np.ndarray, names: np.ndarray, top: int | None, known: bool
-) -> Columns:
-    """Return the columns of class probabilities [batch, classes]."""
-    real = _real(batch)
-    probabilities = probabilities[real]
-    columns: Columns = {"label": names[np.asarray(batch["label"])[real]]} if known else {}
-    columns["predicted"] = names[probabilities.argmax(axis=-1)]
-    if top is None:
-        return columns | {f"p_{name}": probabilities[:, i] for i, name in enumerate(names)}
-    order = np.argsort(-probabilities, axis=-1, kind="stable")[:, :top]
-    for rank in range(top):
-        chosen = order[:, rank : rank + 1]
-        columns[f"class_{rank + 1}"] = names[chosen[:, 0]]
-        columns[f"probability_{rank + 1}"] = np.take_along_axis(probabilities, chosen, 1)[:, 0]
-    return columns
-
-
-def _numbers(
-    batch: Batch, outputs: np.ndarray, found: Mapping[str, Any], names: Any, known: bool
-) -> Columns:
-    """Return the columns of numbers [batch, ...], in the unit of the target."""
-    real = _real(batch)
-    mean, deviation = (np.asarray(found.get(key, default)) for key, default in SCALE.items())
-
-    def in_unit(values: Any) -> np.ndarray:
-        scaled = np.asarray(values)[real].reshape(real.sum(), -1) * deviation + mean
-        return scaled.astype(np.float32)
-
-    columns: Columns = {}
-    every = {"target": batch["target"]} if known else {}
-    for column, values in (every | {"predicted": outputs}).items():
-        scaled = in_unit(values)
-        count = scaled.shape[1]
-        own = [""] if count == 1 else [f"_{name}" for name in names or range(1, count + 1)]
-        columns |= {f"{column}{name}": scaled[:, i] for i, name in enumerate(own)}
-    return columns
-
-
-def _codes(batch: Batch, values: Mapping[str, Any], codes: Any) -> Columns:
-    """Return the columns of metrics, each [batch], and of codes [batch, latents]."""
-    real = _real(batch)
-    codes = np.asarray(codes)[real].reshape(real.sum(), -1)
-    columns = {name: np.asarray(value)[real] for name, value in values.items()}
-    return columns | {f"code_{i + 1}": codes[:, i] for i in range(codes.shape[1])}

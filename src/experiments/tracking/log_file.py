@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from experiments.errors import masked
@@ -46,6 +46,32 @@ class Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         behind = None if record.exc_info else getattr(record, TRACEBACK, None)
         return masked("\n".join(filter(None, [super().format(record), behind])))
+
+
+class LogStream(logging.Handler):
+    """Hands log records on, as the lines of text that `run.log` has, until it is closed.
+
+    Args:
+        write: takes a line.
+        client: the name of the loggers of what it writes to, which is left out.
+    """
+
+    def __init__(self, write: Callable[[str], None], client: str):
+        super().__init__()
+        self.write, self.client = write, client
+        self.setFormatter(Formatter(FORMAT))
+        logging.root.addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Hand a record on; an error of what takes it is none of the program's."""
+        if record.name.partition(".")[0] != self.client:
+            with contextlib.suppress(Exception):
+                self.write(self.format(record))
+
+    def close(self) -> None:
+        """Hand on no more."""
+        logging.root.removeHandler(self)
+        super().close()
 
 
 @contextlib.contextmanager

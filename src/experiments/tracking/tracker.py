@@ -61,6 +61,9 @@ class Tracker(Callback):
     def histogram(self, step: int, name: str, counts: np.ndarray, edges: np.ndarray) -> None:
         """Take the counts [bins] of a quantity between edges [bins + 1]."""
 
+    def predictions(self, step: int, name: str, columns: Mapping[str, np.ndarray]) -> None:
+        """Take predictions as the columns of a table, by name [N], such as `predictions/test`."""
+
     def model(self, path: Path) -> None:
         """Offer the finished model, as its checkpoint folder."""
 
@@ -69,8 +72,8 @@ class Trackers(Tracker):
     """Several callbacks, trackers among them, as one.
 
     An error of a callback must not end a training: one that raises is finished and dropped with one
-    warning, and one that cannot show a picture goes on without. Only what an essential one raises
-    passes through, such as the run's own record, and a `UserError` before the first step.
+    warning, and one that cannot show a picture or a table goes on without. What an essential one
+    raises passes through, such as the run's own record, and a `UserError` before the first step.
 
     Attributes:
       stop_reason: why a callback asks the run to stop; None if none does.
@@ -125,6 +128,9 @@ class Trackers(Tracker):
     def histogram(self, step: int, name: str, counts: np.ndarray, edges: np.ndarray) -> None:
         self._forward("histogram", step, name, counts, edges, to=Tracker)
 
+    def predictions(self, step: int, name: str, columns: Mapping[str, np.ndarray]) -> None:
+        self._forward("predictions", step, name, columns, to=Tracker)
+
     def model(self, path: Path) -> None:
         self._forward("model", path, to=Tracker)
 
@@ -149,8 +155,9 @@ class Trackers(Tracker):
                     failed = failed or error
                     if method != "finish":
                         break
-                elif method in ("figure", "model"):
-                    log.warning("%s has no %s: %s", type(tracker).__name__, arguments[-1], error)
+                elif method in ("figure", "predictions", "model"):
+                    what = arguments[1] if method == "predictions" else arguments[-1]
+                    log.warning("%s has no %s: %s", type(tracker).__name__, what, error)
                 else:
                     self.trackers.remove(tracker)
                     drop(tracker, error, finish=method != "finish")

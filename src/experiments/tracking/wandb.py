@@ -15,23 +15,28 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from experiments.errors import UserError, suggest
+from experiments.tracking import provenance
 from experiments.tracking.jsonl import METRICS, read_history, read_mapping, write_json
+from experiments.tracking.log_file import LOG, LogStream
 from experiments.tracking.tracker import SUCCESS, RunInfo, Tracker
+from experiments.tracking.wandb_client import ARTIFACT, Mode, end_service, first_line, usable
 from experiments.tracking.wandb_files import (
     ClientLog,
     last_id,
     mend_offline_runs,
     wait_for_a_new_folder,
 )
+from experiments.tracking.wandb_media import media_of
 from experiments.tracking.wandb_names import (
     LONGEST,
     check_names,
     flatten,
     note_of,
     project_of,
+    public,
     tags_of,
 )
 
@@ -44,9 +49,9 @@ START_TIMEOUT = 6.0  # seconds for a server to accept a run before it goes on of
 # in the environment of an agent's run: a file that exists once the machine is wanted back
 WANTED_BACK = "EXPERIMENTS_WANTED_BACK"
 
-Mode = Literal["online", "offline", "disabled"]
 MODES = {"run": "online", "dryrun": "offline"} | {m: m for m in get_args(Mode)}  # with old names
 
+FAILURES = ("failed", "diverged")  # statuses that are worth an alert
 SIZES = ("parameters", "total_steps", "steps_per_epoch", "batch_size")
 
 _client = threading.Lock()  # the runs of this process share one service process
@@ -74,6 +79,7 @@ class Wandb(Tracker):
     notes: str | None = None
     mode: Mode | None = None
     log_model: bool = False
+    alert: bool = False
     finish_timeout: float = 30.0
 
     def __post_init__(self) -> None:
@@ -82,6 +88,7 @@ class Wandb(Tracker):
         self._next_step = 0
         self._late = 0  # steps by which the test is logged late
         self._said = False
+        self._logs: logging.Handler = logging.NullHandler()
         env = os.environ.get
         self.project = project_of(self.project)
         self.entity = self.entity or env("WANDB_ENTITY")
@@ -131,15 +138,23 @@ class Wandb(Tracker):
         recorded = mend_offline_runs(run.directory / "wandb")
         wait_for_a_new_folder(run.directory / "wandb")
         with _client:
-            self._run = self._open(run, _usable(mode), known, again)
+            self._run = self._open(run, usable(mode), known, again)
         self._client_log = ClientLog(Path(self._run.settings.log_internal))
         self._looked = time.monotonic()
         write_json(state, known | {"id": self._run.id, "location": self.location})
+        if not again and (log_file := run.directory / LOG).is_file():  # what was said before
+            self._run.write_logs(log_file.read_text(errors="replace"))
+        self._logs = LogStream(self._run.write_logs, "wandb")
         self._run.define_metric("epoch", hidden=True)
         self._run.define_metric("val/*", step_metric="epoch", step_sync=False)
         lock = Path(__file__).resolve().parents[3] / "requirements.lock"  # of a checkout
         if lock.is_file():
             self._run.save(lock, base_path=lock.parent, policy="now")
+        for name in (provenance.FILE, f"{provenance.PATCHES}/*"):
+            self._run.save(run.directory / name, base_path=run.directory, policy="now")
+        source = (run.config.get("model") or {}).get("pretrained") or ""
+        if source.startswith(ARTIFACT) and not self._run.offline:
+            self._note_use(source.removeprefix(ARTIFACT))
         # A resumed run repeats the steps after its checkpoint bit for bit. Those that W&B has are
         # left out, since it would refuse or renumber them; those that never reached it are sent
         # again from the record.
@@ -176,6 +191,11 @@ class Wandb(Tracker):
             media = wandb.Video(str(path), format="gif") if moves else wandb.Image(str(path))
             self._run.log({name: media}, step=step)
 
+    def predictions(self, step: int, name: str, columns: Mapping[str, Any]) -> None:
+        step += self._late
+        if self._run is not None and step >= self._next_step:
+            self._run.log(media_of(name, columns), step=step)
+
     def model(self, path: Path) -> None:
         """Upload the checkpoint folder as an artifact of type `model`, with `log_model`."""
         if self._run is not None and self.log_model:
@@ -184,7 +204,7 @@ class Wandb(Tracker):
             artifact = wandb.Artifact(f"model-{self._run.id}", type="model")
             # A finished checkpoint does not change: take it from where it lies, without a copy.
             artifact.add_dir(str(path), policy="immutable", skip_cache=True)
-            self._run.log_artifact(artifact)
+            self._run.log_artifact(artifact, aliases=["best", "latest"])  # it holds both weights
 
     def finish(self, summary: Mapping[str, object], status: str) -> None:
         if self._run is None:
@@ -193,6 +213,9 @@ class Wandb(Tracker):
         try:
             values = {k: v for k, v in summary.items() if k != "wandb"}
             run.summary.update({**flatten(values), "status": status})
+            if self.alert and status in FAILURES:
+                title, text = f"{run.name[-40:]} {status}", f"{status} at step {run.step}"
+                run.alert(title, f"{text}: {self.location}", level="ERROR")
             wanted_back = os.environ.get(WANTED_BACK)
             if status == "interrupted" and wanted_back and Path(wanted_back).exists():
                 run.mark_preempting()  # so that the server gives it to an agent again
@@ -202,8 +225,18 @@ class Wandb(Tracker):
             self._say_unsent(f"did not take everything within {self.finish_timeout:g} s")
         finally:
             self._run = None
+            self._logs.close()
             with _client:
                 _close()
+
+    def _note_use(self, artifact: str) -> None:
+        """Have W&B note what the run starts from."""
+        import wandb
+
+        try:
+            self._run.use_artifact(artifact)
+        except (wandb.Error, ValueError) as error:
+            log.warning("W&B does not note the use of %s: %s", artifact, first_line(error))
 
     def _say_refusal(self) -> None:
         if not self._run.offline and (reason := self._client_log.refusal()):
@@ -240,6 +273,9 @@ class Wandb(Tracker):
             # undocumented, and refused where the client no longer has it
             x_transaction_log_flush_interval=1.0,  # a killed run loses 1 s offline, not 15 s
         )
+        config = public(run.config) | {"run": {name: getattr(run, name) for name in SIZES}}
+        if starts := provenance.read_starts(run.directory):
+            config["provenance"] = provenance.in_brief(starts[-1])
         arguments: dict[str, Any] = {
             **{key: known[key] for key in ("id", "project", "entity")},
             "name": self.name or run.name[-LONGEST:],
@@ -247,7 +283,7 @@ class Wandb(Tracker):
             "job_type": self.job_type,
             "tags": self.tags or tags_of(run.config),
             "notes": self.notes or note_of(run.directory),
-            "config": flatten(run.config) | {f"run.{name}": getattr(run, name) for name in SIZES},
+            "config": config,
             "dir": run.directory,
             "resume": "allow" if again and mode == "online" else None,
             "reinit": "create_new",  # trials side by side are several runs of one process
@@ -258,13 +294,17 @@ class Wandb(Tracker):
         except Exception as error:
             if mode == "offline":
                 raise
-            log.warning("W&B did not take this run, it goes on offline: %s", _first_line(error))
+            log.warning("W&B did not take this run, it goes on offline: %s", first_line(error))
             _refused = time.monotonic()
             if _live:  # the client takes an id that it has failed with once it has started anew
                 arguments["id"] = uuid.uuid4().hex[:8]
             else:
-                _end_service()
+                end_service()
             opened = wandb.init(**arguments | {"resume": None}, mode="offline")
+        # a sweep that searches for a choice, `optim`, keeps that name for it
+        taken = {k: v for k, v in config.items() if isinstance(v, dict)}
+        taken = {k: v for k, v in taken.items() if not isinstance(opened.config[k], Mapping)}
+        opened.config.update(flatten(taken), allow_val_change=True)
         _live += 1
         return opened
 
@@ -285,25 +325,6 @@ def leave_run_aside() -> None:
     os.environ.pop("WANDB_RESUME", None)
 
 
-def _usable(mode: str | None) -> Mode:
-    """Return `online` if that is wanted and an API key is configured, else `offline`; never ask."""
-    import wandb
-
-    settings: dict[str, Any] = {"mode": mode} if mode else {}
-    wandb.setup(settings=wandb.Settings(silent=True, **settings))
-    if mode == "offline":
-        return "offline"
-    try:
-        if wandb.login(prompt=False, verify=False):
-            return "online"
-        reason = "no API key is configured (wandb login)"
-    except wandb.Error as error:
-        reason = _first_line(error)
-    if mode == "online" or not reason.startswith("no API key"):
-        log.warning("W&B stays offline: %s", reason)
-    return "offline"
-
-
 def _known(state: Path) -> dict[str, Any]:
     """Return what earlier sittings of a run noted, of a damaged note as much as their files say."""
     try:
@@ -320,22 +341,4 @@ def _close() -> None:
     global _live
     _live -= 1
     if _live == 0:
-        _end_service()
-
-
-def _end_service() -> None:
-    """End the service process of the client.
-
-    `finish()` may return before the last bytes are on disk; teardown waits for them. It raises, or
-    exits Python, when the service process has died before.
-    """
-    import wandb
-
-    try:
-        wandb.teardown()
-    except (Exception, SystemExit):
-        os.environ.pop("WANDB_SERVICE", None)  # so that the next run starts a new one
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+        end_service()

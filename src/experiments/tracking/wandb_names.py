@@ -41,19 +41,18 @@ def check_names(project: str, name: str | None, tags: Sequence[str]) -> None:
             raise UserError(f"W&B takes 1 to {LONGEST_TAG} characters in a tag, not {start}")
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested mappings to dotted keys, `optim.learning_rate`, without anything secret.
+def public(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of nested mappings without anything secret."""
+    shown = {str(key): value for key, value in config.items() if not SECRET.search(str(key))}
+    return {k: public(v) if isinstance(v, Mapping) else v for k, v in shown.items()}
 
-    W&B filters and plots top-level keys, and a sweep names its parameters this way.
-    """
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested mappings to dotted keys, `optim.learning_rate`, without anything secret."""
     flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if SECRET.search(str(key)):
-            continue
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
+    for key, value in public(config).items():
+        inside = isinstance(value, Mapping)
+        flat |= flatten(value, f"{prefix}{key}.") if inside else {f"{prefix}{key}": value}
     return flat
 
 

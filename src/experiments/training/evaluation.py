@@ -23,6 +23,7 @@ from experiments.viz.trial_view import Predictions
 Split = Literal["train", "validation", "test"]
 
 SHOWN = 16  # examples with predictions in full
+ROWS = 10_000  # examples whose class probabilities or numbers go into a table
 AHEAD = 2  # batches that devices compute while the sums of earlier ones are added up
 
 
@@ -86,6 +87,7 @@ class Evaluator:
         """Return every metric, and the predictions, of a stack of one."""
         totals, labels, predicted = Totals(metrics), [np.zeros(0, int)], [np.zeros(0, int)]
         first: tuple[Batch, Any] | None = None
+        many: dict[str, list[np.ndarray]] = {}
         for batch in self.batches():
             of_batch, outputs = program(batch)
             totals.add(of_batch)
@@ -97,9 +99,13 @@ class Evaluator:
             if isinstance(outputs, jax.Array) and outputs.ndim == 3 and "label" in batch:
                 labels.append(fetch(batch["label"])[rows])
                 predicted.append(fetch(outputs)[0][rows].argmax(axis=-1))
+            if (truth := _truth(batch, outputs)) and sum(map(len, many.get(truth, ()))) < ROWS:
+                many.setdefault(truth, []).append(fetch(batch[truth])[rows])
+                many.setdefault("outputs", []).append(fetch(outputs)[0][rows])
         assert first is not None
         every = np.concatenate(labels), np.concatenate(predicted)
-        return totals.measured()[0], Predictions(*every, *first)
+        kept = {name: np.concatenate(arrays)[:ROWS] for name, arrays in many.items()}
+        return totals.measured()[0], Predictions(*every, *first, kept)
 
     def outputs(self, program: Callable) -> tuple[Batch, Any]:
         """Return all examples as stored, and the predictions for them, of a stack of one."""
@@ -125,6 +131,15 @@ class Evaluator:
             self._source = evaluation_batches(self.split, self.batch_size)
         for batch in itertools.islice(self._source, self.limit):
             yield {name: put_to_read(array, self.sharding) for name, array in batch.items()}
+
+
+def _truth(batch: Mapping[str, Any], outputs: Any) -> str | None:
+    """Return the name of what is predicted, one class or some numbers of each example."""
+    if not isinstance(outputs, jax.Array):
+        return None
+    if outputs.ndim == 3 and "label" in batch:
+        return "label"
+    return "target" if "target" in batch else None
 
 
 class Data:

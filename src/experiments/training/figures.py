@@ -92,6 +92,8 @@ class RunFigures:
         )
         for name, path in drawing.submit(self._animate).result().items():
             self.trackers.figure(step, name, path)
+        if table := self.trial.table(predictions):
+            self.trackers.predictions(step, f"predictions/{self.trial.split}", table)
         prefix = "test" if self.trial.split == "test" else "val"
         return {f"{prefix}/{name}": value for name, value in metrics.items()}
 
@@ -191,6 +193,7 @@ def view_of(
         batches=lambda split: setup.evaluator(split, setup.layout(1)).batches(),
         split=split,
         classifier=classifier,
+        found=setup.splits.found,
     )
 
 

@@ -1,9 +1,10 @@
 """The weights of earlier runs: to evaluate with, and to start from in the place of new ones."""
 
+import contextlib
 import functools
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import jax
 import numpy as np
 from flax import nnx
 
+from experiments.core.callback import RunInfo, callback_nodes
 from experiments.core.config import build
-from experiments.core.params import merged
+from experiments.core.names import locate
+from experiments.core.params import count_parameters, merged
 from experiments.core.rng import stream
 from experiments.core.schedules import SCALE, Plateau
 from experiments.core.transfer import Agreement, agreement, named
@@ -21,10 +24,13 @@ from experiments.errors import UserError
 from experiments.models.torchvision import read_published
 from experiments.objectives.losses import with_class_weights
 from experiments.objectives.units import in_units
-from experiments.tracking.tracker import Tracker
+from experiments.tracking.jsonl import SUMMARY, read_mapping
+from experiments.tracking.tracker import Tracker, Trackers
+from experiments.tracking.wandb import STATE, Wandb
+from experiments.tracking.wandb_client import ARTIFACT, downloaded
 from experiments.training.distributed import put_to_read
 from experiments.training.evaluation import Data, Measured, Predictions, Split
-from experiments.training.run_folder import split_source
+from experiments.training.run_folder import CHECKPOINTS, split_source
 from experiments.training.saving.trials import load, load_weights
 from experiments.training.setup import Setup
 
@@ -114,6 +120,35 @@ class Restored:
         return jax.tree.map(lambda leaf: leaf[0], self.program(there)[1])
 
 
+@contextlib.contextmanager
+def in_wandb(run: Restored, folder: Path) -> Iterator[tuple[Trackers, int]]:
+    """Yield the run in W&B and the step to log at; where it is not there, what takes all the same.
+
+    Args:
+      folder: its run folder, which is this process's own.
+    """
+    setup, summary = run.setup, folder / SUMMARY
+    nodes = callback_nodes(run.config).values() if (folder / STATE).is_file() else ()
+    found: list[Wandb] = [
+        build({**node, "alert": False}) for node in nodes if locate(node["_target_"]) is Wandb
+    ]
+    tracker = Trackers(found)  # for which an error of the client is one warning
+    tracker.start(
+        RunInfo(
+            directory=folder,
+            name=run.config["name"],
+            config={**run.config, "input": None},
+            total_steps=setup.experiment.total_steps,
+            steps_per_epoch=setup.experiment.steps_per_epoch,
+            batch_size=setup.batch_size,
+            parameters=count_parameters(run.weights[0]),
+        )
+    )
+    yield tracker, max((one.next_step for one in found), default=0)
+    status = read_mapping(summary)["status"] if summary.is_file() else "interrupted"
+    tracker.finish({}, status)
+
+
 def pretrained_weights(setup: Setup) -> Found | None:
     """Return the arrays that `model.pretrained` names, by dotted name, and say which of them fit.
 
@@ -123,7 +158,7 @@ def pretrained_weights(setup: Setup) -> Found | None:
     source = setup.config["model"].get("pretrained")
     if source is None:
         return None
-    found = read(Path(source), setup.config["model"])
+    found = read(source, setup.config["model"])
     wanted = merged(setup.shapes.params, setup.shapes.model_state)
     result = check_fitting(f"model.pretrained={source}", found, wanted)
     for line in report(result, named(wanted)):
@@ -146,20 +181,32 @@ def check_fitting(source: str, found: Mapping[str, Any], wanted: Any) -> Agreeme
     return result
 
 
-def read(source: Path, model: dict[str, Any]) -> Found:
+def read(source: str, model: dict[str, Any]) -> Found:
     """Return the weights in a run folder, a checkpoint of it or a `.safetensors` file, by name.
+
+    Or in an artifact of W&B's that holds checkpoints or such a file, `wandb:project/name:best`.
 
     Raises:
         UserError: `source` is none of these, or cannot be read.
     """
-    if source.suffix == ".safetensors":
-        return read_published(source, model)
-    if source.suffix in (".pt", ".pth", ".bin"):
+    if source.startswith(ARTIFACT):
+        with downloaded(source, CHECKPOINTS) as folder:
+            published = sorted((folder / CHECKPOINTS).glob("*.safetensors"))
+            return read(str(published[0]), model) if published else _saved(folder, None)
+    path = Path(source)
+    if path.suffix == ".safetensors":
+        return read_published(path, model)
+    if path.suffix in (".pt", ".pth", ".bin"):
         raise UserError(
             f"model.pretrained={source}: a pickle runs code when it is read; save it as "
             f"safetensors: safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
         )
-    weights = load_weights(*split_source(source))
+    return _saved(*split_source(path))
+
+
+def _saved(folder: Path, step: int | None) -> Found:
+    """Return the weights that were saved in a folder."""
+    weights = load_weights(folder, step)
     return {n: np.asarray(array) for part in weights for n, array in named(part).items()}
 
 

@@ -12,6 +12,8 @@ import numpy as np
 
 from experiments.core.experiment import Experiment
 from experiments.data.dataset import Batch
+from experiments.objectives import columns
+from experiments.objectives.columns import Columns
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,12 +46,15 @@ class Predictions:
       labels, predicted: the classes of all examples [N]; empty without one score for each class.
       first: the first examples as stored.
       outputs: the objective's predictions of them.
+      rows: of many more of the first examples `label` or `target` [M, ...] and, if they are one
+        array, `outputs` [M, ...].
     """
 
     labels: np.ndarray
     predicted: np.ndarray
     first: Batch
     outputs: Any
+    rows: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ class TrialView:
       batches: from the name of a split to all its batches, padded, each with a `mask`.
       split: "test", or "validation" where the test split is to be left alone.
       classifier: opens the classifier that `objective.classifier` names; None if there is none.
+      found: what the data said of themselves, such as the scale of a target.
     """
 
     experiment: Experiment
@@ -76,6 +82,7 @@ class TrialView:
     batches: Callable[[Any], Iterable[Mapping[str, jax.Array]]]
     split: str
     classifier: Callable[[], Classifier] | None
+    found: Mapping[str, Any] | None = None
 
     @property
     def kind(self) -> str:
@@ -94,6 +101,18 @@ class TrialView:
     def labels(self) -> tuple[str, ...]:
         """The names of the classes, or their numbers."""
         return self.class_names or tuple(map(str, range(self.classes)))
+
+    def table(self, predictions: Predictions) -> Columns:
+        """Return the columns of a table of predictions; none unless of one class or of numbers."""
+        rows = predictions.rows
+        if self.kind == "classification" and "label" in rows:
+            found = columns.of_classes(rows["outputs"], rows["label"], self.labels)
+        elif self.kind == "regression" and "target" in rows:
+            scale, names = (self.found or {}).get("target", {}), columns.targets_of(self.config)
+            found = columns.of_numbers(rows["outputs"], rows["target"], scale, names)
+        else:
+            return {}
+        return {"index": np.arange(len(rows["outputs"]))} | found
 
     def apply(self, function: Callable, weights: Weights, *inputs: Any) -> np.ndarray:
         """Return `function(objective, model, *inputs)` as float32.

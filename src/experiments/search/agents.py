@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ from experiments.search.local import worker_count
 from experiments.search.readers import SweepFile, read_sweep_file
 from experiments.search.slurm import Task, check_array, read_cluster
 from experiments.tracking.wandb import WANTED_BACK
-from experiments.tracking.wandb_names import project_of
+from experiments.tracking.wandb_names import overrides_of, project_of
 from experiments.training.run_folder import is_run, said_again
 
+METHODS = ("grid", "random", "bayes")  # of W&B's server
 OPTIONS = ("engine", "study", "workers", "cluster", "allow", "config_dir")
 
 
@@ -43,9 +44,14 @@ def begin(
         if key not in OPTIONS:
             raise UserError(f"{key}={options[key]}: W&B decides that; say it in {path}")
     file, count = read_sweep_file(path), worker_count(options)
+    if (method := file.content.get("method")) not in METHODS:
+        raise UserError(f"{path}: method={method}: W&B has {', '.join(METHODS)}")
     cluster = read_cluster(config_folder, {"name": "local"} | options.get("cluster", {}))
     if cluster is not None and file.content.get("run_cap"):
         check_array(count, file.content["run_cap"], 1)
+    for line in differences(file.content):
+        print(line)
+    overrides = [*overrides_of(file.content.get("command")), *overrides]
     folder.mkdir(parents=True, exist_ok=True)
     sweep = register(file, overrides, folder, config_folder, options.get("config_dir"))
     program = [sys.executable, "-P", "-m", __spec__.name, "agent", sweep]
@@ -64,6 +70,19 @@ def begin(
         codes = [process.wait() for process in agents]
     if any(codes):
         raise Exit(EXIT_CODES["interrupted"])
+
+
+def differences(content: Mapping[str, Any]) -> Iterator[str]:
+    """Yield in what W&B's search by a sweep file is another than that of the own engine."""
+    if content.get("method") == "bayes":
+        yield "bayes       W&B's is a Gaussian process; without engine=wandb it is Optuna's TPE"
+    if content.get("early_terminate"):
+        yield (
+            "hyperband   W&B counts the lines that hold the metric, each an evaluation, and ends "
+            "runs some time after; without engine=wandb epochs count, and a trial ends at once"
+        )
+    if "run_cap" not in content and content.get("method") != "grid":
+        yield "runs        without run_cap W&B draws on until you stop it; the own engine asks"
 
 
 def register(

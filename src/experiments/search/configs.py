@@ -14,6 +14,7 @@ from experiments.core import trust
 from experiments.core.config import by_target, check_config, leaves, place, settled
 from experiments.core.trust import says, vet, vet_objects
 from experiments.errors import UserError
+from experiments.tracking.wandb_names import overrides_of
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -190,3 +191,22 @@ def as_override(value: Any) -> str:
     from hydra.core.override_parser.types import Override, OverrideType, ValueType
 
     return Override(OverrideType.CHANGE, "", ValueType.ELEMENT, value).get_value_element_as_str()
+
+
+def wrong_overrides(command: Any, source: str) -> Iterator[str]:
+    """Yield what is wrong with the command of a sweep file, which no command line has said."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    from experiments.training.run_folder import CODE
+
+    try:
+        for text in overrides_of(command):
+            if text.lstrip("+").startswith(CODE):
+                raise UserError(f"command: only a command line can say {text}")
+            override = OverridesParser.create().parse_override(text)
+            trust.vet({override.key_or_group: override.value()}, source)
+    except HydraException as error:
+        yield f"command: {str(error).splitlines()[0]}"
+    except UserError as error:
+        yield str(error)

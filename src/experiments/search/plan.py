@@ -27,6 +27,7 @@ from experiments.search.readers import SweepFile, read_space, split
 from experiments.search.slurm import read_cluster
 from experiments.search.storage import ADDRESS, keep_address
 from experiments.tracking.jsonl import read_mapping
+from experiments.tracking.wandb_names import overrides_of
 from experiments.training.options import check_said
 from experiments.types import Positive, PositiveInt, Share
 
@@ -141,7 +142,8 @@ def plan_of_file(
         settings["n_trials"] = content["run_cap"]
     settings |= options
     try:
-        return make_plan(content["parameters"], overrides, settings, config_folder)
+        every = [*overrides_of(content.get("command")), *overrides]
+        return make_plan(content["parameters"], every, settings, config_folder)
     except UserError as error:
         own = {keys: line for keys, line in file.lines.items() if keys[0] not in options}
         file = dataclasses.replace(file, lines=own)

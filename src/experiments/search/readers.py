@@ -22,8 +22,9 @@ from optuna.distributions import FloatDistribution, IntDistribution
 
 from experiments.core.config import mismatch
 from experiments.errors import UserError, suggest
-from experiments.search.configs import Configs
+from experiments.search.configs import Configs, wrong_overrides
 from experiments.search.space import Parameter, Space, choice, normal
+from experiments.tracking.wandb_names import flat_keys, flat_parameters
 from experiments.types import Bound, PositiveInt
 
 if TYPE_CHECKING:
@@ -87,8 +88,6 @@ def read_parameter(node: Mapping[str, Any]) -> Parameter:
         UserError: a key or a value that does not go with the distribution.
     """
     unknown = [key for key in node if key not in KEYS]
-    if unknown == ["parameters"]:
-        raise UserError("nested parameters do not reach Hydra; write flat dotted names")
     if unknown:
         raise UserError(f"{unknown[0]!r} is no key of a parameter{suggest(unknown[0], KEYS)}")
     kind = node.get("distribution") or _implied(node)
@@ -237,6 +236,7 @@ def read_sweep_file(path: Path) -> SweepFile:
         raise UserError(f"{path}:1: a sweep file holds method, metric and parameters")
     lines: dict[tuple[str, ...], int] = {}
     twice = list(_index(root, (), lines))
+    content["parameters"] = flat_parameters(content.get("parameters"))
     file = SweepFile(path, content, lines)
     problems = [f"{path}:{line}: {key} is given twice" for key, line in twice]
     problems += [file.located(text) or f"{path}:1: {text}" for text in _problems(content)]
@@ -252,7 +252,7 @@ def _index(
     if not isinstance(node, yaml.MappingNode):
         return
     for key, value in node.value:
-        inner = (*path, str(key.value))
+        inner = flat_keys((*path, str(key.value)))
         if inner in lines:
             yield str(key.value), key.start_mark.line + 1
         lines[inner] = key.start_mark.line + 1
@@ -288,6 +288,7 @@ def _problems(content: Mapping[str, Any]) -> Iterator[str]:
             parameter.vet(name, "a sweep file")
         except UserError as error:
             yield str(error)
+    yield from wrong_overrides(content.get("command"), "a sweep file")
 
 
 def _wrong_keys(

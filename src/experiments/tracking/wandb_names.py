@@ -1,4 +1,4 @@
-"""How W&B calls a run and its config, and which names it refuses."""
+"""How W&B calls a run and its config, which names it refuses, and what a sweep file names."""
 
 import os
 import re
@@ -13,6 +13,10 @@ from experiments.errors import UserError
 
 SECRET = re.compile(rf"{errors.SECRET}$", re.IGNORECASE)
 LONGEST, LONGEST_TAG = 128, 64  # characters of a project or a name, and of a tag
+MACRO = re.compile(r"\$\{(env|interpreter|program|args\w*)\}")  # of the command of a sweep file
+VARIABLE = re.compile(r"\$\{envvar:(\w+)\}")
+STARTS_RUN = re.compile(r"(.*/)?(env|uv|python[\d.]*|run\.py|experiments|run)|-[Pum]")
+OVERRIDE = re.compile(r"[\w~+][^=]*=")
 IN_NO_PROJECT, IN_NO_ID = "/\\#?%:", ":;,#?/'"
 
 
@@ -70,3 +74,48 @@ def note_of(directory: Path) -> str | None:
     overrides = yaml.safe_load(path.read_text()) if path.is_file() else None
     said = [o for o in overrides or [] if not SECRET.search(str(o).partition("=")[0])]
     return " ".join(said) or None
+
+
+def flat_parameters(parameters: Any) -> Any:
+    """Return the parameters of a sweep file with dotted names in the place of nested ones."""
+    if not isinstance(parameters, Mapping):
+        return parameters
+    flat: dict[str, Any] = {}
+    for name, node in parameters.items():
+        inner = node.get("parameters") if isinstance(node, Mapping) and len(node) == 1 else None
+        if isinstance(inner, Mapping):
+            flat |= {f"{name}.{key}": value for key, value in flat_parameters(inner).items()}
+        else:
+            flat[name] = node
+    return flat
+
+
+def flat_keys(keys: Sequence[str]) -> tuple[str, ...]:
+    """Return the keys on the way to a node of a sweep file as `flat_parameters` has them."""
+    first, names, rest = keys[0], list(keys[1:2]), list(keys[2:])
+    while first == "parameters" and rest[:1] == ["parameters"] and len(rest) > 1:
+        names, rest = [f"{names[0]}.{rest[1]}"], rest[2:]
+    return first, *names, *rest
+
+
+def overrides_of(command: Any) -> list[str]:
+    """Return the overrides that the command of a sweep file gives to each run.
+
+    Raises:
+        UserError: it is no list, or starts something else.
+    """
+    if not isinstance(command or [], list):
+        raise UserError("command must be a list, as in W&B's documentation")
+    overrides = []
+    for part in map(str, command or []):
+        if missing := [name for name in VARIABLE.findall(part) if name not in os.environ]:
+            raise UserError(f"command: the environment has no {missing[0]}")
+        part = VARIABLE.sub(lambda found: os.environ[found[1]], part)
+        if OVERRIDE.match(part) and not MACRO.search(part):
+            overrides.append(part)
+        elif not MACRO.fullmatch(part) and not STARTS_RUN.fullmatch(part):
+            raise UserError(
+                f"command: {part!r} is not for this program, which starts its runs itself; "
+                "overrides such as trainer.epochs=5 are"
+            )
+    return overrides

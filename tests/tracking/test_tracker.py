@@ -129,7 +129,7 @@ def test_every_tracker_is_finished_before_a_user_error_is_raised():
 def test_summary_says_where_else_the_run_is():
     notes = Notes()
     Trackers([notes, Elsewhere()]).finish({"val/loss": 0.1}, "finished")
-    expected = {"val/loss": 0.1, "wandb": "https://example.org/run"}
+    expected = {"val/loss": 0.1, "elsewhere": "https://example.org/run"}
     assert notes.calls == [(expected, "finished")]
 
 

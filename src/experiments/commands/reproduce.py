@@ -31,7 +31,7 @@ from experiments.training.run_folder import CODE, COMMAND, HYDRA, check_unused, 
 from experiments.types import NonNegative
 
 COMPARED = "reproduction.json"
-TIMES = ("examples_per_second", "seconds", "wandb")  # what is never the same twice
+TIMES = ("examples_per_second", "seconds", "wandb", "mlflow")  # what is never the same twice
 ABOUT = ("processor", "devices", "python", "data")  # of a start, and its packages
 ENDED = ("finished", "stopped_early", "diverged")  # statuses that a run comes to by itself
 POLL = 0.2  # seconds between looks at signals

@@ -267,10 +267,11 @@ class Worker:
         plan, config = self.study.plan, self.study.configs.compose(self.study.settings(run.values))
         config["seed"] += run.index
         config["name"] = f"{plan.name}-{run.number}" + (f"-{run.index}" if plan.seeds > 1 else "")
-        logger = config["logger"]
-        if {"group", "name"} <= logger.keys():  # a name from the environment would be that of all
-            logger["group"] = logger["group"] or os.environ.get("WANDB_RUN_GROUP") or plan.name
-            logger["name"] = logger["name"] or config["name"]
+        trackers = [config["logger"], *config["logger"].values()]
+        for node in (node for node in trackers if isinstance(node, dict)):
+            if {"group", "name"} <= node.keys():  # a name from the environment would be that of all
+                node["group"] = node["group"] or os.environ.get("WANDB_RUN_GROUP") or plan.name
+                node["name"] = node["name"] or config["name"]
         return config
 
     def _open(self, run: Run, stack: contextlib.ExitStack, *, alone: bool) -> Training:

@@ -105,6 +105,7 @@ class Terminal(Tracker):
             "parameters": f"{self._run.parameters:,}",
             "run folder": str(self._run.directory),
             "W&B": str(summary.get("wandb") or ""),
+            "MLflow": str(summary.get("mlflow") or ""),
         }
         if status == "interrupted" and self._run.config.get("mode") == "train":
             folder = quote(f"resume={self._run.directory}")

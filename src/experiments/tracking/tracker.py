@@ -97,9 +97,19 @@ class Trackers(Tracker):
 
     @property
     def location(self) -> str | None:
-        with contextlib.suppress(*ERRORS):  # of a client that has died
-            return next((where for t in self._of(Tracker) if (where := t.location)), None)
-        return None
+        return next(iter(self.locations.values()), None)
+
+    @property
+    def locations(self) -> dict[str, str]:
+        """The location of each tracker that has one, by its name: `wandb`."""
+        found: dict[str, str] = {}
+        for tracker in self._of(Tracker):
+            with contextlib.suppress(*ERRORS):  # of a client that has died
+                if isinstance(tracker, Trackers):
+                    found |= tracker.locations
+                elif where := tracker.location:
+                    found[type(tracker).__name__.lower()] = where
+        return found
 
     def start(self, run: RunInfo) -> None:
         self._forward("start", run)
@@ -135,10 +145,8 @@ class Trackers(Tracker):
         self._forward("model", path, to=Tracker)
 
     def finish(self, summary: Mapping[str, object], status: str) -> None:
-        """Finish each tracker, even when one before it raises; the location joins the summary."""
-        if self.location:
-            summary = {**summary, "wandb": self.location}
-        self._forward("finish", summary, status)
+        """Finish each tracker, even when one before it raises; locations join the summary."""
+        self._forward("finish", {**summary, **self.locations}, status)
 
     def _of(self, kind: type[Kind]) -> list[Kind]:
         return [callback for callback in self.trackers if isinstance(callback, kind)]
@@ -183,8 +191,8 @@ class Background(Trackers):
         self._queue = ThreadPoolExecutor(1, thread_name_prefix=type(tracker).__name__)
 
     @property
-    def location(self) -> str | None:
-        return self._queue.submit(lambda: super(Background, self).location).result()
+    def locations(self) -> dict[str, str]:
+        return self._queue.submit(lambda: super(Background, self).locations).result()
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
         self._forward("log", step, dict(scalars))  # the caller may change its own

@@ -5,7 +5,6 @@
 .hydra/hydra.yaml      the choices that it was composed of (of a trial: overrides.yaml)
 run.log                what was logged while it trained
 data.json              what was found in the user's own data, such as classes and scales
-provenance.json        the code, machine and data of each start
 checkpoints/<step>/    what the run resumes from
 
 Nothing in a run folder changes before its lock is held.
@@ -66,9 +65,10 @@ STUDY = ("study.yaml", "trials")
 
 OTHERS = (
     *(HYDRA, LOG, "figures", "profile", "populations", "metrics.csv", "tensorboard", "wandb"),
-    *(FOUND, EVALUATIONS, INSPECTION, "predictions.csv", "predictions.parquet", "sample.txt"),
+    *(FOUND, EVALUATIONS, INSPECTION, provenance.FILE, provenance.PATCHES, "mistakes.csv"),
+    *("predictions.csv", "predictions.parquet", "sample.txt", "samples.npz", "samples.png"),
     *("model.stablehlo", "model.safetensors", "model.json", "model.onnx"),
-    *("mistakes.csv", "samples.npz", "samples.png", provenance.FILE, provenance.PATCHES),
+    *("wandb_run.json", "mlflow_run.json"),
 )
 """What else may be in it that this program wrote."""
 

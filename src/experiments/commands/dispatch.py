@@ -30,6 +30,7 @@ from experiments.training.runtime import set_up_compiler
 from experiments.types import Mode, PositiveInt, RunMode, TrainingMode
 
 BEGUN = (HYDRA, LOG, ".lock")  # what a run has in its folder before anything is trained
+AS_THEY_ARE = ("evaluate", "predict", "export", "sample")  # modes for pretrained weights
 PARENTS = 2  # that Hydra may have made for a run: runs/<date>
 
 
@@ -127,7 +128,10 @@ def check_command(config: DictConfig) -> None:
     if complaint := mismatch(config.input, str | None):
         raise UserError(f"input={config.input}: must be {complaint}")
     if source is None and mode in get_args(RunMode):
-        raise UserError(f"mode={mode} needs checkpoint=<run folder>")
+        as_they_are = mode in AS_THEY_ARE
+        if not (as_they_are and config.model.pretrained):
+            other = " or model.pretrained=<weights>" if as_they_are else ""
+            raise UserError(f"mode={mode} needs checkpoint=<run folder>{other}")
     if complaint := mismatch(config.overwrite, bool):
         raise UserError(f"overwrite={config.overwrite}: must be {complaint}")
     if config.overwrite and (config.resume or mode not in get_args(TrainingMode)):

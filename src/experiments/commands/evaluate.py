@@ -19,20 +19,23 @@ SAME = rf"({'|'.join(COMMAND)}|trainer\.\w+|data\.(dir|cache_dir|workers))="
 LONGEST = 100  # characters of a name
 
 
-def main(config: dict[str, Any], directory: Path, source: Path) -> None:
+def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
     """Print `val/*` and `test/*`; write them to `evaluations/<name>.json`.
 
     The name is what the command changes about the run: `best,eval.tta=flip`; `name=` says another.
     """
     run = Restored(config, source, Terminal())
-    summary: dict[str, Any] = {"best": run.progress["best"]}
+    summary: dict[str, Any] = {"best": run.progress.get("best")}
     splits: dict[Split, str] = {"validation": "val", "test": "test"}
     for split, prefix in splits.items():
         measured, _ = run.predict(split)
         values = prefixed(prefix, measured.line)
         print("   ".join(f"{name} {number(value)}" for name, value in values.items()))
         summary |= values | measured.classes(run.setup.splits.class_names)
-    summary |= {"parameters": count_parameters(run.weights[0]), "checkpoint": str(source)}
+    summary |= {
+        "parameters": count_parameters(run.weights[0]),
+        "checkpoint": str(source or config["model"]["pretrained"]),
+    }
     print_classes(summary)
     path = directory / EVALUATIONS / f"{name_of(source)}.json"
     path.parent.mkdir(exist_ok=True)
@@ -40,11 +43,13 @@ def main(config: dict[str, Any], directory: Path, source: Path) -> None:
     print(f"written to {path}")
 
 
-def name_of(source: Path) -> str:
+def name_of(source: Path | None) -> str:
     """Return the name of an evaluation, as a file may have it: weights, and what was changed."""
     said = [argument.lstrip("+") for argument in HydraConfig.get().overrides.task]
     parts = [argument.partition("=")[2] for argument in said if argument.startswith("name=")]
     if not parts:
-        weights = source.name if source.absolute().parent.name == CHECKPOINTS else "best"
+        weights = "pretrained" if source is None else "best"
+        if source is not None and source.absolute().parent.name == CHECKPOINTS:
+            weights = source.name
         parts = [weights, *(a for a in said if not re.match(SAME, a))]
     return re.sub(r"[^\w.=,-]+", "_", ",".join(parts))[:LONGEST]

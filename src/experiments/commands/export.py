@@ -48,7 +48,7 @@ class Export:
     format: Literal["stablehlo", "safetensors", "onnx"]
 
 
-def main(config: dict[str, Any], directory: Path, source: Path) -> None:
+def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
     """Write `model.<format>` and print what is in it."""
     wanted: Export = build(config["export"])
     terminal = Terminal()

@@ -46,7 +46,7 @@ class Predict:
     top_k: PositiveInt | None = None
 
 
-def main(config: dict[str, Any], directory: Path, source: Path) -> None:
+def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
     """Write `predictions.csv` or `.parquet` and print where.
 
     The first columns say which example it is: `split` and `index` in it, or `file` and, of a table
@@ -91,7 +91,8 @@ def main(config: dict[str, Any], directory: Path, source: Path) -> None:
             raise UserError(f"input={config['input']} has no examples")
     print(f"{path}: " + ", ".join(f"{count} {part}" for part, count in counts.items()))
     tables = {part: pa.concat_tables(found).slice(0, ROWS) for part, found in pieces.items()}
-    _add_to_wandb(run, split_source(source)[0], tables)
+    if source is not None:
+        _add_to_wandb(run, split_source(source)[0], tables)
 
 
 def _add_to_wandb(run: Restored, folder: Path, tables: Mapping[str, Any]) -> None:

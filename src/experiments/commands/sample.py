@@ -40,7 +40,7 @@ class Sample:
     count: PositiveInt
 
 
-def main(config: dict[str, Any], directory: Path, source: Path) -> None:
+def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
     """Print the prompt and what the model writes after it, and write both to `sample.txt`.
 
     The pictures of a VAE or a GAN are written to `samples.png`, up to a hundred of them, and all to

@@ -10,17 +10,20 @@ from typing import Any
 
 import jax
 import numpy as np
+import yaml
 from flax import nnx
+from omegaconf import OmegaConf
 
 from experiments.core.callback import RunInfo, callback_nodes
 from experiments.core.config import build
 from experiments.core.names import locate
 from experiments.core.params import count_parameters, merged
-from experiments.core.rng import stream
+from experiments.core.rng import root_key, stream
 from experiments.core.schedules import SCALE, Plateau
 from experiments.core.transfer import Agreement, agreement, named
 from experiments.data.dataset import Splits
 from experiments.errors import UserError
+from experiments.machine import CONFIG
 from experiments.models.torchvision import read_published
 from experiments.objectives.losses import with_class_weights
 from experiments.objectives.units import in_units
@@ -30,13 +33,14 @@ from experiments.tracking.wandb import STATE, Wandb
 from experiments.tracking.wandb_client import ARTIFACT, downloaded
 from experiments.training.distributed import put_to_read
 from experiments.training.evaluation import Data, Measured, Predictions, Split
-from experiments.training.run_folder import CHECKPOINTS, split_source
+from experiments.training.run_folder import CHECKPOINTS, saved_config, split_source
 from experiments.training.saving.trials import load, load_weights
 from experiments.training.setup import Setup
 
 log = logging.getLogger(__name__)
 
 SHOWN = 6  # names in a line of the log
+HEAD = 2  # arrays, which are new where there are other classes
 Found = dict[str, np.ndarray]
 
 
@@ -45,7 +49,8 @@ class Restored:
 
     Args:
       config: of the run.
-      source: its folder, which stands for the best epoch, or `<run folder>/checkpoints/<step>`.
+      source: its folder, which stands for the best epoch, or `<run folder>/checkpoints/<step>`;
+        None: the weights are those that `model.pretrained` names, as they are.
       terminal: shows what is going on.
       splits: what is evaluated; None reads the data of the run.
 
@@ -59,7 +64,7 @@ class Restored:
     def __init__(
         self,
         config: Mapping[str, Any],
-        source: Path,
+        source: Path | None,
         terminal: Tracker,
         splits: Splits | None = None,
     ):
@@ -70,12 +75,18 @@ class Restored:
         self.config = config
         splits = splits or build(config["data"]).load()
         self.setup = setup = Setup(config, Data(splits), training=False)
+        self.hparams, self.progress = setup.inputs_of(config), {}
+        if source is None:
+            found, key = pretrained_weights(setup), root_key(config["seed"])
+            self.weights = setup.experiment.init_weights(self.hparams, key, found)
+            self.state = setup.experiment.begin(self.weights, self.hparams)
+            return
         folder, step = split_source(source)
         weights_of = setup.experiment.weights
         (saved,) = load([folder], [(setup.shapes, weights_of(setup.shapes))], step)
         self.weights = saved.best if step is None else weights_of(saved.state)
         self.state = saved.state._replace(params=self.weights[0], model_state=self.weights[1])
-        self.hparams, self.progress = setup.inputs_of(config), saved.progress
+        self.progress = saved.progress
         if SCALE in self.hparams:
             self.hparams[SCALE] = np.float32(Plateau(*self.progress["plateau"]).scale)
 
@@ -163,7 +174,53 @@ def pretrained_weights(setup: Setup) -> Found | None:
     result = check_fitting(f"model.pretrained={source}", found, wanted)
     for line in report(result, named(wanted)):
         log.info("%s: %s", source, line)
+    if different := differences(source, setup.config["model"]):
+        log.warning("%s: its model had %s", source, _some(different))
+    if len(result.new) > HEAD and (better := better_choice(source, setup, len(result.new))):
+        log.warning("%s: model=%s has more of these weights", source, better)
     return found
+
+
+def differences(source: str, model: Mapping[str, Any]) -> list[str]:
+    """Return what a run's model of the same class had otherwise; for other weights nothing."""
+    try:
+        folder, _ = split_source(Path(source))
+        config: Any = OmegaConf.to_container(saved_config(folder, []), resolve=True)
+    except UserError:
+        return []
+    then = config["model"]
+    if then["_target_"] != model["_target_"]:
+        return []
+    changed = [key for key in {**then, **model} if then.get(key) != model.get(key)]
+    return [f"{k}={then.get(k)} (here {model.get(k)})" for k in changed if k != "pretrained"]
+
+
+def better_choice(source: str, setup: Setup, new: int) -> str | None:
+    """Return the shipped model of the same kind in which the fewest arrays stay new, if one has."""
+    config, found = setup.config, None
+    for choice, model in choices_of_kind(config["model"]):
+        shapes = Setup({**config, "model": model}, setup.data, training=False).shapes
+        wanted = merged(shapes.params, shapes.model_state)
+        left = len(agreement(read(source, model), wanted).new)
+        if left < new:
+            new, found = left, choice
+    return found
+
+
+def choices_of_kind(model: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the shipped models that are other settings of the same class: names and configs."""
+
+    def config_of(name: str) -> dict[str, Any]:
+        own = yaml.safe_load((CONFIG / "model" / f"{name}.yaml").read_text())
+        for base in own.pop("defaults", []):
+            if isinstance(base, str) and base != "_self_":
+                own = config_of(base) | own
+        return own
+
+    for path in sorted((CONFIG / "model").glob("[!_]*.yaml")):
+        config = config_of(path.stem)
+        if config["_target_"] == model["_target_"]:
+            yield path.stem, {**config, "pretrained": model["pretrained"]}
 
 
 def check_fitting(source: str, found: Mapping[str, Any], wanted: Any) -> Agreement:

@@ -53,9 +53,11 @@ def for_hydra(arguments: list[str]) -> list[str]:
         from experiments.training.run_folder import existing_run, split_source
 
         path = Path(unquoted(source))  # which must exist: Hydra would make it
-        folder = existing_run(path) if key == "resume" else split_source(path)[0]
-        folder = _again(folder) if "mode=reproduce" in arguments else folder
-        if key == "resume" or not any(a.startswith("hydra.run.dir=") for a in arguments):
+        if key == "resume":
+            own = [_quoted(f"hydra.run.dir={existing_run(path)}")]
+        elif not any(a.startswith("hydra.run.dir=") for a in arguments):
+            folder = split_source(path)[0]
+            folder = _again(folder) if "mode=reproduce" in arguments else folder
             own = [_quoted(f"hydra.run.dir={folder}")]
     if os.environ.get("JAX_PROCESS_ID", "0") != "0":  # the first of several processes prints
         own += ["hydra/job_logging=disabled"]

@@ -120,7 +120,9 @@ def make_study(tmp_path, data_home):
         overrides = [*TINY, *data_home, *fields.pop("overrides", [])]
         settings = {"parameters": LEARNING_RATE, "n_trials": 4, "heartbeat": 2.0, **fields}
         plan = Plan(
-            name="tiny", overrides=overrides, metric="val/accuracy", goal="maximize", **settings
+            name="tiny",
+            overrides=overrides,
+            **{"metric": ["val/accuracy"], "goal": ["maximize"], **settings},
         )
         return create_study(plan, folder or tmp_path / "study", ROOT / "conf")
 

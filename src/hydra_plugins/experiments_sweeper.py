@@ -4,6 +4,7 @@ Hydra loads plugins only from a package of this name, at every start: this file 
 that is not needed for that.
 """
 
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,19 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
+
+
+def _search_help() -> str:
+    from experiments.cli.search_keys import search_help
+
+    return search_help()
+
+
+# here, so that the processes that launchers of Hydra's start have them too
+OmegaConf.register_new_resolver(
+    "unique", lambda: uuid.uuid4().hex[:6], use_cache=True, replace=True
+)
+OmegaConf.register_new_resolver("search_help", _search_help, replace=True)
 
 
 class OwnConfigs(SearchPathPlugin):

@@ -1,10 +1,13 @@
 """The command `experiments`, and what a package of it holds."""
 
+import dataclasses
 import zipfile
 
 import pytest
 
 from experiments.cli.command import main
+from experiments.cli.search_keys import SEARCH_KEYS
+from experiments.search.plan import Plan
 from support import ROOT
 
 
@@ -14,6 +17,7 @@ from support import ROOT
         ([], 0, "experiments run model=lenet5"),
         (["--help"], 0, "experiments sweep my.yaml"),
         (["sweep", "--help"], 0, "experiments sweep resume=<study folder>"),
+        (["sweep", "--help"], 0, "early_terminate.min_epochs=3"),
         (["report", "-h"], 0, "experiments report <study folder>"),
         (["rnu"], 2, "did you mean 'run'?"),
         (["train"], 2, "one of run, sweep, report"),
@@ -26,6 +30,12 @@ def test_the_command_says_what_there_is(monkeypatch, capsys, arguments, code, wo
     assert main() == code
     printed = capsys.readouterr()
     assert words in (printed.err if code else printed.out)
+
+
+def test_what_a_plan_holds_is_a_key_of_a_search():
+    """All but what follows from the command line as a whole."""
+    derived = {"parameters", "overrides", "seed", "config_dir", "directory"}
+    assert {one.name for one in dataclasses.fields(Plan)} - derived <= set(SEARCH_KEYS)
 
 
 def test_a_wheel_holds_the_config_files(tmp_path):

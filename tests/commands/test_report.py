@@ -105,7 +105,7 @@ def test_charts_show_the_values_of_configs_and_pruned_trials(make_study):
     study = make_study(n_trials=8, parameters=parameters)
     for trial in study.claim(7):
         state = "finished" if trial.number < 2 else "pruned"
-        study.finish(trial, state, trial.number / 10, seconds=1.0)
+        study.finish(trial, state, [trial.number / 10], seconds=1.0)
     data = study_data(study)
     assert [trial.number for trial in data.ranked] == [6, 5, 4, 3, 2, 1, 0]
     sizes = {trial.params["data.batch_size"] for trial in data.ranked}
@@ -122,7 +122,7 @@ def test_reports_are_written_into_the_study(make_study, tmp_path, capsys):
         study = make_study(tmp_path / name, n_trials=6)
         while trials := study.claim(1):
             value = trials[0].values["optim.learning_rate"]
-            study.finish(trials[0], "finished", value, seconds=1.0)
+            study.finish(trials[0], "finished", [value], seconds=1.0)
         studies.append(study.folder)
     write_report(studies[0], ROOT / "conf")
     assert (studies[0] / "report.html").stat().st_size > 1e6

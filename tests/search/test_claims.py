@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from experiments.search.claims import DIED, Claims
+from experiments.search.shared.claims import DIED, Claims
 
 
 @pytest.fixture

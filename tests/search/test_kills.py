@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from experiments.search.claims import DIED, Claims
+from experiments.search.shared.claims import DIED, Claims
 from support import ROOT
 
 

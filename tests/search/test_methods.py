@@ -24,7 +24,7 @@ def search(study, value) -> list[dict]:
     drawn = []
     while trials := study.claim(1):
         drawn.append(trials[0].values)
-        study.finish(trials[0], "finished", value(trials[0].values))
+        study.finish(trials[0], "finished", [value(trials[0].values)])
     assert study.complete
     return drawn
 
@@ -87,7 +87,7 @@ def test_narrowing_finds_better_values_than_random_search_with_the_same_budget()
     space = Space({name: Parameter(log) for name in ("rate", "decay")}, None)
 
     def least_loss(method: str, seed: int) -> float:
-        plan = Plan("", {}, [], "val/loss", "minimize", 24, method=method, seed=seed)
+        plan = Plan("", {}, [], ["val/loss"], ["minimize"], 24, method=method, seed=seed)
         study, best = optuna.create_study(), np.random.default_rng(seed).uniform(-6, 0)
         for number in range(plan.n_trials):
             study.sampler = methods.sampler(plan, space, study.trials, number)
@@ -108,16 +108,16 @@ def test_a_round_waits_for_the_one_before(make_study):
     study = make_study(n_trials=6, method="narrow", rounds=3)
     first = study.claim(6)
     assert [trial.number for trial in first] == [0, 1]
-    study.finish(first[0], "finished", 0.5)
+    study.finish(first[0], "finished", [0.5])
     assert study.claim(6) == []
-    study.finish(first[1], "finished", 0.5)
+    study.finish(first[1], "finished", [0.5])
     assert [trial.number for trial in study.claim(6)] == [2, 3]
 
 
 def test_a_grid_is_every_combination_once(make_study):
     grid = {"optim": {"values": ["adam", "momentum"]}, "optim.b1": {"values": [0.8, 0.9]}}
     study = make_study(parameters=grid, method="grid", n_trials=3)
-    assert search(study, lambda _: 0.0) == study.space.grid(None)
+    assert search(study, lambda _: 0.0) == list(study.space.grid(None))
 
 
 def test_a_grid_over_ranges_is_as_fine_as_the_budget(make_study):
@@ -153,10 +153,10 @@ def test_hyperband_stops_the_worse_two_thirds_at_each_rung(make_study):
         for epoch in range(1, 10):
             trial.optuna.report(-number, epoch)  # each trial is worse than the ones before
             if trial.optuna.should_prune():
-                study.finish(trial, "pruned", -number)
+                study.finish(trial, "pruned", [-number])
                 break
         else:
-            study.finish(trial, "finished", -number)
+            study.finish(trial, "finished", [-number])
         lasted[number] = epoch
     assert lasted[0] == 9
     assert np.mean([epochs == 1 for epochs in lasted.values()]) > 0.6
@@ -170,7 +170,7 @@ def test_hyperband_stops_the_worse_two_thirds_at_each_rung(make_study):
     [({"min_iter": 3}, 3), ({"max_iter": 27, "s": 2}, 3), ({"max_iter": 16, "s": 2, "eta": 2}, 4)],
 )
 def test_the_rungs_are_those_of_w_and_b(settings, first):
-    plan = Plan("", {}, [], "val/loss", "minimize", 1)
+    plan = Plan("", {}, [], ["val/loss"], ["minimize"], 1)
     early = {"type": "hyperband", **settings}
     pruner = methods.pruner(Plan(**{**plan.__dict__, "early_terminate": early}))
     study = optuna.create_study(pruner=pruner)

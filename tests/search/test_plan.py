@@ -100,11 +100,11 @@ def test_the_metric_decides_which_epoch_is_best(tmp_path):
         "run_cap: 2\nmetric: {name: val/loss}\nparameters:\n  optim.b1: {values: [0.8, 0.9]}\n"
     )
     plan = plan_of_file(read_sweep_file(path), ["seed=3"], {}, CONFIG)
-    assert (plan.metric, plan.goal, plan.seed) == ("val/loss", "minimize", 3)
+    assert (plan.metric, plan.goal, plan.seed) == (["val/loss"], ["minimize"], 3)
     assert plan.overrides == ["seed=3", "trainer.monitor=loss", "trainer.monitor_mode=min"]
     for metric, goal in (("loss", "minimize"), ("macro_f1", "maximize")):
         plan = plan_of_arguments(["seed=1,2", f"trainer.monitor={metric}"], {}, CONFIG)
-        assert (plan.metric, plan.goal) == (f"val/{metric}", goal)
+        assert (plan.metric, plan.goal) == ([f"val/{metric}"], [goal])
 
 
 def test_a_metric_that_trials_do_not_have_is_named(tmp_path):
@@ -120,7 +120,7 @@ def test_a_metric_that_trials_do_not_have_is_named(tmp_path):
         return str(error.value)
 
     assert complaints("acc", "[mlp]") == (
-        f"{path}:2: metric.name=val/acc: trials with model=mlp have no such metric; "
+        f"{path}:2: metric=val/acc: trials with model=mlp have no such metric; "
         "did you mean 'accuracy'?"
     )
     of_families = complaints("accuracy", "[mlp, vae]")  # the one has it, the other does not
@@ -204,7 +204,7 @@ def test_a_goal_against_the_sense_of_its_metric_is_questioned(tmp_path, caplog):
                 "parameters:\n  optim.b1: {values: [0.8, 0.9]}\n"
             )
             caplog.clear()
-            assert plan_of_file(read_sweep_file(path), [], {}, CONFIG).goal == goal
+            assert plan_of_file(read_sweep_file(path), [], {}, CONFIG).goal == [goal]
             assert (f"say goal: {better}" in caplog.text) == (goal != better)
 
 
@@ -236,7 +236,7 @@ def test_finite_lists_are_a_full_grid_but_with_a_budget(caplog):
     assert not caplog.text
     plan = plan_of_arguments(arguments, {"n_trials": 4}, CONFIG)
     assert (plan.method, plan.n_trials) == ("random", 4)
-    assert "drawn at random, and may repeat" in caplog.text
+    assert "drawn at random, none twice" in caplog.text
     assert "6 at most" in caplog.text
 
 

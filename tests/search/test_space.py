@@ -17,7 +17,7 @@ DRAWS = 2000
 
 def draws(node: dict) -> np.ndarray:
     """Return what random search draws for a parameter in the first trials."""
-    plan = Plan("", {}, [], "val/loss", "minimize", DRAWS)
+    plan = Plan("", {}, [], ["val/loss"], ["minimize"], DRAWS)
     parameter = read_parameter(node)
     streams = Streams(plan, Space({"x": parameter}, None))
     return np.array([parameter.finish(parameter.at(streams.uniform("x", i))) for i in range(DRAWS)])
@@ -87,11 +87,11 @@ def test_a_quantum_of_one_gives_whole_numbers():
 
 
 def test_each_parameter_has_a_stream_of_its_own():
-    plan = Plan("", {}, [], "val/loss", "minimize", DRAWS)
+    plan = Plan("", {}, [], ["val/loss"], ["minimize"], DRAWS)
     streams = Streams(plan, Space({}, None))
     a, b = ([streams.uniform(name, i) for i in range(DRAWS)] for name in ("a", "b"))
     assert abs(np.corrcoef(a, b)[0, 1]) < 0.08
-    other = Streams(Plan("", {}, [], "val/loss", "minimize", DRAWS, seed=1), Space({}, None))
+    other = Streams(Plan("", {}, [], ["val/loss"], ["minimize"], DRAWS, seed=1), Space({}, None))
     assert other.uniform("a", 0) != a[0]
 
 

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from experiments.errors import UserError, masked
-from experiments.search import storage as storages
-from experiments.search.storage import ADDRESS, open_storage
+from experiments.search.shared import storage as storages
+from experiments.search.shared.storage import ADDRESS, open_storage
 from experiments.search.study import Study
 from support import ROOT
 

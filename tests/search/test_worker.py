@@ -11,9 +11,10 @@ import pytest
 import yaml
 
 from experiments.errors import Exit, UserError
-from experiments.search import worker
+from experiments.search import actions, worker
 from experiments.search.configs import Configs
 from experiments.search.plan import plan_of_arguments
+from experiments.search.results import ending
 from experiments.search.study import CANCEL, create_study
 from experiments.search.worker import work
 from experiments.training.loop import Training
@@ -96,6 +97,44 @@ def test_a_trial_that_falls_behind_is_pruned(make_study):
     assert study.trials()[1].user_attrs["reason"] == "pruned after epoch 1"
     summary = json.loads((study.folder_of(1) / "summary.json").read_text())
     assert summary["status"] == "pruned"
+
+
+def test_a_trial_is_stopped_by_hand_and_the_others_go_on(make_study, monkeypatch):
+    lengths = {"trainer.epochs": {"values": [9000, 1]}}
+    study = make_study(parameters=lengths, method="grid", n_trials=2, overrides=["data.limit=64"])
+    report = worker.Reporter.log
+
+    def log(self, step, scalars):
+        report(self, step, scalars)
+        if "val/accuracy" in scalars and self.trial.number == 0:
+            actions.stop(study.folder_of(0), ROOT / "conf", {})
+
+    monkeypatch.setattr(worker.Reporter, "log", log)
+    work(study.folder, ROOT / "conf")
+    assert [row["state"] for row in results(study)] == ["pruned", "finished"]
+    assert study.trials()[0].user_attrs["reason"].startswith("stopped after epoch")
+    with pytest.raises(UserError, match="this trial is finished; there run none"):
+        actions.stop(study.folder_of(1), ROOT / "conf", {})
+    with pytest.raises(UserError, match="name the folder of a trial"):
+        actions.stop(study.folder, ROOT / "conf", {})
+
+
+def test_what_a_trial_costs_is_a_metric_too(make_study):
+    """Of a front nothing is tested: it is not settled yet which trial will be used."""
+    widths = {"model.hidden": {"values": [[4], [16]]}}
+    goals = {"metric": ["val/accuracy", "parameters"], "goal": ["maximize", "minimize"]}
+    study = make_study(parameters=widths, method="grid", n_trials=2, **goals)
+    work(study.folder, ROOT / "conf")
+    rows = results(study)
+    assert [float(row["parameters"]) for row in rows] == [310, 1210]
+    assert rows[0]["front"] == "true"  # no other trial is as small
+    commands = (study.folder / "best.txt").read_text()
+    assert commands.count("run.py") == sum(row["front"] == "true" for row in rows)
+    for row in rows:
+        summary = json.loads((study.folder / row["run"] / "summary.json").read_text())
+        assert float(row["val/accuracy"]) == summary["best"]["val/accuracy"]
+        assert not any(name.startswith("test/") for name in summary)
+    assert "mode=evaluate" in ending(study)
 
 
 def test_a_database_serves_as_well_as_the_journal(make_study, tmp_path):

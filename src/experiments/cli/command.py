@@ -30,11 +30,10 @@ def main(program: str | None = None) -> int:
         print(f"error: experiments {program}: there is no such command{hint}", file=sys.stderr)
         return 2
     module = importlib.import_module(f"experiments.cli.{program}")
-    if program != "run" and {"-h", "--help"}.intersection(sys.argv[1:]):
-        print(module.__doc__)
-        return 0
     from experiments.cli.main import command_line
 
+    if program != "run" and {"-h", "--help"}.intersection(sys.argv[1:]):
+        return command_line(lambda: print(module.usage()), hydra=False)
     return command_line(module.main, hydra=program == "run")
 
 

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml.error import MarkedYAMLError
 
 from experiments.cli.own import config_dir_of
-from experiments.cli.sweep import RENAMED, SEARCH_KEYS
+from experiments.cli.search_keys import RENAMED, SEARCH_KEYS
 from experiments.errors import UserError, causes, refusal_of_jax, suggest
 from experiments.machine import CONFIG, called
 from experiments.search.configs import Configs
@@ -61,9 +61,10 @@ def _missing_choice(error: MissingConfigException) -> str:
         options = [f"{nested}/{name}" for name in names]
     if not options:
         return f"there is no config {error.missing_cfg_file!r}"
+    more = "; others come with Hydra's plugins, such as hydra-joblib-launcher"
     return (
         f"{group}={choice}: there is no such choice{suggest(choice, options)}\n"
-        f"{group} can be {', '.join(options)}"
+        f"{group} can be {', '.join(options)}{more if parent == 'hydra' else ''}"
     )
 
 
@@ -85,6 +86,9 @@ def _bad_override(message: str, arguments: Sequence[str]) -> str:
     if (own := RENAMED.get(key, key)) in SEARCH_KEYS and not searches:
         now = f"now {own}, " if own != key else ""
         return f"{key}: {now}a key of searches; say -m: {called('run')} -m optim=adam,sgd {own}=..."
+    config_dir, _ = config_dir_of(arguments)
+    if elsewhere := Configs(CONFIG, (), config_dir).elsewhere(key):
+        return f"{key}: {elsewhere}"
     keys = _valid_keys(arguments)
     siblings = [k.rpartition(".")[2] for k in keys if k.rpartition(".")[0] == parent]
     near = suggest(last, siblings) if parent else ""
@@ -102,5 +106,6 @@ def _valid_keys(arguments: Sequence[str]) -> list[str]:
     config_dir, _ = config_dir_of(arguments)
     for overrides in (choices, []):  # the misspelt name may be among the choices
         with contextlib.suppress(HydraException, OmegaConfBaseException):
-            return sorted(Configs(CONFIG, overrides, config_dir).paths({}))
+            configs = Configs(CONFIG, overrides, config_dir)
+            return sorted({*configs.paths({}), *configs.groups})
     return []

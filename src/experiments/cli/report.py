@@ -14,6 +14,11 @@ from experiments.errors import UserError
 from experiments.machine import CONFIG
 
 
+def usage() -> str | None:
+    """Return what `--help` prints."""
+    return __doc__
+
+
 def main() -> None:
     """Report on the folders named on the command line."""
     arguments = sys.argv[1:]

@@ -5,13 +5,14 @@ import datetime
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from experiments.cli.own import config_dir_of
 from experiments.cli.pretrained import unquoted, with_model_of_run
-from experiments.cli.sweep import SEARCH_KEYS, divide, trust_own
+from experiments.cli.search_keys import NESTED, SEARCH_KEYS, divide
+from experiments.cli.sweep import trust_own
 from experiments.search import local
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ MULTIRUN = ("-m", "--multirun")
 FULL_ERROR = "HYDRA_FULL_ERROR"
 # what the user says: whether to show tracebacks, here and in the processes that start from here
 TRACEBACKS = os.environ.get(FULL_ERROR, "0")
-FOLDERS = r"(resume|checkpoint|study|(\+\+)?model\.pretrained|hydra\.(run|sweep)\.dir)="
+FOLDERS = r"(resume|checkpoint|study|points|from|(\+\+)?model\.pretrained|hydra\.(run|sweep)\.dir)="
 SOURCES = ("resume", "checkpoint")
 LISTED = r"(?s)pretrain\.overrides=\[.*\]"  # a list of overrides
 OVERRIDE = r"[\w~+][^=]*="  # the beginning of one
@@ -41,7 +42,12 @@ def for_hydra(arguments: list[str]) -> list[str]:
     arguments = [_as_texts(a) if re.fullmatch(LISTED, a) else a for a in arguments]
     arguments = with_model_of_run(arguments)
     several_seeds = any(re.match(r"seed=(range\(|.*,)", a) for a in arguments)
-    if several_seeds or any(a in MULTIRUN for a in arguments):
+    multirun = any(a in MULTIRUN for a in arguments)
+    if multirun and searches_by_hydra(arguments):
+        given = any(a.startswith("hydra/sweeper=") for a in arguments)
+        others = [a for a in arguments if a not in MULTIRUN]
+        return ["-m", *([] if given else ["hydra/sweeper=basic"]), *others]
+    if multirun or (several_seeds and not searches_by_hydra(arguments)):
         return _of_search(arguments, side_by_side=several_seeds)
     if any(a.partition("=")[0] in SOURCES for a in arguments):
         # `++`: they are keys of that run's config, which the defaults that Hydra composes may lack
@@ -100,21 +106,29 @@ def _as_texts(argument: str) -> str:
     return f"{key}=[{','.join(quoted)}]"
 
 
+def searches_by_hydra(arguments: Iterable[str]) -> bool:
+    """Return whether arguments ask for another sweeper than a study, or for a launcher of Hydra's.
+
+    A launcher starts the runs of Hydra's basic sweeper unless another one is given.
+    """
+    given = [a for a in arguments if a.startswith(("hydra/sweeper=", "hydra/launcher="))]
+    return bool(given) and "hydra/sweeper=experiments" not in given
+
+
 def _of_search(arguments: list[str], side_by_side: bool) -> list[str]:
     if side_by_side and not any(a.startswith("side_by_side=") for a in arguments):
         arguments = [*arguments, "side_by_side=auto"]
-    arguments = [re.sub("^cluster=", "cluster.name=", a) for a in arguments if a not in MULTIRUN]
+    arguments = [a for a in arguments if a not in MULTIRUN]
+    for group, key in NESTED.items():
+        arguments = [re.sub(f"^{group}=", f"{group}.{key}=", a) for a in arguments]
     own = re.compile(rf"({'|'.join(SEARCH_KEYS)})(\.\w+)?=")
     return ["-m", *(f"{SWEEPER}{a}" if own.match(a) else a for a in arguments)]
 
 
-def with_config(run: "Callable[[DictConfig], None]", folder: Path) -> None:
+def with_config(run: "Callable[[DictConfig], Any]", folder: Path) -> None:
     """Call `run` with the config that the command line composes of those in `folder`."""
     import hydra
-    from omegaconf import OmegaConf
 
-    if not OmegaConf.has_resolver("unique"):
-        OmegaConf.register_new_resolver("unique", lambda: uuid.uuid4().hex[:6], use_cache=True)
     os.environ[FULL_ERROR] = "1"  # else Hydra prints errors in its own way and exits with 1
     hydra.main(version_base="1.3", config_path=str(folder), config_name="config")(run)()
 
@@ -131,7 +145,9 @@ def workers_ahead(arguments: list[str], config_folder: Path) -> Iterator[None]:
     options |= {"config_dir": config_dir} if config_dir else {}
     if flags & set(MULTIRUN):
         trust_own(options, overrides, config_folder)
-    if not flags or flags - set(MULTIRUN):  # other flags, such as --cfg, only print something
+    if (
+        not flags or flags - set(MULTIRUN) or searches_by_hydra(overrides)
+    ):  # other flags, such as --cfg, only print something
         yield
         return
     with local.standing_by(options):

@@ -1,11 +1,10 @@
 """Searches over hyperparameters.
 
-experiments sweep <sweep file> [workers=2] [cluster=slurm] [any config override]
-    [method=narrow]: in [rounds=3], each with [shrink=0.5] of the range before, around the best
-    engine=wandb: W&B's server draws the values, and the workers are its agents
+experiments sweep <sweep file> [key of a search ...] [any config override]
 experiments sweep status=<study folder>    what came out so far, live in a terminal
 experiments sweep resume=<study folder>    go on; [n_trials=...] longer, [workers=...] faster;
     [retry=failed] runs trials that failed again
+experiments sweep stop=<study folder>/trials/7   end one trial that runs; the others go on
 experiments sweep cancel=<study folder>    ask its workers to save their trials and stop
 experiments sweep worker=<study folder>    one worker, as clusters start it
 each with --config-dir=<folder> where config files of your own are not in conf/ here
@@ -17,28 +16,23 @@ import sys
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
-
-import yaml
+from typing import Literal
 
 from experiments.cli.own import config_dir_of, with_own
+from experiments.cli.search_keys import Options, divide, search_help
 from experiments.core.config import mismatch
 from experiments.errors import UserError, suggest
-from experiments.machine import CONFIG
+from experiments.machine import CONFIG, called
 from experiments.search import configs, local
 
 # All else is imported where it is used: workers start before that.
 
-SEARCH_KEYS = (
-    *("n_trials", "method", "rounds", "shrink", "seeds", "attempts", "heartbeat", "storage"),
-    *("side_by_side", "study", "workers", "cluster", "name", "engine", "allow", "retry"),
-)
-"""Keys of a command line that are for the search, in `sweep` and after `run -m`."""
+ACTIONS = ("status", "resume", "stop", "cancel", "worker")  # functions of `search.actions`
 
-RENAMED = {"lanes": "side_by_side"}  # older names of such keys
-ACTIONS = ("status", "resume", "cancel", "worker")  # functions of `search.actions`
 
-Options = dict[str, Any]
+def usage() -> str:
+    """Return what `--help` prints."""
+    return f"{__doc__}\n{search_help()}"
 
 
 def main() -> None:
@@ -64,13 +58,14 @@ def sweep(arguments: Sequence[str], config_folder: Path) -> None:
         getattr(actions, action)(Path(value), config_folder, options)
     elif not first.endswith((".yaml", ".yml")):
         hint = suggest(action, ACTIONS) if "=" in first else ""
-        raise UserError(f"{first or 'nothing given'}: name a sweep file{hint}\n{__doc__}".strip())
+        advice = hint or f"; {called('sweep')} --help says what else there is"
+        raise UserError(f"{first or 'nothing given'}: name a sweep file{advice}")
     elif complaint := mismatch(engine, Literal["own", "wandb"]):
         raise UserError(f"engine={engine}: must be {complaint}")
     elif engine == "wandb":
         from experiments.search import agents
 
-        folder = study_folder(options, Path(first).stem)
+        folder = study_folder(options, overrides, Path(first).stem)
         agents.begin(Path(first), overrides, options, config_folder, folder)
     else:
         with local.standing_by(options) as workers:
@@ -79,7 +74,9 @@ def sweep(arguments: Sequence[str], config_folder: Path) -> None:
             from experiments.search.readers import read_sweep_file
 
             plan = plan_of_file(read_sweep_file(Path(first)), overrides, options, config_folder)
-            begin(plan, study_folder(options, plan.name), config_folder, options, workers)
+            begin(
+                plan, study_folder(options, overrides, plan.name), config_folder, options, workers
+            )
 
 
 def trust_own(options: Options, overrides: Sequence[str], config_folder: Path) -> None:
@@ -91,34 +88,12 @@ def trust_own(options: Options, overrides: Sequence[str], config_folder: Path) -
             os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.strip("'\"")
 
 
-def divide(arguments: Sequence[str]) -> tuple[Options, list[str]]:
-    """Divide arguments into the search's own and overrides of the config.
-
-    Returns:
-        The values of the search's own keys, where `cluster.<key>` joins `cluster`, and the rest.
-    """
-    options: Options = {}
-    overrides = []
-    for argument in arguments:
-        key, equals, text = argument.partition("=")
-        group, _, inner = key.partition(".")
-        if not equals or group not in SEARCH_KEYS or (inner and group != "cluster"):
-            overrides.append(argument)
-            continue
-        try:  # a folder may have a name that is no YAML
-            value = text if key == "study" else yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UserError(f"{argument}: {text!r} cannot be read") from error
-        if group == "cluster":
-            options.setdefault("cluster", {})[inner or "name"] = value
-        else:
-            options[key] = value
-    return options, overrides
-
-
-def study_folder(options: Options, name: str) -> Path:
-    """Return the folder of a new study: the one that is asked for, or a new one below `runs`."""
+def study_folder(options: Options, overrides: Sequence[str], name: str) -> Path:
+    """Return the folder of a new study: the one that is asked for, or one as `conf/folders` say."""
     if "study" in options:
         return Path(str(options["study"])).absolute()
-    now, unique = datetime.datetime.now(), uuid.uuid4().hex[:6]
+    now = datetime.datetime.now()
+    if "folders=hydra" in overrides:
+        return Path(f"multirun/{now:%Y-%m-%d/%H-%M-%S}").absolute()
+    unique = uuid.uuid4().hex[:6]
     return Path(f"runs/{now:%Y-%m-%d/%H-%M-%S}_{name}_{unique}").absolute()

@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
 from experiments.machine import write_whole
 from experiments.search.results import command, screen, values_of, winner_of, write_results
-from experiments.search.space import in_optuna
-from experiments.search.study import Study, state_of
+from experiments.search.space import in_optuna, path_of
+from experiments.search.study import Study, name_metrics, state_of
 from experiments.tracking.jsonl import METRICS, read_history
 from experiments.viz import drawing
 from experiments.viz.pages.study_page import StudyData, comparison, study_figures, study_page
@@ -47,7 +47,7 @@ def study_data(study: Study) -> StudyData:
     return StudyData(
         study=_copy(study),
         method=study.plan.method,
-        metric=study.plan.metric,
+        metric=study.plan.metric[0],
         command=None if best is None else command(study, best),
         tested={k: v for k, v in winner.items() if k.startswith("test/")},
     )
@@ -61,16 +61,20 @@ def _copy(study: Study) -> optuna.Study:
     """
     trials = study.trials()
     values = [values_of(trial) for trial in trials]
+    ranges: dict[str, list[BaseDistribution]] = {}
+    for name, parameter in study.space.parameters.items():
+        ranges.setdefault(path_of(name), []).append(parameter.optuna)
     distributions = {
-        name: _covering(parameter.optuna, [drawn[name] for drawn in values if name in drawn])
-        for name, parameter in study.space.parameters.items()
+        path: _covering(own, [in_optuna(drawn[path]) for drawn in values if path in drawn])
+        for path, own in ranges.items()
     }
-    copy = optuna.create_study(study_name=study.plan.name, direction=study.plan.goal)
+    copy = optuna.create_study(study_name=study.plan.name, directions=study.plan.goal)
+    name_metrics(copy, study.plan.metric)
     for trial, drawn in zip(trials, values, strict=True):
         copy.add_trial(
             optuna.trial.create_trial(
-                state=trial.state if trial.value is None else TrialState.COMPLETE,
-                value=trial.value,
+                state=TrialState.COMPLETE if trial.values else trial.state,
+                values=trial.values,
                 params={name: in_optuna(one) for name, one in drawn.items()},
                 distributions={name: distributions[name] for name in drawn},
                 user_attrs=trial.user_attrs | {"state": state_of(trial)},
@@ -80,17 +84,21 @@ def _copy(study: Study) -> optuna.Study:
     return copy
 
 
-def _covering(distribution: BaseDistribution, values: Sequence[Any]) -> BaseDistribution:
-    """Widen a range to values that rounding has moved out of it."""
-    if not isinstance(distribution, FloatDistribution):
-        return distribution
-    low, high = min([distribution.low, *values]), max([distribution.high, *values])
-    return FloatDistribution(low, high, log=distribution.log and low > 0)
+def _covering(ranges: Sequence[BaseDistribution], values: Sequence[Any]) -> BaseDistribution:
+    """Join the ranges of a key; widen them to values that rounding has moved out of them."""
+    floats = [one for one in ranges if isinstance(one, FloatDistribution)]
+    if len(floats) < len(ranges):
+        return (
+            ranges[0] if len(ranges) == 1 else CategoricalDistribution(list(dict.fromkeys(values)))
+        )
+    low = min([*values, *(one.low for one in floats)])
+    high = max([*values, *(one.high for one in floats)])
+    return FloatDistribution(low, high, log=floats[0].log and low > 0)
 
 
 def _curve(study: Study, trial: FrozenTrial) -> dict[int, float]:
     """Return the metric by evaluation; of the first seed where there are several."""
-    folder, metric = study.folder_of(trial.number), study.plan.metric
+    folder, metric = study.folder_of(trial.number), study.plan.metric[0]
     path = folder / METRICS
     lines = read_history(path if path.exists() else folder / "seed_0" / METRICS)
     values = [line[metric] for line in lines if {metric, "epoch"} <= line.keys()]

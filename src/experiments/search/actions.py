@@ -1,4 +1,4 @@
-"""The actions of the program `sweep` on a study: begin, status, resume, cancel, worker."""
+"""The actions of the program `sweep` on a study: begin, status, resume, stop, cancel, worker."""
 
 import dataclasses
 import logging
@@ -11,17 +11,22 @@ from typing import Any
 from experiments.core.config import mismatch
 from experiments.errors import EXIT_CODES, Exit, UserError
 from experiments.machine import called, command
-from experiments.search import configs, local
+from experiments.search import configs, local, points
 from experiments.search.plan import Plan, read_plan
 from experiments.search.readers import read_space
 from experiments.search.results import ending, follow, watching, winner_of
+from experiments.search.shared.outcomes import in_one_line
 from experiments.search.slurm import Task, cancel_jobs, check_array, jobs, queue, read_cluster
-from experiments.search.study import CANCEL, Study, create_study, in_one_line
+from experiments.search.study import CANCEL, TRIALS, Study, create_study, state_of
 from experiments.tracking.log_file import Formatter
 from experiments.tracking.wandb import leave_run_aside
 from experiments.types import PositiveInt
 
 Options = dict[str, Any]
+
+RESUMED = ("n_trials", "workers", "gpus_per_worker", "cluster", "allow", "retry", "config_dir")
+"""Options that `resume` takes."""
+
 MOST_SIDE_BY_SIDE = 128  # trials that `side_by_side=auto` has a worker take at once
 
 
@@ -61,9 +66,10 @@ def launch(study: Study, options: Options, workers: local.Workers | None) -> Non
     print(ending(study))
     reasons = f"{'; '.join(dict.fromkeys(workers.reasons))} (see {study.folder}/{local.LOGS})"
     if study.complete:
-        if (best := study.best()) is None:
+        if not study.ranked():
             raise Exit(EXIT_CODES["failed"])
-        if workers.reasons and winner_of(study).get("trial") != best.number:
+        best = study.best()
+        if workers.reasons and best and winner_of(study).get("trial") != best.number:
             raise UserError(f"the winner is not tested: {reasons}; resume= tests it")
         return
     print(_go_on(study))
@@ -90,13 +96,11 @@ def resume(folder: Path, config_folder: Path, options: Options) -> None:
     """Start workers on a study that exists, with a larger budget or failed trials anew."""
     plan = read_plan(folder)
     for key in options:
-        if key not in ("n_trials", "workers", "cluster", "allow", "retry", "config_dir"):
+        if key not in RESUMED:
             raise UserError(f"{key}={options[key]}: a study keeps it; resume= can change n_trials")
     if (retry := options.get("retry", "failed")) != "failed":
         raise UserError(f"retry={retry}: must be failed, for the trials in this state")
     budget = options.get("n_trials", plan.n_trials)
-    if plan.method == "grid" and budget != plan.n_trials:
-        raise UserError(f"n_trials={budget}: a grid has {plan.n_trials} points; begin a new study")
     if mismatch(budget, PositiveInt) or budget < plan.n_trials:
         raise UserError(f"n_trials={budget}: must be a whole number of at least {plan.n_trials}")
     changes = options.get("cluster", {})
@@ -108,7 +112,12 @@ def resume(folder: Path, config_folder: Path, options: Options) -> None:
     config_dir = own_configs(plan, options.get("config_dir"))
     trust_files_of(config_dir, config_folder, options)
     configs_then = configs.configs_of(config_folder, tuple(plan.overrides), config_dir)
-    read_space(plan.parameters, configs_then).vet(folder)  # before anything is written
+    space = read_space(plan.parameters, configs_then)
+    space.vet(folder)  # before anything is written
+    most = points.most(plan.method, plan.n_trials if plan.method == "grid" else budget, space)
+    if budget > plan.n_trials and most is not None and budget > most:
+        said = f"the {plan.method} search has {most} combinations of values"
+        raise UserError(f"n_trials={budget}: {said}; begin a new study")
     with local.standing_by(options, cluster["name"]) as workers:
         read_cluster(config_folder, cluster)
         changed = {"n_trials": budget, "cluster": cluster, "config_dir": config_dir}
@@ -139,6 +148,21 @@ def trust_files_of(config_dir: str | None, config_folder: Path, options: Options
     """Trust no config files but those of the study: code in two folders may have one name."""
     if options.get("config_dir") != config_dir:
         configs.trust_own(config_folder, None, options.get("allow", []))
+
+
+def stop(trial: Path, config_folder: Path, _: Options) -> None:
+    """Ask the worker of a trial to end it; `trial` is its folder."""
+    number, folder = trial.name, trial.absolute().parent.parent
+    if trial.absolute().parent.name != TRIALS or not number.isdigit():
+        raise UserError(f"stop={trial}: name the folder of a trial: stop=<study folder>/trials/7")
+    study = Study(folder, config_folder)
+    found = {str(one.number): state_of(one) for one in study.trials()}
+    if (state := found.get(number)) != "running":
+        running = ", ".join(n for n, one in found.items() if one == "running") or "none"
+        said = f"is {state}" if state else "does not exist"
+        raise UserError(f"stop={trial}: this trial {said}; there run {running}")
+    study.stop(int(number))
+    print(f"trial {number} ends with its next epoch at the latest; the others go on")
 
 
 def cancel(folder: Path, config_folder: Path, _: Options) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from experiments.errors import EXIT_CODES, Exit, UserError
 from experiments.machine import PARENT, STOP_SIGNALS, command, end_with_launcher, launched_here
-from experiments.search import configs
+from experiments.search import configs, local
 from experiments.search.local import worker_count
 from experiments.search.readers import SweepFile, read_sweep_file
 from experiments.search.slurm import Task, check_array, read_cluster
@@ -26,7 +26,7 @@ from experiments.tracking.wandb_names import overrides_of, project_of
 from experiments.training.run_folder import is_run, said_again
 
 METHODS = ("grid", "random", "bayes")  # of W&B's server
-OPTIONS = ("engine", "study", "workers", "cluster", "allow", "config_dir")
+OPTIONS = ("engine", "study", "workers", "gpus_per_worker", "cluster", "allow", "config_dir")
 
 
 def begin(
@@ -46,6 +46,10 @@ def begin(
     file, count = read_sweep_file(path), worker_count(options)
     if (method := file.content.get("method")) not in METHODS:
         raise UserError(f"{path}: method={method}: W&B has {', '.join(METHODS)}")
+    if isinstance(file.content.get("metric"), list) or any(
+        "@" in name for name in file.content["parameters"]
+    ):
+        raise UserError(f"{path}: W&B searches for one metric, over keys that every run has")
     cluster = read_cluster(config_folder, {"name": "local"} | options.get("cluster", {}))
     if cluster is not None and file.content.get("run_cap"):
         check_array(count, file.content["run_cap"], 1)
@@ -62,8 +66,9 @@ def begin(
         print(f"cancel      scancel {job}")
         return
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    environment = os.environ | launched_here()
-    agents = [subprocess.Popen(program, cwd=folder, env=environment) for _ in range(count)]
+    each = local.gpus_per_worker(options)
+    shares = [local.environment(slot, count, each) | launched_here() for slot in range(count)]
+    agents = [subprocess.Popen(program, cwd=folder, env=share) for share in shares]
     try:
         codes = [process.wait() for process in agents]
     except KeyboardInterrupt:  # the agents have got it as well, and pass it on to their runs

@@ -5,22 +5,26 @@ Hydra is imported where something is composed: a worker's configs come from its 
 
 import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from experiments.core import trust
 from experiments.core.config import by_target, check_config, leaves, place, settled
 from experiments.core.trust import says, vet, vet_objects
-from experiments.errors import UserError
+from experiments.errors import UserError, suggest
 from experiments.tracking.wandb_names import overrides_of
+from experiments.training.run_folder import CODE, OPEN
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
 
 SOURCE = "a search"  # of configs, in messages
+MOST = 6  # choices that a message lists
 
 beside: str | None = None
 """The folder that Hydra, as it begins, is to search after its own; `hydra_plugins` reads this."""
@@ -88,6 +92,22 @@ class Configs:
         """Return the dotted paths of the config with these choices, of values and of nodes."""
         return frozenset(_paths(self._of_choices(choices)))
 
+    def elsewhere(self, key: str) -> str:
+        """Return which other choices of a key's group have it: `only optim=momentum has this key`.
+
+        The text is empty where none has. It is read in their files, which is quick.
+        """
+        group, _, inner = key.partition(".")
+        folders = [self.folder, *([Path(self.config_dir)] if self.config_dir else [])]
+        files = [path for one in folders for path in sorted(one.glob(f"{group}/[!_]*.yaml"))]
+        names = [path.stem for path in files if inner in _keys_of(path)]
+        if not inner or not names:
+            return ""
+        shown = [*names[:MOST], *([f"{len(names) - MOST} others"] if len(names) > MOST else [])]
+        *most, last = shown
+        listed = f"{', '.join(most)} and {last} have" if most else f"{last} has"
+        return f"only {group}={listed} this key"
+
     @functools.cached_property
     def given(self) -> dict[str, Any]:
         """The overrides, by path or group."""
@@ -130,6 +150,38 @@ class Configs:
                 yield GlobalHydra.instance().config_loader()
         finally:
             GlobalHydra.instance().hydra, beside = before, None
+
+
+def _keys_of(path: Path) -> set[str]:
+    """Return the dotted keys of a file of a group, with those of the files that it builds on."""
+    content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    found = set(_paths({key: value for key, value in content.items() if key != "defaults"}))
+    for name in content.get("defaults", ()):
+        base, _, package = str(name).partition("@")
+        if (other := path.parent / f"{base}.yaml").is_file() and other != path:
+            found |= {f"{package}.{key}" if package else key for key in _keys_of(other)}
+    return found
+
+
+def check_added(arguments: Sequence[str], config: Mapping[str, Any], groups: Iterable[str]) -> None:
+    """Check that something reads the keys that arguments add to a config, such as `+foo=1`.
+
+    What is of a function's arguments is checked with these, and a choice of one of the `groups` may
+    be of anything. `config` is not resolved.
+
+    Raises:
+        UserError: nothing does.
+    """
+    for argument in arguments:
+        added = re.match(r"\+{1,2}(\w+)((?:\.\w+)*)=", argument)
+        if added is None or added[1] in OPEN or (not added[2] and added[1] in groups):
+            continue
+        node: Any = config
+        nodes = [node := node.get(key, {}) for key in f"{added[1]}{added[2]}".split(".")[:-1]]
+        called = any("_target_" in one for one in nodes)
+        if not called and f"${{{added[1]}" not in str(config):
+            hint = suggest(added[1], {*config, *groups} - {added[1]})
+            raise UserError(f"{argument}: nothing reads {added[1]}{added[2]}{hint}")
 
 
 # returns the one `Configs` of this process for these arguments
@@ -197,8 +249,6 @@ def wrong_overrides(command: Any, source: str) -> Iterator[str]:
     """Yield what is wrong with the command of a sweep file, which no command line has said."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
-
-    from experiments.training.run_folder import CODE
 
     try:
         for text in overrides_of(command):

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from experiments.core.config import MISSING, build, leaves, objective_of
 from experiments.errors import UserError
 from experiments.search.configs import assignments, check_trial
-from experiments.search.space import Space
+from experiments.search.goals import COSTS, question_goal, usual_goal
+from experiments.search.space import Space, path_of
 from experiments.training.options import check_sizes
 
 if TYPE_CHECKING:
@@ -54,15 +55,24 @@ def examine(space: Space, settings: Mapping[str, Any]) -> tuple[dict[str, Any], 
     trainer = config["trainer"]
     own = objective_of(config).monitor
     chosen, mode = monitored(own, trainer["monitor"], trainer["monitor_mode"])
-    usual = {"metric": f"val/{chosen}", "goal": "maximize" if mode == "max" else "minimize"}
-    settled = {**usual, **settings}
-    wanted, goal = settled["metric"].removeprefix("val/"), settled["goal"][:3]
-    key = "metric.name=val/" if "metric" in settings else "trainer.monitor="
-    if wrong := [f"{key}{wanted}: {problem}" for problem in check_metric(space, wanted)]:
+    key = "metric=val/" if "metric" in settings else "trainer.monitor="
+    metrics = settings.get("metric", [f"val/{chosen}"])
+    validated = [name.removeprefix("val/") for name in metrics if name not in COSTS]
+    wrong = [f"{key}{name}: {said}" for name in validated for said in check_metric(space, name)]
+    if wrong:
         raise UserError("\n".join(wrong))
-    if (wanted, goal) == (chosen, mode):
+    modes = {f"val/{own[0]}": own[1], f"val/{chosen}": mode}
+    goals = settings.get("goal") or [usual_goal(name, modes) for name in metrics]
+    if len(goals) != len(metrics):
+        said = f"goal={','.join(goals)}: there are {len(metrics)} metrics, {', '.join(metrics)}"
+        raise UserError(f"{said}; say a goal for each, in their order")
+    for metric, goal in zip(metrics, goals, strict=True):
+        question_goal(metric, goal)
+    settled = {**settings, "metric": metrics, "goal": goals}
+    decides = validated[0], goals[metrics.index(f"val/{validated[0]}")][:3]  # on the best epoch
+    if decides == (chosen, mode):
         return settled, []
-    return settled, [f"trainer.monitor={wanted}", f"trainer.monitor_mode={goal}"]
+    return settled, [f"trainer.monitor={decides[0]}", f"trainer.monitor_mode={decides[1]}"]
 
 
 def check_metric(space: Space, metric: str) -> Iterator[str]:
@@ -87,19 +97,6 @@ def experiment_of(config: dict[str, Any]) -> "Experiment":
 
     data = build(config["data"])
     return Experiment(config, data.spec, data.pipeline, 1, 1)
-
-
-def question_goal(metric: str, goal: str) -> None:
-    """Warn where a search looks for the worst trial by the usual sense of its metric."""
-    from experiments.objectives.metrics import LARGER_IS_BETTER, SMALLER_IS_BETTER, words
-
-    for better, names in (("maximize", LARGER_IS_BETTER), ("minimize", SMALLER_IS_BETTER)):
-        if words(metric) & names and goal != better:
-            log.warning(
-                "warning: goal: %s looks for the worst %s (W&B's default is minimize); "
-                "say goal: %s",
-                *(goal, metric, better),
-            )
 
 
 def check_model(config: dict[str, Any]) -> None:
@@ -137,7 +134,7 @@ def check_values(space: Space) -> list[str]:
                     if check is check_model and isinstance(value, float):
                         continue  # no shape follows from it
                     try:
-                        check_beside(space, {**whole, name: value}, others, check)
+                        check_beside(space, {**whole, path_of(name): value}, others, check)
                     except UserError as error:
                         own, q = str(error).startswith(name), parameter.q
                         problem = str(error) if own else f"{name}={value}: {error}"
@@ -151,8 +148,8 @@ def check_values(space: Space) -> list[str]:
 def complete(space: Space, choices: Mapping[str, Any]) -> dict[str, Any]:
     """Return choices with a value for each key that has none but those that the search draws."""
     without = {key for key, value in leaves(space.configs.plain(choices)) if value == MISSING}
-    drawn = [name for name in space.existing(choices) if name in without]
-    return {**choices, **{name: space.parameters[name].extremes[0] for name in drawn}}
+    drawn = {path_of(name): space.parameters[name] for name in space.existing(choices)}
+    return {**choices, **{path: p.extremes[0] for path, p in drawn.items() if path in without}}
 
 
 def check_beside(
@@ -163,10 +160,10 @@ def check_beside(
     Raises:
         UserError: none of the values of the others, or of the ends of their ranges, goes with it.
     """
-    names = [name for name in others if name not in values]
-    for beside in itertools.product(*(space.parameters[name].extremes for name in names)):
+    free = {path_of(name): space.parameters[name] for name in others if path_of(name) not in values}
+    for beside in itertools.product(*(parameter.extremes for parameter in free.values())):
         try:
-            return check(space.configs.plain({**values, **dict(zip(names, beside, strict=True))}))
+            return check(space.configs.plain({**values, **dict(zip(free, beside, strict=True))}))
         except UserError as error:
             refused = error
     raise refused

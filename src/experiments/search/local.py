@@ -34,15 +34,18 @@ MEMORY = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 
 
 class Process(subprocess.Popen):
-    """A worker process on its share of the cores and GPUs: number `slot` of `count` shares."""
+    """A worker process on its share of the cores and GPUs: number `slot` of `count` shares.
 
-    def __init__(self, sweep: Sequence[str], slot: int, count: int):
+    `gpus` are those of each.
+    """
+
+    def __init__(self, sweep: Sequence[str], slot: int, count: int, gpus: int = 1):
         self.name, self.slot = f"local-{slot}-{uuid.uuid4().hex[:6]}", slot
         super().__init__(
             [*sweep, "worker=-", f"name={self.name}", *configs.arguments()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=environment(slot, count) | launched_here(),
+            env=environment(slot, count, gpus) | launched_here(),
             start_new_session=True,  # Ctrl-C in the terminal is for the launcher alone
         )
         if hasattr(os, "sched_setaffinity"):  # macOS divides its cores itself
@@ -123,11 +126,11 @@ def tell(reason: str) -> None:
 
 
 class Workers:
-    """`count` workers, which start at once as processes of the program `sweep`."""
+    """`count` workers of `gpus` GPUs, which start at once as processes of the program `sweep`."""
 
-    def __init__(self, count: int, sweep: Sequence[str] | None = None):
-        self.count, self.sweep = count, sweep or command("sweep")
-        self.running = [Process(self.sweep, slot, count) for slot in range(count)]
+    def __init__(self, count: int, sweep: Sequence[str] | None = None, gpus: int = 1):
+        self.count, self.gpus, self.sweep = count, gpus, sweep or command("sweep")
+        self.running = [Process(self.sweep, slot, count, gpus) for slot in range(count)]
         self.in_vain = [0] * count  # deaths of each before it began a trial
         self.reasons: list[str] = []  # for which some have ended before the study did
 
@@ -170,7 +173,7 @@ class Workers:
         print(f"worker {process.name} was {process.end} {during}", flush=True)
         self.in_vain[process.slot] = 0 if freed else self.in_vain[process.slot] + 1
         if self.in_vain[process.slot] < study.plan.attempts and not study.complete:
-            self.running.append(Process(self.sweep, process.slot, self.count))
+            self.running.append(Process(self.sweep, process.slot, self.count, self.gpus))
             self.running[-1].begin(study)
 
 
@@ -200,7 +203,7 @@ def standing_by(options: Mapping[str, Any], cluster: str = "local") -> Iterator[
     if _standing_by is not None or not local:
         yield _standing_by
         return
-    workers = _standing_by = Workers(worker_count(options))
+    workers = _standing_by = Workers(worker_count(options), gpus=gpus_per_worker(options))
     try:
         yield workers
     finally:
@@ -211,24 +214,42 @@ def standing_by(options: Mapping[str, Any], cluster: str = "local") -> Iterator[
 
 
 def worker_count(options: Mapping[str, Any]) -> int:
-    """Return the number of workers that the options ask for."""
-    count = options.get("workers", 1)
+    """Return the number of workers that the options ask for; `auto` makes use of each GPU once."""
+    count, each = options.get("workers", 1), gpus_per_worker(options)
+    if count == "auto":
+        if options.get("cluster", {}).get("name", "local") != "local":
+            raise UserError("workers=auto: goes by the GPUs of this machine; say workers=8")
+        return max(len(visible_gpus()) // each, 1)
     if complaint := mismatch(count, PositiveInt):
-        raise UserError(f"workers={count}: must be {complaint}")
+        raise UserError(f"workers={count}: must be auto or {complaint}")
     return count
 
 
-def environment(slot: int, count: int) -> dict[str, str]:
-    """Return the environment of one of `count` workers, with one GPU, or its part of one.
+def gpus_per_worker(options: Mapping[str, Any]) -> int:
+    """Return the number of GPUs that each worker has, where there are any."""
+    each = options.get("gpus_per_worker", 1)
+    if complaint := mismatch(each, PositiveInt):
+        raise UserError(f"gpus_per_worker={each}: must be {complaint}")
+    if each > 1 and options.get("cluster", {}).get("name", "local") != "local":
+        raise UserError(f"gpus_per_worker={each}: of a cluster say cluster.gpus={each}")
+    if each > 1 and each > (there := len(visible_gpus())):
+        raise UserError(f"gpus_per_worker={each}: JAX may use {there} GPUs of this machine")
+    return each
 
-    Workers that share a GPU divide the part of its memory that JAX may take.
+
+def environment(slot: int, count: int, each: int = 1) -> dict[str, str]:
+    """Return the environment of one of `count` workers, with its GPUs, `each` of them or a part.
+
+    Workers that share GPUs divide the part of their memory that JAX may take.
     """
     own = dict(os.environ)
     gpus = visible_gpus()
     if not gpus:
         return own
-    own["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
-    sharing = -(-count // len(gpus))
+    places = len(gpus) // each
+    first = slot % places * each
+    own["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[first : first + each])
+    sharing = -(-count // places)
     if sharing > 1:
         given = [own.pop(name, None) for name in MEMORY]  # jaxlib refuses both at once
         share = float(next(filter(None, given), 0.9)) / sharing
@@ -238,6 +259,9 @@ def environment(slot: int, count: int) -> dict[str, str]:
 
 def visible_gpus() -> list[str]:
     """Return the NVIDIA GPUs that this process may use."""
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    if platforms and not {"cuda", "gpu"} & set(platforms.split(",")):
+        return []
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
         return [gpu for gpu in chosen.split(",") if gpu]

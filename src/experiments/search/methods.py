@@ -142,7 +142,13 @@ def suggest(trial: optuna.Trial, name: str, parameter: Parameter) -> Any:
 
 
 def check_method(plan: "Plan") -> None:
-    """Raise `UserError` where a method cannot work on this machine, or a pruner at all."""
+    """Raise `UserError` where a method cannot do what is asked of it, or work on this machine."""
+    if len(plan.metric) > 1:
+        alone = {"narrow": "narrows around one best trial", "cmaes": "follows one metric"}
+        if (why := alone.get(plan.method)) is not None:
+            raise UserError(f"method={plan.method} {why}; for several take random, bayes or gp")
+        if plan.early_terminate is not None:
+            raise UserError("early_terminate= goes by one metric; with several say none")
     package = {"gp": "torch", "cmaes": "cmaes"}.get(plan.method)
     if package and importlib.util.find_spec(package) is None:
         raise UserError(
@@ -152,20 +158,26 @@ def check_method(plan: "Plan") -> None:
 
 
 def pruner(plan: "Plan") -> optuna.pruners.BasePruner:
-    """Return what ends trials early: asynchronous successive halving (ASHA, Li et al. 2020).
+    """Return what ends trials early, by `type`.
 
-    At `min_iter`, `min_iter·eta`, `min_iter·eta²`, ... evaluations (epochs, or what
-    `trainer.eval_every` says) a trial goes on only among the best 1/eta of those that came as far;
-    with `max_iter` and `s`, at max_iter/eta^s and so on.
+    Its epochs are evaluations: where `trainer.eval_every` is given, so many steps each.
+
+    hyperband: asynchronous successive halving (ASHA, Li et al. 2020). At `min_epochs`,
+    `min_epochs·eta`, `min_epochs·eta²`, ... epochs a trial goes on only among the best 1/eta of
+    those that came as far. W&B's `min_iter` is `min_epochs`; with its `max_iter` and `s`,
+    `min_epochs` is max_iter/eta^s.
+
+    median: from `min_epochs` epochs on a trial goes on while its best value so far is no worse than
+    the median of the finished trials at this epoch, once there are five of them.
     """
     settings = plan.early_terminate
     if settings is None:
         return optuna.pruners.NopPruner()
-    eta = settings.get("eta", 3)
-    if "min_iter" in settings:
-        first = settings["min_iter"]
-    elif "max_iter" in settings and "s" in settings:
+    eta, first = settings.get("eta", 3), settings.get("min_epochs") or settings.get("min_iter")
+    if {"max_iter", "s"} & settings.keys():
+        if first is not None or not {"max_iter", "s"} <= settings.keys():
+            raise UserError("early_terminate needs min_epochs, or max_iter and s")
         first = max(1, round(settings["max_iter"] / eta ** settings["s"]))
-    else:
-        raise UserError("early_terminate needs min_iter, or max_iter and s")
-    return optuna.pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=eta)
+    if settings["type"] == "median":
+        return optuna.pruners.MedianPruner(n_warmup_steps=first or 1)
+    return optuna.pruners.SuccessiveHalvingPruner(min_resource=first or 1, reduction_factor=eta)

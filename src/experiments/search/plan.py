@@ -8,7 +8,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,23 +16,26 @@ from typing import Any, Literal
 import yaml
 from optuna.trial import FrozenTrial, TrialState
 
-from experiments.core.config import check_arguments
+from experiments.core.config import check_arguments, mismatch
 from experiments.errors import UserError
 from experiments.machine import write_whole
-from experiments.search import methods
-from experiments.search.configs import Configs, configs_of
-from experiments.search.examine import examine, question_goal
+from experiments.search import methods, points
+from experiments.search.configs import Configs, check_added, configs_of
+from experiments.search.examine import examine
+from experiments.search.goals import Goal, listed, read_goal
 from experiments.search.local import where_jax_is
 from experiments.search.readers import SweepFile, read_space, split
+from experiments.search.shared.storage import ADDRESS, keep_address
 from experiments.search.slurm import read_cluster
-from experiments.search.storage import ADDRESS, keep_address
+from experiments.search.space import path_of
 from experiments.tracking.jsonl import read_mapping
 from experiments.tracking.wandb_names import overrides_of
 from experiments.training.options import check_said
 from experiments.types import Positive, PositiveInt, Share
 
 FILE = "study.yaml"
-SETTLED = ("study", "workers", "engine", "allow")  # options that are no part of a plan
+SETTLED = ("study", "workers", "gpus_per_worker", "engine", "allow")
+"""Options that are no part of a plan."""
 
 log = logging.getLogger(__name__)
 
@@ -47,16 +50,17 @@ class Plan:
       name: of the study, and the W&B group of its runs.
       parameters: the search space in W&B's schema, by dotted path.
       overrides: of every trial's config.
-      metric: the validation metric that is searched for, such as `val/accuracy`.
-      goal: the direction in which the metric gets better.
+      metric: what is searched for: a validation metric such as `val/accuracy`, or several; the
+        first of them decides on the best epoch of a trial, which the others are of.
+      goal: the direction in which each metric gets better.
       n_trials: the budget, whoever runs the trials.
       method: how values are drawn.
       rounds: of the method `narrow`.
       shrink: of the method `narrow`: width of a range in a round over that in the round before.
       seed: of the draws, and of the first run of each trial.
       seeds: runs per trial; its score is their median.
-      early_terminate: W&B's hyperband: `min_iter` or `max_iter` and `s`, in evaluations, and
-        `eta`.
+      early_terminate: what ends trials early: its `type` and settings, see `methods.pruner`.
+      points: the values of the first trials, by parameter; those that are not there are drawn.
       storage: the Optuna storage: a file in the study folder, or the URL of a database, which
         `env` takes from the environment.
       heartbeat: seconds without a sign of life after which a worker counts as dead.
@@ -71,8 +75,8 @@ class Plan:
     name: str
     parameters: dict
     overrides: list[str]
-    metric: str
-    goal: Literal["minimize", "maximize"]
+    metric: list[str]
+    goal: list[Goal]
     n_trials: PositiveInt
     method: Method = "random"
     rounds: PositiveInt = 3
@@ -80,6 +84,7 @@ class Plan:
     seed: int = 0
     seeds: PositiveInt = 1
     early_terminate: dict | None = None
+    points: list[dict] = field(default_factory=list)
     storage: str = "journal.log"
     heartbeat: Positive = 60.0
     attempts: PositiveInt = 3
@@ -89,16 +94,31 @@ class Plan:
     cluster: dict = field(default_factory=lambda: {"name": "local"})
 
     def ranked(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-        """Return those of the trials that finished, the best one first."""
-        sign = 1 if self.goal == "minimize" else -1
+        """Return those of the trials that finished, the best one first.
+
+        Of several metrics only the front, in the order of the first metric: trials that no other
+        one is at least as good as in each metric and better than in one.
+        """
         finished = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-        return sorted(finished, key=lambda trial: sign * trial.value)  # type: ignore[operator]
+        signs = [1 if goal == "minimize" else -1 for goal in self.goal]
+        costs = {t.number: [s * v for s, v in zip(signs, t.values, strict=True)] for t in finished}
+        if len(signs) > 1:
+            finished = [t for t in finished if not _beaten(costs[t.number], costs.values())]
+        return sorted(finished, key=lambda trial: costs[trial.number])
 
     def save(self, folder: Path) -> None:
         """Write `study.yaml`, without the password of its storage."""
         fields = dataclasses.asdict(self) | {"storage": keep_address(folder, self.storage)}
         text = yaml.safe_dump(fields, sort_keys=False, width=100)
         write_whole(folder / FILE, text)
+
+
+def _beaten(costs: Sequence[float], others: Iterable[Sequence[float]]) -> bool:
+    """Return whether others cost no more in anything, and less in something."""
+    return any(
+        other != costs and all(o <= c for o, c in zip(other, costs, strict=True))
+        for other in others
+    )
 
 
 def read_plan(folder: Path) -> Plan:
@@ -110,6 +130,9 @@ def read_plan(folder: Path) -> Plan:
     fields = read_mapping(path, yaml.safe_load)
     if "lanes" in fields:  # its name in older studies
         fields["side_by_side"] = fields.pop("lanes")
+    for key in ("metric", "goal"):  # older studies have one
+        if isinstance(fields.get(key), str):
+            fields[key] = [fields[key]]
     needed = (
         one.name
         for one in dataclasses.fields(Plan)
@@ -130,16 +153,19 @@ def plan_of_file(
         UserError: a line for each thing that is wrong, with the line of the file.
     """
     content = file.content
-    metric = content.get("metric")
     settings: dict[str, Any] = {
         "name": content.get("name", file.path.stem),
         "method": content.get("method", "random"),
-        "early_terminate": content.get("early_terminate"),
+        "early_terminate": content.get("early_terminate") or {},
     }
-    if metric is not None:  # W&B's default is to minimise
-        settings |= {"metric": metric["name"], "goal": metric.get("goal", "minimize")}
+    if content.get("metric") and "metric" not in options:  # W&B's default is to minimise
+        metrics = listed(content["metric"])
+        settings["metric"] = [metric["name"] for metric in metrics]
+        settings["goal"] = [metric.get("goal", "minimize") for metric in metrics]
     if "run_cap" in content:
         settings["n_trials"] = content["run_cap"]
+    if (early := options.get("early_terminate")) and "type" not in early:  # changes the file's
+        options = options | {"early_terminate": settings["early_terminate"] | early}
     settings |= options
     try:
         every = [*overrides_of(content.get("command")), *overrides]
@@ -172,12 +198,12 @@ def plan_of_arguments(
         if "n_trials" not in options:
             settings["method"] = "grid"
         else:
-            points = math.prod(len(node["values"]) for node in parameters.values())
+            most = math.prod(len(node["values"]) for node in parameters.values())
             log.warning(
-                "warning: n_trials=%s trials are drawn at random, and may repeat; without n_trials "
-                "all combinations run once, %d at most",
+                "n_trials=%s: drawn at random, none twice; without n_trials all combinations run, "
+                "%d at most",
                 options["n_trials"],
-                points,
+                most,
             )
     return make_plan(parameters, overrides, settings | options, config_folder)
 
@@ -201,12 +227,13 @@ def make_plan(
     for override in configs.parse(overrides):
         if override.is_sweep_override():
             raise UserError(f"{override.input_line}: put it among the parameters of the sweep file")
-        parameters = {k: v for k, v in parameters.items() if k != override.key_or_group}
+        parameters = {k: v for k, v in parameters.items() if path_of(k) != override.key_or_group}
     if not parameters:
         raise UserError("the command line settles every parameter; there is nothing to search")
     space = read_space(parameters, configs)
     if wrong := list(space.check_paths()):
         raise UserError("\n".join(wrong))
+    check_added(overrides, configs.compose(space.contexts[0]), configs.groups)
     config = configs.plain(space.contexts[0])
     steps = parameters.get("trainer.steps") or config["trainer"]["steps"]
     check_said([*overrides, *parameters], {"trainer": {"steps": steps}})
@@ -215,9 +242,12 @@ def make_plan(
     if "retry" in settings:
         raise UserError(f"retry={settings['retry']}: goes with resume=<study folder>")
     settings = {k: v for k, v in settings.items() if k not in SETTLED}
-    settings, own = where_jax_is(examine, space, settings)
-    question_goal(settings["metric"], settings["goal"])
-    settings |= {"seed": config["seed"], "parameters": dict(parameters)}
+    settings, own = where_jax_is(examine, space, settings | read_goal(settings))
+    started = points.read(settings.pop("points"), space) if "points" in settings else []
+    if "from" in settings:
+        other = Path(settings.pop("from"))
+        started += points.of_study(other, read_plan(other).goal, space)
+    settings |= {"seed": config["seed"], "parameters": dict(parameters), "points": started}
     settings["name"] = re.sub(r"[^\w.-]+", "-", str(settings["name"]))
     settings["cluster"] = {"name": "local"} | settings.get("cluster", {})
     read_cluster(config_folder, settings["cluster"])
@@ -227,9 +257,13 @@ def make_plan(
         if not (url := os.environ.get(ADDRESS)):
             raise UserError(f"storage=env: {ADDRESS} is not set to the URL of a database")
         settings["storage"] = url
-    if settings.get("method") == "grid":
-        points = len(space.grid(settings.get("n_trials")))
-        settings["n_trials"] = min(settings.get("n_trials", points), points)
+    method, budget = settings.get("method", "random"), settings.get("n_trials")
+    if started and method == "grid":
+        raise UserError("points= and from= are for a method that draws; say n_trials=...")
+    if not mismatch(budget, PositiveInt | None) and (most := points.most(method, budget, space)):
+        settings["n_trials"] = min(budget or most, most)
+        if budget and method == "random" and budget > most:
+            log.warning("n_trials=%d: there are %d combinations, each is tried", budget, most)
     if "n_trials" not in settings:
         raise UserError("how many trials? say n_trials=... (or run_cap in the file)")
     check_arguments(Plan, settings, "")

@@ -2,12 +2,7 @@
 
 A plan stores its parameters as entries of W&B's `parameters`; Hydra's grammar is read into these.
 
-    optim=adam,sgd                                      one of the choices
-    model.dropout=choice(0.0,0.2,0.5)                   one of the values
-    model=glob(*)                                       one of the group's choices with such a name
-    seed=range(8)                                       0 to 7
-    optim.learning_rate=tag(log,interval(1e-5,1e-1))    log-uniform
-    model.width=int(tag(log,interval(8,512)))           the same in whole numbers
+`cli.search_keys` shows what there is of that.
 """
 
 import math
@@ -15,17 +10,17 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from optuna.distributions import FloatDistribution, IntDistribution
 
-from experiments.core.config import mismatch
 from experiments.errors import UserError, suggest
 from experiments.search.configs import Configs, wrong_overrides
+from experiments.search.goals import EARLY, METRIC, VALIDATED, wrong_keys
 from experiments.search.space import Parameter, Space, choice, normal
 from experiments.tracking.wandb_names import flat_keys, flat_parameters
-from experiments.types import Bound, PositiveInt
+from experiments.types import PositiveInt
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -48,24 +43,13 @@ IMPLIED = {"values": "categorical", "value": "constant", "mu": "normal", "sigma"
 
 FILE: dict[str, Any] = {
     "program": Literal["run.py"],
-    "metric": dict | None,
+    "metric": dict | list[dict] | None,
     "run_cap": PositiveInt | None,
     "early_terminate": dict | None,
     **dict.fromkeys(("entity", "project", "name", "description", "command"), Any),
     **dict.fromkeys(("method", "parameters"), Any),  # checked with the plan
 }
-METRIC: dict[str, Any] = {
-    "name": str,
-    "goal": Literal["minimize", "maximize"],
-    "target": float | None,
-}
-HYPERBAND: dict[str, Any] = {
-    "type": Literal["hyperband"],
-    "eta": Annotated[int, Bound("at least", 2)],
-    "strict": Any,
-    **dict.fromkeys(("min_iter", "max_iter", "s"), PositiveInt),
-}
-"""The keys of a sweep file, its `metric` and its `early_terminate`, each with what it may be."""
+"""The keys of a sweep file, each with what it may be."""
 
 EXPONENT = re.compile(r"([-+]?\d+)(\.\d*)?e([-+]?)(\d+)", re.IGNORECASE)
 
@@ -261,17 +245,17 @@ def _index(
 
 def _problems(content: Mapping[str, Any]) -> Iterator[str]:
     """Yield a complaint, which begins with a key, for everything that W&B's schema forbids."""
-    yield from _wrong_keys(FILE, content)
-    metric, early = content.get("metric"), content.get("early_terminate")
+    yield from wrong_keys(FILE, content)
+    metrics, early = content.get("metric"), content.get("early_terminate")
     if isinstance(early, dict):
-        yield from _wrong_keys(HYPERBAND, {"type": None} | early, "early_terminate.")
-    if isinstance(metric, dict):
-        yield from _wrong_keys(METRIC, metric, "metric.")
-        if "name" not in metric:
-            yield "metric needs a name and a goal"
-        elif not str(metric["name"]).startswith("val/"):
-            problem = "the validation split decides, so it must be a name such as val/accuracy"
-            yield f"metric.name={metric['name']}: {problem}"
+        yield from wrong_keys(EARLY, {"type": None} | early, "early_terminate.")
+    for metric in metrics if isinstance(metrics, list) else [metrics]:
+        if isinstance(metric, dict):
+            yield from wrong_keys(METRIC, metric, "metric.")
+            if "name" not in metric:
+                yield "metric needs a name and a goal"
+            elif not (str(metric["name"]).startswith("val/") or isinstance(metrics, list)):
+                yield f"metric.name={metric['name']}: {VALIDATED}"
     parameters = content.get("parameters")
     if not isinstance(parameters, dict) or not parameters:
         yield "parameters must name what is searched"
@@ -285,20 +269,10 @@ def _problems(content: Mapping[str, Any]) -> Iterator[str]:
         if name == "allow":
             yield "allow: only a command line can allow what a sweep file names"
         try:
-            parameter.vet(name, "a sweep file")
+            parameter.vet(str(name), "a sweep file")
         except UserError as error:
             yield str(error)
     yield from wrong_overrides(content.get("command"), "a sweep file")
-
-
-def _wrong_keys(
-    hints: Mapping[str, Any], given: Mapping[str, Any], group: str = ""
-) -> Iterator[str]:
-    for key, value in given.items():
-        if key not in hints:
-            yield f"{group}{key}: there is no such key{suggest(str(key), hints)}"
-        elif complaint := mismatch(value, hints[key]):
-            yield f"{group}{key}={value}: must be {complaint}"
 
 
 def split(overrides: Sequence["Override"]) -> tuple[dict[str, dict[str, Any]], list[str]]:
@@ -315,7 +289,8 @@ def split(overrides: Sequence["Override"]) -> tuple[dict[str, dict[str, Any]], l
             plain.append(override.input_line)
             continue
         try:
-            parameters[override.key_or_group] = _entry(override)
+            at = f"@{override.package}" if override.package else ""
+            parameters[override.key_or_group + at] = _entry(override)
         except UserError as error:
             raise UserError(f"{override.input_line}: {error}") from error
     return parameters, plain
@@ -323,10 +298,15 @@ def split(overrides: Sequence["Override"]) -> tuple[dict[str, dict[str, Any]], l
 
 def _entry(override: "Override") -> dict[str, Any]:
     """Return one sweep override as an entry of W&B's `parameters`."""
-    if override.is_add() or override.is_force_add() or override.package is not None:
+    from hydra.core.override_parser.types import Glob
+
+    choice_of_key = override.package is not None and "." in override.key_or_group
+    if override.is_add() or override.is_force_add() or (override.package and not choice_of_key):
         raise UserError("only keys that the config has can be searched")
     if not override.is_interval_sweep():
         values = [_unquoted(value) for value in override.sweep_iterator()]
+        if isinstance(override.value(), Glob):  # which finds what files of choices share, too
+            values = [value for value in values if not value.startswith("_")]
         if not values:
             raise UserError("there is nothing to choose from")
         return {"values": values}
@@ -334,12 +314,16 @@ def _entry(override: "Override") -> dict[str, Any]:
     low, high = sweep.start, sweep.end
     if low is None or high is None:
         raise UserError("an interval has two ends")
-    if unknown := sorted(sweep.tags - {"log"}):
-        raise UserError(f"{unknown[0]!r} is no tag; there is log")
+    steps = [tag for tag in sweep.tags if re.fullmatch(r"q[\d.]+", tag)]
+    if (unknown := sorted(sweep.tags - {"log", *steps})) or len(steps) > 1:
+        raise UserError(f"{(unknown or steps)[0]!r}: tags are log, and a step such as q8 or q0.1")
     log, whole = "log" in sweep.tags, isinstance(low, int) and isinstance(high, int)  # by int(...)
-    kinds = (("uniform", "int_uniform"), ("log_uniform_values", "q_log_uniform_values"))
-    entry = {"distribution": kinds[log][whole], "min": low, "max": high}
-    return entry | {"q": 1} if log and whole else entry
+    kind, ends = "log_uniform_values" if log else "uniform", {"min": low, "max": high}
+    if steps:
+        return {"distribution": f"q_{kind}", **ends, "q": yaml.safe_load(steps[0][1:])}
+    if whole and log:
+        return {"distribution": "q_log_uniform_values", **ends, "q": 1}
+    return {"distribution": "int_uniform" if whole else kind, **ends}
 
 
 def _unquoted(value: Any) -> Any:

@@ -9,7 +9,7 @@ import signal
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -23,15 +23,16 @@ from rich.text import Text
 
 from experiments.errors import UserError
 from experiments.machine import called, write_whole
-from experiments.search.configs import assignments, flags
+from experiments.search.configs import as_override, assignments, flags
 from experiments.search.local import LOGS
+from experiments.search.points import RESULTS
 from experiments.search.study import STATES, Study, state_of
 from experiments.tracking.jsonl import read_mapping, write_json
 from experiments.tracking.terminal import concise, duration, number
 
-RESULTS, BEST_COMMAND, BEST_RECIPE = "results.csv", "best.txt", "best.yaml"
-COLUMNS = ("trial", "state", "value", "seconds", "run")
+BEST_COMMAND, BEST_RECIPE = "best.txt", "best.yaml"
 WINNER = "winner"  # attribute of a study: the number of the winner and its test metrics
+MOST_OF_FRONT = 20  # trials
 SHOWN = 5  # of the best trials, of those that run, and of the workers
 LINE_EVERY = 5.0  # seconds between lines about a worker where there is no terminal
 RECENT = 20  # trials that the time left is estimated from
@@ -49,12 +50,12 @@ def winner_of(study: Study) -> dict[str, Any]:
     return study.optuna.user_attrs.get(WINNER, {})
 
 
-def metrics_of(study: Study, best: FrozenTrial) -> list[str]:
-    """Return the metrics of the best trial: `val/accuracy 0.98`, and `test/*` once it is tested."""
-    winner = winner_of(study) if winner_of(study).get("trial") == best.number else {}
-    own = study.plan.metric.partition("/")[2]
+def metrics_of(study: Study, trial: FrozenTrial) -> list[str]:
+    """Return the metrics of a trial, `val/accuracy 0.98`, and `test/*` of the tested winner."""
+    winner = winner_of(study) if winner_of(study).get("trial") == trial.number else {}
+    own = study.plan.metric[0].partition("/")[2]
     tested = {n: v for n, v in winner.items() if n.startswith("test/") and concise(n, own)}
-    metrics = {study.plan.metric: best.value or 0.0} | tested
+    metrics = dict(zip(study.plan.metric, trial.values or (), strict=False)) | tested
     return [f"{name} {number(value)}" for name, value in metrics.items()]
 
 
@@ -79,18 +80,32 @@ def command(study: Study, trial: FrozenTrial) -> str:
 
 def write_results(study: Study) -> None:
     """Write the results so far; a reader finds each old file or the new one, never a part."""
-    table = io.StringIO()
-    writer = csv.DictWriter(table, [*COLUMNS, *study.space.parameters], lineterminator="\n")
+    table, ranked, best = io.StringIO(), study.ranked(), study.best()
+    front = {trial.number for trial in ranked}
+    several = len(study.plan.metric) > 1
+    names = [*study.plan.metric, "front"] if several else ["value"]
+    columns = dict.fromkeys(["trial", "state", *names, "seconds", "run", *study.space.paths])
+    writer = csv.DictWriter(table, list(columns), lineterminator="\n")
     writer.writeheader()
     for trial in study.trials():
-        fixed = [trial.number, state_of(trial), trial.value, trial.user_attrs.get("seconds")]
-        row = zip(COLUMNS, [*fixed, f"trials/{trial.number}"], strict=True)
-        writer.writerow(dict(row) | values_of(trial))
+        row = {"trial": trial.number, "state": state_of(trial), "run": f"trials/{trial.number}"}
+        row |= {"seconds": trial.user_attrs.get("seconds")}
+        row |= dict(zip(names, trial.values or (), strict=False))
+        row |= {"front": str(trial.number in front).lower()} if several else {}
+        writer.writerow(row | {n: as_override(value) for n, value in values_of(trial).items()})
     files = {RESULTS: table.getvalue()}
-    if (best := study.best()) is not None:
+    if best is not None:
         files |= {BEST_COMMAND: f"{command(study, best)}\n", BEST_RECIPE: recipe(study, best)}
+    elif ranked:
+        each = (f"# {one_of(study, trial)}\n{command(study, trial)}\n" for trial in ranked)
+        files[BEST_COMMAND] = "\n".join(each)
     for name, text in files.items():
         write_whole(study.folder / name, text)
+
+
+def one_of(study: Study, trial: FrozenTrial) -> str:
+    """Return `trial 7: val/accuracy 0.98  test/accuracy 0.97`."""
+    return f"trial {trial.number}: {'  '.join(metrics_of(study, trial))}"
 
 
 def recipe(study: Study, best: FrozenTrial) -> str:
@@ -122,7 +137,7 @@ def screen(study: Study) -> RenderableType:
     """Return the picture of a study: its progress, time left, running trials, best trials."""
     plan, trials = study.plan, study.trials()
     done = [trial for trial in trials if trial.state.is_finished()]
-    head = Text.assemble((plan.name, "bold"), f"  {plan.method} search, {plan.metric}")
+    head = Text.assemble((plan.name, "bold"), f"  {plan.method} search, {', '.join(plan.metric)}")
     bar = Table.grid(padding=(0, 1))
     bar.add_row(
         ProgressBar(total=plan.n_trials, completed=len(done), width=40),
@@ -133,9 +148,11 @@ def screen(study: Study) -> RenderableType:
     if workers := Overviews(study).read():
         parts += [Text(), worker_table(workers)]
     running = [trial for trial in trials if trial.state == TrialState.RUNNING]
-    for title, shown in (("running", running), ("best", study.ranked())):
+    several = len(plan.metric) > 1
+    for title, shown in (("running", running), ("front" if several else "best", study.ranked())):
         if shown:
-            parts += [Text(), trial_table(title, shown[:SHOWN])]
+            most = MOST_OF_FRONT if title == "front" else SHOWN
+            parts += [Text(), trial_table(title, shown[:most], plan.metric)]
     return Group(*parts)
 
 
@@ -190,16 +207,18 @@ def counts(trials: list[FrozenTrial]) -> Text:
     return Text.assemble(*((f"{found[s]} {s}  ", STYLES.get(s, "")) for s in states))
 
 
-def trial_table(title: str, trials: list[FrozenTrial]) -> Table:
-    """Return a row per trial: its number, its value or latest report, and its overrides."""
-    numbers = [Column(name, justify="right") for name in (title, "value", "evaluation")]
+def trial_table(title: str, trials: list[FrozenTrial], metrics: Sequence[str]) -> Table:
+    """Return a row per trial: its number, its values or latest report, and its overrides."""
+    names = metrics if len(metrics) > 1 else ["value"]
+    numbers = [Column(name, justify="right") for name in (title, *names, "evaluation")]
     table = Table(*numbers, Column("overrides", overflow="fold"), **PLAIN)
     for trial in trials:
-        reported = trial.intermediate_values
-        value = trial.value if trial.state.is_finished() else reported.get(trial.last_step or -1)
-        shown = "" if value is None else number(value)
+        last = trial.intermediate_values.get(trial.last_step or -1)
+        values = trial.values if trial.state.is_finished() else [last]
+        shown = ["" if value is None else number(value) for value in values or ()]
+        shown += [""] * (len(names) - len(shown))
         overrides = " ".join(assignments(values_of(trial)))
-        table.add_row(str(trial.number), shown, str(trial.last_step or ""), overrides)
+        table.add_row(str(trial.number), *shown, str(trial.last_step or ""), overrides)
     return table
 
 
@@ -221,8 +240,19 @@ def ending(study: Study) -> str:
     if died := study.claims.died:
         lines.append(f"died        {died}x a worker during a trial, which went on in another one")
     if best is not None:
-        lines.append(f"best        trial {best.number}: {'  '.join(metrics_of(study, best))}")
+        lines.append(f"best        {one_of(study, best)}")
         lines.append(f"            {command(study, best)}")
+    elif front := study.ranked():
+        shown = front[:MOST_OF_FRONT]
+        titles = ["front", *[""] * (len(shown) - 1)]
+        lines += [f"{t:<12}{one_of(study, one)}" for t, one in zip(titles, shown, strict=True)]
+        lines += (
+            [f"            and {len(front) - len(shown)} more"] if len(front) > len(shown) else []
+        )
+        lines.append(f"commands    {study.folder}/{BEST_COMMAND}")
+        run = study.folder_of(front[0].number) / ("seed_0" if study.plan.seeds > 1 else "")
+        of_one = quote(f"checkpoint={run}")
+        lines.append(f"test one    {called('run')} mode=evaluate {of_one}")
     failed = [t for t in study.trials() if state_of(t) in ("failed", "diverged")]
     for reason, count in Counter(str(t.user_attrs.get("reason")) for t in failed).most_common(3):
         lines.append(f"failed      {count}x {reason}")
@@ -233,13 +263,15 @@ def ending(study: Study) -> str:
 
 def replicates(study: Study) -> list[str]:
     """Return mean and spread of a study that varies nothing but the seed, as a line."""
+    if list(study.plan.parameters) != ["seed"] or len(study.plan.metric) > 1:
+        return []
     scores = [trial.value for trial in study.trials() if trial.value is not None]
-    if list(study.plan.parameters) != ["seed"] or len(scores) < 2:
+    if len(scores) < 2:
         return []
     known = (statistics.mean, statistics.stdev, min, max)
     mean, deviation, least, most = (number(statistic(scores)) for statistic in known)
     spread = f"{mean} ± {deviation} (from {least} to {most})"
-    return [f"{len(scores)} seeds    {study.plan.metric} {spread}"]
+    return [f"{len(scores)} seeds    {study.plan.metric[0]} {spread}"]
 
 
 @contextlib.contextmanager
@@ -268,8 +300,8 @@ def watching(study: Study, console: Console | None = None) -> Iterator[Callable[
         for trial in study.trials():
             if trial.state.is_finished() and trial.number not in ended:
                 ended.add(trial.number)
-                reason, value = trial.user_attrs.get("reason"), trial.value
-                result = "" if value is None else f" {study.plan.metric} {number(value)}"
+                reason = trial.user_attrs.get("reason")
+                result = "".join(f" {one}" for one in metrics_of(study, trial))
                 why = f" ({reason})" if reason else ""
                 print(
                     f"[{len(ended)}/{study.plan.n_trials}] trial {trial.number} {state_of(trial)}"

@@ -1,7 +1,8 @@
 """The search space: the values of each parameter, and the parameters of a trial.
 
 A trial has the parameters that its config has: beside `optim` in {adam, momentum} a value of
-`optim.momentum` is drawn for `momentum` alone.
+`optim.momentum` is drawn for `momentum` alone. A parameter called `optim.learning_rate@momentum` is
+drawn beside that choice, in the place of `optim.learning_rate`.
 """
 
 import bisect
@@ -85,19 +86,38 @@ class Parameter:
         rounded = float(f"{round(value / self.q) * self.q:.12g}")  # 0.3, not 0.30000000000000004
         return int(rounded) if float(self.q).is_integer() else rounded
 
+    def stored(self, value: Any) -> Any:
+        """Return a config value as Optuna stores it; raises `UserError` if it is none of these."""
+        known = self.optuna
+        if isinstance(known, CategoricalDistribution):
+            for one in map(in_optuna, self.values):
+                if (one, isinstance(one, bool)) == (in_optuna(value), isinstance(value, bool)):
+                    return one
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            inside = min(max(value, known.low), known.high)  # rounding may have moved it out
+            if math.isclose(self.finish(inside), value, rel_tol=10**-DIGITS):
+                return inside
+        raise UserError(f"{value} is not among the values that are searched")
+
     def vet(self, name: str, source: Any) -> None:
         """Check that each value may be named by `source`; raises `UserError`."""
         for value in self.values:
-            vet({name: value}, source)
+            vet({path_of(name): value}, source)
 
     @property
-    def points(self) -> list | None:
+    def equally_likely(self) -> bool:
+        """True for a list and a range of whole numbers of which random search prefers none."""
+        whole = isinstance(self.optuna, IntDistribution)
+        return whole or (bool(self.values) and self.probabilities is None)
+
+    @property
+    def points(self) -> Sequence | None:
         """Every value, for a grid; None where there are infinitely many."""
         known = self.optuna
         if isinstance(known, CategoricalDistribution):
             return list(self.values)
         if isinstance(known, IntDistribution):
-            return list(range(known.low, known.high + 1))
+            return range(known.low, known.high + 1)
         if self.normal or known.log or self.q is None:
             return None
         first, last = round(known.low / self.q), round(known.high / self.q)
@@ -134,6 +154,40 @@ def quantile_of_normal(u: float, mean: float, deviation: float, *, log: bool) ->
 def in_optuna(value: Any) -> Any:
     """Return a value as Optuna stores it: a scalar as it is, anything else as text."""
     return value if value is None or isinstance(value, bool | int | float | str) else repr(value)
+
+
+def path_of(name: str) -> str:
+    """Return the key of the config that a parameter of this name is of."""
+    return name.partition("@")[0]
+
+
+class Grid:
+    """All combinations of values, by their number; the last parameter changes fastest.
+
+    Args:
+      axes: the values of each parameter.
+      blocks: combinations of choices, each with the parameters that there are beside it.
+    """
+
+    def __init__(
+        self,
+        axes: Mapping[str, Sequence],
+        blocks: Sequence[tuple[dict[str, Any], Sequence[str]]],
+    ):
+        self.axes, self.blocks = axes, blocks
+        self.sizes = [math.prod(len(axes[name]) for name in names) for _, names in blocks]
+        self.size = sum(self.sizes)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        for (choices, names), size in zip(self.blocks, self.sizes, strict=True):
+            if index < size:
+                point = dict(choices)
+                for name in reversed(names):
+                    index, own = divmod(index, len(self.axes[name]))
+                    point[name] = self.axes[name][own]
+                return {name: point[name] for name in self.axes if name in point}
+            index -= size
+        raise IndexError
 
 
 @dataclass(frozen=True)
@@ -182,16 +236,34 @@ class Space:
         """Return the values of one trial: of groups, then of the parameters beside them."""
         values = {name: suggest(name, self.parameters[name]) for name in self.groups}
         for name in self.existing(values):
-            values[name] = suggest(name, self.parameters[name])
+            values[path_of(name)] = suggest(name, self.parameters[name])
         return values
 
     def existing(self, choices: Mapping[str, Any]) -> list[str]:
         """Return the parameters, other than choices, that a trial with these choices has."""
+        if choices.keys() == self.parameters.keys():
+            return []  # without composing
         there = self.configs.paths(choices)
-        return [name for name in self.parameters if name not in choices and name in there]
+        own = {f"@{choice}" for choice in choices.values()}
+        found: dict[str, str] = {}
+        for name in self.parameters:
+            path, at, choice = name.partition("@")
+            if path in there and name not in choices and (not at or at + choice in own):
+                found[path] = name if at else found.get(path, name)
+        return list(found.values())
 
-    def grid(self, most: int | None) -> list[dict[str, Any]]:
-        """Return every combination of values; the last parameter changes fastest.
+    @property
+    def paths(self) -> list[str]:
+        """The keys of the config that the parameters are of, each once."""
+        return list(dict.fromkeys(map(path_of, self.parameters)))
+
+    @property
+    def finite(self) -> bool:
+        """Whether there are finitely many combinations, and no value is likelier than another."""
+        return all(parameter.equally_likely for parameter in self.parameters.values())
+
+    def grid(self, most: int | None) -> Grid:
+        """Return every combination of values.
 
         Ranges are cut into as many evenly spaced values as `most` combinations allow, the same
         number for each range; on a logarithmic scale where the range has one.
@@ -214,12 +286,10 @@ class Space:
             parameter = self.parameters[name]
             spaced = (i / (levels - 1) for i in range(levels))
             axes[name] = [parameter.finish(parameter.at(u)) for u in spaced]
-        found = []
-        for choices in _product(axes, list(self.groups)):
-            for values in _product(axes, self.existing(choices)):
-                point = choices | values
-                found.append({name: point[name] for name in axes if name in point})
-        return found
+        values = self.groups.values()
+        each = (dict(zip(self.groups, one, strict=True)) for one in itertools.product(*values))
+        blocks = [(choices, self.existing(choices)) for choices in each]
+        return Grid({name: points or () for name, points in axes.items()}, blocks)
 
     def check_paths(self) -> Iterator[str]:
         """Yield a complaint, which begins with the parameter, for paths that no config has."""
@@ -235,11 +305,9 @@ class Space:
             if name in known:
                 if name not in self.groups:
                     yield f"{name} is chosen by name; give values"
-            elif name not in there:
+            elif "@" in name and not any(name in self.existing(c) for c in possible):
+                yield f"{name}: no trial has this key beside a choice {name.partition('@')[2]}"
+            elif path_of(name) not in there:
                 keys = [path for path in there if not path.endswith("._target_")]
-                yield f"{name}: there is no such key{suggest(name, keys)}"
-
-
-def _product(axes: Mapping[str, list | None], names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    for values in itertools.product(*(axes[name] or () for name in names)):
-        yield dict(zip(names, values, strict=True))
+                there_is_none = f"there is no such key{suggest(name, keys)}"
+                yield f"{name}: {self.configs.elsewhere(path_of(name)) or there_is_none}"

@@ -14,26 +14,25 @@ they run just these.
 import contextlib
 import logging
 import os
-import statistics
 import uuid
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
-from typing import Any, NamedTuple
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from experiments.errors import UserError, masked, refusal_of_jax
-from experiments.machine import called, fault_of
-from experiments.search import methods
-from experiments.search.claims import RELEASED, Claim, Claims
+from experiments.errors import UserError
+from experiments.machine import called
+from experiments.search import methods, points
 from experiments.search.configs import Configs, configs_of
 from experiments.search.plan import FILE, Plan, read_plan
 from experiments.search.readers import read_space
-from experiments.search.space import in_optuna
-from experiments.search.storage import open_storage
+from experiments.search.shared.claims import RELEASED, Claim, Claims
+from experiments.search.shared.storage import open_storage
 from experiments.training.run_folder import check_unused, is_run
 
 log = logging.getLogger(__name__)
@@ -44,7 +43,7 @@ BEGUN_AT_ONCE = 16  # trials that begin in one go, while other workers wait for 
 PLACE = "place"  # attribute of a trial that runs again: the number of the first one
 STATES = ("waiting", "running", "finished", "pruned", "diverged", "failed")
 
-Summary = dict[str, Any]
+STOP = "stop"  # in the folder of a trial: it is to end
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -62,14 +61,6 @@ class Trial:
     claim: Claim
     optuna: optuna.Trial
     reported: frozenset[int]
-
-
-class Outcome(NamedTuple):
-    """The end of a trial: one of the study's states or `interrupted`, its value, attributes."""
-
-    state: str
-    value: float | None = None
-    attributes: Mapping[str, Any] = {}
 
 
 class Study:
@@ -92,7 +83,7 @@ class Study:
         self.optuna = optuna.create_study(
             storage=self.storage,
             study_name=self.plan.name,
-            direction=self.plan.goal,
+            directions=self.plan.goal,
             pruner=methods.pruner(self.plan),
             load_if_exists=True,
         )
@@ -108,14 +99,11 @@ class Study:
 
     def lay_down(self) -> None:
         """Make the trials of the budget that are not there yet."""
-        points: list[dict[str, Any]] = [{}] * self.plan.n_trials
-        if self.plan.method == "grid":
-            points = self.space.grid(self.plan.n_trials)
         known = self.optuna.get_trials(deepcopy=False)
         there = sum(PLACE not in trial.user_attrs for trial in known)
         with self.at_once():
-            for point in points[there : self.plan.n_trials]:
-                self.optuna.enqueue_trial({name: in_optuna(value) for name, value in point.items()})
+            for point in points.laid_down(self.plan, self.space)[there:]:
+                self.optuna.enqueue_trial(point)
 
     def retry(self) -> int:
         """Lay down all failed trials again, as new ones with the same values; return how many."""
@@ -136,6 +124,14 @@ class Study:
     def all_begun(self) -> bool:
         """True when no trial of the budget waits to be claimed."""
         return all(trial.state != TrialState.WAITING for trial in self.trials())
+
+    def stop(self, number: int) -> None:
+        """Ask the worker of a trial to end it."""
+        (self.folder_of(number) / STOP).touch()
+
+    def asked_to_stop(self, number: int) -> bool:
+        """Return whether a trial is to end."""
+        return (self.folder_of(number) / STOP).exists()
 
     @property
     def cancelled(self) -> bool:
@@ -158,12 +154,12 @@ class Study:
         return {**values, "trainer.shuffle_seed": self.plan.seed if own is None else own}
 
     def ranked(self) -> list[FrozenTrial]:
-        """Return the finished trials, the best one first."""
+        """Return the finished trials, the best one first; of several metrics the front alone."""
         return self.plan.ranked(self.trials())
 
     def best(self) -> FrozenTrial | None:
-        """Return the finished trial with the best value."""
-        return next(iter(self.ranked()), None)
+        """Return the finished trial with the best value; None where there are several metrics."""
+        return next(iter(self.ranked()), None) if len(self.plan.metric) == 1 else None
 
     def claim(self, most: int) -> list[Trial]:
         """Return up to `most` trials that are now this worker's to run, by number.
@@ -208,13 +204,15 @@ class Study:
                 begun += [self._begin(*one) for one in taken[start : start + BEGUN_AT_ONCE]]
         return begun
 
-    def finish(self, trial: Trial, state: str, value: float | None, **attributes: Any) -> None:
+    def finish(
+        self, trial: Trial, state: str, values: Sequence[float] | None, **attributes: Any
+    ) -> None:
         """Record what came out of a trial, unless another worker has taken it over."""
         if trial.claim.next_path.exists():
             return
         ends = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED}
         end = ends.get(state, TrialState.FAIL)
-        self._record(trial.number, end, value, attributes | {"state": state})
+        self._record(trial.number, end, values, attributes | {"state": state})
 
     def put_back(self, trial: Trial) -> None:
         """Mark a trial as waiting; its claim is still to be released."""
@@ -240,13 +238,16 @@ class Study:
         return Trial(number, values, claim, trial, reported)
 
     def _record(
-        self, number: int, state: TrialState, value: float | None, attributes: dict[str, Any]
+        self,
+        number: int,
+        state: TrialState,
+        values: Sequence[float] | None,
+        attributes: dict[str, Any],
     ) -> None:
         # a worker that took the trial over may have recorded its end before
         with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError), self.at_once():
             for key, attribute in attributes.items():
                 self.storage.set_trial_user_attr(self._id(number), key, attribute)
-            values = None if value is None else [value]
             self.storage.set_trial_state_values(self._id(number), state, values)
 
     def _current(self, number: int) -> FrozenTrial:
@@ -284,43 +285,13 @@ def create_study(plan: Plan, folder: Path, config_folder: Path) -> Study:
         raise UserError(f"storage={plan.storage} holds a study {plan.name} already; say name=...")
     plan.save(folder)
     study = Study(folder, config_folder)
+    name_metrics(study.optuna, plan.metric)
     study.lay_down()
     return study
 
 
-def outcome_of(trial: int, ended: Sequence[Summary | Exception], metric: str) -> Outcome:
-    """Return the outcome of a trial, from the summaries or errors of its runs."""
-    spent = {"seconds": round(sum(run["seconds"] for run in ended if isinstance(run, dict)), 3)}
-
-    def without_value(state: str, reason: str) -> Outcome:
-        return Outcome(state, None, spent | {"reason": reason})
-
-    scores, pruned = [], None
-    for run in ended:
-        if isinstance(run, Exception):
-            # its last worker is not dead after all, or it is no fault of the trial
-            if isinstance(run.__cause__, BlockingIOError) or fault_of(run):
-                return Outcome("interrupted")
-            log.warning("trial %d failed", trial, exc_info=run)
-            return without_value("failed", in_one_line(run))
-        if run["status"] == "interrupted":
-            return Outcome("interrupted")
-        if run["status"] == "diverged":
-            return without_value("diverged", f"diverged at step {run['diverged_at']}")
-        if run["status"] == "pruned":
-            pruned = pruned or {"reason": f"pruned after epoch {round(run['epoch'], 2):g}"}
-        elif metric not in run["best"]:
-            return without_value("failed", f"no epoch was validated, so there is no {metric}")
-        scores.append(run["best"].get(metric))
-    if pruned is not None:
-        return Outcome("pruned", scores[0], spent | pruned)
-    return Outcome("finished", statistics.median(scores), spent)
-
-
-def in_one_line(error: Exception) -> str:
-    """Return the reason that is recorded of a trial which failed with this error."""
-    if (refusal := refusal_of_jax(error)) is not None:
-        return "; ".join(refusal.splitlines())
-    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-    first = next(iter(str(error).strip().splitlines()), "")
-    return masked(f"{kind}{first}")[:500]
+def name_metrics(study: optuna.Study, metrics: list[str]) -> None:
+    """Have charts and Optuna's dashboard show what a study's values are."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.set_metric_names(metrics)

@@ -26,7 +26,8 @@ from experiments.search.configs import (
     resolved,
 )
 from experiments.search.results import WINNER, Overviews, values_of, winner_of, write_results
-from experiments.search.study import Outcome, Study, Summary, Trial, in_one_line, outcome_of
+from experiments.search.shared.outcomes import Outcome, Summary, in_one_line, outcome_of
+from experiments.search.study import Study, Trial
 from experiments.tracking.jsonl import JsonLines
 from experiments.tracking.log_file import log_file
 from experiments.tracking.tracker import Tracker, Trackers, chosen
@@ -71,12 +72,12 @@ def work(
 class TrialStop(StopRequest):
     """A request to stop one trial: because its worker is to stop, or for a `reason` of its own.
 
-    The reason is `pruned`, or `lost` if another worker has taken the trial over.
+    The reason is `pruned`, `stopped` by hand, or `lost` if another worker has taken it over.
     """
 
     def __init__(self, worker: StopRequest):
         self.worker = worker
-        self.reason: Literal["pruned", "lost"] | None = None
+        self.reason: Literal["pruned", "stopped", "lost"] | None = None
 
     @property
     def name(self) -> str | None:  # type: ignore[override]
@@ -87,12 +88,12 @@ class TrialStop(StopRequest):
     def cause(self) -> str | None:
         """The signal or reason, in words."""
         reasons = {"pruned": "early_terminate", "lost": "a worker that took the trial over"}
-        return reasons[self.reason] if self.reason else self.worker.cause
+        return reasons.get(self.reason, "stop=") if self.reason else self.worker.cause
 
     @property
     def status(self) -> str:  # type: ignore[override]
         """The status that the run ends with."""
-        return "pruned" if self.reason == "pruned" else "interrupted"
+        return self.reason if self.reason in ("pruned", "stopped") else "interrupted"
 
     def lose(self) -> None:
         """Note that another worker has taken the trial over."""
@@ -135,6 +136,7 @@ class Worker:
 
     def __init__(self, study: Study, stop: StopRequest):
         self.study, self.stop, self.setups = study, stop, Setups()
+        self.stops: dict[int, TrialStop] = {}  # of the trials that train now
         study.space.vet(study.folder, objects=True)  # else it would be a failure of each trial
         config = study.configs.plain()
         split_processor(int(study.plan.side_by_side) * study.plan.seeds)
@@ -153,6 +155,9 @@ class Worker:
         if self.study.cancelled and self.stop.name is None:
             log.info("the study is cancelled")
             self.stop.name = "SIGTERM"
+        for number, stop in list(self.stops.items()):
+            if stop.reason is None and self.study.asked_to_stop(number):
+                stop.reason = "stopped"
 
     def work(self) -> None:
         """Train until the budget is spent or a signal comes; then test the best trial."""
@@ -181,6 +186,7 @@ class Worker:
             return []
         plan, runs = self.study.plan, []
         stops = [TrialStop(self.stop) for _ in trials]
+        self.stops = {trial.number: stop for trial, stop in zip(trials, stops, strict=True)}
         for trial, stop in zip(trials, stops, strict=True):
             log.info("trial %d: %s", trial.number, " ".join(assignments(trial.values)))
             self.study.claims.hold(trial.claim, stop.lose)
@@ -197,7 +203,8 @@ class Worker:
                     if outcome.state == "interrupted" and stop.reason != "lost":
                         self.study.put_back(trial)
                     elif stop.reason != "lost":  # else the worker that has it now answers for it
-                        self.study.finish(trial, outcome.state, outcome.value, **outcome.attributes)
+                        end = outcome.state, outcome.values
+                        self.study.finish(trial, *end, **outcome.attributes)
             recorded = True
         finally:
             for trial, stop, outcome in zip(trials, stops, outcomes, strict=True):
@@ -286,9 +293,11 @@ class Worker:
         if alone:
             stack.enter_context(log_file(run.folder))
         setup = self.setups.of(config)
-        # where no trial is pruned, reports of many would only cost time
-        if run.claimed is not None and (alone or plan.early_terminate is not None):
-            trackers.insert(1, Reporter(run.claimed, plan.metric, run.stop, setup.periods))
+        # where no trial is pruned, reports of many would only cost time; Optuna takes one metric
+        reports = (alone or plan.early_terminate is not None) and len(plan.metric) == 1
+        if run.claimed is not None and reports:
+            reporter = Reporter(run.claimed, plan.metric[0], run.stop, setup.periods)
+            trackers.insert(1, reporter)
         return Training(setup, config, run.folder, Trackers(trackers), run.stop)
 
     def _train(self, runs: Sequence[Run], *, test: bool = False) -> list[Summary | Exception]:

@@ -58,6 +58,11 @@ def prefixed(split: str, values: Line) -> Line:
     return {f"{split}/{name}": value for name, value in values.items()}
 
 
+def result(summary: Mapping[str, Any], metric: str) -> float | None:
+    """Return what a run has come to: `val/*` of its best epoch, or another value of its summary."""
+    return (summary["best"] if metric.startswith("val/") else summary).get(metric)
+
+
 class Metrics:
     """Collects steps into lines: step 1, every `log_every`-th step and the end of each period.
 

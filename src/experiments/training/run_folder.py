@@ -45,7 +45,10 @@ INSPECTION = "inspect"  # the folder of what mode=inspect finds
 EVALUATIONS = "evaluations"  # the folder of what mode=evaluate finds
 PACKAGE = __name__.partition(".")[0]
 
-COMMAND = ("mode", "resume", "checkpoint", "input", "overwrite", "cluster", "nodes", "allow")
+COMMAND = (
+    *("mode", "resume", "checkpoint", "input", "overwrite", "cluster", "nodes", "allow"),
+    *("metric", "folders"),
+)
 """Keys of a command, not of the run that it names."""
 
 CODE = ("allow=", "trainer.compilation_cache=")

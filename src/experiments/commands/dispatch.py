@@ -9,14 +9,18 @@ from pathlib import Path
 from typing import Any, get_args
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode as HydraMode
 from hydra.utils import to_absolute_path
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from experiments.core import trust
 from experiments.core.config import build, check, check_config, mismatch, settled
-from experiments.errors import UserError
+from experiments.errors import UserError, suggest
+from experiments.search.configs import check_added
+from experiments.search.goals import COSTS
 from experiments.tracking.log_file import LOG, log_file
 from experiments.training.distributed import is_first, join
+from experiments.training.metrics import result
 from experiments.training.options import check_said, check_sizes
 from experiments.training.run_folder import (
     HYDRA,
@@ -34,8 +38,11 @@ AS_THEY_ARE = ("evaluate", "predict", "export", "sample")  # modes for pretraine
 PARENTS = 2  # that Hydra may have made for a run: runs/<date>
 
 
-def run(config: DictConfig) -> None:
+def run(config: DictConfig) -> Any:
     """Run the program `run` with a composed config.
+
+    Returns:
+        Of mode=train, what sweepers of Hydra's own go by: the value of `metric`, or of each.
 
     Raises:
         Exit: the run did not finish.
@@ -45,7 +52,7 @@ def run(config: DictConfig) -> None:
     directory = Path(hydra.runtime.output_dir)
     said = any(override.startswith("hydra.run.dir=") for override in hydra.overrides.hydra)
     with contextlib.nullcontext() if said else _removed_if_unused(directory):
-        _run(config, directory, said)
+        return _run(config, directory, said)
 
 
 @contextlib.contextmanager
@@ -68,9 +75,12 @@ def _removed_if_unused(directory: Path) -> Iterator[None]:
                     parent.rmdir()
 
 
-def _run(config: DictConfig, directory: Path, said: bool) -> None:
+def _run(config: DictConfig, directory: Path, said: bool) -> Any:
     check_command(config)
-    mode, source = config.mode, config.resume or config.checkpoint
+    searched = HydraConfig.get().mode == HydraMode.MULTIRUN  # by a sweeper of Hydra's own
+    if config.metric is not None and not searched:
+        raise UserError(f"metric={config.metric}: a key of searches; say -m")
+    mode, source, metric = config.mode, config.resume or config.checkpoint, config.metric
     used: UsedFolder = "continued" if config.resume else "refused"
     if config.overwrite:
         used = "cleared"
@@ -89,6 +99,9 @@ def _run(config: DictConfig, directory: Path, said: bool) -> None:
         config.input = given
         if trains and config.mode != "train":
             raise UserError(f"{source} is of mode={config.mode}, which has nothing to resume")
+    else:
+        unresolved: Any = OmegaConf.to_container(config, resolve=False)
+        check_added(arguments, unresolved, HydraConfig.get().runtime.choices)
     plain = as_plain(config, directory, source)
     check_config(plain)
     check_said(arguments, plain)
@@ -104,13 +117,30 @@ def _run(config: DictConfig, directory: Path, said: bool) -> None:
             from experiments.search.slurm import submit_run
 
             print(submit_run(directory, cluster, nodes, again))
-            return
+            return None
         if trains and is_first():
             stack.enter_context(log_file(directory))
         set_up_compiler(cache)
         command = importlib.import_module(f"experiments.commands.{mode}")
         prints = not trains and mode not in get_args(RunMode)
-        command.main(plain, None if prints and not said else directory, source)
+        summary = command.main(plain, None if prints and not said else directory, source)
+        return sought(summary, metric) if mode == "train" else None
+
+
+def sought(summary: dict[str, Any], metric: Any) -> Any:
+    """Return the value of a metric in the summary of a run, a list of several.
+
+    None stands for the monitored one.
+
+    Raises:
+        UserError: the run has no such metric.
+    """
+    if isinstance(metric, ListConfig):
+        return [sought(summary, one) for one in metric]
+    if (found := result(summary, metric or summary["monitor"])) is None:
+        there = [name for name in (*summary["best"], *COSTS) if "/" in name or name in COSTS]
+        raise UserError(f"metric={metric}: this run has no such metric{suggest(metric, there)}")
+    return float(found)
 
 
 def check_command(config: DictConfig) -> None:
@@ -185,9 +215,12 @@ def cluster_of(config: DictConfig) -> tuple[Any, int]:
 def as_plain(config: DictConfig, directory: Path, source: Path | None = None) -> dict[str, Any]:
     """Return the config as dicts, lists and scalars; a run without a name gets its folder's.
 
-    `source` is the run that it is of, if that has begun.
+    `source` is the run that it is of, if that has begun. A number alone, as Hydra's sweepers call
+    folders, is no name.
     """
+    own = directory.name
+    own = f"{directory.parent.name}-{own}" if own.isdigit() else own
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
-    named = {str(k): v for k, v in plain.items()} | {"name": plain["name"] or directory.name}
+    named = {str(k): v for k, v in plain.items()} | {"name": plain["name"] or own}
     return settled(with_found(named, source) if source else named)

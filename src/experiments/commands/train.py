@@ -27,8 +27,10 @@ POPULATIONS = "populations"  # checkpoints of runs side by side
 
 def main(
     config: dict[str, Any], directory: Path, source: Path | None, setups: Setups | None = None
-) -> None:
-    """Train in `directory`, which is this process's own; `setups` are those that there are.
+) -> dict[str, Any]:
+    """Train in `directory`, which is this process's own, and return the summary.
+
+    `setups` are those that there are.
 
     Raises:
         Exit: the status of the run has an exit code other than 0.
@@ -36,6 +38,7 @@ def main(
     (summary,) = train({directory: config}, directory, resume=source is not None, setups=setups)
     if code := EXIT_CODES[summary["status"]]:
         raise Exit(code)
+    return summary
 
 
 def train(

@@ -67,10 +67,57 @@ def refusal_of_jax(error: BaseException) -> str | None:
     return f"JAX cannot begin: {reason}\nit was told {given}"
 
 
+ALIASES = {
+    "optim.learning_rate": "lr alpha step_size eta",
+    "optim.weight_decay": "wd decay",
+    "optim.clip_norm": "grad_clip gradient_clip_val max_grad_norm",
+    "optim.accumulate": "accumulate_grad_batches gradient_accumulation_steps",
+    "optim": "optimizer optimiser opt",
+    "schedule": "scheduler lr_scheduler",
+    "schedule.warmup": "warmup_steps warmup_epochs num_warmup_steps",
+    "trainer.epochs": "epochs max_epochs num_epochs n_epochs num_train_epochs",
+    "trainer.steps": "max_steps num_steps",
+    "trainer.steps_per_epoch": "limit_train_batches",
+    "trainer.eval_batches": "limit_val_batches",
+    "trainer.patience": "early_stopping early_stopping_patience",
+    "trainer.devices": "gpus device num_devices",
+    "data.batch_size": "bs train_batch_size per_device_train_batch_size",
+    "data.workers": "num_workers",
+    "data": "dataset datamodule",
+    "model": "net network arch architecture backbone",
+    "model.hidden": "hidden_dim hidden_dims hidden_size num_units",
+    "model.pretrained": "pretrained weights init_from",
+    "loss": "criterion loss_fn",
+    "init": "initializer weight_init",
+    "logger": "tracker wandb",
+    "checkpoint": "ckpt ckpt_path",
+    "resume": "ckpt_path resume_from_checkpoint",
+    "hydra.run.dir": "out_dir output_dir save_dir logdir",
+    "seed": "random_state random_seed manual_seed seed_everything",
+    "debug=fast": "fast_dev_run",
+    "n_trials": "trials num_trials num_samples run_cap",
+    "goal": "direction",
+    "method": "sampler",
+    "early_terminate": "pruner pruning asha hyperband",
+    "workers": "n_jobs num_agents",
+}
+"""Keys of the config and of a search, with what other programs call them."""
+
+
 def suggest(name: str, valid: Iterable[str], count: int = 3) -> str:
-    """Return the nearest valid names as `; did you mean 'a' or 'b'?`, or an empty string."""
-    names = [str(one) for one in valid]
-    near = difflib.get_close_matches(str(name), names, n=count, cutoff=0.6)
-    if not near and len(str(name)) > 2:
-        near = [one for one in names if one.startswith(str(name))][:count]
+    """Return the nearest valid names as `; did you mean 'a' or 'b'?`, or an empty string.
+
+    That is what other programs' name for something stands for, the whole of a name whose end is
+    given, or else what is spelt alike.
+    """
+    name, names = str(name), [str(one) for one in valid]
+    last = name.rpartition(".")[2]
+    meant = [key for key, others in ALIASES.items() if last in others.split()]
+    near = [key for key in meant if key.partition("=")[0] in names]
+    near = near or [key.rpartition(".")[2] for key in meant if key.rpartition(".")[2] in names]
+    near = near or [one for one in names if "." not in name and one.endswith(f".{name}")]
+    near = near or difflib.get_close_matches(name, names, n=count, cutoff=0.6)
+    if not near and len(name) > 2:
+        near = [one for one in names if one.startswith(name)]
+    near = near[:count]
     return f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""

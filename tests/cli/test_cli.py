@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,16 @@ import pytest
 
 from experiments import machine
 from experiments.cli.main import command_line
-from support import ROOT
+from experiments.cli.search_keys import SEARCH_KEYS, search_help
+from experiments.core.config import leaves
+from experiments.errors import ALIASES, suggest
+from support import ROOT, composed
+
+
+def leaf_paths(*overrides: str) -> set[str]:
+    """The keys of a config, without the indices of lists."""
+    return {re.sub(r"\.\d+$", "", path) for path, _ in leaves(composed(*overrides))}
+
 
 FAST = ["debug=fast", "model.hidden=[8]"]
 
@@ -49,6 +59,9 @@ def test_a_fast_run_exits_with_0(run_cli, tmp_path):
         (["seed=-1"], ["seed=-1", "at least 0"]),
         (["data.batch_size=5000"], ["data.batch_size=5000", "1293 training examples"]),
         (["trainer.devices=64"], ["trainer.devices=64", "this machine has"]),
+        (["optim.lr=0.1"], ["optim.lr: ", "did you mean 'optim.learning_rate'?"]),
+        (["optim=sgd", "optim.momentum=0.9"], ["only optim=momentum, muon and nesterov have this"]),
+        (["+foo=1"], ["+foo=1: nothing reads foo"]),
         (["trainer.monitor=f1"], ["trainer.monitor=f1", "accuracy"]),
         (["mode=evaluate"], ["mode=evaluate", "checkpoint=<run folder>"]),
         (["mode=evalute"], ["mode=evalute", "evaluate"]),
@@ -75,6 +88,31 @@ def test_bad_input_is_named_in_plain_lines(run_cli, tmp_path, arguments, words):
         assert word in error
     assert "Traceback" not in error
     assert len(error[error.index("error:") :].splitlines()) <= 2
+
+
+def test_what_other_programs_call_it_is_understood():
+    keys = sorted(
+        {*leaf_paths("model=lenet5", "schedule=warmup_cosine"), "debug", "optim", "schedule"}
+    )
+    for given, meant in {
+        "optim.lr": "'optim.learning_rate'",
+        "lr": "'optim.learning_rate'",
+        "ckpt_path": "'checkpoint' or 'resume'",
+        "trainer.max_epochs": "'trainer.epochs'",
+        "epochs": "'trainer.epochs'",
+        "optimizer": "'optim'",
+        "scheduler": "'schedule'",
+        "batch_size": "'data.batch_size'",
+        "weight_decay": "'optim.weight_decay'",
+        "fast_dev_run": "'debug=fast'",
+    }.items():
+        assert suggest(given, keys) == f"; did you mean {meant}?"
+
+
+def test_every_name_of_the_table_is_a_key_or_a_choice():
+    keys = {*leaf_paths("schedule=warmup_cosine", "optim=adamw"), *SEARCH_KEYS, "hydra.run.dir"}
+    keys |= {key.partition(".")[0] for key in keys} | {"debug"}
+    assert {key.partition("=")[0] for key in ALIASES} <= keys
 
 
 def test_an_unwritable_folder_is_named(run_cli, tmp_path):
@@ -247,6 +285,7 @@ def test_help_starts_without_jax():
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "warmup_cosine" in done.stdout
+    assert search_help() in done.stdout
 
 
 @pytest.mark.slow

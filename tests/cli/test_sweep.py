@@ -147,6 +147,8 @@ def workers_of(folder: Path) -> list[str]:
         (["lanes=4"], ["lanes: now side_by_side, a key of searches; say -m"]),
         (["n_trials=4"], ["n_trials: a key of searches; say -m"]),
         (["n_trails=4"], ["did you mean 'n_trials'"]),
+        (["-m", "optim=sgd", "optim.momentum=0.8,0.9"], ["only optim=momentum, muon and"]),
+        (["-m", "seed=1,2", "points=nowhere.csv"], ["nowhere.csv: no such file", "directory"]),
         (["-m", "optim=adam,sgd", "mode=evaluate"], ["mode=evaluate", "a new training"]),
         (["-m", "optim.learning_rate=tag(log,interval(0,1))", "n_trials=3"], ["above 0"]),
         (["-m", "model=mlp,conv_autoencoder", "data=digits_rows"], ["2-D convolutions"]),

@@ -36,7 +36,7 @@ from experiments.core.transfer import named
 from experiments.data.dataset import Arrays, Splits, model_input
 from experiments.errors import UserError
 from experiments.machine import CONFIG
-from experiments.search.configs import Configs
+from experiments.search.configs import Configs, check_added
 from experiments.tracking.jsonl import METRICS, NON_FINITE, SUMMARY, read_history, read_mapping
 from experiments.tracking.log_file import log_file
 from experiments.tracking.tracker import Tracker
@@ -80,6 +80,7 @@ def compose(*overrides: str, config_dir: str | Path | None = None) -> DictConfig
     configs = _configs(config_dir, with_model_of_run(overrides))
     try:
         composed = configs.compose()
+        check_added(overrides, composed, configs.groups)
         check_said(overrides, composed)
         return _strict(OmegaConf.create(composed))
     except (HydraException, OmegaConfBaseException) as error:

@@ -1,7 +1,8 @@
 """The report of a study: an HTML page and PNGs, and studies compared.
 
 Most charts are Optuna's own, in plotly for the page and in matplotlib for the PNGs. Pruned trials
-appear in them with the last value that they reached.
+appear in them with the last value that they reached. Of several metrics the front is drawn; the
+other charts are of the first one.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from experiments.viz.pages import page
 SHOWN = 20  # trials in the table
 ENOUGH = 4  # trials from which the importance of parameters is estimated
 TITLES = {  # in the order of the page
+    "front": "The front: trials that no other one beats in each metric",
     "parallel_coordinates": "{} and parameters of each trial",
     "learning_curves": "Learning curves; darker is better",
     "slices": "{} by each parameter",
@@ -66,7 +68,12 @@ class StudyData:
 
     @property
     def minimized(self) -> bool:
-        return self.study.direction == optuna.study.StudyDirection.MINIMIZE
+        return self.study.directions[0] == optuna.study.StudyDirection.MINIMIZE
+
+    @property
+    def metrics(self) -> list[str]:
+        """All metrics that were searched for; `metric` is the first."""
+        return self.study.metric_names or [self.metric]
 
     @functools.cached_property
     def ranked(self) -> list[FrozenTrial]:
@@ -187,13 +194,18 @@ def _optuna_charts(data: StudyData, plots: ModuleType) -> dict[str, Any]:
 
     They are plotly figures or matplotlib axes, by the name of their file.
     """
-    study, varied, value = data.study, list(data.varied), {"target_name": data.metric}
+    study, varied = data.study, list(data.varied)
+    value: dict[str, Any] = {"target_name": data.metric}
+    if len(data.metrics) > 1:
+        value["target"] = lambda trial: trial.values[0]
     charts = {"history": plots.plot_optimization_history(study, **value)}
+    if 1 < len(data.metrics) < 4:  # Optuna draws two or three
+        charts["front"] = plots.plot_pareto_front(study, target_names=data.metrics)
     if varied:
         charts["slices"] = plots.plot_slice(study, varied, **value)
     if len(varied) > 1:
         charts["parallel_coordinates"] = plots.plot_parallel_coordinate(study, varied, **value)
-    if varied and len(data.ranked) >= ENOUGH:
+    if varied and len(data.ranked) >= ENOUGH and len(data.metrics) == 1:
         charts["importance"] = plots.plot_param_importances(study, params=varied, **value)
         importance = optuna.importance.get_param_importances(study, params=varied)
         pair = [name for name in importance if name in data.ranges][:2]
@@ -234,12 +246,12 @@ def _head(data: StudyData) -> str:
 
 
 def _table(data: StudyData) -> str:
-    names = ["trial", data.metric, *data.varied, "seconds"]
+    names = ["trial", *data.metrics, *data.varied, "seconds"]
     lines = []
     for trial in data.ranked[:SHOWN]:
         values = [page.cell(trial.params.get(name, "")) for name in data.varied]
         seconds = trial.user_attrs.get("seconds")
         time = "" if seconds is None else f"{seconds:.1f}"
-        lines.append([str(trial.number), number(trial.values[0]), *values, time])
+        lines.append([str(trial.number), *map(number, trial.values), *values, time])
     title = f"Best {len(lines)} trials" if lines else "No trial has a value yet"
     return f"<h2>{title}</h2>{page.table(names, lines)}"

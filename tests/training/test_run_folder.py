@@ -11,11 +11,10 @@ from experiments.training.run_folder import (
     exclusive,
     run_folder,
     said_again,
-    saved_config,
     saved_steps,
     split_source,
-    up_to_date,
 )
+from experiments.training.saving.config import saved_config, up_to_date
 from support import composed
 
 

@@ -43,8 +43,9 @@ from experiments.tracking.tracker import Tracker
 from experiments.training.evaluation import Evaluator
 from experiments.training.options import check_said, check_sizes
 from experiments.training.restored import Restored
-from experiments.training.run_folder import UsedFolder, run_folder, saved_config, split_source
+from experiments.training.run_folder import UsedFolder, run_folder, split_source
 from experiments.training.runtime import set_up_compiler
+from experiments.training.saving.config import saved_config
 
 if TYPE_CHECKING:
     import pandas

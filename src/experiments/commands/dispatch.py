@@ -22,15 +22,9 @@ from experiments.tracking.log_file import LOG, log_file
 from experiments.training.distributed import is_first, join
 from experiments.training.metrics import result
 from experiments.training.options import check_said, check_sizes
-from experiments.training.run_folder import (
-    HYDRA,
-    UsedFolder,
-    run_folder,
-    said_again,
-    saved_config,
-    with_found,
-)
+from experiments.training.run_folder import HYDRA, UsedFolder, run_folder, said_again
 from experiments.training.runtime import set_up_compiler
+from experiments.training.saving.config import saved_config, with_found
 from experiments.types import Mode, PositiveInt, RunMode, TrainingMode
 
 BEGUN = (HYDRA, LOG, ".lock")  # what a run has in its folder before anything is trained

@@ -17,7 +17,8 @@ from experiments.core.config import by_target, check_config, leaves, place, sett
 from experiments.core.trust import says, vet, vet_objects
 from experiments.errors import UserError, suggest
 from experiments.tracking.wandb_names import overrides_of
-from experiments.training.run_folder import CODE, OPEN
+from experiments.training.run_folder import CODE
+from experiments.training.saving.config import OPEN
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override

@@ -24,7 +24,7 @@ from experiments.training.distributed import is_first
 from experiments.training.evaluation import Predictions, Split
 from experiments.training.feed import evaluation_batches
 from experiments.training.restored import Restored
-from experiments.training.run_folder import saved_config, with_found
+from experiments.training.saving.config import saved_config, with_found
 from experiments.training.setup import Setup
 from experiments.training.trial import Trial
 from experiments.viz import drawing

@@ -12,7 +12,6 @@ import jax
 import numpy as np
 import yaml
 from flax import nnx
-from omegaconf import OmegaConf
 
 from experiments.core.callback import RunInfo, callback_nodes
 from experiments.core.config import build
@@ -33,7 +32,8 @@ from experiments.tracking.wandb import STATE, Wandb
 from experiments.tracking.wandb_client import ARTIFACT, downloaded
 from experiments.training.distributed import put_to_read
 from experiments.training.evaluation import Data, Measured, Predictions, Split
-from experiments.training.run_folder import CHECKPOINTS, saved_config, split_source
+from experiments.training.run_folder import CHECKPOINTS, split_source
+from experiments.training.saving.config import saved_config
 from experiments.training.saving.trials import load, load_weights
 from experiments.training.setup import Setup
 
@@ -183,6 +183,8 @@ def pretrained_weights(setup: Setup) -> Found | None:
 
 def differences(source: str, model: Mapping[str, Any]) -> list[str]:
     """Return what a run's model of the same class had otherwise; for other weights nothing."""
+    from omegaconf import OmegaConf  # a worker of a search does without
+
     try:
         folder, _ = split_source(Path(source))
         config: Any = OmegaConf.to_container(saved_config(folder, []), resolve=True)

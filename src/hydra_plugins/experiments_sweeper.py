@@ -15,17 +15,17 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 
-def _search_help() -> str:
-    from experiments.cli.search_keys import search_help
+def _run_help(*, _root_: Any) -> str:
+    from experiments.cli import help as cli_help  # as `run --help` alone needs it
 
-    return search_help()
+    return cli_help.of_composed(_root_)
 
 
 # here, so that the processes that launchers of Hydra's start have them too
 OmegaConf.register_new_resolver(
     "unique", lambda: uuid.uuid4().hex[:6], use_cache=True, replace=True
 )
-OmegaConf.register_new_resolver("search_help", _search_help, replace=True)
+OmegaConf.register_new_resolver("run_help", _run_help, replace=True)
 
 
 class OwnConfigs(SearchPathPlugin):

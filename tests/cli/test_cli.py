@@ -286,6 +286,10 @@ def test_help_starts_without_jax():
     assert done.returncode == 0, done.stderr
     assert "warmup_cosine" in done.stdout
     assert search_help() in done.stdout
+    # every key with what its file says of it, those of files that others build on too
+    for line in (r"    epochs: 20 +passes over", r"        flip: false +mirror", r"    b1: 0\.9"):
+        assert re.search(line, done.stdout), line
+    assert not re.search(r"\b_(shared|images|augment)\b", done.stdout)
 
 
 @pytest.mark.slow

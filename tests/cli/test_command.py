@@ -47,6 +47,7 @@ def test_a_wheel_holds_the_config_files(tmp_path):
     files = {str(path.relative_to(ROOT)) for path in (ROOT / "conf").rglob("*.yaml")}
     assert {f"experiments/{name}" for name in files if "local" not in name} <= set(held)
     assert {"experiments/ops/lstm.c", "hydra_plugins/experiments_sweeper.py"} <= set(held)
+    assert "experiments/py.typed" in held  # that it says its types
     (entry,) = (name for name in held if name.endswith("entry_points.txt"))
     assert (
         "experiments = experiments.cli.command:main" in zipfile.ZipFile(wheel).read(entry).decode()

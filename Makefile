@@ -58,6 +58,10 @@ dashboard: install  ## review RUN offline: a study in the browser, a run in the 
 	elif [ -d $(RUN)/wandb ]; then $(BIN)/wandb leet $(RUN)/wandb; \
 	else $(BIN)/python report.py $(RUN); fi
 
+docs: install  ## the site, in build/docs; warnings are errors
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c requirements.lock -e '.[dev,docs]'
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs build/docs
+
 labbook: install  ## measure every claim of the lab book anew, into docs/labbook
 	$(BIN)/python -m experiments.lessons.labbook docs/labbook
 
@@ -67,4 +71,4 @@ data: install  ## download and prepare DATA=mnist (needs a network and the extra
 clean:  ## remove what was built, but no runs
 	rm -rf .venv build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help install train test test-all test-versions lint format sweep bench report dashboard labbook data clean
+.PHONY: help install train test test-all test-versions lint format sweep bench report dashboard docs labbook data clean

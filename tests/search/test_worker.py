@@ -52,6 +52,7 @@ def test_a_study_is_run_to_its_end(make_study, tmp_path):
     conf = tmp_path / "conf"  # the recipe composes to the config of the best trial
     shutil.copytree(ROOT / "conf", conf)
     shutil.copy(study.folder / "best.yaml", conf / "experiment")
+    assert f"the best of {len(rows)} that ended" in (study.folder / "best.yaml").read_text()
     recomposed = Configs(conf, ["experiment=best"]).plain()
     again = Configs(conf, [*study.plan.overrides, *shlex.split(command)[-2:]]).plain()
     assert recomposed == again

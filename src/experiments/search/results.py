@@ -122,11 +122,13 @@ def recipe(study: Study, best: FrozenTrial) -> str:
             node = node.setdefault(parent, {})
         node[last] = value
     result = ", ".join(metrics_of(study, best))
+    ended = sum(trial.state.is_finished() for trial in study.trials())
     header = [
         "# @package _global_",
-        f"# {study.plan.name}, trial {best.number}, the best of {study.plan.n_trials}: {result}.",
+        f"# {study.plan.name}, trial {best.number}, the best of {ended} that ended: {result}.",
+        "# Once a copy of this file is in conf/experiment, your own or the shipped one:",
         "#",
-        f"#   {called('run')} experiment={Path(BEST_RECIPE).stem}     (in conf/experiment)",
+        f"#   {called('run')} experiment={Path(BEST_RECIPE).stem}",
     ]
     parts = ({"defaults": defaults} if defaults else {}, nested)
     body = [yaml.safe_dump(part, sort_keys=False, width=100) for part in parts if part]

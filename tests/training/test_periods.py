@@ -2,6 +2,7 @@
 
 import copy
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from experiments.cli.python import compose
 from experiments.core.config import check
 from experiments.errors import UserError
 from experiments.search.worker import Reporter
+from experiments.training.groups import longer
 from experiments.training.loop import fit
 from experiments.training.metrics import Best, Metrics, Periods
 from experiments.training.options import check_lengths, check_said
@@ -232,3 +234,15 @@ def test_a_study_is_pruned_by_evaluation():
 def test_python_refuses_epochs_beside_steps(data_home):
     with pytest.raises(UserError, match=r"the length of the run is trainer\.steps=10"):
         compose("trainer.steps=10", "trainer.epochs=3")
+
+
+@pytest.mark.parametrize(
+    ("trainer", "step", "words"),
+    [
+        ({"steps": None}, 23, "for 2.3 epochs: trainer.epochs= above 2.3"),
+        ({"steps": 23}, 23, "for 23 steps: trainer.steps= above 23"),
+    ],
+)
+def test_a_finished_run_says_from_where_on_it_would_be_longer(trainer, step, words):
+    setup = SimpleNamespace(experiment=SimpleNamespace(steps_per_epoch=10))
+    assert longer(SimpleNamespace(config={"trainer": trainer}, setup=setup), step) == words

@@ -30,6 +30,7 @@ def groups(
     for trial in trials:
         if resume and (done := finished_before(trial, test)):
             log.info("%s has finished: there is nothing left to do", trial.directory)
+            log.info("it has trained %s goes on", longer(trial, done["step"]))
             trial.summary = done
             trial.trackers.finish(done, done["status"])
         else:
@@ -51,6 +52,15 @@ def groups(
             chunk = group[first : first + (most or len(group))]
             whole = [saved for _, saved in chunk if saved is not None]
             yield [trial for trial, _ in chunk], whole or None
+
+
+def longer(trial: Trial, step: int) -> str:
+    """Return how far a run is, and the value of its config beyond which it is longer."""
+    trainer = trial.config["trainer"]
+    if trainer["steps"] is not None:
+        return f"for {step} steps: trainer.steps= above {step}"
+    epochs = step / trial.setup.experiment.steps_per_epoch
+    return f"for {epochs:g} epochs: trainer.epochs= above {epochs:g}"
 
 
 def finished_before(trial: Trial, test: bool) -> dict[str, Any] | None:

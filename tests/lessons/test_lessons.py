@@ -8,8 +8,8 @@ from scipy import stats
 
 from experiments.core.config import build
 from experiments.lessons import labbook
-from experiments.lessons.lesson import Lab, Lesson
-from experiments.lessons.statistics import interval_of_difference, overall
+from experiments.lessons.lesson import Lab, Lesson, overall
+from experiments.viz.statistics import interval_of_difference
 from support import composed
 
 

@@ -23,23 +23,18 @@ from experiments.core.config import build
 from experiments.core.rng import root_key
 from experiments.errors import EXIT_CODES, Exit
 from experiments.lessons.page import page_of, title_of
-from experiments.lessons.statistics import (
-    Values,
-    Verdict,
-    interval_of_difference,
-    overall,
-    spread,
-)
 from experiments.machine import write_whole
 from experiments.training.evaluation import Data
 from experiments.training.setup import Setup
 from experiments.types import PositiveInt
+from experiments.viz.statistics import Values, interval_of_difference, spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from experiments.cli.python import Run
 
+Verdict = Literal["holds", "does not hold", "undecided"]
 
 # what a lesson does not look at costs its trainings nothing
 LEAN = ("logger=none", "trainer.figures=false", "overwrite=true")
@@ -246,3 +241,10 @@ def untrained(config: DictConfig) -> Any:
     experiment = setup_of(config).experiment
     weights = experiment.init_weights({}, root_key(config.seed))
     return experiment.trained_model({}, *weights, train=True)
+
+
+def overall(verdicts: Sequence[Verdict]) -> Verdict:
+    """Return the verdict of a lesson: that of its weakest claim."""
+    if "does not hold" in verdicts:
+        return "does not hold"
+    return "undecided" if "undecided" in verdicts or not verdicts else "holds"

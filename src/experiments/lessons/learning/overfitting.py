@@ -9,10 +9,10 @@ from flax import nnx
 
 from experiments.lessons.charts import bars, panels, style
 from experiments.lessons.lesson import Lab, Lesson, by_setting
-from experiments.lessons.statistics import spread
 from experiments.models.layers import Dropout
 from experiments.types import PositiveInt
 from experiments.viz.figures import LEGEND
+from experiments.viz.statistics import spread
 
 REMEDIES = {
     "L2": ["optim.l2=3e-3"],

@@ -13,9 +13,9 @@ from experiments.cli.python import Run
 from experiments.core.transfer import named
 from experiments.lessons.charts import bars, curves, panels, style
 from experiments.lessons.lesson import Lab, Lesson, by_setting, final, untrained
-from experiments.lessons.statistics import spread
 from experiments.types import PositiveInt
 from experiments.viz.figures import LEGEND
+from experiments.viz.statistics import spread
 
 BATCH = 128  # images of a gradient
 POINT = 0.01  # of accuracy: a network that surely loses less is as good

@@ -9,11 +9,11 @@ import numpy as np
 
 from experiments.lessons.charts import bars, curves, panels, style
 from experiments.lessons.lesson import Lab, Lesson, by_setting, final, inputs_of
-from experiments.lessons.statistics import spread
 from experiments.objectives.adversarial import energy_distance, minimax, non_saturating
 from experiments.types import PositiveInt
 from experiments.viz.figures import FAINT, LEGEND
 from experiments.viz.image_figures import grid
+from experiments.viz.statistics import spread
 
 BETAS = (0.01, 0.1, 0.3, 1.0, 3.0, 10.0)
 LATENTS = 8

@@ -14,9 +14,9 @@ from experiments.cli.python import Run
 from experiments.core.config import build
 from experiments.lessons.charts import panels, style
 from experiments.lessons.lesson import Lab, Lesson, by_setting, final, over, untrained
-from experiments.lessons.statistics import spread
 from experiments.types import PositiveInt
 from experiments.viz.figures import LEGEND
+from experiments.viz.statistics import spread
 
 NEW = {  # networks at their initial weights
     "RNN": ["model=rnn"],

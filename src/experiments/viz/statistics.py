@@ -1,11 +1,9 @@
-"""What numbers say of a claim: means with their spread, and intervals of differences."""
+"""What repeated measurements say: means with their spread, and intervals of differences."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
-Verdict = Literal["holds", "does not hold", "undecided"]
 Values = Sequence[float] | np.ndarray
 
 CONFIDENCE = 0.95  # of the interval by which a difference is distinguished from noise
@@ -44,8 +42,13 @@ def interval_of_difference(a: Values, b: Values, *, paired: bool = False) -> tup
     return difference - margin, difference + margin
 
 
-def overall(verdicts: Sequence[Verdict]) -> Verdict:
-    """Return the verdict of a lesson: that of its weakest claim."""
-    if "does not hold" in verdicts:
-        return "does not hold"
-    return "undecided" if "undecided" in verdicts or not verdicts else "holds"
+def rank_test(a: Values, b: Values) -> float:
+    """Return how likely values this different in rank are without a difference.
+
+    References:
+      Mann & Whitney 1947, "On a test of whether one of two random variables is stochastically
+      larger than the other".
+    """
+    from scipy.stats import mannwhitneyu
+
+    return float(mannwhitneyu(a, b).pvalue)

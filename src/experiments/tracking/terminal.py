@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import sys
@@ -29,14 +30,13 @@ DETAILS = frozenset(
 
 CLASSES = 20  # most rows of a table of classes
 LINE_EVERY = 5.0  # seconds between plain lines
-EPOCH_EVERY = 1.0  # seconds between plain lines that report a validation
 
 
 class Terminal(Tracker):
     """Progress on standard output, and a small table at the end.
 
-    With a terminal, a live bar. Without one (a pipe, a batch job), a plain line as soon as there
-    is something to show, then one every few seconds and one per epoch.
+    With a terminal, a live bar, and above it a line per epoch that stays. Without one (a pipe, a
+    batch job), a plain line as soon as there is something to show, then one every few seconds.
     """
 
     def __init__(self, console: Console | None = None):
@@ -70,20 +70,22 @@ class Terminal(Tracker):
         if scalars.keys() <= {"epoch"}:  # a line about the layers
             return
         validation = _of_split("val", scalars)
-        every = EPOCH_EVERY if validation and validation != self._validation else LINE_EVERY
+        is_new = bool(validation) and validation != self._validation
         self._validation = validation or self._validation
         self._first = self._first or (step, now)
+        text = f"{_position(run, step, scalars)}  {_metrics({**scalars, **self._validation})}"
         if self._bar:
             self._bar.metrics = _metrics({**scalars, **self._validation})
             shown: dict[str, Any] = {"position": _position(run, step, scalars)}
             self._bar.update(self._bar.task, completed=step, description="training", **shown)
-        elif now - self._last_line >= every or step >= run.total_steps:
+            if is_new:
+                self._bar.above(text)
+        elif step >= run.total_steps or now - self._last_line >= LINE_EVERY:
             (first, began), left = self._first, ""
             if first < step < run.total_steps:
                 seconds = (run.total_steps - step) * (now - began) / (step - first)
-                left = f"{duration(seconds)} left"
-            parts = _position(run, step, scalars), _metrics(scalars), left
-            self._print("  ".join(filter(None, parts)))
+                left = f"  {duration(seconds)} left"
+            self._print(f"{text}{left}".rstrip())
             self._last_line = now
 
     progress = log
@@ -94,6 +96,7 @@ class Terminal(Tracker):
             self._bar = None
         if self._run is None:  # it ended before its first step
             return
+        said = str(summary.get("wandb") or "")
         line, summary = summary.get("best") or {}, self._shown(summary)
         line = self._shown(line)
         best = _metrics(_of_split("val", line))
@@ -104,7 +107,7 @@ class Terminal(Tracker):
             "speed": _speed(summary),
             "parameters": f"{self._run.parameters:,}",
             "run folder": str(self._run.directory),
-            "W&B": str(summary.get("wandb") or ""),
+            "W&B": "" if said.startswith("http") else said,  # an address was there from the start
             "MLflow": str(summary.get("mlflow") or ""),
         }
         if status == "interrupted" and self._run.config.get("mode") == "train":
@@ -126,7 +129,10 @@ class Terminal(Tracker):
 
     def _print(self, text: str) -> None:
         # Not through Rich, which would fold lines at 80 columns for a pipe.
-        print(text, file=sys.stdout if self._bar else self._console.file, flush=True)
+        if self._bar:
+            self._bar.above(text)
+        else:
+            print(text, file=self._console.file, flush=True)
 
 
 class _Bar(Progress):
@@ -149,14 +155,13 @@ class _Bar(Progress):
         self.start()
 
     def start(self) -> None:
-        before = {sys.stdout: "stdout", sys.stderr: "stderr"}
+        before = sys.stdout, sys.stderr
         super().start()
         # sys.stdout and sys.stderr now print above the bar. A logging handler holds on to the
         # stream that it was made with, and would write across it.
         for handler in logging.getLogger().handlers:
             if isinstance(handler, logging.StreamHandler) and handler.stream in before:
-                stream = getattr(sys, before[handler.stream])
-                self._streams.append((handler, handler.setStream(stream)))
+                self._streams.append((handler, handler.setStream(_Above(self))))
 
     def stop(self) -> None:
         super().stop()
@@ -164,10 +169,29 @@ class _Bar(Progress):
             handler.setStream(stream)
         self._streams.clear()
 
+    def above(self, text: str) -> None:
+        """Print lines above the bar, which the terminal breaks and not Rich: paths stay whole."""
+        self.console.print(Text(text), soft_wrap=True)
+
     def get_renderables(self) -> Iterable[RenderableType]:
         yield from super().get_renderables()
         if self.metrics:
-            yield Text(self.metrics, no_wrap=True, overflow="ellipsis")
+            yield Text(self.metrics)
+
+
+class _Above(io.StringIO):
+    """A stream whose whole lines are printed above a bar."""
+
+    def __init__(self, bar: _Bar):
+        super().__init__()
+        self._bar = bar
+
+    def flush(self) -> None:
+        """Print what was written."""
+        if text := self.getvalue().rstrip("\n"):
+            self._bar.above(text)
+        self.seek(0)
+        self.truncate()
 
 
 def _position(run: RunInfo, step: int, scalars: Mapping[str, float]) -> str:

@@ -162,7 +162,8 @@ class Wandb(Tracker):
         for event in read_history(run.directory / METRICS):
             if self._next_step <= event["step"] <= (run.start_step or 0):
                 self.log(int(event.pop("step")), event)
-        log.info("W&B: %s", self.location)
+        if not self._run.offline:  # else the end says how to send it
+            log.info("W&B: %s", self.location)
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
         if self._run is None:

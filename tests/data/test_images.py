@@ -13,7 +13,7 @@ from experiments.core.config import build, check
 from experiments.data.dataset import Arrays, Stream
 from experiments.data.images import TfdsImages
 from experiments.data.pipeline import Augment
-from experiments.data.reading import cache, records
+from experiments.data.reading import cache, prepared, records
 from experiments.data.reading.prepared import locate
 from experiments.errors import UserError
 
@@ -121,6 +121,15 @@ def test_data_that_changed_on_disk_are_decoded_again(write, pictures, data_dir):
     assert set(keys(before.train)).isdisjoint(keys(after.train))
     assert after.class_names == ("cat", "dog", "fox")
     assert before.class_names == ("0", "1", "2")
+
+
+def test_classes_of_known_data_have_names_where_none_were_prepared(write, pictures, monkeypatch):
+    write("toy", train=pictures(20), test=pictures(4))
+    monkeypatch.setitem(prepared.CLASSES, "toy", ("cat", "dog", "fox"))
+    assert TfdsImages(name="toy").load().class_names == ("cat", "dog", "fox")
+    monkeypatch.setitem(prepared.CLASSES, "toy", ("cat", "dog"))  # other data of this name
+    assert TfdsImages(name="toy").load().class_names == ("0", "1", "2")
+    assert [len(prepared.CLASSES[name]) for name in ("cifar10", "cifar100")] == [10, 100]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

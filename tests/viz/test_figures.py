@@ -9,6 +9,7 @@ from PIL import Image
 
 from experiments.viz.classification_figures import confusion_matrix, sample_predictions
 from experiments.viz.figures import learning_curves
+from experiments.viz.sequence_figures import against_target
 
 
 def drawn(figure):
@@ -27,9 +28,16 @@ def texts(figure):
     return found
 
 
-def history(steps, value=lambda step: 2.3 * math.exp(-step / 40)):
+def history(steps, value=lambda step: 2.3 * math.exp(-step / 40), rate=lambda step: 1e-3):
+    """Ten steps an epoch; the loss is lowest after the second, the accuracy highest at the end."""
     events = [
-        {"step": s, "train/loss": value(s), "train/accuracy": 0.5, "learning_rate": 1e-3}
+        {
+            "step": s,
+            "epoch": s / 10,
+            "train/loss": value(s),
+            "train/accuracy": min(s / 10, 0.5),
+            "learning_rate": rate(s),
+        }
         for s in range(1, steps + 1)
     ]
     for event in events[9::10]:
@@ -37,20 +45,48 @@ def history(steps, value=lambda step: 2.3 * math.exp(-step / 40)):
     return events
 
 
-def test_learning_curves_mark_the_best_validation():
-    figure = learning_curves([*history(40), {"step": 40, "test/loss": 0.4, "test/accuracy": 0.25}])
+TESTED = {"step": 40, "epoch": 4.0, "test/loss": 0.4, "test/accuracy": 0.25}
+
+
+def points(figure, label):
+    """Where what is labelled so is drawn in each panel, as (x, y)."""
+    lines = [line for ax in figure.axes for line in ax.lines if line.get_label() == label]
+    return [(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in lines]
+
+
+def test_learning_curves_mark_the_epoch_that_is_used():
+    figure = learning_curves([*history(40), TESTED], monitor=("loss", "min"))
     drawn(figure)
-    titles = [ax.get_title(loc="left") for ax in figure.axes]
-    assert titles == ["loss", "accuracy", "learning rate"]
-    assert "best 0.5 at step 20" in texts(figure)  # the smallest loss
-    assert "best 0.4 at step 40" in texts(figure)  # the largest accuracy
-    assert "test 0.4" in texts(figure)
+    loss, accuracy = figure.axes  # a learning rate that does not change has no panel
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["loss", "accuracy"]
+    assert points(figure, "best epoch: 0.5") == [(2.0, 0.5)]  # the smallest loss
+    assert points(figure, "best epoch: 0.2") == [(2.0, 0.2)]  # the accuracy of the same epoch
+    assert points(figure, "test 0.4") == [(2.0, 0.4)]  # of the weights of that epoch
+    assert loss.get_xlabel() == "epoch of 10 steps"
+    assert accuracy.get_ylim()[0] > 0.05  # not from what it was before the first evaluation
+    assert not any(
+        "best" in text for text in texts(learning_curves(history(40), monitor=("loss", "last")))
+    )
+
+
+def test_a_learning_rate_that_changes_has_a_panel():
+    figure = learning_curves(history(40, rate=lambda step: 1 / step))
+    assert [ax.get_title(loc="left") for ax in figure.axes][-1] == "learning rate"
+
+
+def test_outputs_of_a_regression_are_in_the_unit_of_its_column():
+    targets = np.array([-1.0, 0.0, 1.0])
+    figure = against_target(targets, targets + 0.5, 0.1, name="price", mean=100.0, std=20.0)
+    (ax,) = figure.axes
+    assert ax.get_xlabel() == "price"
+    np.testing.assert_allclose(ax.lines[-1].get_xdata(), [80.0, 100.0, 120.0])
+    assert ax.get_title(loc="left") == "mean absolute error 10"
+    drawn(figure)
 
 
 def test_wide_range_is_logarithmic_and_long_curves_are_smoothed():
-    loss, _, rate = learning_curves(history(300)).axes
+    loss, _ = learning_curves(history(300)).axes
     assert loss.get_yscale() == "log"
-    assert rate.get_yscale() == "linear"
     raw, smooth = (line.get_ydata() for line in loss.lines[:2])
     assert len(raw) == len(smooth) == 300
     assert smooth[0] == pytest.approx(raw[0])  # no bias towards zero at the start
@@ -62,7 +98,7 @@ def test_divergence_is_marked():
     events = history(40, lambda step: 1.0 if step < 30 else math.nan)
     figure = learning_curves(events)
     drawn(figure)
-    assert "not finite from step 30" in texts(figure)
+    assert "not finite from epoch 3" in texts(figure)
 
 
 @pytest.mark.parametrize(
@@ -85,10 +121,10 @@ def test_learning_curves_of_odd_histories(events):
 
 def test_confusion_matrix_writes_counts():
     counts = np.array([[90, 10, 0], [1234, 6, 0], [0, 0, 0]])
-    figure = confusion_matrix(counts, ["cat", "dog", "a class with a very long name"])
+    figure = confusion_matrix(counts, ["cat", "dog", "a class with a very long name"], "test")
     drawn(figure)
     assert {"90", "10", "1234", "6"} <= set(texts(figure))
-    assert "7.16% correct (96 of 1,340)" in texts(figure)
+    assert "test: 7.16% correct (96 of 1,340)" in texts(figure)
     shares = figure.axes[0].images[0].get_array()
     np.testing.assert_allclose(shares.sum(axis=1), [1, 1, 0])
 
@@ -96,7 +132,7 @@ def test_confusion_matrix_writes_counts():
 def test_many_classes_list_the_commonest_confusions():
     counts = np.diag(np.full(1000, 50))
     counts[3, 7], counts[8, 2] = 20, 30
-    figure = confusion_matrix(counts, [f"c{i}" for i in range(1000)])
+    figure = confusion_matrix(counts, [f"c{i}" for i in range(1000)], "test")
     drawn(figure)
     assert "30  c8 → c2\n20  c3 → c7" in texts(figure)
 
@@ -105,7 +141,7 @@ def test_many_classes_list_the_commonest_confusions():
 @pytest.mark.parametrize("value", [0, 7])
 def test_confusion_matrix_of_any_size(classes, value):
     counts = np.full((classes, classes), value)
-    drawn(confusion_matrix(counts, [f"class {i}" for i in range(classes)]))
+    drawn(confusion_matrix(counts, [f"class {i}" for i in range(classes)], "test"))
 
 
 def test_sample_predictions_name_the_true_class_of_errors():
@@ -148,7 +184,7 @@ def test_pyplot_is_never_imported():
     code = (
         "import io, sys, numpy as np\n"
         "from experiments.viz.classification_figures import confusion_matrix\n"
-        "confusion_matrix(np.eye(3), 'abc').savefig(io.BytesIO(), format='png')\n"
+        "confusion_matrix(np.eye(3), 'abc', 'test').savefig(io.BytesIO(), format='png')\n"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

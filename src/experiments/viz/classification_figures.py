@@ -22,7 +22,7 @@ def classification(trial: TrialView, weights: Weights, predictions: Predictions)
     counts = np.zeros((trial.classes, trial.classes), int)
     np.add.at(counts, (predictions.labels, predictions.predicted), 1)
     figures = curves_of(trial, "loss", "accuracy")
-    figures["confusion_matrix"] = lambda: confusion_matrix(counts, trial.labels)
+    figures["confusion_matrix"] = lambda: confusion_matrix(counts, trial.labels, trial.split)
     if in_plane(trial):
         figures["decision_boundary"] = lambda: decision_boundary(trial, weights)
     if "image" in predictions.first:
@@ -35,7 +35,7 @@ def classification(trial: TrialView, weights: Weights, predictions: Predictions)
     return Drawings(figures)
 
 
-def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
+def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], split: str) -> Figure:
     """Draw a confusion matrix, coloured by the share of a true class (a row).
 
     Up to 12 classes have their counts written in; of more the commonest confusions are listed.
@@ -43,6 +43,7 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
     Args:
       counts: `[C, C]`, examples of true class (row) predicted as class (column).
       class_names: `C` names.
+      split: the one that the examples are of.
     """
     classes, total = len(counts), counts.sum()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -77,7 +78,7 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
     ax.set_ylabel("true", color=INK)
     right = np.trace(counts)
     share = f"{right / total:.2%}" if total else "none"
-    ax.set_title(f"{share} correct ({right:,g} of {total:,g})", **TITLE)
+    ax.set_title(f"{split}: {share} correct ({right:,g} of {total:,g})", **TITLE)
     return figure
 
 

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
+from experiments.objectives.metrics import monitored
 from experiments.viz.trial_view import TrialView
 
 INK, FAINT, GRID = "#24292f", "#6e7781", "#e6e8eb"
@@ -28,7 +29,6 @@ RIGHT, WRONG = "#1a7f37", "#c4232b"
 SMOOTH_FROM = 100  # points from which a training curve is smoothed, over its faint raw values
 LOG_FROM = 20.0  # ratio of the largest to the smallest value from which an axis is logarithmic
 CEILING = 2.0  # end of the loss axis of a range test, in losses of the smallest rate
-LARGE_IS_GOOD = ("accuracy", "solved", "elbo")  # metrics that are to grow; others are to fall
 
 Points = tuple[np.ndarray, np.ndarray]
 
@@ -57,38 +57,48 @@ def plain_axes(ax: Axes) -> None:
 
 
 def learning_curves(
-    history: Sequence[dict], metrics: Sequence[str] = ("loss", "accuracy")
+    history: Sequence[dict],
+    metrics: Sequence[str] = ("loss", "accuracy"),
+    monitor: tuple[str, str] = ("loss", "min"),
 ) -> Figure:
-    """Draw metrics and the learning rate over the steps of a run; the best validation is marked.
+    """Draw metrics and the learning rate over the epochs of a run; the epoch used is marked.
 
     Args:
-      history: the lines of `metrics.jsonl`, each a dict with `step` and any of `train/loss`,
-        `val/loss`, `test/loss`, the same for other metrics, and `learning_rate`.
+      history: the lines of `metrics.jsonl`, each a dict with `step`, `epoch` and any of
+        `train/loss`, `val/loss`, `test/loss`, the same for other metrics, and `learning_rate`.
       metrics: one panel per metric; those without data are left out.
+      monitor: the metric that tells which epoch is used, and `min`, `max` or `last`; with the
+        last nothing is marked as best.
     """
     panels = [m for m in metrics if any(_series(history, f"{s}/{m}") for s in COLOURS)]
     rates = _series(history, "learning_rate")
-    count = max(len(panels) + bool(rates), 1)
+    changing = rates if rates and np.ptp(rates[1]) > 0 else None
+    count = max(len(panels) + bool(changing), 1)
     figure = new_figure(4.4 * count, 3.4, layout=None)
     axes = _panels(figure, count)
     for ax in axes:
         plain_axes(ax)
-        ax.set_xlabel("step")
+        _epoch_axis(ax, history)
+    used = _used(history, *monitor)
     for ax, metric in zip(axes, panels, strict=False):
-        _metric_panel(ax, history, metric)
-    if rates:
-        axes[-1].plot(*rates, color=INK, linewidth=1.4)
+        _metric_panel(ax, history, metric, used, is_best=monitor[1] != "last")
+    if changing:
+        axes[-1].plot(*changing, color=INK, linewidth=1.4)
         axes[-1].set_title("learning rate", **TITLE)
-        _scale(axes[-1], rates[1])
-    if not panels and not rates:
+        _scale(axes[-1], changing[1])
+    if not panels and not changing:
         axes[0].set_axis_off()
         axes[0].text(0.5, 0.5, "no metrics", ha="center", color=FAINT, transform=axes[0].transAxes)
     return figure
 
 
 def curves_of(trial: TrialView, *metrics: str) -> dict[str, Callable[[], Figure]]:
-    """Return the drawing of a trial's learning curves by its name."""
-    return {"learning_curves": functools.partial(learning_curves, trial.history(), metrics)}
+    """Return the drawing of a trial's learning curves by its name; one asked for is among them."""
+    asked = trial.config["trainer"]
+    monitor = monitored(trial.objective.monitor, asked["monitor"], asked["monitor_mode"])
+    shown = tuple(dict.fromkeys([*metrics, *filter(None, [asked["monitor"]])]))
+    draw = functools.partial(learning_curves, trial.history(), shown, monitor)
+    return {"learning_curves": draw}
 
 
 def range_figure(rows: Sequence[dict[str, Any]]) -> Figure:
@@ -123,8 +133,10 @@ def range_figure(rows: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
-def _metric_panel(ax: Axes, history: Sequence[dict], metric: str) -> None:
-    drawn = []
+def _metric_panel(
+    ax: Axes, history: Sequence[dict], metric: str, used: float | None, *, is_best: bool
+) -> None:
+    drawn, shown = [], []
     for split, colour in COLOURS.items():
         # of a network with auxiliary classifiers, what an evaluation is to be compared with
         main = _series(history, f"{split}/main_{metric}")
@@ -133,45 +145,91 @@ def _metric_panel(ax: Axes, history: Sequence[dict], metric: str) -> None:
         drawn.append(points[1])
         if split == "train":
             _training_curve(ax, points, colour, "train, main classifier" if main else "train")
+            shown.append(points[1][points[0] > _first(history)])
+        elif split == "val":
+            _validation_curve(ax, points, colour, used if is_best else None)
+            shown.append(points[1])
         else:
-            best = np.argmax if metric in LARGE_IS_GOOD else np.argmin
-            _evaluations(ax, points, colour, split, best)
+            at = points[0][-1] if used is None else used
+            label = f"test {points[1][-1]:.4g}"
+            look: dict[str, Any] = {
+                "marker": "D",
+                "ms": 5,
+                "zorder": 5,
+                "linestyle": "",
+                "color": colour,
+            }
+            ax.plot(at, points[1][-1], label=label, **look)
+            shown.append(points[1])
     ax.set_title(metric, **TITLE)
     if metric == "loss":
         _scale(ax, np.concatenate(drawn))
-    bad = [e["step"] for e in history if not math.isfinite(float(e.get(f"train/{metric}", 0)))]
+    elif len(values := np.concatenate(shown)) > 1 and np.ptp(values) > 0:
+        room = 0.06 * np.ptp(values)  # where the data are once there was an evaluation
+        ax.set_ylim(values.min() - room, values.max() + room)
+    name = _place(history)
+    bad = [e[name] for e in history if not math.isfinite(float(e.get(f"train/{metric}", 0)))]
     if bad:
-        label = f"not finite from step {bad[0]:g}"
+        label = f"not finite from {name} {bad[0]:.4g}"
         ax.axvline(bad[0], color=WRONG, linewidth=1.2, linestyle=(0, (2, 2)), label=label)
     ax.legend(**LEGEND)
 
 
 def _training_curve(ax: Axes, points: Points, colour: str, label: str) -> None:
-    steps, values = points
-    marker = "o" if len(steps) == 1 else None
-    if len(steps) >= SMOOTH_FROM:
-        ax.plot(steps, values, color=colour, linewidth=0.6, alpha=0.3)
+    places, values = points
+    marker = "o" if len(places) == 1 else None
+    if len(places) >= SMOOTH_FROM:
+        ax.plot(places, values, color=colour, linewidth=0.6, alpha=0.3)
         label, values = f"{label} (smoothed)", _smooth(values)
-    ax.plot(steps, values, color=colour, linewidth=1.4, marker=marker, ms=4, label=label)
+    ax.plot(places, values, color=colour, linewidth=1.4, marker=marker, ms=4, label=label)
 
 
-def _evaluations(ax: Axes, points: Points, colour: str, split: str, best: Callable) -> None:
-    steps, values = points
-    if split == "test":
-        label = f"test {values[-1]:.4g}"
-        ax.plot(steps, values, color=colour, linestyle="", marker="D", ms=5, label=label)
-        return
-    marker = "o" if len(steps) <= 30 else None
-    ax.plot(steps, values, color=colour, linewidth=1.4, marker=marker, ms=3, label=split)
-    at = best(values)
-    label = f"best {values[at]:.4g} at step {steps[at]:g}"
-    ring: dict[str, Any] = {"mfc": "white", "mec": colour, "mew": 1.6, "ms": 7, "zorder": 4}
-    ax.plot(steps[at], values[at], marker="o", linestyle="", label=label, **ring)
+def _validation_curve(ax: Axes, points: Points, colour: str, best: float | None) -> None:
+    places, values = points
+    marker = "o" if len(places) <= 30 else None
+    ax.plot(places, values, color=colour, linewidth=1.4, marker=marker, ms=3, label="val")
+    if best is not None and len(at := np.flatnonzero(places == best)):
+        label = f"best epoch: {values[at[0]]:.4g}"
+        ring: dict[str, Any] = {"mfc": "white", "mec": colour, "mew": 1.6, "ms": 7, "zorder": 4}
+        ax.plot(best, values[at[0]], marker="o", linestyle="", label=label, **ring)
+
+
+def _epoch_axis(ax: Axes, history: Sequence[dict]) -> None:
+    """Count epochs in whole numbers, and say how many steps each has."""
+    name = _place(history)
+    if name == "epoch":
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        last = history[-1]
+        each = last["step"] / last["epoch"] if last["epoch"] else 0
+        name += f" of {each:,.0f} steps" if each else ""
+    ax.set_xlabel(name)
+
+
+def _place(history: Sequence[dict]) -> str:
+    """Return by what lines are placed: `epoch`, or `step` where they do not know the epoch."""
+    return "epoch" if history and all("epoch" in event for event in history) else "step"
+
+
+def _first(history: Sequence[dict]) -> float:
+    """Return the place of the first evaluation."""
+    name = _place(history)
+    evaluated = (e[name] for e in history if any(key.startswith("val/") for key in e))
+    return next(evaluated, 0.0)
+
+
+def _used(history: Sequence[dict], metric: str, mode: str) -> float | None:
+    """Return the place of the validation whose weights are used; None without any."""
+    if not (points := _series(history, f"val/{metric}")):
+        return None
+    places, values = points
+    best = {"min": np.argmin, "max": np.argmax}
+    return float(places[best[mode](values) if mode in best else -1])
 
 
 def _series(history: Sequence[dict], key: str) -> Points | tuple[()]:
-    """Return the steps and the finite values of a metric; empty if there are none."""
-    points = np.array([(e["step"], float(e[key])) for e in history if key in e]).reshape(-1, 2)
+    """Return the places and the finite values of a metric; empty if there are none."""
+    name = _place(history)
+    points = np.array([(e[name], float(e[key])) for e in history if key in e]).reshape(-1, 2)
     points = points[np.isfinite(points).all(axis=-1)]
     return tuple(points.T) if len(points) else ()
 

@@ -39,20 +39,31 @@ TOKEN: dict[str, Any] = {"ha": "center", "va": "center", "family": "monospace", 
 
 def regression(trial: TrialView, weights: Weights, predictions: Predictions) -> Drawings:
     """Return outputs over targets if the target is one number, else forecasts."""
-    figures = curves_of(trial, "loss", "solved")
+    figures = curves_of(trial, "loss", "absolute_error", "solved")
     batch = trial.experiment.pipeline(predictions.first, None, train=False)
     target = np.asarray(batch["target"])
     if target[0].size == 1:
-        tolerance = trial.objective.tolerance
-        figures["outputs"] = lambda: against_target(*_all_outputs(trial, weights), tolerance)
+        unit = {"tolerance": trial.objective.tolerance, **_unit(trial)}
+        figures["outputs"] = lambda: against_target(*_all_outputs(trial, weights), **unit)
         return Drawings(figures)
     target = target.reshape(len(target), -1)
     outputs = np.asarray(predictions.outputs).reshape(target.shape)
     read = np.asarray(batch["sequence"])
     # where several features are read, the one that is forecast need not be among them
     past = read[..., 0] if read.shape[2:] == (1,) else np.zeros((len(read), 0))
-    figures["forecasts"] = lambda: forecasts(past, target, outputs)
+    column = trial.config["data"].get("column")
+    name = f"{column}, standardised" if column else ""
+    figures["forecasts"] = lambda: forecasts(past, target, outputs, name)
     return Drawings(figures)
+
+
+def _unit(trial: TrialView) -> dict[str, Any]:
+    """Return the name of a target that is one number, and its `mean` and `std` as it was given."""
+    scale = (trial.found or {}).get("target") or {}
+    name = trial.config["data"].get("target")
+    name = name[0] if isinstance(name, list) else name
+    known = {key: float(np.ravel(scale[key])[0]) for key in ("mean", "std") if key in scale}
+    return {"name": str(name or "target"), **known}
 
 
 def labelling(trial: TrialView, weights: Weights, predictions: Predictions) -> Drawings:
@@ -163,12 +174,13 @@ def surprise(text: str, nats: np.ndarray) -> Figure:
     return figure
 
 
-def forecasts(read: np.ndarray, targets: np.ndarray, outputs: np.ndarray) -> Figure:
+def forecasts(read: np.ndarray, targets: np.ndarray, outputs: np.ndarray, name: str = "") -> Figure:
     """Draw the past, the true continuation and the forecast, one panel per example.
 
     Args:
       read: [n, T], the past; T may be 0.
       targets, outputs: [n, horizon].
+      name: of what is forecast.
     """
     count = min(len(read), FORECASTS)
     columns = min(count, 3)
@@ -187,12 +199,29 @@ def forecasts(read: np.ndarray, targets: np.ndarray, outputs: np.ndarray) -> Fig
         ax.plot(after, output, color=COLOURS["val"], label="forecast", **line)
         ax.set_xlabel("step")
     axes[0].legend(frameon=False, fontsize=7, labelcolor=INK)
+    axes[0].set_ylabel(name, color=INK, fontsize=8)
     return figure
 
 
-def against_target(targets: np.ndarray, outputs: np.ndarray, tolerance: float | None) -> Figure:
-    """Draw outputs over targets, both [n]; dashed lines bound the errors within tolerance."""
-    title = f"mean squared error {np.mean((outputs - targets) ** 2):.2g}"
+def against_target(
+    targets: np.ndarray,
+    outputs: np.ndarray,
+    tolerance: float | None,
+    name: str = "target",
+    mean: float = 0.0,
+    std: float = 1.0,
+) -> Figure:
+    """Draw outputs over targets; dashed lines bound the errors within tolerance.
+
+    Args:
+      targets, outputs: [n], standardised where `mean` and `std` are given.
+      tolerance: in the same unit.
+      name: of the target.
+      mean, std: those of the target in its own unit, in which it is drawn.
+    """
+    targets, outputs = targets * std + mean, outputs * std + mean
+    tolerance = None if tolerance is None else tolerance * std
+    title = f"mean absolute error {np.mean(np.abs(outputs - targets)):.4g}"
     figure, ax = one_panel(3.8, 3.6, title)
     plain_axes(ax)
     ends = np.array([targets.min(), targets.max()])
@@ -201,8 +230,8 @@ def against_target(targets: np.ndarray, outputs: np.ndarray, tolerance: float | 
         for side in (-tolerance, tolerance):
             ax.plot(ends, ends + side, color=FAINT, linewidth=0.8, linestyle=(0, (3, 3)))
     ax.plot(targets, outputs, ".", color=COLOURS["val"], ms=4)
-    ax.set_xlabel("target")
-    ax.set_ylabel("output", color=INK, fontsize=9)
+    ax.set_xlabel(name)
+    ax.set_ylabel(f"output for {name}", color=INK, fontsize=9)
     return figure
 
 

@@ -18,6 +18,28 @@ FORMAT = "array_record"  # TFDS's only format with random access, readable witho
 SHIPPED = Path(__file__).parents[1] / "shipped"  # data sets in this package: the digits
 TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"  # of a file's name where none is given
 VERSION = re.compile(r"\d+\.\d+\.\d+")
+# names of data sets whose publishers give them, where TFDS wrote none beside the data
+CIFAR100 = """
+    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus
+    butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch
+    crab crocodile cup dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo
+    keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain
+    mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain
+    plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk
+    skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone
+    television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm
+"""
+CLASSES = {
+    "cifar10": (
+        *("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship"),
+        "truck",
+    ),
+    "cifar100": tuple(CIFAR100.split()),
+    "fashion_mnist": (
+        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker"),
+        *("Bag", "Ankle boot"),
+    ),
+}
 
 Kind = Literal["image", "text"]
 
@@ -129,10 +151,12 @@ class Prepared:
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
-        """The names TFDS wrote beside the data, else the numbers."""
+        """The names TFDS wrote beside the data, else those that are known, else the numbers."""
         path = self.folder / "label.labels.txt"
         if not path.is_file():
-            return tuple(map(str, range(self.num_classes)))
+            known = CLASSES.get(self.name, ())
+            numbers = tuple(map(str, range(self.num_classes)))
+            return known if len(known) == self.num_classes else numbers
         names = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
         if len(names) != self.num_classes:
             raise UserError(f"{path} names {len(names)}, not {self.num_classes}.\n{self.remedy}")

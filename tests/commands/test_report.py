@@ -1,8 +1,8 @@
 """The report of a study: one page that a browser shows without anything else, and PNGs."""
 
 import html.parser
-import shutil
-import subprocess
+import json
+import math
 
 import optuna
 import pytest
@@ -11,10 +11,17 @@ from optuna.trial import TrialState, create_trial
 from PIL import Image
 
 from experiments.commands.report import study_data, write_comparison, write_report
-from experiments.viz.pages.study_page import StudyData, comparison, study_figures, study_page
+from experiments.search.results import write_results
+from experiments.viz.pages.studies_page import (
+    side_by_side,
+    studies_figure,
+    studies_page,
+    verdicts,
+)
+from experiments.viz.pages.study_page import StudyData, relabel, study_figures, study_page
 from support import ROOT
 
-CHROMIUM = next((p for n in ("chromium", "chromium-browser") if (p := shutil.which(n))), None)
+SEEDS = {"optim": {"values": ["adam", "sgd"]}, "seed": {"values": [0, 1]}}
 
 
 def made_up(trials: int = 12) -> StudyData:
@@ -44,31 +51,6 @@ def made_up(trials: int = 12) -> StudyData:
     return StudyData(study, "random", "val/accuracy", command, {"test/accuracy": 0.87})
 
 
-def in_chromium(page, *arguments: str) -> subprocess.CompletedProcess:
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
-    command += ["--virtual-time-budget=8000", *arguments, page.as_uri()]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium (Debian: apt-get install chromium)")
-def test_a_browser_draws_every_chart_without_a_network(tmp_path):
-    page = tmp_path / "report.html"
-    page.write_text(study_page(made_up()))
-    done = in_chromium(page, "--dump-dom", "--host-resolver-rules=MAP * ~NOTFOUND")
-    drawn = done.stdout
-    # parallel coordinates, learning curves, slices, importance, contour, history
-    assert drawn.count('plotly-graph-div js-plotly-plot"') == 6
-    assert 'class="contour"' in drawn
-    # a line and a curve per trial that has a value, three slices, two of the history
-    assert drawn.count('class="trace scatter') >= 11 + 11 + 3 + 2
-    picture = tmp_path / "page.png"
-    in_chromium(page, f"--screenshot={picture}", "--window-size=1150,3000")
-    with Image.open(picture) as image:
-        colours = image.convert("RGB").resize((230, 600)).getcolors(1 << 18)
-    assert len(colours) > 50  # not an empty page
-
-
 def test_the_page_needs_nothing_else():
     sources = []
 
@@ -95,7 +77,8 @@ def test_figures_are_drawn_for_studies_of_any_kind():
         waiting := StudyData(optuna.create_study(), "grid", "val/loss")
     )
     assert study_figures(waiting) == {}
-    points, best = comparison([data, data]).axes[::2]
+    compared = side_by_side(["random", "other"], [data, data])
+    points, best = studies_figure(compared).axes[::2]
     assert points.get_xscale() == "log"
     assert [len(line.get_xdata()) for line in best.lines] == [11, 11]
 
@@ -116,19 +99,88 @@ def test_charts_show_the_values_of_configs_and_pruned_trials(make_study):
     assert study_figures(data).keys() >= {"slices", "importance", "history"}
 
 
+def searched(make_study, folder, **plan):
+    """A study of six trials whose value is their learning rate."""
+    study = make_study(folder, n_trials=6, **plan)
+    while trials := study.claim(1):
+        value = trials[0].values["optim.learning_rate"]
+        study.finish(trials[0], "finished", [value], seconds=1.0)
+    return study
+
+
 def test_reports_are_written_into_the_study(make_study, tmp_path, capsys):
-    studies = []
-    for name in "ab":
-        study = make_study(tmp_path / name, n_trials=6)
-        while trials := study.claim(1):
-            value = trials[0].values["optim.learning_rate"]
-            study.finish(trials[0], "finished", [value], seconds=1.0)
-        studies.append(study.folder)
-    write_report(studies[0], ROOT / "conf")
-    assert (studies[0] / "report.html").stat().st_size > 1e6
-    for path in (studies[0] / "figures").iterdir():
+    folder = searched(make_study, tmp_path / "a").folder
+    write_report(folder, ROOT / "conf")
+    assert (folder / "report.html").stat().st_size > 1e6
+    for path in (folder / "figures").iterdir():
         with Image.open(path) as image:
             assert min(image.size) > 100
     assert "6 finished" in capsys.readouterr().out
-    write_comparison(studies, ROOT / "conf")
-    assert (tmp_path / "comparison.png").exists()
+
+
+def test_studies_are_told_apart_by_what_differs_and_compared_elsewhere(
+    make_study, tmp_path, capsys
+):
+    plans = {"a": {"method": "random"}, "b": {"method": "bayes", "seed": 1}}
+    folders = [searched(make_study, tmp_path / n, **plan).folder for n, plan in plans.items()]
+    into = tmp_path / "elsewhere"
+    into.mkdir()
+    write_comparison(folders, ROOT / "conf", into)
+    shown = capsys.readouterr().out
+    assert "method=random: best" in shown
+    assert "method=bayes: best" in shown
+    assert "(Mann-Whitney)" in shown  # of one study each
+    assert {path.name for path in into.iterdir()} == {"report.html", "comparison.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "b", "elsewhere"}
+
+
+def test_repeated_studies_are_compared_by_their_best_values():
+    values = {"random": ([0.5, 0.7, 0.9], [0.2, 0.71, 0.0]), "bayes": ([0.9, 0.2], [0.91, 0.1])}
+    studies, labels = [], []
+    for label, each in values.items():
+        for some in each:
+            study = optuna.create_study(direction="maximize")
+            for value in some:
+                study.add_trial(create_trial(value=value, user_attrs={"state": "finished"}))
+            studies.append(StudyData(study, label, "val/accuracy"))
+            labels.append(label)
+    random, bayes = compared = side_by_side(labels, studies)
+    assert random.budget == 2
+    assert random.best == [0.7, 0.71]  # not of the third trial, which the others do not have
+    assert bayes.best == [0.9, 0.91]
+    (verdict,) = verdicts(compared)
+    assert "differ by -0.2 on average" in verdict
+    assert "(Welch): more than noise" in verdict
+    assert "more than noise" in studies_page("random and bayes", compared)
+
+
+def test_ticks_of_parallel_coordinates_are_round_and_where_their_values_are():
+    data = made_up()
+    figure = optuna.visualization.plot_parallel_coordinate(data.study, list(data.varied))
+    relabel(figure, data)
+    assert list(figure.layout.xaxis.ticktext)[2] == "optim.learning_rate"
+    ticks = {one.text: one.y for one in figure.layout.annotations if one.x == 2}
+    assert set(ticks) == {"0.1", "0.01", "0.001", "0.0001"}
+    rates = [trial.params["optim.learning_rate"] for trial in data.ranked]
+    low, high = math.log10(min(rates)), math.log10(max(rates))
+    assert ticks["0.01"] == pytest.approx((-2 - low) / (high - low))
+    lines = [line for line in figure.data if line.customdata is not None]
+    drawn = {line.customdata[2][1]: line.y[2] for line in lines}
+    assert drawn["0.1"] == pytest.approx(ticks["0.1"])
+
+
+def test_replicates_take_the_place_of_trials(make_study):
+    study = make_study(n_trials=4, parameters=SEEDS, method="grid")
+    for trial, value in zip(study.claim(4), (0.99, 0.60, 0.90, 0.92), strict=True):
+        folder = study.folder_of(trial.number)
+        folder.mkdir(parents=True)
+        summary = {"best": {"val/accuracy": value}, "test/accuracy": value - 0.1}
+        (folder / "summary.json").write_text(json.dumps(summary))
+        study.finish(trial, "finished", [value], seconds=1.0)
+    write_results(study)
+    data = study_data(study)
+    assert list(data.varied) == ["optim"]  # the seed is no hyperparameter
+    assert [one.validation for one in data.settings] == [[0.90, 0.92], [0.99, 0.60]]
+    page = study_page(data)
+    assert "0.9100 ± 0.014" in page
+    assert "0.8100 ± 0.014" in page  # on the test split

@@ -27,7 +27,7 @@ def commands(folder):
     for action in ("status", "resume", "cancel", "worker"):
         yield lambda action=action: sweep([f"{action}={folder}"], CONFIG)
     yield lambda: report.write_report(folder, CONFIG)
-    yield lambda: report.write_comparison([folder, folder], CONFIG)
+    yield lambda: report.write_comparison([folder, folder], CONFIG, folder)
 
 
 @pytest.mark.parametrize("kind", PLAN)

@@ -1,17 +1,24 @@
 """Reports on runs and studies.
 
-experiments report <folder of runs>        report.html in it, and a table of the runs below it
+experiments report <run folder>            report.html in it: its curves and figures
+experiments report <folder of runs>        report.html in it, and a table: by data and objective,
+                                           seeds as mean and deviation, a study as its best setting
 experiments report <study folder>          report.html and figures/ in it, and a table
-experiments report <study> <study> [...]   studies at the same budget side by side: comparison.png
+experiments report <study> <study> [...]   at equal budget side by side, with a test whether they
+                                           differ: in comparisons/<their names>/, here
+experiments report <folder> <folder> [...] runs and studies of several folders, likewise
 experiments report <one of these, or a W&B project> wandb=workspace
                                            saved views and a report in W&B, or their JSON
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.errors import UserError
 from experiments.machine import CONFIG
+
+COMPARISONS = "comparisons"
 
 
 def usage() -> str | None:
@@ -33,14 +40,26 @@ def main() -> None:
     folders = [Path(argument) for argument in arguments]
     if not folders:
         raise UserError(f"usage\n{__doc__}".rstrip())
-    if len(folders) == 1 and not (folders[0] / "study.yaml").is_file():
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: there is no such folder")
+    studies = all((folder / "study.yaml").is_file() for folder in folders)
+    into = folders[0] if len(folders) == 1 else _new_folder(folders)
+    if studies:
+        from experiments.commands import report
+
+        if len(folders) == 1:
+            report.write_report(into, CONFIG)
+        else:
+            report.write_comparison(folders, CONFIG, into)
+    else:
         from experiments.viz.pages.runs_page import compare_runs
 
-        compare_runs(folders[0])
-        return
-    from experiments.commands import report
+        compare_runs(folders, into)
 
-    if len(folders) == 1:
-        report.write_report(folders[0], CONFIG)
-    else:
-        report.write_comparison(folders, CONFIG)
+
+def _new_folder(folders: Sequence[Path]) -> Path:
+    """Return the folder of a comparison, below the working directory and not beside the others."""
+    into = Path(COMPARISONS, "_".join(folder.absolute().name for folder in folders)[:200])
+    into.mkdir(parents=True, exist_ok=True)
+    return into

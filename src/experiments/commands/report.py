@@ -1,5 +1,6 @@
 """The reports that the program `report` writes of studies."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,32 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
+from experiments.errors import UserError
 from experiments.machine import write_whole
+from experiments.search.plan import Plan
 from experiments.search.results import command, screen, values_of, winner_of, write_results
 from experiments.search.space import in_optuna, path_of
 from experiments.search.study import Study, name_metrics, state_of
 from experiments.tracking.jsonl import METRICS, read_history
 from experiments.viz import drawing
-from experiments.viz.pages.study_page import StudyData, comparison, study_figures, study_page
+from experiments.viz.pages.records import UNIMPORTANT
+from experiments.viz.pages.settings import replicated, spread, study_settings
+from experiments.viz.pages.studies_page import (
+    side_by_side,
+    studies_figure,
+    studies_page,
+    verdicts,
+)
+from experiments.viz.pages.study_page import StudyData, study_figures, study_page
 
+SEED = "seed"
+# of a plan: what makes no other kind of study
+ALIKE = frozenset(
+    {
+        *("directory", "storage", "heartbeat", "attempts", "side_by_side", "n_trials"),
+        *("parameters", "overrides", "config_dir"),
+    }
+)
 PAGE, FIGURES, COMPARISON = "report.html", "figures", "comparison.png"
 
 
@@ -33,23 +52,54 @@ def write_report(folder: Path, config_folder: Path) -> None:
     print(f"page        {folder / PAGE}, and PNGs in {folder / FIGURES}")
 
 
-def write_comparison(folders: Sequence[Path], config_folder: Path) -> None:
-    """Draw studies side by side into `comparison.png` beside the first one."""
-    studies = [study_data(Study(folder, config_folder)) for folder in folders]
-    path = folders[0].absolute().parent / COMPARISON
-    drawing.save(comparison(studies), path, dpi=130)
-    print(f"figure      {path}")
+def write_comparison(folders: Sequence[Path], config_folder: Path, into: Path) -> None:
+    """Compare studies at equal budget: a page and a figure in the folder `into`.
+
+    Raises:
+        UserError: they were not searched for the same metric.
+    """
+    studies = [Study(folder, config_folder) for folder in folders]
+    if len({f"{study.plan.goal} {study.plan.metric}" for study in studies}) > 1:
+        metrics = ", ".join(f"{s.plan.name}: {s.plan.goal} {s.plan.metric}" for s in studies)
+        raise UserError(f"studies are compared by one metric, not by those of {metrics}")
+    labels = told_apart([study.plan for study in studies])
+    compared = side_by_side(labels, [study_data(study) for study in studies])
+    title = " and ".join(one.label for one in compared)
+    write_whole(into / PAGE, studies_page(title, compared))
+    drawing.save(studies_figure(compared), into / COMPARISON, dpi=130)
+    for one in compared:
+        print(f"{one.label}: best {spread(one.best)} of {one.budget} trials")
+    print(*verdicts(compared), sep="\n")
+    print(f"page        {into / PAGE}, and {COMPARISON} beside it")
+
+
+def told_apart(plans: Sequence[Plan]) -> list[str]:
+    """Return what the plan of each study differs in from the others, or else its name."""
+    flat = []
+    for plan in plans:
+        overrides = (override.partition("=") for override in plan.overrides)
+        own = dataclasses.asdict(plan) | {key: value for key, _, value in overrides}
+        own |= {f"{name} from": values for name, values in plan.parameters.items()}
+        flat.append(
+            {k: v for k, v in own.items() if not {k, k.partition(".")[0]} & (ALIKE | UNIMPORTANT)}
+        )
+    names = dict.fromkeys(key for own in flat for key in own)
+    differing = [n for n in names if len({repr(own.get(n)) for own in flat}) > 1]
+    labels = [", ".join(f"{n}={own[n]}" for n in differing if n in own) for own in flat]
+    return [label or plan.name for label, plan in zip(labels, plans, strict=True)]
 
 
 def study_data(study: Study) -> StudyData:
     """Return what a report shows of a study, with the histories of its runs."""
     best, winner = study.best(), winner_of(study)
+    settings = study_settings(study.folder, study.folder)
     return StudyData(
         study=_copy(study),
         method=study.plan.method,
         metric=study.plan.metric[0],
         command=None if best is None else command(study, best),
         tested={k: v for k, v in winner.items() if k.startswith("test/")},
+        settings=settings if replicated(settings) else (),
     )
 
 
@@ -57,16 +107,17 @@ def _copy(study: Study) -> optuna.Study:
     """Return a copy in memory for Optuna's charts: they show complete trials and drawn numbers.
 
     In the copy every trial that has a value is complete, a pruned one too, and its numbers are
-    those of its config.
+    those of its config. The seed is no hyperparameter.
     """
     trials = study.trials()
-    values = [values_of(trial) for trial in trials]
+    values = [{k: v for k, v in values_of(t).items() if k != SEED} for t in trials]
     ranges: dict[str, list[BaseDistribution]] = {}
     for name, parameter in study.space.parameters.items():
         ranges.setdefault(path_of(name), []).append(parameter.optuna)
     distributions = {
         path: _covering(own, [in_optuna(drawn[path]) for drawn in values if path in drawn])
         for path, own in ranges.items()
+        if path != SEED
     }
     copy = optuna.create_study(study_name=study.plan.name, directions=study.plan.goal)
     name_metrics(copy, study.plan.metric)

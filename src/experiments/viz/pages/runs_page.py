@@ -1,233 +1,152 @@
-"""Runs of a folder side by side: read from their folders, as a table in the terminal, as a page."""
+"""The page of a run, the page of a folder of runs, and what the terminal shows of them."""
 
 import base64
 import html
-import math
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from shlex import join
 from typing import Any
 
 import plotly.graph_objects as go
-import yaml
 from rich.console import Console
 from rich.table import Table
 
 from experiments.errors import UserError
-from experiments.machine import write_whole
+from experiments.machine import called, write_whole
 from experiments.tracking import provenance
-from experiments.tracking.jsonl import METRICS, SUMMARY, read_history, read_mapping
-from experiments.tracking.terminal import number
-from experiments.tracking.wandb_names import flatten
-from experiments.viz.pages import page
+from experiments.tracking.jsonl import METRICS
+from experiments.tracking.terminal import concise, duration, number
+from experiments.viz.pages import comparison, page
+from experiments.viz.pages.records import RunData, read_run
+from experiments.viz.pages.settings import Found, Setting, difference, find, replicated, spread
 
 PAGE = "report.html"
-MOST_PICTURED = 24  # runs of a family whose figures are in the page; each weighs some 100 kB
-# parts of a config that change no result
-UNIMPORTANT = (
-    *("name", "resume", "checkpoint", "overwrite", "mode", "logger", "cluster", "nodes"),
-)
+MOST_PICTURED = 24  # runs of a group whose figures are in the page; each weighs some 100 kB
+MOST_CURVES = 4  # metrics of one run with a chart each
 
 
-@dataclass(frozen=True)
-class RunData:
-    """A run as its folder describes it.
-
-    Attributes:
-        name: the path of its folder below the one that is reported on.
-        config: flat, with keys such as `optim.learning_rate`.
-        summary: of a run that has ended; else empty.
-        history: the events of its `metrics.jsonl`.
-        figures: the PNGs of its end, without those drawn during training, and of mode=inspect.
-        started: the entries of its `provenance.json`, the oldest first.
-    """
-
-    name: str
-    config: dict[str, Any]
-    summary: dict[str, Any]
-    history: Sequence[dict[str, float]]
-    figures: Sequence[Path]
-    started: Sequence[dict[str, Any]] = ()
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The part of the config that can change a result."""
-        return {k: v for k, v in self.config.items() if k.partition(".")[0] not in UNIMPORTANT}
-
-    @property
-    def metric(self) -> str:
-        """The metric by which its best epoch was chosen, such as `val/accuracy`."""
-        return str(self.summary.get("monitor", "val/loss"))
-
-    @property
-    def value(self) -> float | None:
-        """The metric after the best epoch; None without an epoch or a finite value."""
-        value = self.summary.get("best", {}).get(self.metric)
-        return value if isinstance(value, int | float) and math.isfinite(value) else None
-
-    @property
-    def tested(self) -> float | None:
-        """The same metric on the test split."""
-        value = self.summary.get(self.metric.replace("val/", "test/"))
-        return value if isinstance(value, int | float) else None
-
-    @property
-    def curve(self) -> tuple[list[float], list[float]]:
-        """(epochs, the metric after each)."""
-        events = [event for event in self.history if {self.metric, "epoch"} <= event.keys()]
-        return [event["epoch"] for event in events], [event[self.metric] for event in events]
-
-
-def compare_runs(folder: Path) -> None:
-    """Print the finished runs below `folder`, best first, and write `report.html` into it.
+def compare_runs(folders: Sequence[Path], into: Path) -> None:
+    """Print the trainings in and below folders, best first, and write `report.html` into `into`.
 
     Raises:
-        UserError: there is no finished run below `folder`.
+        UserError: there is none that has ended.
     """
-    runs = read_runs(folder)
-    if not runs:
-        raise UserError(f"there is no finished run (summary.json) below {folder}")
-    console = Console()
-    for family in families(runs):
-        console.print(_terminal_table(family))
-        for group in replicates(family):
-            mean, deviation, low, high = map(number, spread(group))
-            seeds = f"{len(group)} seeds like {group[0].name}"
-            console.print(f"{seeds}: {mean} ± {deviation}, {low} to {high}")
-        console.print()
-    write_whole(folder / PAGE, runs_page(str(folder), runs))
-    print(f"page        {folder / PAGE}")
+    names = " and ".join(folder.absolute().name for folder in folders)
+    if len(folders) == 1 and is_run(folders[0]):
+        text = run_page(read_run(folders[0].absolute(), folders[0].absolute()))
+    else:
+        found = find(folders)
+        if not found.groups:
+            where = ", ".join(map(str, folders))
+            raise UserError(f"there is no finished training (summary.json) in or below {where}")
+        for kind, settings in found.groups.items():
+            Console().print(_terminal_table(kind, settings))
+            print()
+        if found.left_out:
+            print(f"left out    {_left_out(found)}")
+        text = runs_page(names, found)
+    write_whole(into / PAGE, text)
+    print(f"page        {into / PAGE}")
 
 
-def read_runs(folder: Path) -> list[RunData]:
-    """Return every run below `folder` that has ended."""
-    return [read_run(path.parent, folder) for path in sorted(folder.rglob(SUMMARY))]
+def is_run(folder: Path) -> bool:
+    """Return whether a folder is that of one training, which may not have ended."""
+    return (folder / ".hydra" / "config.yaml").is_file() and (folder / METRICS).is_file()
 
 
-def read_run(path: Path, folder: Path) -> RunData:
-    """Return the run in `path`, which lies below `folder`."""
-    config, summary = path / ".hydra" / "config.yaml", path / SUMMARY
-    figures = [f for part in ("figures", "inspect") for f in sorted((path / part).glob("*.png"))]
-    return RunData(
-        name=str(path.relative_to(folder)),
-        config=flatten(read_mapping(config, yaml.safe_load) if config.is_file() else {}),
-        summary=read_mapping(summary) if summary.is_file() else {},
-        history=read_history(path / METRICS),
-        # names of figures that were drawn during training end in the step
-        figures=[figure for figure in figures if not figure.stem[-8:].isdigit()],
-        started=provenance.read_starts(path),
-    )
-
-
-def families(runs: Sequence[RunData]) -> list[list[RunData]]:
-    """Group the runs by their metric; within a group the best comes first."""
-
-    def rank(run: RunData) -> float:
-        sign = -1 if run.summary.get("monitor_mode") == "max" else 1
-        return math.inf if run.value is None else sign * run.value
-
-    found: dict[str, list[RunData]] = {run.metric: [] for run in runs}
-    for run in sorted(runs, key=rank):
-        found[run.metric].append(run)
-    return list(found.values())
-
-
-def differences(runs: Sequence[RunData]) -> list[str]:
-    """Return the keys of the configs that do not have the same value in all runs."""
-    settings = [run.settings for run in runs]
-    names = dict.fromkeys(name for found in settings for name in found)
-    return [name for name in names if len({repr(found.get(name)) for found in settings}) > 1]
-
-
-def replicates(runs: Iterable[RunData]) -> list[list[RunData]]:
-    """Group the runs with a value that differ in nothing but the seed, two or more each."""
-    groups: dict[str, list[RunData]] = defaultdict(list)
-    for run in runs:
-        if run.value is not None:
-            settings = {k: v for k, v in run.settings.items() if k != "seed"}
-            groups[repr(sorted(settings.items()))].append(run)
-    return [group for group in groups.values() if len(group) > 1]
-
-
-def spread(runs: Sequence[RunData]) -> tuple[float, float, float, float]:
-    """Return (mean, standard deviation, smallest, largest) of the values of replicates."""
-    values = [run.value for run in runs if run.value is not None]
-    return fmean(values), stdev(values), min(values), max(values)
-
-
-def runs_page(title: str, runs: Sequence[RunData]) -> str:
-    """Return the page, with a section for each metric that runs are compared by."""
-    parts = [f"<h1>{html.escape(title)}</h1>", f'<p class="faint">{len(runs)} runs</p>']
-    for family in families(runs):
-        metric = family[0].metric
-        parts.append(f"<h2>{html.escape(metric)}: {len(family)} runs, best first</h2>")
-        parts.append(_comparison(family))
-        if groups := replicates(family):
-            parts.append("<h2>Replicates: runs that differ in their seed alone</h2>")
-            parts.append(_spreads(groups))
-        if any(run.curve[0] for run in family):
-            parts.append(page.chart("Learning curves", learning_curves(family), 420))
-        parts.append("<h2>Figures</h2>" + "".join(map(_pictures, family[:MOST_PICTURED])))
-        if len(family) > MOST_PICTURED:
-            parts.append(f'<p class="faint">of the best {MOST_PICTURED} of {len(family)}</p>')
-        parts.append(_origins(family))
+def runs_page(title: str, found: Found) -> str:
+    """Return the page, with a section for each group of settings that can be compared."""
+    parts = [f"<h1>{html.escape(title)}</h1>", f'<p class="faint">{len(found.runs)} runs']
+    parts.append(f"; left out: {_left_out(found)}</p>" if found.left_out else "</p>")
+    for (data, objective, metric), settings in found.groups.items():
+        count = f"{len(settings)} settings" if len(settings) > 1 else "one setting"
+        kind = ", ".join(filter(None, [data, objective, metric]))
+        heading = f"{kind}: {count}, best first"
+        parts.append(f"<h2>{html.escape(heading)}</h2>{comparison.section(settings)}")
+        runs = [run for one in settings for run in one.runs]
+        pictured = list(map(_pictures, runs[:MOST_PICTURED]))
+        if any(pictured):
+            more = f" of the best {MOST_PICTURED} of {len(runs)} runs" * (len(runs) > len(pictured))
+            parts.append(f"<h2>Figures{more}</h2>" + "".join(pictured))
+        parts.append(_origins(runs))
     return page.document(title, "".join(parts))
 
 
-def learning_curves(runs: Sequence[RunData]) -> go.Figure:
-    """Draw the metric of every run by epoch; a click on a name hides it."""
-    figure = go.Figure()
-    for run in runs:
-        epochs, values = run.curve
-        mode = "lines" if len(epochs) > 1 else "markers"
-        figure.add_scatter(x=epochs, y=values, mode=mode, name=run.name)
-    return figure.update_layout(xaxis_title="epoch", yaxis_title=runs[0].metric, showlegend=True)
+def run_page(run: RunData) -> str:
+    """Return the page of one run: how it ended, its curves, its figures, its config."""
+    summary, best = run.summary, run.best(run.metric)
+    name = str(run.config.get("name") or run.name)
+    facts = [str(summary.get("status") or "has not ended")]
+    facts += [f"best {run.metric} {number(best)}"] if best is not None else []
+    if (tested := run.tested(run.metric)) is not None:
+        facts.append(f"{run.metric.replace('val/', 'test/')} {number(tested)}")
+    facts += [f"{summary['parameters']:,} parameters"] if "parameters" in summary else []
+    facts += [duration(summary["seconds"])] if "seconds" in summary else []
+    parts = [f"<h1>{html.escape(name)}</h1><p>{html.escape(', '.join(facts))}</p>"]
+    parts.append(page.command(f"{called('run')} {join(run.overrides)}".strip()))
+    parts += [page.chart(metric, curves, 340) for metric, curves in run_curves(run).items()]
+    if pictures := _pictures(run, opened=True):
+        parts.append(f"<h2>Figures</h2>{pictures}")
+    parts.append(_origins([run], opened=True))
+    lines = [[key, page.cell(value)] for key, value in run.config.items()]
+    table = page.table(["key", "value"], lines)
+    parts.append(f"<details><summary>Config</summary>{table}</details>")
+    return page.document(name, "".join(parts))
 
 
-def _terminal_table(runs: Sequence[RunData]) -> Table:
-    table = Table(box=None, header_style="bold")
-    table.add_column("run", overflow="fold")  # a run must stay readable as a path
-    table.add_column("status")
-    for name in (runs[0].metric, "test", "epochs", "seconds", "examples/s"):
-        table.add_column(name, justify="right")
-    for run in runs:
-        rest = (run.summary.get(k) for k in ("epoch", "seconds", "examples_per_second"))
-        cells = map(_text, (run.value, run.tested, *rest))
-        table.add_row(run.name, str(run.summary.get("status")), *cells)
+def run_curves(run: RunData) -> dict[str, go.Figure]:
+    """Draw loss, the monitored metric and others of a run by epoch, training and validation."""
+    known = {key for event in run.history for key in event}
+    validated = [key.partition("/")[2] for key in sorted(known) if key.startswith("val/")]
+    monitored = run.metric.partition("/")[2]
+    wanted = dict.fromkeys(["loss", monitored, "accuracy", *validated])
+    shown = [n for n in wanted if n in validated and concise(f"val/{n}", run.metric)]
+    figures = {}
+    for metric in shown[:MOST_CURVES]:
+        figure = go.Figure()
+        splits = (("train", f"train/{metric}"), ("validation", f"val/{metric}"))
+        for rank, (split, key) in enumerate(splits):
+            curve = run.curve(key)
+            mode = "lines" if len(curve) > 1 else "markers"
+            look = {"line_color": page.COLOURS[rank], "showlegend": bool(curve)}
+            figure.add_scatter(x=list(curve), y=list(curve.values()), mode=mode, name=split, **look)
+        tested, best = run.tested(f"val/{metric}"), run.summary.get("best", {}).get("epoch")
+        if tested is not None and best is not None:
+            look = {"color": page.COLOURS[4], "symbol": "diamond", "size": 9}
+            name = f"test {number(tested)}"
+            figure.add_scatter(x=[best], y=[tested], mode="markers", name=name, marker=look)
+        names = [trace.name for trace in figure.data]
+        figures[metric] = page.name_ten(page.whole_steps(figure, "epoch"), names)
+    return figures
+
+
+def _terminal_table(kind: tuple[str, str, str], settings: Sequence[Setting]) -> Table:
+    data, objective, metric = kind
+    title = ", ".join(filter(None, [data, objective, "best first"]))
+    table = Table(box=None, header_style="bold", title=title, title_justify="left")
+    many = replicated(settings)
+    table.add_column("setting", overflow="fold")  # a run must stay readable as a path
+    if many:
+        table.add_column("runs", justify="right")
+    table.add_column(metric, justify="right")
+    table.add_column(metric.replace("val/", "test/"), justify="right")
+    if many:
+        table.add_column("behind the best")
+    for one in settings:
+        names = dict.fromkeys([one.name, one.origin])
+        scores = [spread(one.validation), spread(one.test)]
+        counts = [str(len(one.runs))] * many
+        behind = [difference(one, settings).partition(" (")[0]] * many
+        table.add_row("\n".join(names), *counts, *scores, *behind)
     return table
 
 
-def _comparison(runs: Sequence[RunData]) -> str:
-    """Return a table with a row per run: its end, its values, and the settings that differ."""
-    names = differences(runs)
-    head = ["run", "status", f"best {runs[0].metric}", "test", "epoch", "seconds", "parameters"]
-    lines = []
-    for run in runs:
-        summary, best = run.summary, run.summary.get("best", {})
-        scores = (run.value, run.tested, best.get("epoch"), summary.get("seconds"))
-        parameters = f"{summary['parameters']:,}" if "parameters" in summary else ""
-        shown = [run.name, str(summary.get("status")), *map(_text, scores), parameters]
-        lines.append(shown + _values(run, names))
-    return page.table([*head, *names], lines)
+def _left_out(found: Found) -> str:
+    """Return `evaluations: 2, lessons: 1`."""
+    return ", ".join(f"{what}: {count}" for what, count in found.left_out.items())
 
 
-def _spreads(groups: Sequence[Sequence[RunData]]) -> str:
-    """Return a table with a row per group of replicates."""
-    names = differences([group[0] for group in groups])
-    lines = [
-        [group[0].name, str(len(group)), *map(number, spread(group)), *_values(group[0], names)]
-        for group in groups
-    ]
-    return page.table(["first", "runs", "mean", "± std", "smallest", "largest", *names], lines)
-
-
-def _values(run: RunData, names: Sequence[str]) -> list[str]:
-    return [page.cell(run.config.get(name, "")) for name in names]
-
-
-def _origins(runs: Sequence[RunData]) -> str:
+def _origins(runs: Sequence[RunData], *, opened: bool = False) -> str:
     """Return a table with a row per run, which a click unfolds: the code, machine and data."""
     lines = []
     for run in runs:
@@ -237,17 +156,15 @@ def _origins(runs: Sequence[RunData]) -> str:
             lines.append([run.name, code, *map(page.cell, start.values())])
     if not lines:
         return ""
-    head = ["run", "code", *start]
-    return f"<details><summary>Where they come from</summary>{page.table(head, lines)}</details>"
+    table = page.table(["run", "code", *start], lines)
+    if opened:
+        return f"<h2>Where it comes from</h2>{table}"
+    return f"<details><summary>Where they come from</summary>{table}</details>"
 
 
-def _text(value: Any) -> str:
-    return number(value) if isinstance(value, int | float) else ""
-
-
-def _pictures(run: RunData) -> str:
+def _pictures(run: RunData, *, opened: bool = False) -> str:
     """Return the figures of a run and the table of its classes, which a click unfolds."""
-    classes = run.summary.get("classes", [])
+    classes: list[dict[str, Any]] = run.summary.get("classes", [])
     if not run.figures and not classes:
         return ""
     lines = [[page.cell(value) for value in row.values()] for row in classes]
@@ -257,6 +174,7 @@ def _pictures(run: RunData) -> str:
         f'src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
         for path in run.figures
     )
-    name = html.escape(run.name)
     inside = f'<div class="figures">{images}</div>{table}'
-    return f"<details><summary>{name}</summary>{inside}</details>"
+    if opened:
+        return inside
+    return f"<details><summary>{html.escape(run.name)}</summary>{inside}</details>"

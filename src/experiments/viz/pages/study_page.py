@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import html
+import math
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,20 +22,23 @@ import numpy as np
 import optuna
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial
 
-from experiments.tracking.terminal import number
-from experiments.viz.pages import page
+from experiments.tracking.terminal import concise, number
+from experiments.viz.pages import comparison, page
+from experiments.viz.pages.settings import Setting, spread
 
 SHOWN = 20  # trials in the table
 ENOUGH = 4  # trials from which the importance of parameters is estimated
+AXIS = 95  # least pixels from one of the parallel coordinates to the next
 TITLES = {  # in the order of the page
-    "front": "The front: trials that no other one beats in each metric",
+    "front": "Trials by {all}: the front, where none is beaten in all",
     "parallel_coordinates": "{} and parameters of each trial",
     "learning_curves": "Learning curves; darker is better",
     "slices": "{} by each parameter",
-    "importance": "Importance of the parameters (PED-ANOVA)",
+    "importance": "Importance of the parameters for {} (PED-ANOVA)",
     "contour": "{} by the two most important ranges of numbers",
     "history": "{} of each trial, and the best so far",
 }
@@ -46,13 +50,15 @@ class StudyData:
     """A study as its report shows it.
 
     Attributes:
-        study: the trials of the budget by number. Those with a value are complete, their
-            parameters are values of the config, their intermediate values the metric by evaluation,
-            and their user attributes `state` and, where known, `seconds` and `reason`.
+        study: the trials of the budget by number. Those with values are complete, their
+            parameters are values of the config without the seed, their intermediate values the
+            first metric by evaluation, and their user attributes `state` and, where known,
+            `seconds` and `reason`.
         method: how values were drawn, such as `random`.
-        metric: the metric that was searched for, such as `val/accuracy`.
-        command: the command line that runs the best trial again.
+        metric: what was searched for first, such as `val/accuracy`.
+        command: the command line that runs the best trial or setting again.
         tested: the `test/*` metrics of the best trial.
+        settings: where there are replicates: what is compared in the place of trials.
     """
 
     study: optuna.Study
@@ -60,6 +66,12 @@ class StudyData:
     metric: str
     command: str | None = None
     tested: Mapping[str, float] = field(default_factory=dict)
+    settings: Sequence[Setting] = ()
+
+    @property
+    def metrics(self) -> list[str]:
+        """All that was searched for."""
+        return self.study.metric_names or [self.metric]
 
     @property
     def trials(self) -> list[FrozenTrial]:
@@ -68,19 +80,16 @@ class StudyData:
 
     @property
     def minimized(self) -> bool:
+        """Whether a smaller value of the first metric is better."""
         return self.study.directions[0] == optuna.study.StudyDirection.MINIMIZE
-
-    @property
-    def metrics(self) -> list[str]:
-        """All metrics that were searched for; `metric` is the first."""
-        return self.study.metric_names or [self.metric]
 
     @functools.cached_property
     def ranked(self) -> list[FrozenTrial]:
-        """The trials that have a value, best first."""
+        """The trials that have values, best first; of several metrics the front before others."""
         sign = 1 if self.minimized else -1
         valued = [trial for trial in self.trials if trial.values]
-        return sorted(valued, key=lambda trial: sign * trial.values[0])
+        front = {t.number for t in self.study.best_trials} if len(self.metrics) > 1 else set()
+        return sorted(valued, key=lambda t: (t.number not in front, sign * t.values[0]))
 
     @functools.cached_property
     def varied(self) -> dict[str, BaseDistribution]:
@@ -99,26 +108,43 @@ class StudyData:
 
 
 def study_page(data: StudyData) -> str:
-    """Return the page: the best trial, a table of the best ones, and the charts."""
-    body = _head(data) + _table(data)
+    """Return the page: the best trial or setting, a table of the best ones, and the charts."""
+    body = _head(data)
+    body += comparison.section(data.settings) if data.settings else _table(data)
     if not data.ranked:
         return page.document(data.study.study_name, body)
     charts = _optuna_charts(data, optuna.visualization)
-    charts["learning_curves"] = learning_curves(data)
+    if not data.settings:
+        charts["learning_curves"] = learning_curves(data)
     described = {trial.number: _description(trial) for trial in data.ranked}
-    points = charts["history"].data[0]
-    points.update(text=[described[n] for n in points.x], hoverinfo="text+y")
-    charts["history"].update_traces(line_shape="hv", selector={"mode": "lines"})
+    for name, figure in charts.items():
+        if name.startswith("history"):
+            points = figure.data[0]
+            points.update(text=[described[n] for n in points.x], hoverinfo="text+y")
+            figure.update_traces(line_shape="hv", selector={"mode": "lines"})
+            figure.update_layout(legend={"orientation": "h", "y": 1, "yanchor": "bottom"})
+            page.whole_steps(figure, "trial")
     if "slices" in charts:
         for trace in charts["slices"].data:
             trace.update(text=[described[n] for n in trace.marker.color], hoverinfo="text+y")
-        charts["slices"].update_xaxes(tickfont_size=11)
-    if "parallel_coordinates" in charts:  # Optuna cuts long names off
-        names = [data.metric, *sorted(data.varied)]
-        charts["parallel_coordinates"].update_xaxes(ticktext=names, showline=False)
-    for name, title in TITLES.items():
-        if name in charts:
-            body += page.chart(title.format(data.metric), charts[name], HEIGHTS.get(name, 340))
+            trace.x = [x.strip("'") if isinstance(x, str) else x for x in trace.x]
+        for axis in charts["slices"].select_xaxes():
+            axis.categoryarray = [str(x).strip("'") for x in axis.categoryarray or ()] or None
+        last = max(trial.number for trial in data.ranked)
+        key = {"title": "trial", "tickvals": sorted({0, last // 2, last})}
+        charts["slices"].update_xaxes(tickfont_size=11).update_traces(marker_colorbar=key)
+    if "parallel_coordinates" in charts:
+        relabel(charts["parallel_coordinates"], data)
+    widths = {
+        "parallel_coordinates": AXIS * (len(data.varied) + 1),
+        "slices": 220 * len(data.varied),
+    }
+    for kind, title in TITLES.items():
+        for name in (name for name in charts if name.partition("_of_")[0] == kind):
+            metric = name.partition("_of_")[2] or data.metric
+            heading = title.format(metric, all=" and ".join(data.metrics))
+            height, width = HEIGHTS.get(kind, 340), widths.get(kind, 0)
+            body += page.chart(heading, charts[name], height, width if width > 400 else 0)
     return page.document(data.study.study_name, body)
 
 
@@ -132,6 +158,7 @@ def study_figures(data: StudyData) -> dict[str, Figure]:
     with warnings.catch_warnings(), matplotlib.rc_context():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         drawn = _optuna_charts(data, plots)
+    drawn = {name.replace("/", "_"): axes for name, axes in drawn.items()}
     figures = {name: np.ravel(axes)[0].figure for name, axes in drawn.items()}
     for figure in figures.values():
         for ax in figure.axes:
@@ -140,7 +167,7 @@ def study_figures(data: StudyData) -> dict[str, Figure]:
             ax.spines[:].set_color(page.INK)
     figures["learning_curves"] = Figure(figsize=(6, 4), layout="constrained")
     ax = figures["learning_curves"].subplots()
-    for trial, colour in _worst_first(data):
+    for trial, colour in worst_first(data):
         curve = trial.intermediate_values
         style, width = "-" if len(curve) > 1 else ".", 2.5 if trial is data.ranked[0] else 1.2
         ax.plot(curve.keys(), curve.values(), style, color=colour, linewidth=width)
@@ -151,71 +178,74 @@ def study_figures(data: StudyData) -> dict[str, Figure]:
 def learning_curves(data: StudyData) -> go.Figure:
     """Draw the metric of every trial by evaluation, coloured by rank, the best on top."""
     figure = go.Figure()
-    for trial, colour in _worst_first(data):
+    for trial, colour in worst_first(data):
         epochs, values = list(trial.intermediate_values), list(trial.intermediate_values.values())
         mode = "lines" if len(epochs) > 1 else "markers"
         line = {"color": colour, "width": 3 if trial is data.ranked[0] else 1.3}
         shown = {"text": [_description(trial)] * len(epochs), "hoverinfo": "x+y+text"}
         figure.add_scatter(x=epochs, y=values, mode=mode, line=line, **shown)
-    return figure.update_layout(xaxis_title="evaluation", yaxis_title=data.metric, showlegend=False)
-
-
-def comparison(studies: Sequence[StudyData]) -> Figure:
-    """Draw studies side by side: the points that each has tried, and its best value so far.
-
-    The points are drawn along the first two ranges of numbers of the first study.
-    """
-    shown = dict(list(studies[0].ranges.items())[:2])
-    panels = len(studies) if len(shown) == 2 else 0
-    figure = Figure(figsize=(3.6 * (panels + 1), 3.6), layout="constrained")
-    *maps, curves = figure.subplots(1, panels + 1, squeeze=False)[0]
-    for ax, data in zip(maps, studies, strict=False):
-        for trial, colour in _worst_first(data):
-            if shown.keys() <= trial.params.keys():
-                ax.plot(*(trial.params[name] for name in shown), "o", color=colour)
-        for axis, (name, log) in zip("xy", shown.items(), strict=True):
-            ax.set(**{f"{axis}label": name, f"{axis}scale": "log" if log else "linear"})
-        ax.set_title(f"{data.method}: {len(data.ranked)} trials; darker is better", fontsize=9)
-        ax.sharex(maps[0])
-        ax.sharey(maps[0])
-    for data in studies:
-        values = [trial.values[0] for trial in data.trials if trial.values]
-        best = (np.minimum if data.minimized else np.maximum).accumulate(values)
-        label = f"{data.method}: {best[-1]:.4g}" if values else data.method
-        curves.step(range(1, len(values) + 1), best, where="post", label=label)
-    curves.legend(frameon=False)
-    curves.set_xlabel("trials")
-    curves.set_title(f"best {studies[0].metric} so far", fontsize=9)
-    return figure
+    figure.update_layout(yaxis_title=data.metric, showlegend=False)
+    return page.whole_steps(figure, "evaluation")
 
 
 def _optuna_charts(data: StudyData, plots: ModuleType) -> dict[str, Any]:
     """Return the charts that a study has data for, of `optuna.visualization` or its `matplotlib`.
 
-    They are plotly figures or matplotlib axes, by the name of their file.
+    They are plotly figures or matplotlib axes, by the name of their file; of further metrics than
+    the first the name ends in `_of_<metric>`.
     """
-    study, varied = data.study, list(data.varied)
-    value: dict[str, Any] = {"target_name": data.metric}
-    if len(data.metrics) > 1:
-        value["target"] = lambda trial: trial.values[0]
-    charts = {"history": plots.plot_optimization_history(study, **value)}
-    if 1 < len(data.metrics) < 4:  # Optuna draws two or three
-        charts["front"] = plots.plot_pareto_front(study, target_names=data.metrics)
-    if varied:
+    study, varied, charts = data.study, list(data.varied), dict[str, Any]()
+    if len(data.metrics) in (2, 3):
+        charts["front"] = plots.plot_pareto_front(study, target_names=list(data.metrics))
+    for index, metric in enumerate(data.metrics):
+        end = f"_of_{metric}" if index else ""
+        value: dict[str, Any] = {"target_name": metric}
+        if len(data.metrics) > 1:
+            value["target"] = functools.partial(_value, index=index, sign=1)
+        charts[f"history{end}"] = plots.plot_optimization_history(study, **value)
+        if varied and len(data.ranked) >= ENOUGH:
+            with warnings.catch_warnings():  # that targets are to be small, which these are
+                warnings.filterwarnings("ignore", "PedAnova", UserWarning)
+                charts[f"importance{end}"] = plots.plot_param_importances(
+                    study, params=varied, **value | _to_minimize(data, index)
+                )
+        if index or not varied:
+            continue
         charts["slices"] = plots.plot_slice(study, varied, **value)
-    if len(varied) > 1:
-        charts["parallel_coordinates"] = plots.plot_parallel_coordinate(study, varied, **value)
-    if varied and len(data.ranked) >= ENOUGH and len(data.metrics) == 1:
-        charts["importance"] = plots.plot_param_importances(study, params=varied, **value)
-        importance = optuna.importance.get_param_importances(study, params=varied)
-        pair = [name for name in importance if name in data.ranges][:2]
-        both = [trial for trial in data.ranked if set(pair) <= trial.params.keys()]
-        if len(pair) == 2 and len(both) >= ENOUGH:
+        if len(varied) > 1:
+            charts["parallel_coordinates"] = plots.plot_parallel_coordinate(study, varied, **value)
+        if pair := _pair(data):
             charts["contour"] = plots.plot_contour(study, pair, **value)
     return charts
 
 
-def _worst_first(data: StudyData) -> list[tuple[FrozenTrial, str]]:
+def _pair(data: StudyData) -> list[str]:
+    """Return the two most important ranges of numbers; none without two, and trials of both."""
+    if len(data.ranges) < 2 or len(data.ranked) < ENOUGH:
+        return []
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "PedAnova", UserWarning)
+        importance = optuna.importance.get_param_importances(
+            data.study, params=list(data.varied), **_to_minimize(data, 0)
+        )
+    pair = [name for name in importance if name in data.ranges][:2]
+    both = [trial for trial in data.ranked if set(pair) <= trial.params.keys()]
+    return pair if len(pair) == 2 and len(both) >= ENOUGH else []
+
+
+def _to_minimize(data: StudyData, index: int) -> dict[str, Any]:
+    """Return what the importance for one of several metrics is of: what is to become small."""
+    if len(data.metrics) == 1:
+        return {}
+    sign = 1 if data.study.directions[index] == optuna.study.StudyDirection.MINIMIZE else -1
+    return {"target": functools.partial(_value, index=index, sign=sign)}
+
+
+def _value(trial: FrozenTrial, index: int, sign: int) -> float:
+    return sign * trial.values[index]
+
+
+def worst_first(data: StudyData) -> list[tuple[FrozenTrial, str]]:
     """Return the trials with a value and their colours, in an order that draws the best on top."""
     return list(zip(data.ranked, page.rank_colours(len(data.ranked)), strict=True))[::-1]
 
@@ -233,12 +263,19 @@ def _head(data: StudyData) -> str:
         f"<h1>{html.escape(data.study.study_name)}</h1>",
         f'<p class="faint">{data.method} search of {len(trials)} trials: {states}</p>',
     ]
-    if data.ranked and data.command:
-        best = data.ranked[0]
-        scores = {data.metric: best.values[0], **data.tested}
+    if data.settings:
+        best = data.settings[0]
+        parts.append(f"<p>Best on average: {html.escape(f'{best.name}, {data.metric}')} ")
+        parts.append(f"{spread(best.validation)}</p>")
+    elif data.ranked and len(data.metrics) == 1:
+        trial = data.ranked[0]
+        own = data.metric.partition("/")[2]
+        tested = {name: value for name, value in data.tested.items() if concise(name, own)}
+        scores = {data.metric: trial.values[0], **tested}
         shown = ", ".join(f"{name} {number(value)}" for name, value in scores.items())
-        parts.append(f"<p>Best: trial {best.number}, {html.escape(shown)}</p>")
-        parts.append(f"<pre>{html.escape(data.command)}</pre>")
+        parts.append(f"<p>Best: trial {trial.number}, {html.escape(shown)}</p>")
+    if data.command:
+        parts.append(page.command(data.command))
     attributes = [trial.user_attrs for trial in trials if not trial.values]
     reasons = Counter(found["reason"] for found in attributes if found.get("reason"))
     parts += [f"<p>{n} x {html.escape(reason)}</p>" for reason, n in reasons.most_common(3)]
@@ -247,11 +284,44 @@ def _head(data: StudyData) -> str:
 
 def _table(data: StudyData) -> str:
     names = ["trial", *data.metrics, *data.varied, "seconds"]
+    several = len(data.metrics) > 1
+    best = data.study.best_trials if several and data.ranked else data.ranked
     lines = []
-    for trial in data.ranked[:SHOWN]:
+    for trial in data.ranked[: max(SHOWN, len(best) if several else 0)]:
         values = [page.cell(trial.params.get(name, "")) for name in data.varied]
         seconds = trial.user_attrs.get("seconds")
         time = "" if seconds is None else f"{seconds:.1f}"
         lines.append([str(trial.number), *map(number, trial.values), *values, time])
     title = f"Best {len(lines)} trials" if lines else "No trial has a value yet"
+    if several and lines:
+        title = f"The front, of {len(best)} trials, and others"
     return f"<h2>{title}</h2>{page.table(names, lines)}"
+
+
+def relabel(figure: go.Figure, data: StudyData) -> None:
+    """Give Optuna's parallel coordinates whole names and round ticks."""
+    names = [data.metric, *sorted(data.varied)]
+    figure.update_xaxes(ticktext=names, showline=False)
+    ranges = {data.metric: False, **data.ranges}
+    for place, name in enumerate(names):
+        if name not in ranges:  # its ticks are its choices
+            continue
+        known = [t.values[0] if place == 0 else t.params.get(name) for t in data.ranked]
+        ticks = _round_ticks([value for value in known if value is not None], log=ranges[name])
+        own = [one for one in figure.layout.annotations if one.x == place]
+        others = [one for one in figure.layout.annotations if one.x != place]
+        look = {k: v for k, v in own[0].to_plotly_json().items() if k not in ("text", "y")}
+        new = [{**look, "text": f"{tick:g}", "y": y} for tick, y in ticks.items()]
+        figure.layout.annotations = [*others, *new]
+
+
+def _round_ticks(values: Sequence[float], *, log: bool) -> dict[float, float]:
+    """Return round numbers within the range of values, and where they are on it, from 0 to 1."""
+    low, high = min(values), max(values)
+    if low == high:
+        return {low: 0.0}
+    scale = math.log10 if log else float
+    locator = LogLocator(subs=(1.0, 2.0, 5.0)) if high < 100 * low else LogLocator()
+    ticks = (locator if log else MaxNLocator(5)).tick_values(low, high)
+    within = [float(tick) for tick in ticks if low <= tick <= high]
+    return {t: (scale(t) - scale(low)) / (scale(high) - scale(low)) for t in within}

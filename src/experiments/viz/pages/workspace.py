@@ -19,7 +19,8 @@ from experiments.errors import UserError
 from experiments.machine import write_whole
 from experiments.tracking.wandb import STATE
 from experiments.viz.pages.page import rank_colours
-from experiments.viz.pages.runs_page import RunData, differences, read_run
+from experiments.viz.pages.records import RunData, read_run
+from experiments.viz.pages.settings import differences
 from experiments.viz.pages.wandb_specification import specification
 
 # the parameters of a view if no runs say which ones were varied

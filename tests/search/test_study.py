@@ -12,7 +12,7 @@ from experiments.cli.sweep import sweep
 from experiments.errors import UserError
 from experiments.search.actions import status
 from experiments.search.plan import Plan
-from experiments.search.results import Overviews, screen
+from experiments.search.results import Overviews, command, screen
 from experiments.search.study import Study, create_study, state_of
 from experiments.search.worker import work
 from support import ROOT
@@ -82,3 +82,24 @@ def test_a_study_without_workers_says_how_to_go_on(make_study, capsys):
     assert "no worker is alive" not in capsys.readouterr().out
     study.claims.release(claim)
     assert not study.claims.alive
+
+
+def test_seeds_are_replicates_of_a_setting_and_not_ranked(make_study):
+    parameters = {"optim": {"values": ["adam", "sgd"]}, "seed": {"values": [3, 4]}}
+    study = make_study(n_trials=4, parameters=parameters, method="grid")
+    for trial, value in zip(study.claim(4), (0.99, 0.60, 0.90, 0.92), strict=True):
+        study.finish(trial, "finished", [value], seconds=1.0)
+    best = study.best()
+    assert [trial.number for trial in study.ranked()] == [3, 2, 0, 1]  # sgd by its mean
+    assert [trial.number for trial in study.replicates(best)] == [3, 2]
+    # all choices are compared, so that each is tested; the best trial comes last
+    assert [trial.number for trial in study.tested(best)] == [2, 0, 1, 3]
+    assert command(study, best).endswith("optim=sgd seed=3,4 side_by_side=1")
+
+
+def test_without_seeds_the_winner_alone_is_tested(make_study):
+    parameters = {"optim": {"values": ["adam", "sgd"]}}
+    study = make_study(n_trials=2, parameters=parameters, method="grid")
+    for trial in study.claim(2):
+        study.finish(trial, "finished", [trial.number / 10], seconds=1.0)
+    assert [trial.number for trial in study.tested(study.best())] == [1]

@@ -43,7 +43,7 @@ def write_report(folder: Path, config_folder: Path) -> None:
     """Write the page and the figures of a study into its folder, and print how it stands."""
     study = Study(folder, config_folder)
     data = study_data(study)
-    write_results(study)
+    write_results(study, ended=True)
     (folder / FIGURES).mkdir(exist_ok=True)
     for name, figure in study_figures(data).items():
         drawing.save(figure, folder / FIGURES / f"{name}.png", dpi=130, bbox_inches="tight")

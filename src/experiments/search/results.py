@@ -6,7 +6,6 @@ import datetime
 import io
 import shlex
 import signal
-import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,11 +25,18 @@ from experiments.machine import called, write_whole
 from experiments.search.configs import as_override, assignments, flags
 from experiments.search.local import LOGS
 from experiments.search.points import RESULTS
-from experiments.search.study import STATES, Study, state_of
+from experiments.search.study import SEED, STATES, Study, state_of
 from experiments.tracking.jsonl import read_mapping, write_json
 from experiments.tracking.terminal import concise, duration, number
+from experiments.viz.pages.settings import (
+    in_lines,
+    replicated,
+    study_settings,
+    write_settings,
+)
 
 BEST_COMMAND, BEST_RECIPE = "best.txt", "best.yaml"
+SETTINGS = "settings.csv"  # means and deviations over seeds, where there are several
 WINNER = "winner"  # attribute of a study: the number of the winner and its test metrics
 MOST_OF_FRONT = 20  # trials
 SHOWN = 5  # of the best trials, of those that run, and of the workers
@@ -62,10 +68,13 @@ def metrics_of(study: Study, trial: FrozenTrial) -> list[str]:
 def command(study: Study, trial: FrozenTrial) -> str:
     """Return the command line that runs a trial again: one run, or one for each of its seeds."""
     plan, settings, several = study.plan, study.settings(values_of(trial)), []
+    seeds = [values_of(one)[SEED] for one in study.replicates(trial) if SEED in values_of(one)]
     if plan.seeds > 1:
-        first = study.configs.compose(settings)["seed"]
-        settings.pop("seed", None)
-        several = [f"seed={','.join(str(first + index) for index in range(plan.seeds))}"]
+        first = study.configs.compose(settings)[SEED]
+        seeds = [first + index for index in range(plan.seeds)]
+    if len(seeds) > 1:
+        settings.pop(SEED, None)
+        several = [f"seed={','.join(map(str, sorted(seeds)))}"]
         several += ["side_by_side=1"] if plan.side_by_side == 1 else []  # each in its own order
     return shlex.join(
         [
@@ -78,8 +87,11 @@ def command(study: Study, trial: FrozenTrial) -> str:
     )
 
 
-def write_results(study: Study) -> None:
-    """Write the results so far; a reader finds each old file or the new one, never a part."""
+def write_results(study: Study, *, ended: bool = False) -> None:
+    """Write the results so far; a reader finds each old file or the new one, never a part.
+
+    With `ended` also those of settings, where there are replicates.
+    """
     table, ranked, best = io.StringIO(), study.ranked(), study.best()
     front = {trial.number for trial in ranked}
     several = len(study.plan.metric) > 1
@@ -101,6 +113,8 @@ def write_results(study: Study) -> None:
         files[BEST_COMMAND] = "\n".join(each)
     for name, text in files.items():
         write_whole(study.folder / name, text)
+    if ended and replicated(settings := study_settings(study.folder, study.folder)):
+        write_settings(study.folder / SETTINGS, settings)
 
 
 def one_of(study: Study, trial: FrozenTrial) -> str:
@@ -264,16 +278,14 @@ def ending(study: Study) -> str:
 
 
 def replicates(study: Study) -> list[str]:
-    """Return mean and spread of a study that varies nothing but the seed, as a line."""
-    if list(study.plan.parameters) != ["seed"] or len(study.plan.metric) > 1:
+    """Return mean and deviation over the seeds of the best settings, a line each."""
+    settings = study_settings(study.folder, study.folder)
+    if not replicated(settings):
         return []
-    scores = [trial.value for trial in study.trials() if trial.value is not None]
-    if len(scores) < 2:
-        return []
-    known = (statistics.mean, statistics.stdev, min, max)
-    mean, deviation, least, most = (number(statistic(scores)) for statistic in known)
-    spread = f"{mean} ± {deviation} (from {least} to {most})"
-    return [f"{len(scores)} seeds    {study.plan.metric[0]} {spread}"]
+    lines = in_lines(settings[:SHOWN])
+    if len(settings) > SHOWN:
+        lines.append(f"and {len(settings) - SHOWN} more in {SETTINGS}")
+    return [f"{'' if index else 'settings':<12}{line}" for index, line in enumerate(lines)]
 
 
 @contextlib.contextmanager

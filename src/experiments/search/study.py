@@ -14,6 +14,7 @@ they run just these.
 import contextlib
 import logging
 import os
+import statistics
 import uuid
 import warnings
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from shlex import quote
 from typing import Any
 
 import optuna
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from experiments.errors import UserError
@@ -38,6 +40,7 @@ from experiments.training.run_folder import check_unused, is_run
 log = logging.getLogger(__name__)
 
 CANCEL = "cancel"
+SEED = "seed"
 TRIALS = "trials"
 BEGUN_AT_ONCE = 16  # trials that begin in one go, while other workers wait for the journal
 PLACE = "place"  # attribute of a trial that runs again: the number of the first one
@@ -154,8 +157,28 @@ class Study:
         return {**values, "trainer.shuffle_seed": self.plan.seed if own is None else own}
 
     def ranked(self) -> list[FrozenTrial]:
-        """Return the finished trials, the best one first; of several metrics the front alone."""
-        return self.plan.ranked(self.trials())
+        """Return the finished trials, the best one first; replicates go by their mean.
+
+        Of several metrics it is the front alone.
+        """
+        ranked = self.plan.ranked(self.trials())
+        if SEED not in self.plan.parameters or len(self.optuna.directions) > 1:
+            return ranked
+        values: dict[str, list[float]] = {}
+        for trial in ranked:
+            values.setdefault(_without_seed(trial), []).append(trial.values[0])
+        sign = 1 if self.optuna.directions[0] == StudyDirection.MINIMIZE else -1
+        return sorted(ranked, key=lambda t: sign * statistics.fmean(values[_without_seed(t)]))
+
+    def replicates(self, trial: FrozenTrial) -> list[FrozenTrial]:
+        """Return the finished trials that differ from this one in their seed alone, and itself."""
+        return [t for t in self.ranked() if _without_seed(t) == _without_seed(trial)]
+
+    def tested(self, best: FrozenTrial) -> list[FrozenTrial]:
+        """Return the trials to test: replicates of the best, or all that are compared; it last."""
+        compared = self.plan.seeds > 1 or SEED in self.plan.parameters
+        every = self.ranked() if compared and self.plan.method == "grid" else self.replicates(best)
+        return [*(trial for trial in every if trial.number != best.number), best]
 
     def best(self) -> FrozenTrial | None:
         """Return the finished trial with the best value; None where there are several metrics."""
@@ -255,6 +278,11 @@ class Study:
 
     def _id(self, number: int) -> int:
         return self.storage.get_trial_id_from_study_id_trial_number(self.id, number)
+
+
+def _without_seed(trial: FrozenTrial) -> str:
+    values = trial.user_attrs.get("values", {})
+    return repr(sorted((key, repr(value)) for key, value in values.items() if key != SEED))
 
 
 def state_of(trial: FrozenTrial) -> str:

@@ -217,7 +217,7 @@ class Worker:
         return outcomes
 
     def _conclude(self) -> None:
-        """Look at the test split once, for the best trial, in one worker of all."""
+        """Look at the test split once, for the best trial and replicates, in one worker of all."""
         study, claims = self.study, self.study.claims
         best = study.best()
         while best is not None and winner_of(study).get("trial") != best.number:
@@ -238,14 +238,20 @@ class Worker:
                 return
             study.optuna.set_user_attr(WINNER, {"trial": best.number} | tested)
             self.study.claims.drop(claim)
-        write_results(study)
+        write_results(study, ended=True)
 
     def _test(self, trial: FrozenTrial, stop: TrialStop) -> dict[str, float]:
-        """Return `test/*` of a finished trial's best weights, the median over its seeds."""
-        runs = self._runs(trial.number, values_of(trial), stop)
+        """Return `test/*` of the best trial's best weights, the median over its seeds.
+
+        Before it what is compared with it is tested: see `Study.tested`.
+        """
+        *others, runs = (self._runs(t.number, values_of(t), stop) for t in self.study.tested(trial))
         if not resolved(self._config(runs[0]))["trainer"]["checkpoints"]:
             log.warning("the winner is not tested: trainer.checkpoints=false saved no weights")
             return {}
+        for ended in self._train([run for some in others for run in some], test=True):
+            if isinstance(ended, Exception):
+                raise ended
         found: list[Summary] = []
         for run in runs:
             (summary,) = self._train([run], test=True)

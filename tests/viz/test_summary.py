@@ -90,9 +90,51 @@ def test_googlenet_has_the_rows_of_table_1():
     millions = [128, 304, 73, 88, 100, 119, 170, 51, 71]
     assert [r.multiplications / 1e6 for r in rows] == pytest.approx(millions, abs=1)
     assert summary.depth == 22  # "22 layers deep when counting only layers with parameters"
-    alone = summary.auxiliary.parameters
-    assert summary.total("parameters") - alone == 6_998_552
+    alone = summary.auxiliary
+    assert summary.total("parameters") - alone.parameters == 6_998_552
+    hidden = 4 * 4 * 128 * 1024 + 1024 * 1000  # the paper's two dense layers after 1x1 of 4x4
+    assert alone.multiplications == 2 * hidden + 4 * 4 * 128 * (512 + 528)
+    titles = ("#1x1", "#3x3 reduce", "#5x5 reduce", "pool proj", "#3x3", "#5x5")
+    inside = [x for x in summary.layers if x.name.startswith("stages.0.0.") and x.title]
+    assert [row.title for row in rows[:2]] == ["inception (3a)", "inception (3b)"]
+    assert [(x.title, x.output_shape[-1]) for x in inside] == list(
+        zip(titles, (64, 96, 16, 32, 128, 32), strict=True)
+    )
+    convolutions = [x for x in summary.layers if x.kind == "convolutional" and not x.training_only]
+    assert len(convolutions) == 57
     assert summary.kinds["dense"].parameters == 1_025_000 + 2 * (2_098_176 + 1_025_000)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model=vae", "data=digits"],  # whose decoder draws a sample and the mean
+        ["model=gan", "data=ring"],  # whose discriminator sees three batches
+        ["model=mlp", "data=digits", "eval.tta=shifts"],
+    ],
+    ids=["vae", "gan", "tta"],
+)
+def test_dense_layers_multiply_once_by_each_weight(overrides):
+    summary = summarize(composed(*overrides))
+    dense = [layer for layer in summary.layers if layer.kind == "dense"]
+    assert summary.total("connections") == sum(layer.parameters for layer in dense)
+    biases = sum(layer.output_shape[-1] for layer in dense)
+    assert summary.total("multiplications") == summary.total("connections") - biases
+
+
+def test_resizing_is_apart_from_the_network():
+    options = ["model=lenet5", "model.c3=table"]
+    resized, native = (summarize(composed(*options, f"data={n}")) for n in ("digits", "mnist"))
+    assert resized.total("connections") == native.total("connections")
+    assert resized.total("multiplications") == native.total("multiplications")
+    assert resized.resizing == 28 * 8 * 8 + 28 * 28 * 8
+    assert resized.layers[0].name == "resizing"
+
+
+def test_a_decoder_that_reads_its_own_output_is_as_deep_as_its_layers():
+    summary = summarize(composed("model=encoder_decoder", "data=adding"))
+    assert summary.depth == 3
+    assert summary.kinds["recurrent"].parameters == 67_072 + 66_560
 
 
 def fields_by_recurrence(windows):

@@ -17,6 +17,7 @@ from experiments.viz.summary import summarize
 WIDTH = 132  # of the tables where there is no terminal to ask
 COLUMNS = ("layer", "output", "field", "parameters", "", "multiplications", "training", "memory")
 OF_KINDS = ("kind", "layers", "parameters", "trainable", "multiplications", "training")
+ALONE = ("parameters", "multiplications", "training_flops")  # of what is in training only
 LEFT = ("layer", "output", "kind", "")  # of the columns, those with text
 
 
@@ -36,10 +37,11 @@ def as_json(summary: Summary) -> dict[str, Any]:
     sums = {f"total_{name}": summary.total(name) for name in SUMS}
     sizes = {"batch_size": summary.batch_size, "state_bytes": summary.state_bytes}
     whole = {"depth": summary.depth, "receptive_field": list(summary.receptive_field)}
-    alone = {name: getattr(summary.auxiliary, name) for name in ("parameters", "training_flops")}
+    alone = {name: getattr(summary.auxiliary, name) for name in ALONE}
     return {
         **sums,
         "total_multiplications": summary.total("multiplications"),
+        "resizing_multiplications": summary.resizing,
         **sizes,
         **whole,
         "in_training_only": alone,
@@ -74,9 +76,10 @@ def kinds_table(summary: Summary) -> Table:
     for kind, row in summary.kinds.items():
         if not counts[kind] and not row.training_flops:
             continue
-        trainable = row.parameters - row.frozen
-        numbers = (counts[kind], row.parameters, trainable, row.multiplications)
-        shown.add_row(kind, *map(_number, numbers), _quantity(row.training_flops))
+        trainable = f"{row.parameters - row.frozen:,}" if row.parameters else ""
+        cells = (_number(counts[kind]), _number(row.parameters), trainable)
+        costs = (_number(row.multiplications), _quantity(row.training_flops))
+        shown.add_row(kind, *cells, *costs)
     return shown
 
 
@@ -84,10 +87,12 @@ def notes(summary: Summary) -> Iterable[str]:
     """Yield the lines below the tables."""
     parameters, frozen = summary.total("parameters"), summary.total("frozen")
     yield f"parameters: {parameters - frozen:,} trainable, {frozen:,} frozen"
-    if alone := summary.auxiliary.parameters:
+    if (alone := summary.auxiliary).parameters:
+        multiplications = summary.total("multiplications")
         yield (
-            f"in training only (auxiliary classifiers): {alone:,} of the parameters; "
-            f"{parameters - alone:,} without"
+            f"in training only (auxiliary classifiers): {alone.parameters:,} of the parameters and "
+            f"{alone.multiplications:,} of the multiplications; without them "
+            f"{parameters - alone.parameters:,} and {multiplications - alone.multiplications:,}"
         )
     field = "x".join(map(str, summary.receptive_field))
     yield (
@@ -96,10 +101,12 @@ def notes(summary: Summary) -> Iterable[str]:
         + f"; connections, biases included: {summary.total('connections'):,}"
     )
     yield (
-        f"multiplications: of products and convolutions, for one example; with the additions "
-        f"{quantity(summary.total('flops'))} FLOPs; training: FLOPs of a step of "
+        f"multiplications: of products and convolutions, for one pass of one example; with the "
+        f"additions {quantity(summary.total('flops'))} FLOPs; training: FLOPs of a step of "
         f"{summary.batch_size}"
     )
+    if summary.resizing:
+        yield f"resizing: {summary.resizing:,} multiplications more for each example"
     yield (
         f"memory: of the outputs for one example; weights and the optimizer's state take "
         f"{quantity(summary.state_bytes, 'B')}"
@@ -117,7 +124,7 @@ def _empty(columns: Sequence[str], footer: Sequence[str] | None = None) -> Table
 
 def _cells(layer: Layer) -> tuple[str, ...]:
     return (
-        layer.name,
+        f"{layer.name} {layer.title}".strip(),
         "x".join(map(str, layer.output_shape)),
         "x".join(map(str, layer.receptive_field)),
         _number(layer.parameters),

@@ -1,5 +1,6 @@
 """Network in Network and GoogLeNet: 1x1 convolutions, and global pooling for dense layers."""
 
+from collections.abc import Sequence
 from typing import Any, Literal, Unpack
 
 import jax
@@ -71,7 +72,10 @@ class NIN(nnx.Module):
 
 
 class ConvUnit(nnx.Module):
-    """A convolution, batch normalisation if `batch_norm`, and a rectifier."""
+    """A convolution, batch normalisation if `batch_norm`, and a rectifier.
+
+    `parts` are what a paper calls its features, one title and number after another.
+    """
 
     def __init__(
         self,
@@ -81,8 +85,10 @@ class ConvUnit(nnx.Module):
         *,
         stride: int = 1,
         batch_norm: bool,
+        parts: Sequence[tuple[str, int]] = (),
         **init: Unpack[Init],
     ):
+        self.parts = tuple(parts)
         options: dict[str, Any] = {"padding": kernel // 2, "use_bias": not batch_norm, **init}
         self.conv = Conv(channels, features, (kernel, kernel), strides=stride, **options)
         self.norm = BatchNorm(features, epsilon=1e-3) if batch_norm else None
@@ -98,7 +104,7 @@ class Inception(nnx.Module):
     [batch, H, W, channels] to [batch, H, W, Σ features of the branches]: 1x1; 1x1 and 3x3; 1x1 and
     5x5 (of size `large`); 3x3 max pooling and 1x1. The three 1x1 that read the input are one
     convolution, `entry`, with their features in this order: one wide matrix product is faster than
-    three narrow ones, and there is less to compile.
+    three narrow ones, and there is less to compile. `title` and the parts are named as in table 1.
     """
 
     def __init__(
@@ -107,21 +113,24 @@ class Inception(nnx.Module):
         widths: list[int],
         *,
         large: int,
+        title: str,
         kernel_init: Initializer,
         **options: Any,
     ):
+        self.title = title
         one, reduce3, three, reduce5, five, pooled = widths
         entries = (one, reduce3, reduce5)
+        parts = list(zip(("#1x1", "#3x3 reduce", "#5x5 reduce"), entries, strict=True))
 
         def each(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
             kernels = [kernel_init(key, (*shape[:-1], width), dtype) for width in entries]
             return jnp.concatenate(kernels, axis=-1)
 
-        self.entry = ConvUnit(channels, sum(entries), 1, kernel_init=each, **options)
+        self.entry = ConvUnit(channels, sum(entries), 1, parts=parts, kernel_init=each, **options)
         options["kernel_init"] = kernel_init
-        self.branch3 = ConvUnit(reduce3, three, 3, **options)
-        self.branch5 = ConvUnit(reduce5, five, large, **options)
-        self.pooled = ConvUnit(channels, pooled, 1, **options)
+        self.branch3 = ConvUnit(reduce3, three, 3, parts=[("#3x3", three)], **options)
+        self.branch5 = ConvUnit(reduce5, five, large, parts=[("#5x5", five)], **options)
+        self.pooled = ConvUnit(channels, pooled, 1, parts=[("pool proj", pooled)], **options)
         self.ends = (one, one + reduce3)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -191,22 +200,25 @@ class GoogLeNet(nnx.Module):
         small = is_small(input_shape)
         kernel, stride = (3, 1) if small else (7, 2)
         self.conv1 = ConvUnit(input_shape[-1], stem[0], kernel, stride=stride, **units)
-        self.reduce2 = ConvUnit(stem[0], stem[1], 1, **units)
+        self.reduce2 = ConvUnit(stem[0], stem[1], 1, parts=[("#3x3 reduce", stem[1])], **units)
         self.conv2 = ConvUnit(stem[1], stem[2], 3, **units)
         self.stages: nnx.List = nnx.List()
+        options: dict[str, Any]
         channels, shapes = stem[2], []
         halvings = 2 if small else 4  # before the second stage
         size = [-(-n // 2**halvings) for n in input_shape[:2]]
         for number, stage in enumerate(modules):
             blocks: nnx.List = nnx.List()
             for position, widths in enumerate(stage):
-                blocks.append(Inception(channels, widths, large=large_kernel, **units))
+                title = f"inception ({number + 3}{chr(ord('a') + position)})"
+                options = {"large": large_kernel, "title": title, **units}
+                blocks.append(Inception(channels, widths, **options))
                 channels = widths[0] + widths[2] + widths[4] + widths[5]
                 if (number, position) in HALFWAY:
                     shapes.append((*size, channels))
             self.stages.append(blocks)
         self.output = Dense(channels, num_classes, **init)
-        options: dict[str, Any] = {"num_classes": num_classes, "hidden": auxiliary_hidden}
+        options = {"num_classes": num_classes, "hidden": auxiliary_hidden}
         options |= {"dropout": auxiliary_dropout, **units}
         self.auxiliaries = nnx.List(
             Auxiliary(s, **options) for s in ([] if is_off(auxiliary_weight) else shapes)

@@ -10,6 +10,7 @@ from flax import nnx
 from experiments.models.cnn_layers import ConvTranspose, Whitening
 from experiments.models.layers import BatchNorm, Conv, Dense, GroupNorm
 from experiments.models.lenet_to_vgg import PartialConv
+from experiments.models.recurrent_layers import Direction
 
 Shapes = Sequence[tuple[int, ...]]
 
@@ -18,6 +19,7 @@ OTHER = "other"  # a layer of none of the kinds in `KINDS`
 KINDS: dict[str, tuple[type, ...]] = {
     "convolutional": (Conv, ConvTranspose, PartialConv, Whitening, nnx.Conv, nnx.ConvTranspose),
     "dense": (Dense, nnx.Linear),
+    "recurrent": (Direction,),
     "normalisation": (BatchNorm, GroupNorm, nnx.BatchNorm, nnx.LayerNorm, nnx.GroupNorm),
 }
 
@@ -30,7 +32,8 @@ class Layer:
 
     Attributes:
         name: path of the module in the model, or of a function without weights in its module.
-        kind: convolutional, dense, normalisation or other.
+        title: what a paper calls it.
+        kind: convolutional, dense, recurrent, normalisation or other.
         output_shape: without the batch; () where nothing comes out.
         output_bytes: of the output for one example.
         parameters: of the layer itself, without those of layers inside it.
@@ -42,11 +45,12 @@ class Layer:
         depth: weighted layers on the longest way from the input; 0 where none is known.
         connections: what goes into all units, biases included, as LeCun et al. 1998 count them; 0
             without weights.
-        flops: of the evaluation of one example, twice the multiplications.
+        flops: of one example's first pass, twice the multiplications.
         training_flops: of a training step, for the whole batch.
     """
 
     name: str
+    title: str = ""
     kind: str = OTHER
     output_shape: tuple[int, ...] = ()
     output_bytes: int = 0
@@ -79,6 +83,7 @@ class Summary:
     blocks: tuple[Layer, ...]  # those with several layers inside, which have sums over them
     batch_size: int
     state_bytes: int  # parameters, batch statistics and the optimizer's state
+    resizing: int  # multiplications of one example before the first layer
 
     def total(self, attribute: str) -> int:
         """Return the sum over the layers."""

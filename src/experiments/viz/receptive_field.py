@@ -58,15 +58,18 @@ class Seen:
     """What an array depends on: arrays that do not depend on the input have None instead.
 
     Attributes:
-        depth: weighted layers on the longest way from the input.
-        layer: the last of them.
+        layers: the weighted layers on the longest way from the input, each once.
         field: of each spatial axis of [batch, *spatial, channels]; None where there is no such
             window, or it is not known.
     """
 
-    depth: int = 0
-    layer: Any = None
+    layers: frozenset[tuple[str, Turn]] = frozenset()
     field: tuple[Axis, ...] | None = None
+
+    @property
+    def depth(self) -> int:
+        """The number of weighted layers on the longest way from the input."""
+        return len(self.layers)
 
 
 Known = Seen | None
@@ -120,9 +123,8 @@ class Follower:
             return self.run(inside[0], given, scopes, turn)
         seen = replace(_joined(given), field=_field(equation, given))
         if equation.primitive.name in PRODUCTS and scopes and sum(map(bool, given)) == 1:
-            layer = (self.module_of(scopes), turn)
-            if layer != seen.layer:  # a layer with several products is one
-                seen = replace(seen, depth=seen.depth + 1, layer=layer)
+            # a layer with several products is one, and so is one that reads its own output again
+            seen = replace(seen, layers=seen.layers | {(self.module_of(scopes), turn)})
         self.steps.append((scopes, turn, seen))
         return [seen] * len(equation.outvars)
 

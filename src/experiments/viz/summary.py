@@ -13,23 +13,29 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from experiments.core.config import build
-from experiments.core.experiment import Experiment
 from experiments.core.transfer import matches, named
-from experiments.models.densenet import DenseBlock
-from experiments.models.layers import WeightedPool
 from experiments.models.resnet import Repeated
 from experiments.ops.product import xla_only
-from experiments.viz.flops import LAYER, Operation, operations, size_in_bytes
-from experiments.viz.layers import OTHER, Layer, Shapes, Summary, kind_of, summed, with_parameters
-from experiments.viz.receptive_field import Scopes, Seen, steps_of
+from experiments.viz.flops import Operation, operations, size_in_bytes
+from experiments.viz.layers import OTHER, Layer, Shapes, Summary, summed, with_parameters
+from experiments.viz.marking import (
+    AGAIN,
+    APART,
+    ITSELF,
+    RESIZING,
+    REST,
+    Loop,
+    MarkedExperiment,
+    Names,
+    Parts,
+    module_of,
+)
+from experiments.viz.receptive_field import Seen, steps_of
 
-Loop = Repeated | DenseBlock
 NOT_READ = ("label", "target", "mask", "lengths", "restart")  # by a model, of a batch
-REST = "rest"  # the operations in no layer: preprocessing, losses, the optimizer
 
 
 def summarize(config: Mapping[str, Any]) -> Summary:
@@ -38,6 +44,7 @@ def summarize(config: Mapping[str, Any]) -> Summary:
     spec = data.spec
     size = data.batch_size if data.batch_size > 0 else spec.train_examples or 1
     experiment = MarkedExperiment(config, spec, data.pipeline, 1, 1)
+    experiment.tta = None  # averages over several passes
     batch = {
         name: jax.ShapeDtypeStruct((size, *shape), jnp.dtype(dtype))
         for name, (shape, dtype) in spec.stored.items()
@@ -47,119 +54,56 @@ def summarize(config: Mapping[str, Any]) -> Summary:
     state = experiment.abstract_state({})
     with xla_only():
         evaluate = functools.partial(experiment.eval_step, hparams={})
-        forward = jax.make_jaxpr(evaluate)(*experiment.weights(state), evaluated)
+        with experiment.in_one_pass():
+            forward = jax.make_jaxpr(evaluate)(*experiment.weights(state), evaluated)
         step = functools.partial(experiment.train_step, measured=False)
         training = jax.make_jaxpr(step)(state, batch, {}, key).jaxpr
     modules = experiment.has_modules
     layers = _forward_layers(operations(forward.jaxpr), modules, size)
+    resizing = layers[RESIZING].multiplications if RESIZING in layers else 0
+    for name in layers.keys() & APART:
+        layers[name].flops = 0
     in_evaluation = set(layers)
     weights = jax.tree.map(lambda _: False, experiment.weights(state))
     read = {name: name not in NOT_READ for name in evaluated}
     seen = _seen(forward.jaxpr, jax.tree.leaves((weights, read)), experiment)
     # layers without weights or FLOPs are shown if no other layer is inside them
-    shown = {name for name in layers if name != REST and not modules.get(name)}
+    shown = {name for name in layers if name not in APART and not modules.get(name)}
     needed, _ = dce_jaxpr(training, [True] * len(training.outvars))
+    names = Names(modules)
     for operation in operations(needed):
-        name = _module_of(operation.layers, modules)
+        name = names.module(operation.layers)
         layers.setdefault(name, Layer(name)).training_flops += operation.flops
     shapes: dict[str, list[tuple[int, ...]]] = defaultdict(list)  # of arrays, by their module
     frozen: dict[str, list[tuple[int, ...]]] = defaultdict(list)
     for name, parameter in named(state.params).items():
-        module = name.rpartition(".")[0]
+        module = name.rpartition(".")[0] or ITSELF
         shapes[module].append(parameter.shape)
         if any(matches(name, pattern) for pattern in experiment.frozen):
             frozen[module].append(parameter.shape)
-        layers.setdefault(module, Layer(module)).training_only = module not in in_evaluation
+        unused = module not in in_evaluation and module != ITSELF
+        layers.setdefault(module, Layer(module)).training_only = unused
+    if any(layer.training_only for layer in layers.values()):
+        with xla_only(), experiment.in_one_pass():
+            whole = jax.make_jaxpr(experiment.training_loss)(state, batch, key)
+        for name, layer in _forward_layers(operations(whole.jaxpr), modules, size).items():
+            if name in layers and layers[name].training_only:
+                layers[name].flops = layer.flops
     for name, output in experiment.outputs.items():
         if name in layers:
             layers[name].set_output(output)
     for name, layer in layers.items():
         layer.kind = experiment.kinds.get(name, OTHER)
     rows = [x for x in layers.values() if x.name in shown | shapes.keys() or x.training_flops]
+    for row in rows:
+        _set_seen(row, seen)
     unrolled = list(_unrolled(rows, shapes, frozen, experiment))
     for row in unrolled:
         _set_seen(row, seen)
+    unrolled.sort(key=lambda row: row.name == REST)
     blocks = tuple(_blocks(unrolled, experiment, seen))
     bytes_of_state = sum(map(size_in_bytes, jax.tree.leaves(state)))
-    return Summary(tuple(unrolled), blocks, size, bytes_of_state)
-
-
-class MarkedExperiment(Experiment):
-    """An experiment that marks each operation of its traces with its layers.
-
-    Attributes:
-        has_modules: the names of all modules that can be called, and whether others are inside.
-        outputs: what each module returned at its first call, by name.
-        loops: the modules that compute several layers in a loop, by the name of the looped one.
-        kinds: the kind of each module, by name.
-        pooled: how many values a `WeightedPool` takes the mean of, by name.
-    """
-
-    def __init__(self, *arguments: Any):
-        super().__init__(*arguments)
-        self.has_modules: dict[str, bool] = {}
-        self.outputs: dict[str, Any] = {}
-        self.loops: dict[str, Loop] = {}
-        self.kinds: dict[str, str] = {}
-        self.pooled: dict[str, int] = {}
-
-    def model(self, *arguments: Any) -> nnx.Module:
-        """Build the model, with each of its modules in a name scope of its own."""
-        model = super().model(*arguments)
-        for path, module in nnx.iter_modules(model):
-            if path and callable(module):
-                name = ".".join(map(str, path))
-                self.has_modules.setdefault(name, False)
-                for end in range(1, len(path)):
-                    self.has_modules[".".join(map(str, path[:end]))] = True
-                if isinstance(module, Loop):
-                    self.loops[f"{name}.{module.inside}"] = module
-                if isinstance(module, WeightedPool):
-                    self.pooled[name] = module.window_size
-                self.kinds[name] = kind_of(module)
-                module.__class__ = self._marked(type(module), name)
-        return model
-
-    def _marked(self, kind: type, name: str) -> type:
-        def call(module: Any, *arguments: Any, **named: Any) -> Any:
-            with jax.named_scope(LAYER + name):
-                output = kind.__call__(module, *arguments, **named)
-            self.outputs.setdefault(name, jax.tree.leaves(output)[0])
-            return output
-
-        return type(kind.__name__, (kind,), {"__call__": call})
-
-
-def _module_of(scopes: Scopes, has_modules: Mapping[str, bool]) -> str:
-    return next((name for name in reversed(scopes) if name in has_modules), REST)
-
-
-class Names:
-    """Gives operations in the order of a program the names of their layers.
-
-    A function beside modules is a layer, numbered from its second call on; one in a module without
-    others is a part of that.
-    """
-
-    def __init__(self, has_modules: Mapping[str, bool]):
-        self.has_modules = has_modules
-        self.taken: set[str] = set()
-        self.previous: Scopes = ()
-        self.function = REST
-
-    def of(self, scopes: Scopes) -> tuple[str, bool]:
-        """Return the name of the layer of the next operation, and whether it is a function."""
-        module = _module_of(scopes, self.has_modules)
-        is_function = bool(scopes) and scopes[-1] not in self.has_modules
-        is_function &= self.has_modules.get(module, True)
-        if is_function and scopes != self.previous:
-            name = scopes[-1] if module == REST else f"{module}.{scopes[-1]}"
-            numbered = (f"{name}_{number}" for number in itertools.count(2))
-            every = itertools.chain([name], numbered)
-            self.function = next(n for n in every if n not in self.taken)
-            self.taken.add(self.function)
-        self.previous = scopes
-        return (self.function, True) if is_function else (module, False)
+    return Summary(tuple(unrolled), blocks, size, bytes_of_state, resizing)
 
 
 def _forward_layers(
@@ -170,6 +114,8 @@ def _forward_layers(
     names = Names(has_modules)
     for operation in program:
         name, is_function = names.of(operation.layers)
+        if name == AGAIN:
+            continue
         layer = layers.setdefault(name, Layer(name))
         if is_function:
             layer.set_output(operation.output)
@@ -182,8 +128,10 @@ def _seen(program: Any, inputs: Sequence[bool], experiment: MarkedExperiment) ->
     modules, found = experiment.has_modules, {}
     names = Names(modules)
     loops = {inside.rpartition(".")[0]: inside for inside in experiment.loops}
-    for scopes, turn, seen in steps_of(program, inputs, lambda s: _module_of(s, modules), loops):
+    for scopes, turn, seen in steps_of(program, inputs, lambda s: module_of(s, modules), loops):
         name, _ = names.of(scopes)
+        if name in APART:
+            continue
         if turn is not None:
             name = f"{turn[0]}[{turn[1]}]{name.removeprefix(turn[0])}"
         found[name] = seen
@@ -206,6 +154,7 @@ def _blocks(
         if name is None or len(layers) < 2:
             continue
         block = summed(name, layers)
+        block.title = experiment.titles.get(name, "")
         output = experiment.outputs.get(name.partition("[")[0])
         if output is not None:
             block.output_shape = tuple(output.shape[1:])
@@ -240,7 +189,11 @@ def _unrolled(
         if inside is None:
             for layer in group:
                 own = (shapes.get(layer.name, ()), frozen.get(layer.name, ()))
-                yield with_parameters(layer, *own, pooled.get(layer.name))
+                parts = experiment.parts.get(layer.name.rpartition(".")[0])
+                if parts:
+                    yield from _parts(layer, *own, parts=parts)
+                else:
+                    yield with_parameters(layer, *own, pooled.get(layer.name))
             continue
         looped = list(group)
         for turn, layer in itertools.product(range(loops[inside].depth), looped):
@@ -248,6 +201,23 @@ def _unrolled(
             own = (shapes.get(layer.name, ()), frozen.get(layer.name, ()))
             one = _of_turn(layer, *own, loops[inside], turn, part)
             yield replace(one, name=f"{inside}[{turn}]{part}")
+
+
+def _parts(layer: Layer, *arrays: Shapes, parts: Parts) -> Iterator[Layer]:
+    """Yield the layers that one of a module with `parts` stands for, each with its parameters."""
+    whole = sum(features for _, features in parts)
+    for number, (title, features) in enumerate(parts):
+        part = replace(
+            layer,
+            name=layer.name if len(parts) == 1 else f"{layer.name}[{number}]",
+            title=title,
+            output_shape=(*layer.output_shape[:-1], features),
+            output_bytes=layer.output_bytes * features // whole,
+            flops=layer.flops * features // whole,
+            training_flops=layer.training_flops * features // whole,
+        )
+        own = ([(*shape[:-1], features) for shape in shapes] for shapes in arrays)
+        yield with_parameters(part, *own)
 
 
 def _of_turn(

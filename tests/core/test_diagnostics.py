@@ -118,6 +118,8 @@ def test_trials_side_by_side_have_the_numbers_that_each_has_alone(tmp_path):
     for a, b in zip(of_layers(alone), of_layers(beside), strict=True):
         assert a.keys() == b.keys()
         np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=2e-2, atol=1e-5)
+    (every,) = trained("every", composed(*options, "trainer.diagnostics_every=1"))
+    assert [line["step"] for line in of_layers(every)] == [0, 2, 4, 6]
     # and they change nothing about the training
     (without,) = trained("without", composed(*TINY, "optim.learning_rate=0.01"))
     assert without == [line for line in alone if line not in of_layers(alone)]

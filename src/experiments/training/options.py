@@ -56,7 +56,9 @@ class Trainer:
       debug_nans: when a run diverges, play that step again and name the first operation that gives
         a NaN or, where none does, an infinity.
       diagnostics: log numbers of each layer before the first and after every period, at the price
-        of a step; of periods shorter than `training.stack.APART` steps not after every one.
+        of a step or two.
+      diagnostics_every: fewest steps from one such look to the next: of shorter periods not every
+        one is followed by one, but the last.
       compilation_cache: folder of compiled programs (null: the user's cache folder, "": none).
       figures: draw figures: of every trial, of none, or of the best alone, that is of a run by
         itself and of the winner of a study.
@@ -87,6 +89,7 @@ class Trainer:
     profile_steps: NonNegativeInt
     debug_nans: bool
     diagnostics: bool
+    diagnostics_every: PositiveInt
     compilation_cache: str | None
     figures: bool | Literal["best"]
 

@@ -26,8 +26,6 @@ from experiments.training.setup import Setup
 from experiments.training.step import Compiled, Layout
 from experiments.training.trial import Trial
 
-APART = 64  # fewest steps between two looks at the layers, which take as long as one or two each
-
 
 class Stack:
     """A stack of trials: the first rows are theirs, the rest repeat the last one.
@@ -100,12 +98,17 @@ class Stack:
     def diagnose(self, step: int) -> None:
         """Log numbers of each layer between two periods, where that is wanted and due.
 
+        At the start, after every period, or the next one that is `diagnostics_every` steps away,
+        and at the end.
+
         They are those at the first batch of the epoch, or of a stream at the batch at hand.
         """
         periods, epoch = self.setup.periods, step / self.setup.experiment.steps_per_epoch
         number, rest = divmod(step, periods.length)
-        due = (not rest and number % -(-APART // periods.length) == 0) or step >= periods.total
-        if not (self.setup.trainer.diagnostics and due) or step == self._restored_at:
+        trainer = self.setup.trainer
+        apart = -(-trainer.diagnostics_every // periods.length)  # in periods
+        due = (not rest and number % apart == 0) or step >= periods.total
+        if not (trainer.diagnostics and due) or step == self._restored_at:
             return
         window = self._window or next(iter(self.feed.windows(0, 1)))
         numbers = self.compiled.diagnose(

@@ -2,6 +2,8 @@
 
 import pytest
 
+from experiments.machine import CONFIG
+from experiments.search.plan import plan_of_arguments
 from experiments.training.setup import Setups
 from support import composed
 
@@ -22,6 +24,10 @@ def test_a_gradient_that_is_an_estimate_is_said_once(data_home, caplog):
         Setups().of(composed(*data_home, *own, "loss=mse"))
         assert caplog.text.count("`step` is a straight-through estimate") == 1
         caplog.clear()
+    side_by_side = ["model=perceptron", "loss=mse", "seed=range(3)", *data_home]
+    plan_of_arguments(side_by_side, {}, CONFIG)  # which is the launcher's
+    assert caplog.text.count("`step` is a straight-through estimate") == 1
+    caplog.clear()
     Setups().of(composed(*data_home, "model.hidden=[4]"))
     assert "straight-through" not in caplog.text
 

@@ -10,7 +10,7 @@ from experiments.errors import UserError
 from experiments.search.configs import assignments, check_trial
 from experiments.search.goals import COSTS, question_goal, usual_goal
 from experiments.search.space import Space, path_of
-from experiments.training.options import check_sizes
+from experiments.training.options import check_sizes, surprises
 
 if TYPE_CHECKING:
     from experiments.core.experiment import Experiment
@@ -30,10 +30,12 @@ WEIGHTS = ("freeze", "optim.learning_rates", "discriminator_optim.learning_rates
 """Beginnings of parameters that name weights."""
 
 
-def examine(space: Space, settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def examine(
+    space: Space, settings: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str], list[str]]:
     """Check what a search may draw; return its settings, with metric and goal, and overrides.
 
-    By these overrides a trial finds its best epoch. This imports what the configs name, and with
+    By these overrides a trial finds its best epoch. The third result is what may surprise. This imports what the configs name, and with
     that JAX, but computes nothing.
 
     Raises:
@@ -41,9 +43,11 @@ def examine(space: Space, settings: Mapping[str, Any]) -> tuple[dict[str, Any], 
     """
     if wrong := check_values(space):
         raise UserError("\n".join(wrong))
+    every = []
     for choices in space.contexts:
         whole = complete(space, choices)
         config = space.configs.plain(whole)
+        every.append(config)
         check_trial(config)
         check_model(config)
         check_beside(
@@ -55,6 +59,7 @@ def examine(space: Space, settings: Mapping[str, Any]) -> tuple[dict[str, Any], 
     trainer = config["trainer"]
     own = objective_of(config).monitor
     chosen, mode = monitored(own, trainer["monitor"], trainer["monitor_mode"])
+    surprising = list(dict.fromkeys(itertools.chain(*map(surprises_of, every))))
     key = "metric=val/" if "metric" in settings else "trainer.monitor="
     metrics = settings.get("metric", [f"val/{chosen}"])
     validated = [name.removeprefix("val/") for name in metrics if name not in COSTS]
@@ -71,8 +76,18 @@ def examine(space: Space, settings: Mapping[str, Any]) -> tuple[dict[str, Any], 
     settled = {**settings, "metric": metrics, "goal": goals}
     decides = validated[0], goals[metrics.index(f"val/{validated[0]}")][:3]  # on the best epoch
     if decides == (chosen, mode):
-        return settled, []
-    return settled, [f"trainer.monitor={decides[0]}", f"trainer.monitor_mode={decides[1]}"]
+        return settled, [], surprising
+    own = [f"trainer.monitor={decides[0]}", f"trainer.monitor_mode={decides[1]}"]
+    return settled, own, surprising
+
+
+def surprises_of(config: dict[str, Any]) -> list[str]:
+    """Return what may surprise in a config; nothing where the workers alone can tell."""
+    try:
+        return list(surprises(experiment_of(config), training=True))
+    except Exception:
+        log.debug("a trial will show this", exc_info=True)
+        return []
 
 
 def check_metric(space: Space, metric: str) -> Iterator[str]:

@@ -242,7 +242,10 @@ def make_plan(
     if "retry" in settings:
         raise UserError(f"retry={settings['retry']}: goes with resume=<study folder>")
     settings = {k: v for k, v in settings.items() if k not in SETTLED}
-    settings, own = where_jax_is(examine, space, settings | read_goal(settings))
+    wanted = settings | read_goal(settings)
+    settings, own, surprising = where_jax_is(examine, space, wanted)
+    for line in surprising:
+        log.warning(line)
     started = points.read(settings.pop("points"), space) if "points" in settings else []
     if "from" in settings:
         other = Path(settings.pop("from"))

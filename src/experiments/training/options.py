@@ -1,18 +1,21 @@
 """The keys of a config that say how to train: the groups `trainer`, `population` and `lr_range`.
 
-And the checks of the length that a run has by them.
+And the checks of the length that a run has by them, and what may surprise in a config.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from experiments.core.config import build
+from experiments.core.config import build, leaves
 from experiments.data.dataset import resolve_batch_size
 from experiments.errors import UserError
 from experiments.training.metrics import Periods
 from experiments.types import NonNegative, NonNegativeInt, Positive, PositiveInt, Seed
+
+if TYPE_CHECKING:
+    from experiments.core.experiment import Experiment
 
 
 @dataclass(frozen=True)
@@ -202,3 +205,29 @@ def check_sizes(config: Mapping[str, Any]) -> None:
     if examples is not None:
         steps = examples // resolve_batch_size(data.batch_size, examples)
     check_lengths(config, steps)
+
+
+def surprises(experiment: "Experiment", *, training: bool) -> Iterator[str]:
+    """Yield a line for each thing that a config does and its user may not expect."""
+    config = experiment.config
+    stored, seen = tuple(experiment.spec.input_shape), experiment.input_shape
+    if stored != seen:
+        small, large = ("x".join(map(str, shape[:2])) for shape in (stored, seen))
+        name = config["model"]["_target_"].rsplit(".", 1)[-1]
+        yield f"{name} needs larger images: {small} is resized to {large}"
+    mirrors = (config["data"].get("augment") or {}).get("flip")
+    if (tta := experiment.tta) in ("flip", "ten_crop") and not mirrors:
+        said = "averages over mirror images, the training did not: wrong for digits and letters"
+        yield f"eval.tta={tta} {said}"
+    if training and "step" in (value for _, value in leaves(config["model"])):
+        said = "straight-through estimate: the derivative, which is 0, counts as 1"
+        yield f"the gradient through an activation `step` is a {said}"
+    if training and config["data"]["batch_size"] == 1:
+        from experiments.core.transfer import named  # imports JAX
+
+        statistics = experiment.weights(experiment.abstract_state({}))[1]
+        if any(name.endswith(".var") for name in named(statistics)):
+            yield (
+                "data.batch_size=1: batch normalisation sees one example at a time, but evaluates "
+                "by averages over many; use a larger batch"
+            )

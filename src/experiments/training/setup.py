@@ -15,19 +15,18 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments.core.config import build, leaves, place
+from experiments.core.config import build, place
 from experiments.core.experiment import Experiment, State, hyperparameters
 from experiments.core.metrics import complaint_about
 from experiments.core.programs import Programs
 from experiments.core.rng import root_key
-from experiments.core.transfer import named
 from experiments.data.dataset import Stream, resolve_batch_size, some_examples
 from experiments.errors import UserError
 from experiments.objectives.metrics import monitored
 from experiments.training.distributed import put
 from experiments.training.evaluation import Data, Evaluator, Split
 from experiments.training.feed import ResidentFeed, StreamedFeed
-from experiments.training.options import Trainer
+from experiments.training.options import Trainer, surprises
 from experiments.training.runtime import data_mesh, devices_for
 from experiments.training.step import Compiled, Layout
 from experiments.viz.flops import Cost, cost, work
@@ -101,7 +100,8 @@ class Setup:
         self.key = root_key(0)  # whose shape is that of every trial's
         self._compiled: dict[tuple[Layout, int], Compiled] = {}
         self.widths: dict[Layout, int] = {}  # the fastest that was found
-        self._say_what_surprises()
+        for line in surprises(self.experiment, training=training):
+            log.warning(line)
         if training:
             self._check()
 
@@ -290,26 +290,6 @@ class Setup:
         _ = self._shares
         if self.config.get("metrics"):
             self.experiment.measured(self.evaluation_shapes, {})
-
-    def _say_what_surprises(self) -> None:
-        stored, seen = tuple(self.source.spec.input_shape), self.experiment.input_shape
-        if stored != seen:
-            small, large = ("x".join(map(str, shape[:2])) for shape in (stored, seen))
-            name = self.config["model"]["_target_"].rsplit(".", 1)[-1]
-            log.info("%s needs larger images: %s is resized to %s", name, small, large)
-        mirrors = (self.config["data"].get("augment") or {}).get("flip")
-        if (tta := self.experiment.tta) in ("flip", "ten_crop") and not mirrors:
-            said = "averages over mirror images, the training did not: wrong for digits and letters"
-            log.warning("eval.tta=%s %s", tta, said)
-        if self.training and "step" in (value for _, value in leaves(self.config["model"])):
-            said = "straight-through estimate: the derivative, which is 0, counts as 1"
-            log.info("the gradient through an activation `step` is a %s", said)
-        alone = self.training and self.batch_size == 1
-        if alone and any(name.endswith(".var") for name in named(self.shapes.model_state)):
-            log.warning(
-                "data.batch_size=1: batch normalisation sees one example at a time, but evaluates "
-                "by averages over many; use a larger batch"
-            )
 
 
 class Setups:

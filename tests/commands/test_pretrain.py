@@ -33,6 +33,7 @@ def test_the_three_stages_are_trained_and_compared(run_cli, tmp_path):
         ("objective.epochs_a_layer=1", [], "pretraining: objective.epochs_a_layer=1, of 2 layers"),
         ("seed=1", ["data.batch_size=4096"], "pretrained: "),
         ("seed=1", ["trainer.monitor=acuracy"], "pretrained: trainer.monitor=acuracy: "),
+        ("seed=1", ["model.pretrained=runs/other"], "model.pretrained=runs/other: mode=pretrain"),
         ("seed=1", ["model=lenet5"], "pretrain.overrides: none of its weights fits the model"),
     ],
 )

@@ -43,6 +43,23 @@ def test_every_lesson_is_composed_and_built(name):
     assert isinstance(lesson, Lesson)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["lesson.epochs=1", "model=lstm"], "model=lstm: a lesson does not read this"),
+        (["seed=1"], "its own keys are lesson.seeds, lesson.epochs"),
+        (["lesson.epoch=1"], "did you mean 'lesson.epochs'?"),
+        (["seed=range(3)"], "mode=lesson cannot be searched; lesson.seeds=3 repeats it"),
+        (["-m", "lesson.epochs=2,3"], "mode=lesson cannot be searched"),
+    ],
+)
+def test_what_a_lesson_cannot_do_is_refused(run_cli, tmp_path, arguments, said):
+    code, error = run_cli("experiment=lesson/xor", *arguments, folders=False)
+    assert code == 2
+    assert said in error
+    assert not (tmp_path / "run/lesson.json").exists()
+
+
 def test_a_lesson_leaves_its_page_its_figures_and_its_verdict(run_cli, tmp_path, capsys):
     sizes = ("lesson.seeds=2", "lesson.epochs=25")
     code, error = run_cli("experiment=lesson/xor", *sizes, folder=tmp_path / "run", folders=False)

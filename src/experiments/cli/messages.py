@@ -102,7 +102,7 @@ def _bad_override(message: str, arguments: Sequence[str]) -> str:
 
 def _valid_keys(arguments: Sequence[str]) -> list[str]:
     """Return the keys and groups of the config that the other arguments describe."""
-    choices = [a for a in arguments if re.fullmatch(r"[a-z_]+=[\w.\-]+", a)]
+    choices = [a for a in arguments if re.fullmatch(r"[a-z_]+=[\w.\-/]+", a)]
     config_dir, _ = config_dir_of(arguments)
     for overrides in (choices, []):  # the misspelt name may be among the choices
         with contextlib.suppress(HydraException, OmegaConfBaseException):

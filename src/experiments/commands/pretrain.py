@@ -43,6 +43,11 @@ def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
 
     from experiments.commands.dispatch import as_plain
 
+    if (given := config["model"]["pretrained"]) is not None:
+        raise UserError(
+            f"model.pretrained={given}: mode=pretrain compares its own weights with none; "
+            "to go on from others: 'pretrain.overrides=[model.pretrained=...]'"
+        )
     leave_run_aside()
     folders = {name: directory / name for name in ("pretraining", "pretrained", "from_scratch")}
     composed = compose("config", config["pretrain"]["overrides"])

@@ -195,6 +195,13 @@ def check_trial(config: dict[str, Any]) -> None:
     check_config(config)
 
 
+def check_trains(config: Mapping[str, Any]) -> None:
+    """Check that a config, of an experiment file perhaps, is of a training; raises `UserError`."""
+    if (mode := config["mode"]) != "train":
+        hint = "; lesson.seeds=3 repeats it" if mode == "lesson" else ", which is for trainings"
+        raise UserError(f"mode={mode} cannot be searched{hint}")
+
+
 def compilation_cache(config: dict[str, Any]) -> str | None:
     """Return the folder of compiled programs, but not one that the study alone names.
 

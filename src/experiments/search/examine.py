@@ -35,8 +35,8 @@ def examine(
 ) -> tuple[dict[str, Any], list[str], list[str]]:
     """Check what a search may draw; return its settings, with metric and goal, and overrides.
 
-    By these overrides a trial finds its best epoch. The third result is what may surprise. This imports what the configs name, and with
-    that JAX, but computes nothing.
+    By these overrides a trial finds its best epoch. The third result is what may surprise. This
+    imports what the configs name, and with that JAX, but computes nothing.
 
     Raises:
         UserError: a line for each thing that is wrong.

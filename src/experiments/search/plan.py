@@ -20,7 +20,7 @@ from experiments.core.config import check_arguments, mismatch
 from experiments.errors import UserError
 from experiments.machine import write_whole
 from experiments.search import methods, points
-from experiments.search.configs import Configs, check_added, configs_of
+from experiments.search.configs import Configs, check_added, check_trains, configs_of
 from experiments.search.examine import examine
 from experiments.search.goals import Goal, listed, read_goal
 from experiments.search.local import where_jax_is
@@ -233,6 +233,8 @@ def make_plan(
     space = read_space(parameters, configs)
     if wrong := list(space.check_paths()):
         raise UserError("\n".join(wrong))
+    for choices in space.contexts:
+        check_trains(configs.compose(choices))
     check_added(overrides, configs.compose(space.contexts[0]), configs.groups)
     config = configs.plain(space.contexts[0])
     steps = parameters.get("trainer.steps") or config["trainer"]["steps"]

@@ -16,6 +16,10 @@ from experiments.types import NonNegative, NonNegativeInt, Positive, PositiveInt
 
 if TYPE_CHECKING:
     from experiments.core.experiment import Experiment
+# the keys that a lesson of the lab book reads, beside `lesson` and `cluster`
+OF_LESSON = (
+    *("experiment", "mode", "name", "overwrite", "nodes", "allow", "trainer.compilation_cache"),
+)
 
 
 @dataclass(frozen=True)
@@ -135,11 +139,15 @@ class LrRange:
 
 
 def check_said(arguments: Iterable[str], config: Mapping[str, Any]) -> None:
-    """Check that no argument says the epochs of a run whose length is said in steps.
+    """Check that no argument says what would make no difference.
+
+    That is the epochs of a run whose length is said in steps, and all but the own keys of a lesson.
 
     Raises:
-        UserError: it would make no difference.
+        UserError: one does.
     """
+    if config.get("mode") == "lesson":
+        _check_of_lesson(arguments, config["lesson"] or {})
     steps = config["trainer"]["steps"]
     said = [a for a in arguments if a.lstrip("+").partition("=")[0] == "trainer.epochs"]
     if said and steps is not None:
@@ -147,6 +155,14 @@ def check_said(arguments: Iterable[str], config: Mapping[str, Any]) -> None:
             f"{said[0].lstrip('+')}: the length of the run is trainer.steps={steps}; "
             "change that, or say trainer.steps=null too"
         )
+
+
+def _check_of_lesson(arguments: Iterable[str], lesson: Mapping[str, Any]) -> None:
+    for argument in arguments:
+        key = argument.lstrip("+~").partition("=")[0]
+        if key not in OF_LESSON and key.partition(".")[0] not in ("lesson", "cluster"):
+            own = ", ".join(f"lesson.{name}" for name in lesson if name != "_target_")
+            raise UserError(f"{argument}: a lesson does not read this; its own keys are {own}")
 
 
 def check_lengths(config: Mapping[str, Any], steps_per_epoch: float = math.inf) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from experiments.cli import report
 from experiments.core.config import build
 from experiments.lessons import labbook
 from experiments.lessons.lesson import Lab, Lesson, overall
@@ -21,6 +22,22 @@ def test_differences_are_judged_as_the_t_tests_judge_them():
     wanted = stats.ttest_rel(a[:6], b).confidence_interval()
     found = interval_of_difference(a[:6], b, paired=True)
     np.testing.assert_allclose(found, (wanted.low, wanted.high))
+
+
+def test_single_and_equal_runs_decide_nothing_but_exact_numbers_do(tmp_path):
+    lab = Lab(tmp_path)
+    lab.compare("one run above another", [1.0], [0.0])
+    lab.compare("one run above several", [1.0], [0.0, 0.1])
+    lab.compare("two of two above two", [8, 8], [0, 0])
+    lab.compare("a pair above", [1.0], [0.0], paired=True)
+    assert [finding.verdict for finding in lab.findings] == ["undecided"] * 4
+    assert "too few runs" in lab.findings[0].numbers
+    lab.findings.clear()
+    lab.compare("a count above a count", 8, 0)
+    lab.compare("a bound below several runs", [1.0, 1.1, 1.2], 0.5)
+    lab.compare("ten of ten above a half", [1] * 10, 0.5)
+    lab.compare("four of four above four", [8] * 4, [0] * 4)
+    assert [finding.verdict for finding in lab.findings] == ["holds"] * 4
 
 
 def test_a_verdict_can_come_out_negative_and_open(tmp_path):
@@ -60,14 +77,23 @@ def test_what_a_lesson_cannot_do_is_refused(run_cli, tmp_path, arguments, said):
     assert not (tmp_path / "run/lesson.json").exists()
 
 
-def test_a_lesson_leaves_its_page_its_figures_and_its_verdict(run_cli, tmp_path, capsys):
-    sizes = ("lesson.seeds=2", "lesson.epochs=25")
+def test_a_lesson_leaves_its_page_its_figures_and_its_verdict(run_cli, tmp_path, monkeypatch):
+    sizes = ("lesson.seeds=6", "lesson.epochs=25")
     code, error = run_cli("experiment=lesson/xor", *sizes, folder=tmp_path / "run", folders=False)
     assert code == 0, error
     record = json.loads((tmp_path / "run" / "lesson.json").read_text())
     # Minsky & Papert: no single layer; Rumelhart et al.: one hidden layer does
     assert [finding["verdict"] for finding in record["findings"]] == ["holds"] * 3
+    compared = record["findings"][-1]["compared"]
+    assert compared["larger"] == [1.0] * 6
+    assert compared["difference"] == compared["low"] == compared["high"] == 0.5
     page = (tmp_path / "run" / "lesson.md").read_text()
     assert "python run.py experiment=lesson/xor" in page
     assert (tmp_path / "run" / "figures" / "accuracy.png").exists()
     assert record["title"] in labbook.index_of({"xor": record})
+    monkeypatch.setattr("sys.argv", ["report.py", str(tmp_path / "run")])
+    report.main()
+    shown = (tmp_path / "run" / "report.html").read_text()
+    assert record["findings"][0]["claim"] in shown
+    assert shown.count("<img") == len(record["figures"]) > 0
+    assert "run/trainings" in shown

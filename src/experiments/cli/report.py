@@ -3,6 +3,7 @@
 experiments report <run folder>            report.html in it: its curves and figures
 experiments report <folder of runs>        report.html in it, and a table: by data and objective,
                                            seeds as mean and deviation, a study as its best setting
+experiments report <folder of a lesson>    report.html in it: its claims and figures
 experiments report <study folder>          report.html and figures/ in it, and a table
 experiments report <study> <study> [...]   at equal budget side by side, with a test whether they
                                            differ: in comparisons/<their names>/, here
@@ -43,6 +44,11 @@ def main() -> None:
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder}: there is no such folder")
+    if len(folders) == 1 and (folders[0] / "lesson.json").is_file():
+        from experiments.viz.pages.lesson_page import report_lesson
+
+        report_lesson(folders[0])
+        return
     studies = all((folder / "study.yaml").is_file() for folder in folders)
     into = folders[0] if len(folders) == 1 else _new_folder(folders)
     if studies:

@@ -7,8 +7,9 @@ import copy
 import dataclasses
 import json
 import logging
+import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -41,6 +42,25 @@ LEAN = ("logger=none", "trainer.figures=false", "overwrite=true")
 
 
 @dataclass(frozen=True)
+class Compared:
+    """Two samples and the difference of their means; what is not finite is None, as JSON has it.
+
+    Args:
+      larger: what each run gave, or one exact number.
+      smaller: the same of the others.
+      difference: mean of the larger less that of the smaller.
+      low: end of its 95 % interval, None where runs are too few for one.
+      high: the other end.
+    """
+
+    larger: list[float | None]
+    smaller: list[float | None]
+    difference: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
 class Finding:
     """A claim and what the numbers say of it.
 
@@ -48,11 +68,13 @@ class Finding:
       claim: a sentence that can turn out wrong.
       verdict: what the numbers say.
       numbers: those that it follows from, with their spread, as text.
+      compared: the same as numbers, where two samples were compared.
     """
 
     claim: str
     verdict: Verdict
     numbers: str
+    compared: Compared | None = None
 
 
 @dataclass
@@ -119,14 +141,16 @@ class Lab:
         body = "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
         self.tables.append(f"**{title}**\n\n{body}")
 
-    def conclude(self, claim: str, holds: bool | None, numbers: str) -> None:
+    def conclude(
+        self, claim: str, holds: bool | None, numbers: str, compared: Compared | None = None
+    ) -> None:
         """Say what the numbers say of a claim; `holds` is None where they do not decide it."""
         words: dict[bool | None, Verdict] = {
             True: "holds",
             False: "does not hold",
             None: "undecided",
         }
-        self.findings.append(Finding(claim, words[holds], numbers))
+        self.findings.append(Finding(claim, words[holds], numbers, compared))
 
     def compare(
         self,
@@ -140,16 +164,22 @@ class Lab:
         """Conclude whether the mean of one sample is above that of another, less the margin.
 
         It holds if the whole 95 % interval of the difference is above −margin, does not hold if all
-        of it is at or below, and is undecided otherwise.
+        of it is at or below, and is undecided otherwise: a single run against another decides
+        nothing. A number in the place of a sample is exact.
 
         Args:
           paired: the samples are of the same seeds in order, so that their differences are judged.
           margin: by how much the larger may fall short, where the claim is that it is not worse.
         """
         low, high = interval_of_difference(larger, smaller, paired=paired)
-        numbers = f"{spread(larger)} against {spread(smaller)}"
+        bounded = math.isfinite(high - low)
+        interval = f"difference {low:.3g} to {high:.3g}" if bounded else "too few runs to tell"
+        numbers = f"{spread(larger)} against {spread(smaller)}; {interval}"
+        samples = [np.atleast_1d(np.asarray(values, float)) for values in (larger, smaller)]
+        numeric = _finite([samples[0].mean() - samples[1].mean(), low, high])
+        compared = Compared(_finite(samples[0]), _finite(samples[1]), *numeric)
         holds = True if low > -margin else False if high <= -margin else None
-        self.conclude(claim, holds, f"{numbers}; difference {low:.3g} to {high:.3g}")
+        self.conclude(claim, holds, numbers, compared)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +208,7 @@ class Lesson:
             "title": title_of(self),
             "verdict": overall([finding.verdict for finding in lab.findings]),
             "findings": [dataclasses.asdict(finding) for finding in lab.findings],
+            "figures": lab.figures,
             "seconds": round(seconds, 1),
         }
         write_whole(directory / "lesson.json", json.dumps(record, indent=2).encode())
@@ -193,6 +224,11 @@ def _quietly(path: Path) -> Iterator[None]:
             yield
     finally:
         logging.disable(logging.NOTSET)
+
+
+def _finite(values: Iterable[float]) -> list[float | None]:
+    """Return numbers, None for what JSON has no number for."""
+    return [float(value) if math.isfinite(value) else None for value in values]
 
 
 def _is_value(override: str) -> bool:

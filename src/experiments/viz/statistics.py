@@ -1,10 +1,12 @@
 """What repeated measurements say: means with their spread, and intervals of differences."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
-Values = Sequence[float] | np.ndarray
+Values = Sequence[float] | np.ndarray | float
+"""What several runs gave, or a number that is exact, such as a count or a bound."""
 
 CONFIDENCE = 0.95  # of the interval by which a difference is distinguished from noise
 
@@ -12,33 +14,39 @@ CONFIDENCE = 0.95  # of the interval by which a difference is distinguished from
 def spread(values: Values) -> str:
     """Return mean, standard deviation and number of values as text."""
     array = np.asarray(values, float)
-    if len(array) == 1:
-        return f"{array[0]:.4g}"
+    if array.size == 1:
+        return f"{array.item():.4g}"
     return f"{array.mean():.4g} ± {array.std(ddof=1):.2g} (n={len(array)})"
 
 
 def interval_of_difference(a: Values, b: Values, *, paired: bool = False) -> tuple[float, float]:
     """Return the 95 % interval of mean(a) − mean(b), of samples with variances of their own.
 
-    Of pairs it is Student's interval of their differences.
+    Of pairs it is Student's interval of their differences. A number by itself is exact. The spread
+    of a single run is not known, so the interval has no ends; nor has that of samples without any
+    spread, unless they are so many that a permutation test would tell them apart.
 
     References:
       Welch 1947, "The generalization of 'Student's' problem when several different population
-      variances are involved".
+      variances are involved"; Fisher 1935, "The design of experiments", section 21.
     """
     from scipy.stats import t
 
     a, b = np.asarray(a, float), np.asarray(b, float)
     if paired:
-        a, b = a - b, np.zeros(1)
-    difference = a.mean() - b.mean()
-    parts = [x.var(ddof=1) / len(x) if len(x) > 1 else 0.0 for x in (a, b)]
-    variance = sum(parts)
+        a, b = a - b, np.zeros(())
+    difference = float(a.mean() - b.mean())
+    sizes = [len(x) for x in (a, b) if x.ndim]
+    if 1 in sizes:
+        return -math.inf, math.inf
+    parts = [x.var(ddof=1) / len(x) for x in (a, b) if x.ndim]
+    variance = float(sum(parts))
     if variance == 0:
-        return difference, difference
-    sizes = zip(parts, (a, b), strict=True)
-    freedom = variance**2 / sum(v**2 / (len(x) - 1) for v, x in sizes if len(x) > 1)
-    margin = t.ppf((1 + CONFIDENCE) / 2, freedom) * variance**0.5
+        splits = math.comb(sum(sizes), sizes[0]) if len(sizes) == 2 else 2 ** sum(sizes)
+        told = not sizes or 2 / splits <= 1 - CONFIDENCE
+        return (difference, difference) if told else (-math.inf, math.inf)
+    freedom = variance**2 / sum(v**2 / (n - 1) for v, n in zip(parts, sizes, strict=True))
+    margin = float(t.ppf((1 + CONFIDENCE) / 2, freedom)) * variance**0.5
     return difference - margin, difference + margin
 
 

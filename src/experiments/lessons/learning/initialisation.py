@@ -11,8 +11,9 @@ from experiments import compose
 from experiments.core.config import build
 from experiments.lessons.charts import panels
 from experiments.lessons.lesson import Lab, Lesson
+from experiments.lessons.statistics import spread
 from experiments.models.layers import ACTIVATIONS
-from experiments.types import PositiveInt
+from experiments.types import Initializer, PositiveInt
 from experiments.viz.figures import INK
 
 LAYERS, WIDTH, EXAMPLES = 5, 100, 1000
@@ -22,6 +23,9 @@ INITS = {
     "Xavier": "xavier_normal",
     "He": "he_normal",
 }
+# activations, and between which ends their values are
+RANGES = {"sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0), "relu": None}
+Ends = dict[str, list[float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +34,9 @@ class Initialisation(Lesson):
 
     A thousand normal inputs go through five layers of a hundred units. Weights of deviation 1 drive
     sigmoid and tanh to their ends, where they have no slope; weights of 0.01 leave all units of a
-    layer alike; Xavier keeps the spread with tanh, He with rectifiers. And units that begin equal
-    receive equal gradients: they stay one unit.
+    layer alike; Xavier keeps the spread with tanh, which takes a part of it by itself, and He with
+    rectifiers, where Xavier's weights lose half of the variance in each layer. And units that begin
+    equal receive equal gradients: they stay one unit.
 
     Args:
       epochs: of the runs with equal weights.
@@ -43,21 +48,18 @@ class Initialisation(Lesson):
     epochs: PositiveInt
 
     def run(self, lab: Lab) -> None:
-        spreads, ends = _activations(lab)
-        for activation, good in (("tanh", "Xavier"), ("relu", "He")):
-            # the deviation of the last layer over that of the first
-            ratio = {
-                init: spreads[activation, init][-1] / spreads[activation, init][0] for init in INITS
-            }
-            holds = 0.5 < ratio[good] < 2 and ratio["std 0.01"] < 0.1
-            numbers = ", ".join(f"{init} {ratio[init]:.2g}" for init in INITS if init != "std 1")
-            claim = f"{good} keeps the spread of {activation} within a half, small weights lose it"
-            lab.conclude(claim, holds, f"fifth over first: {numbers}")
-        lab.conclude(
-            "weights of deviation 1 drive sigmoid and tanh to their ends",
-            bool(ends["sigmoid"] > 0.5 and ends["tanh"] > 0.5),
-            f"within 5 % of an end: sigmoid {ends['sigmoid']:.0%}, tanh {ends['tanh']:.0%}",
+        kept, ends = self._activations(lab)
+        lab.compare(
+            "Xavier keeps more than a third of tanh's spread", kept["tanh", "Xavier"], 1 / 3
         )
+        lab.compare("He keeps more than half of relu's spread", kept["relu", "He"], 0.5)
+        lab.compare("Xavier keeps less than half of relu's spread", 0.5, kept["relu", "Xavier"])
+        for activation in ("tanh", "relu"):
+            claim = f"weights of 0.01 lose nine tenths of {activation}'s spread"
+            lab.compare(claim, 0.1, kept[activation, "std 0.01"])
+        for activation, share in ends.items():
+            claim = f"weights of deviation 1 drive more than half of {activation}'s units to an end"
+            lab.compare(claim, share, 0.5)
         shared = ["model=mlp", "data=digits", "model.hidden=[16]", f"trainer.epochs={self.epochs}"]
         starts = {"zeros": "init=zeros", "all equal": "init=constant", "He": "init=he_normal"}
         trained = lab.train("equal_weights", [[*shared, init] for init in starts.values()])
@@ -72,49 +74,52 @@ class Initialisation(Lesson):
             + ", ".join(f"{name} {value:.2g}" for name, value in apart.items()),
         )
 
+    def _activations(self, lab: Lab) -> tuple[dict[tuple[str, str], list[float]], Ends]:
+        """Draw the grid of histograms, of the first draw of the weights.
 
-def _activations(lab: Lab) -> tuple[dict[tuple[str, str], list[float]], dict[str, float]]:
-    """Draw the grid of histograms.
+        Returns:
+          Of each draw the deviation of the fifth layer over that of the first, by activation and
+          initializer; and, with weights of deviation 1, the share of the fifth layer's activations
+          within 5 % of an end of their range.
+        """
+        titles = [f"{activation}, {init}" for activation in RANGES for init in INITS]
+        figure, axes = panels(titles, columns=len(INITS), width=2.9, height=2.1)
+        drawn = {name: build(compose(f"init={init}")["init"]) for name, init in INITS.items()}
+        kept: dict[tuple[str, str], list[float]] = {}
+        at_ends: Ends = {}
+        for ax, title in zip(axes, titles, strict=True):
+            activation, init = title.split(", ")
+            draws = [_layers(activation, drawn[init], seed) for seed in range(self.seeds)]
+            for layer, x in enumerate(draws[0]):
+                counts, edges = np.histogram(x, bins=40)
+                look: Any = {"color": str(0.75 - 0.15 * layer), "linewidth": 1.3}
+                ax.plot(edges[:-1], counts / counts.max(), label=f"{layer + 1}", **look)
+            kept[activation, init] = [float(xs[-1].std() / xs[0].std()) for xs in draws]
+            if init == "std 1" and (limits := RANGES[activation]) is not None:
+                low, high = limits
+                shares = [(xs[-1] - low) / (high - low) for xs in draws]
+                at_ends[activation] = [float(np.mean((s < 0.05) | (s > 0.95))) for s in shares]
+            ax.set_yticks([])
+            ax.xaxis.set_major_locator(MaxNLocator(3))
+        for ax in axes[-len(INITS) :]:
+            ax.set_xlabel("activation")
+        for ax in axes[:: len(INITS)]:
+            ax.set_ylabel("share (each scaled to 1)", color=INK)
+        axes[0].legend(title="layer", frameon=False, fontsize=7, title_fontsize=7)
+        caption = f"Activations of {EXAMPLES} inputs in five layers of {WIDTH} units, the darker "
+        lab.figure("activations", figure, f"{caption}the deeper; one draw of the weights.")
+        columns = ["activation", "weights", "spread kept from the first layer to the fifth"]
+        rows = [[*which, spread(values)] for which, values in kept.items()]
+        lab.table("deviation of the fifth layer over that of the first", columns, rows)
+        return kept, at_ends
 
-    Returns:
-      The deviation of each layer by activation and initializer; and, with weights of deviation
-      1, the share of the fifth layer's activations at the ends of their range.
-    """
-    x0 = np.random.default_rng(0).normal(size=(EXAMPLES, WIDTH)).astype(np.float32)
-    activations = ("sigmoid", "tanh", "relu")
-    titles = [f"{activation}, {init}" for activation in activations for init in INITS]
-    figure, axes = panels(titles, columns=len(INITS), width=2.9, height=2.1)
-    spreads: dict[tuple[str, str], list[float]] = {}
-    at_ends: dict[str, float] = {}
-    for ax, title in zip(axes, titles, strict=True):
-        activation, init = title.split(", ")
-        draw: Any = build(compose(f"init={INITS[init]}")["init"])
-        x, deviations = x0, []
-        for layer, key in enumerate(jax.random.split(jax.random.key(0), LAYERS)):
-            x = np.asarray(
-                ACTIVATIONS[activation](x @ np.asarray(draw(key, (WIDTH, WIDTH), np.float32)))
-            )
-            deviations.append(float(x.std()))
-            shade = str(0.75 - 0.15 * layer)
-            counts, edges = np.histogram(x, bins=40)
-            ax.plot(
-                edges[:-1], counts / counts.max(), color=shade, linewidth=1.3, label=f"{layer + 1}"
-            )
-        spreads[activation, init] = deviations
-        if init == "std 1" and activation != "relu":
-            low = 0.0 if activation == "sigmoid" else -1.0
-            share = (x - low) / (1 - low)
-            at_ends[activation] = float(np.mean((share < 0.05) | (share > 0.95)))
-        ax.set_yticks([])
-        ax.xaxis.set_major_locator(MaxNLocator(3))
-    for ax in axes[-len(INITS) :]:
-        ax.set_xlabel("activation")
-    for ax in axes[:: len(INITS)]:
-        ax.set_ylabel("share (each scaled to 1)", color=INK)
-    axes[0].legend(title="layer", frameon=False, fontsize=7, title_fontsize=7)
-    lab.figure(
-        "activations",
-        figure,
-        f"Activations of {EXAMPLES} inputs in five layers of {WIDTH} units, the darker the deeper.",
-    )
-    return spreads, at_ends
+
+def _layers(activation: str, draw: Initializer, seed: int) -> list[np.ndarray]:
+    """Return the activations of each layer for normal inputs, with a draw of the weights."""
+    x = np.random.default_rng(seed).normal(size=(EXAMPLES, WIDTH)).astype(np.float32)
+    found = []
+    for key in jax.random.split(jax.random.key(seed), LAYERS):
+        weights = np.asarray(draw(key, (WIDTH, WIDTH), np.float32))
+        x = np.asarray(ACTIVATIONS[activation](x @ weights))
+        found.append(x)
+    return found

@@ -124,7 +124,7 @@ class Autoencoders(Lesson):
         )
         for code, own in zip(CODES, pca, strict=True):
             claim = f"a nonlinear code of {code} units restores unseen images better than PCA"
-            lab.compare(claim, [own], of[f"nonlinear {code}"])
+            lab.compare(claim, float(own), of[f"nonlinear {code}"])
 
     def _denoising(self, lab: Lab) -> None:
         shared = ["model=denoising_autoencoder", "model.latents=128", *self._shared]
@@ -154,7 +154,7 @@ class Autoencoders(Lesson):
             [[name, spread(values)] for name, values in errors.items()],
         )
         claim = "an autoencoder trained on noise removes noise: less is left than there was"
-        lab.compare(claim, errors["as it is"], errors["denoising"])
+        lab.compare(claim, errors["as it is"][0], errors["denoising"])  # one noise for all
         claim = "one that never saw noise leaves more of it"
         lab.compare(claim, errors["plain"], errors["denoising"], paired=True)
 

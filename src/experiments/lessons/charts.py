@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from experiments.viz.figures import INK, LEGEND, TITLE, new_figure, plain_axes
 
@@ -38,11 +39,22 @@ def panels(
     return figure, axes[: len(titles)]
 
 
+def same_decades(axes: Sequence[Axes]) -> None:
+    """Give panels the same logarithmic axis of y, on which decades alone are named."""
+    for ax in axes:
+        ax.set_yscale("log")
+    low, high = zip(*(ax.get_ylim() for ax in axes), strict=True)
+    for ax in axes:
+        ax.set_ylim(min(low), max(high))
+        ax.yaxis.set_minor_formatter(NullFormatter())
+
+
 def curves(ax: Axes, x: Any, groups: Mapping[str, Any], *, marks: bool = True) -> None:
     """Draw the mean of each group of runs [runs, points] over `x`, and a band of ± one deviation.
 
     Args:
-      groups: values by name; a group of one run has no band.
+      groups: values by name; a group of one run has no band, and no band leaves the range of its
+        runs, so that there is no accuracy above 1.
     """
     for index, (name, values) in enumerate(groups.items()):
         values = np.atleast_2d(np.asarray(values, float))
@@ -51,7 +63,9 @@ def curves(ax: Axes, x: Any, groups: Mapping[str, Any], *, marks: bool = True) -
         ax.plot(x, mean, label=name, **look)
         if len(values) > 1:
             deviation = values.std(axis=0, ddof=1)
-            ax.fill_between(x, mean - deviation, mean + deviation, color=look["color"], alpha=0.15)
+            limits = values.min(axis=0), values.max(axis=0)
+            ends = (np.clip(end, *limits) for end in (mean - deviation, mean + deviation))
+            ax.fill_between(x, *ends, color=look["color"], alpha=0.15)
     ax.legend(**LEGEND)
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from experiments.lessons.charts import panels, style
 from experiments.lessons.lesson import Lab, Lesson, by_setting, over
@@ -12,6 +13,7 @@ from experiments.viz.statistics import spread
 
 SIZES = (1, 16, 128, 1024)
 EXAMPLES = 1024
+WINDOW = 256  # examples whose losses are drawn as one point
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +55,10 @@ class Descent(Lesson):
         for index, size in enumerate(SIZES):
             own = [run for run, name in zip(trained, names, strict=True) if name == str(size)]
             loss = own[0].metrics["train/loss"].dropna().to_numpy()
-            steps = np.arange(1, len(loss) + 1)
-            look = style(index, marks=False) | {"linewidth": 1.0, "alpha": 0.8}
-            per_epoch.plot(steps / (EXAMPLES / size), loss, label=f"batches of {size}", **look)
-            per_step.plot(steps, loss, label=f"batches of {size}", **look)
+            stretches = np.arange(0, len(loss) + 1, max(WINDOW // size, 1))
+            _draw(per_epoch, loss, stretches, size / EXAMPLES, f"batches of {size}", index)
+            stretches = np.unique(np.geomspace(1, len(loss) + 1, 40).astype(int)) - 1
+            _draw(per_step, loss, stretches, 1.0, f"batches of {size}", index)
             late = [run.metrics["train/loss"].dropna().to_numpy()[len(loss) // 2 :] for run in own]
             # from one step to the next, as a share: losses that have come further are smaller
             noise[size] = [float(np.abs(np.diff(v)).mean() / v.mean()) for v in late]
@@ -66,7 +68,11 @@ class Descent(Lesson):
             ax.legend(**LEGEND)
         per_step.set_xscale("log")
         lab.figure(
-            "losses", figure, f"One run of each batch size, the learning rate {self.rate:g} in all."
+            "losses",
+            figure,
+            f"One run of each batch size, the learning rate {self.rate:g} in all: means of "
+            f"stretches, on the left of {WINDOW} examples, and the range of eight of ten of their "
+            "batches.",
         )
         rows = [
             [size, EXAMPLES // size * self.epochs, spread(noise[size]), spread(reached[size])]
@@ -109,3 +115,15 @@ class Descent(Lesson):
         lab.figure(
             "accuracy", figure, "Small steps of whole batches: the loss falls, accuracy has stairs."
         )
+
+
+def _draw(
+    ax: Axes, loss: np.ndarray, stretches: np.ndarray, scale: float, label: str, index: int
+) -> None:
+    """Draw the mean loss between steps and a band from the 10th to the 90th percentile."""
+    parts = np.split(loss, stretches[1:-1])
+    at = scale * stretches[1:]
+    look = style(index, marks=False)
+    low, high = np.array([np.percentile(part, (10, 90)) for part in parts]).T
+    ax.plot(at, [part.mean() for part in parts], label=label, **look)
+    ax.fill_between(at, low, high, color=look["color"], alpha=0.15)

@@ -73,7 +73,7 @@ class Hyperparameters(Lesson):
         budgets = np.array(GRIDS) ** 2
         curves(ax, budgets, found)
         ax.axhline(validation.max(), color=INK, linewidth=1, linestyle=(0, (2, 2)))
-        ax.set(xlabel="trials", ylabel="validation accuracy of the best")
+        ax.set(xlabel="trials", ylabel="validation accuracy of the best", xticks=budgets)
         caption = (
             f"Right: mean and deviation of {self.searches} searches; the line is the best of all."
         )

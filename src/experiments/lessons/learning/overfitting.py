@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments.lessons.charts import bars, panels, style
+from experiments.lessons.charts import bars, panels, same_decades, style
 from experiments.lessons.lesson import Lab, Lesson, by_setting
 from experiments.models.layers import Dropout
 from experiments.types import PositiveInt
@@ -60,14 +60,19 @@ class Overfitting(Lesson):
                 look = style(index, marks=False)
                 label = ("training", "validation")[index]
                 ax.plot(np.arange(1, len(curve) + 1), curve, label=label, **look)
-            ax.set(xlabel="epoch", ylabel="loss", yscale="log")
-            ax.legend(**LEGEND)
             ends = [run.summary for run in own]
             if name == "early stopping":
                 ends = [end["best"] for end in ends]
+                used, stop = ends[0]["epoch"], len(history["val/loss"].dropna())
+                ax.axvline(used, label=f"weights of epoch {used:g}", **style(3, marks=False))
+                end = f"stopped after {stop}" if stop < self.epochs else "never stopped"
+                ax.axvline(stop, label=end, **style(5, marks=False))
+            ax.set(xlabel="epoch", ylabel="loss")
+            ax.legend(**LEGEND)
             losses[name] = np.array([end["val/loss"] for end in ends])
             accuracies[name] = np.array([end["val/accuracy"] for end in ends])
             gaps[name] = np.array([end["val/loss"] - end["train/epoch_loss"] for end in ends])
+        same_decades(axes)
         lab.figure("curves", figure, "One run of each: what is memorised shows as the gap.")
         figure, (left, right) = panels(["validation loss", "validation accuracy"], width=5.0)
         bars(left, losses)

@@ -12,7 +12,7 @@ from experiments.lessons.lesson import Lab, Lesson, by_setting, final, inputs_of
 from experiments.objectives.adversarial import energy_distance, minimax, non_saturating
 from experiments.types import PositiveInt
 from experiments.viz.figures import FAINT, LEGEND
-from experiments.viz.image_figures import grid
+from experiments.viz.image_figures import rows
 from experiments.viz.statistics import spread
 
 BETAS = (0.01, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -103,10 +103,9 @@ class Generation(Lesson):
             "What the weight of the KL divergence does; means with ± one deviation over seeds."
         )
         lab.figure("divergence", figure, caption)
-        shown = [name for name in samples if float(name) in (BETAS[0], 1.0, BETAS[-1])]
-        pictures = np.concatenate([samples[name][: 2 * SHOWN] for name in shown])
-        title = f"samples, weights {', '.join(shown)}: two rows each"
-        lab.figure("samples", grid(pictures, title, SHOWN), "Decoded draws from the prior.")
+        pictures = rows({f"weight {name}": images[:SHOWN] for name, images in samples.items()})
+        caption = "Decoded draws from the prior, the same for each weight of the KL divergence."
+        lab.figure("samples", pictures, caption)
         means = [of(values).mean(axis=0) for values in (restored, divergence)]
         lab.conclude(
             "the heavier the KL divergence, the smaller it gets and the worse images are restored",
@@ -140,10 +139,14 @@ class Generation(Lesson):
         by_code = (1 - share) * first[pairs, None] + share * second[pairs, None]
         drawn = jax.nn.sigmoid(model.decode(by_code.reshape(-1, LATENTS), None))
         mixed = (1 - share) * ends[0][pairs, None] + share * ends[1][pairs, None]
-        both = np.stack([np.asarray(drawn).reshape(mixed.shape), mixed], axis=1)
-        picture = grid(both.reshape(-1, 8, 8, 1), "from digit to digit: codes, then pixels", SHOWN)
-        caption = "Three pairs; above the decoded codes between them, below the mixed pixels."
-        lab.figure("interpolation", picture, caption)
+        both = {"codes": np.asarray(drawn).reshape(mixed.shape), "pixels": mixed}
+        lines = {
+            f"pair {pair + 1}, {what}": images[pair].reshape(-1, 8, 8, 1)
+            for pair in range(3)
+            for what, images in both.items()
+        }
+        caption = "From digit to digit: the decoded codes between them, and their mixed pixels."
+        lab.figure("interpolation", rows(lines), caption)
 
     def _gradients(self, lab: Lab) -> None:
         score = jnp.linspace(-8, 8, 161)
@@ -191,11 +194,13 @@ class Generation(Lesson):
             share = _shares(points)
             if name not in found:
                 ax = axes[list(settings).index(name)]
-                ax.plot(*inputs_of(run, "train", 400).T, "o", color=FAINT, ms=2, alpha=0.5)
-                ax.plot(*points[:400].T, "x", color="#d9822b", ms=3, mew=0.7)
+                look: Any = {"color": FAINT, "ms": 2, "alpha": 0.5, "label": "data"}
+                ax.plot(*inputs_of(run, "train", 400).T, "o", **look)
+                ax.plot(*points[:400].T, "x", color="#d9822b", ms=3, mew=0.7, label="samples")
                 ax.set(xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), aspect="equal", xlabel="x", ylabel="y")
             found.setdefault(name, []).append(int((share >= SHARE).sum()))
             near.setdefault(name, []).append(float(share.sum()))
+        axes[0].legend(**LEGEND | {"loc": "center", "markerscale": 2})
         caption = "Samples (crosses) over data (dots), one run of each loss."
         lab.figure("ring", figure, caption)
         figure, axes = panels([f"losses, {name}" for name in settings] + ["clouds found"], 2)

@@ -105,11 +105,16 @@ class Heads(Lesson):
         columns = ["small AlexNet", "validation loss", "validation accuracy"]
         rows = [[labels[n], spread(losses[n]), spread(accuracy[n])] for n in settings]
         lab.table("what each part gives", columns, rows)
-        figure, (ax,) = panels(["validation accuracy of a small AlexNet"], width=8.0)
-        bars(ax, {labels[name]: values for name, values in accuracy.items()})
-        ax.set(ylabel="accuracy", ylim=(_floor(accuracy), None))
+        titles = ["a small AlexNet, one part switched off", "mean prediction over"]
+        figure, (left, right) = panels(titles, width=5.2)
+        bars(left, {labels[name]: accuracy[name] for name in accuracy if name != "ten crops"})
+        crops = {"one image": "crops", "five crops": "all", "ten crops": "ten crops"}
+        bars(right, {what: accuracy[name] for what, name in crops.items()})
+        for ax in (left, right):
+            ax.set(ylabel="validation accuracy", ylim=(_floor(accuracy), 1.0))
         caption = (
-            "Means with ± one deviation over seeds, every run a dot; the axis is cut off below."
+            "Means with ± one deviation over seeds, every run a dot; the axes are cut off below. "
+            "The right panel is of the whole small AlexNet."
         )
         lab.figure("alexnet", figure, caption)
         for name in ("dropout", "response normalisation", "crops"):

@@ -65,7 +65,7 @@ class Descent(Lesson):
             reached[size] = [run.metrics["val/loss"].dropna().iloc[-1] for run in own]
         for ax, label in ((per_epoch, "epoch"), (per_step, "step")):
             ax.set(xlabel=label, ylabel="training loss of the batch")
-            ax.legend(**LEGEND)
+        per_step.legend(**LEGEND)  # of both: on the left it would lie on a curve
         per_step.set_xscale("log")
         lab.figure(
             "losses",

@@ -9,7 +9,6 @@ import jax
 from flax import nnx
 
 from experiments.core.experiment import Experiment, State
-from experiments.data.dataset import Batch
 from experiments.models.densenet import DenseBlock
 from experiments.models.layers import WeightedPool
 from experiments.models.resnet import Repeated
@@ -59,7 +58,9 @@ class MarkedExperiment(Experiment):
         yield
         self._called, self._again = None, False
 
-    def training_loss(self, state: State, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
+    def training_loss(
+        self, state: State, batch: Mapping[str, Any], key: jax.Array
+    ) -> dict[str, jax.Array]:
         """Return the values of the objective in training, for a batch as stored."""
         inputs = self.prepare(batch, {}, key, train=True)
         model = self.trained_model({}, *self.weights(state), train=True)

@@ -216,8 +216,8 @@ def _parts(layer: Layer, *arrays: Shapes, parts: Parts) -> Iterator[Layer]:
             flops=layer.flops * features // whole,
             training_flops=layer.training_flops * features // whole,
         )
-        own = ([(*shape[:-1], features) for shape in shapes] for shapes in arrays)
-        yield with_parameters(part, *own)
+        shapes, frozen = ([(*shape[:-1], features) for shape in own] for own in arrays)
+        yield with_parameters(part, shapes, frozen)
 
 
 def _of_turn(

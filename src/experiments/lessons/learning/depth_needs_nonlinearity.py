@@ -7,7 +7,6 @@ import numpy as np
 from experiments.lessons.charts import bars, panels
 from experiments.lessons.lesson import Lab, Lesson, by_setting, final, inputs_of
 from experiments.types import PositiveInt
-from experiments.viz.statistics import interval_of_difference, spread
 
 MARGIN = 0.02  # an accuracy less than this above another counts as no better
 

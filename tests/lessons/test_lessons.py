@@ -1,5 +1,6 @@
 """The lab book: how its verdicts follow from numbers, and a lesson from its command to its page."""
 
+import html
 import json
 
 import numpy as np
@@ -94,6 +95,6 @@ def test_a_lesson_leaves_its_page_its_figures_and_its_verdict(run_cli, tmp_path,
     monkeypatch.setattr("sys.argv", ["report.py", str(tmp_path / "run")])
     report.main()
     shown = (tmp_path / "run" / "report.html").read_text()
-    assert record["findings"][0]["claim"] in shown
+    assert html.escape(record["findings"][0]["claim"]) in shown
     assert shown.count("<img") == len(record["figures"]) > 0
     assert "run/trainings" in shown

@@ -1,6 +1,7 @@
 """Runs of a folder side by side: their ranking, their differences, and the spread of seeds."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -79,6 +80,8 @@ def test_seeds_are_one_setting_with_a_mean_and_a_deviation(tmp_path, capsys):
     assert "within noise" in difference(near, settings)
     assert "more than noise" in difference(far, settings)
     assert difference(single, settings) == ""  # one run has no deviation
+    pairs = [replace(one, runs=[one.runs[0]] * 2) for one in (good, far)]  # without any spread
+    assert difference(pairs[1], pairs) == "too few seeds to tell"
     assert difference(near, [single, near, far]) == "best of several seeds"
     compare_runs([tmp_path], tmp_path)
     assert "0.9200 ± 0.02" in capsys.readouterr().out

@@ -11,10 +11,10 @@ from experiments import compose
 from experiments.core.config import build
 from experiments.lessons.charts import panels
 from experiments.lessons.lesson import Lab, Lesson
-from experiments.lessons.statistics import spread
 from experiments.models.layers import ACTIVATIONS
 from experiments.types import Initializer, PositiveInt
 from experiments.viz.figures import INK
+from experiments.viz.statistics import spread
 
 LAYERS, WIDTH, EXAMPLES = 5, 100, 1000
 INITS = {

@@ -211,6 +211,8 @@ def difference(one: Setting, settings: Sequence[Setting]) -> str:
     if (interval := one.behind(best)) is None:
         return "" if one is not best else "best" if best is settings[0] else "best of several seeds"
     low, high = interval
+    if math.isinf(high):
+        return "too few seeds to tell"
     said = "within noise" if low <= 0 <= high else "more than noise"
     return f"{(low + high) / 2:.2g}, {said} ({low:.2g} to {high:.2g})"
 

@@ -1,6 +1,7 @@
 """Studies compared at equal budget: a page with a test of their difference, and a figure."""
 
 import html
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -81,6 +82,8 @@ def _verdict(a: Studies, b: Studies) -> str:
         return f"{a.label} and {b.label}: one of them has no trial with a value."
     if min(len(a.best), len(b.best)) > 1:
         low, high = interval_of_difference(a.best, b.best)
+        if math.isinf(high):
+            return f"{a.label} against {b.label}: each ends alike, and too few times to tell."
         noise = "within noise" if low <= 0 <= high else "more than noise"
         return (
             f"{a.label} against {b.label}: their best values differ by {(low + high) / 2:.2g} on "

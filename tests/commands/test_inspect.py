@@ -35,7 +35,7 @@ def test_a_run_is_looked_into(run_cli, tmp_path):
     assert code == 0, error
     Image.new("L", (30, 20), 90).save(tmp_path / "photo.png")
     inspect = ["mode=inspect", f"checkpoint={run}"]
-    code, error = run_cli(*inspect, f"input={tmp_path}/photo.png", folder=other)
+    code, error = run_cli(*inspect, folder=other)
     assert code == 0, error
     names = {path.stem for path in (run / "inspect").glob("*.png")}
     assert names == {
@@ -52,7 +52,12 @@ def test_a_run_is_looked_into(run_cli, tmp_path):
     assert losses == sorted(losses, reverse=True)
     assert all(one["true"] != one["predicted"] for one in found["mistakes"])
 
-    assert [one["example"] for one in found["attribution"]["examples"]] == ["photo.png"]
+    code, error = run_cli(*inspect, f"input={tmp_path}/photo.png", folder=other)
+    assert code == 0, error
+    assert json.loads((run / "inspect/inspect.json").read_text()) == found  # which stays
+    own = json.loads((run / "inspect/photo.png/inspect.json").read_text())
+    assert [one["example"] for one in own["attribution"]["examples"]] == ["photo.png"]
+    assert names == {path.stem for path in (run / "inspect/photo.png").glob("*.png")}
     np.save(tmp_path / "wrong.npy", np.zeros((2, 5), np.uint8))
     code, error = run_cli(*inspect, f"input={tmp_path}/wrong.npy", folder=other)
     assert code == 2

@@ -1,6 +1,7 @@
 """`mode=inspect`: look inside the weights of a run, by figures and numbers in its folder."""
 
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,8 @@ def main(config: dict[str, Any], directory: Path, source: Path) -> None:
     """Write `inspect/*.png` and `inspect/inspect.json` in the folder of the run and print where.
 
     The pictures, mistakes and maps are of the validation split, the numbers of layers are of a
-    batch of the training. `input=` names other pictures for the maps of what is seen in them.
+    batch of the training. `input=` names other pictures for the maps of what is seen in them: it
+    has a folder of its name in `inspect/`.
     """
     given = None if config["input"] is None else _pictures(config)
     terminal = Terminal()
@@ -67,16 +69,19 @@ def main(config: dict[str, Any], directory: Path, source: Path) -> None:
     for drawn, found in parts:
         figures |= drawn
         numbers |= found
-    folder = run_folder / INSPECTION
+    name = INSPECTION
+    if given is not None:
+        name += "/" + re.sub(r"[^\w.-]+", "-", Path(config["input"]).name)
+    folder = run_folder / name
     with exclusive(run_folder):
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         for old in folder.glob("*.png"):
             old.unlink()
         drawing.submit(_draw, figures, folder).result()
         write_json(folder / NUMBERS, numbers)
         with in_wandb(run, run_folder) as (wandb, step):
-            for name in figures:
-                wandb.figure(step, f"{INSPECTION}/{name}", folder / f"{name}.png")
+            for figure in figures:
+                wandb.figure(step, f"{name}/{figure}", folder / f"{figure}.png")
     terminal.finish({}, "finished")
     print(f"{folder}: {', '.join([*figures, NUMBERS])}")
 

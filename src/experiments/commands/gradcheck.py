@@ -38,10 +38,9 @@ def main(config: dict[str, Any], directory: Path | None, source: Path | None) ->
     experiment, key = setup.experiment, root_key(config["seed"])
     found = pretrained_weights(setup) if config["model"]["pretrained"] else None
     weights = experiment.init_weights({}, key, found)
-    terminal.status("checking gradients")
     count = min(wanted.examples, setup.batch_size)
     batch = training_examples(setup.splits.train, setup.batch_size, count, wanted.seed)
-    report = check_gradients(experiment, weights, batch, key, wanted)
+    report = check_gradients(experiment, weights, batch, key, wanted, terminal.status)
     terminal.finish({}, "finished")
     rows = [asdict(row) for row in report.rows]
     settings = {"rounding": report.rounding, "step": report.step, "tolerance": report.tolerance}

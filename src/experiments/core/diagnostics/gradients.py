@@ -10,6 +10,7 @@ References:
 """
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -31,6 +32,7 @@ SETTLED = 1e-3  # relative difference of two steps that agree
 LEVEL = 1e-11  # relative rounding of a loss from which on a part of it is not computed in float64
 COARSE = (1e-2, 1e-2, 2)  # step, tolerance and steps where that is so
 NEARLY_ZERO = 1e-5  # of the whole gradient's norm: too small to be compared in float32
+LONG = 60.0  # seconds from which on a way to fewer is said
 OF_FLOAT32 = 1e-2  # largest error of an implementation in float32
 
 
@@ -106,6 +108,7 @@ def check_gradients(
     batch: Mapping[str, Any],
     key: jax.Array,
     wanted: GradCheck,
+    progress: Callable[[str], None] = lambda line: None,
 ) -> Report:
     """Compare the gradient at some weights with differences, for each array that is trained.
 
@@ -113,6 +116,7 @@ def check_gradients(
       weights: (params, model_state).
       batch: as stored; it is prepared as in training.
       key: of the run, from which the noise follows.
+      progress: called with a line on what comes next.
     """
     rng = np.random.default_rng(wanted.seed)
     params, model_state = jax.tree.map(np.asarray, weights)
@@ -123,9 +127,11 @@ def check_gradients(
     batch = experiment.prepare(batch, {}, key, train=True)
     trained, frozen = split(params, experiment.frozen)
     parts = (trained, frozen, model_state)
+    progress("gradient in float32")
     implementations = _implementations(experiment, parts, batch, key, step)
     with jax.enable_x64(True):
         wide = jax.tree.map(_widened, parts)
+        progress("rounding of the loss in float64")
         loss = Loss(experiment, wide, jax.tree.map(_widened, batch), key, step)
         rounding = loss.rounding(rng)
         size, tolerance, count = wanted.step, wanted.tolerance, 4
@@ -133,8 +139,15 @@ def check_gradients(
             size, tolerance, count = COARSE
         analytic, rows = loss.gradient(), []
         each = max((wanted.coordinates or loss.vector.size) // len(analytic), 1)
-        for name, array in named(wide[0]).items():
-            few = min(each, array.size) if wanted.coordinates else array.size
+        arrays, done, begun = named(wide[0]), 0, time.monotonic()
+        counts = {
+            name: min(each, array.size) if wanted.coordinates else array.size
+            for name, array in arrays.items()
+        }
+        for number, (name, array) in enumerate(arrays.items(), 1):
+            few = counts[name]
+            progress(_progress(name, number, counts, done, time.monotonic() - begun))
+            done += few
             entries = np.sort(rng.choice(array.size, few, replace=False))
             a = np.asarray(analytic[name]).ravel()[entries]
             along = loss.along(name, entries, min(each, CHUNK))
@@ -148,6 +161,16 @@ def check_gradients(
             found = (error, index, float(a[worst]), float(n[worst]), other, passed)
             rows.append(Row(name, array.size, len(entries), int(kinks.sum()), *found))
     return Report(rows, rounding, size, tolerance)
+
+
+def _progress(name: str, number: int, counts: Mapping[str, int], done: int, seconds: float) -> str:
+    """Return a line on the next array: its name, its number, and about how long the rest takes."""
+    line = f"array {number} of {len(counts)}  {name}: {counts[name]:,} entries"
+    if not done:
+        return line
+    left = seconds / done * (sum(counts.values()) - done)
+    hint = "; fewer gradcheck.coordinates= are quicker" if left > LONG else ""
+    return f"{line}  about {left:.0f} s left{hint}"
 
 
 def relative_error(a: Any, b: Any) -> float:

@@ -1,6 +1,5 @@
 """Let the weights of a language model write text, and those of a VAE or a GAN draw pictures."""
 
-import functools
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,12 @@ from experiments.errors import UserError
 from experiments.machine import write_whole
 from experiments.objectives.sequence import Language
 from experiments.tracking.terminal import Terminal
+from experiments.training.figures import view_of
 from experiments.training.restored import Restored
+from experiments.training.run_folder import split_source
 from experiments.types import NonNegative, PositiveInt
 from experiments.viz import drawing
+from experiments.viz.trial_view import TrialView
 
 TOGETHER = 500  # pictures that are made as one batch
 SHOWN = 100  # pictures in the PNG
@@ -43,15 +45,20 @@ class Sample:
 def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
     """Print the prompt and what the model writes after it, and write both to `sample.txt`.
 
-    The pictures of a VAE or a GAN are written to `samples.png`, up to a hundred of them, and all to
-    `samples.npz`: `x` [count, H, W, C] in 0..1, the latents `z` [count, latents] that they are made
-    of and, of a conditional model, their classes `y` [count], each in its turn.
+    What a VAE or a GAN draws is written to `samples.npz`: `x` [count, H, W, C] in 0..1, the latents
+    `z` [count, latents] that it is made of and, of a conditional model, the classes `y` [count],
+    each in its turn. `samples.png` shows up to a hundred pictures, or all points in the plane.
     """
     wanted: Sample = build(config["sample"])
     run = Restored(config, source, Terminal())
     objective = run.setup.objective
     if hasattr(objective, "generated"):
-        draw(run, wanted.count, config["seed"], directory)
+        if wanted.prompt or wanted.temperature != 1:
+            raise UserError(
+                "sample.prompt and sample.temperature are for language models; "
+                f"this run is {objective.kind}: say sample.count=... and seed=..."
+            )
+        draw(run, wanted.count, config["seed"], directory, source)
         return
     if not isinstance(objective, Language):
         raise UserError(
@@ -73,7 +80,7 @@ def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
     print(text)
 
 
-def draw(run: Restored, count: int, seed: int, directory: Path) -> None:
+def draw(run: Restored, count: int, seed: int, directory: Path, source: Path) -> None:
     """Write so many examples of a model's own, of noise by this seed, and print where."""
     experiment, model = run.setup.experiment, run.config["model"]
     classes = experiment.spec.num_classes
@@ -95,16 +102,26 @@ def draw(run: Restored, count: int, seed: int, directory: Path) -> None:
     file = io.BytesIO()
     np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     write_whole(directory / "samples.npz", file.getvalue())
-    if examples.ndim != 4:  # vectors
+    picture = directory / "samples.png"
+    if examples.shape[1:] == (2,):
+        trial = view_of(run.setup, run.hparams, split_source(source)[0], "validation")
+        drawing.submit(_points, trial, examples, picture).result()
+    elif examples.ndim == 4:
+        columns = classes if model["conditional"] and classes <= SHOWN else None
+        drawing.submit(_pictures, examples[:SHOWN], columns, picture).result()
+    else:  # other vectors
         print(f"{directory / 'samples.npz'}: {count} examples")
         return
-    picture = directory / "samples.png"
-    columns = classes if model["conditional"] and classes <= SHOWN else None
-    drawing.submit(functools.partial(_picture, examples[:SHOWN], columns, picture)).result()
-    print(f"{picture} and samples.npz: {count} pictures")
+    print(f"{picture} and samples.npz: {count} {'pictures' if examples.ndim == 4 else 'points'}")
 
 
-def _picture(images: np.ndarray, columns: int | None, path: Path) -> None:
-    from experiments.viz.image_figures import grid  # imports matplotlib, as few commands need it
+def _points(trial: TrialView, points: np.ndarray, path: Path) -> None:
+    from experiments.viz.plane_figures import samples  # imports matplotlib, as few commands need it
+
+    drawing.save(samples(trial, points), path)
+
+
+def _pictures(images: np.ndarray, columns: int | None, path: Path) -> None:
+    from experiments.viz.image_figures import grid
 
     drawing.save(grid(images, "samples", columns), path)

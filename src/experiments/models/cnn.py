@@ -152,7 +152,8 @@ def _calls(entries: Sequence[str | Mapping], path: str, first: str) -> Iterator[
             raise UserError(f"{where}: an entry is one layer, such as {{max_pool: 2}}")
         kind, arguments = parsed(entry)
         if kind not in KINDS:
-            raise UserError(f"{where}: there is no layer {kind!r}{suggest(kind, KINDS)}")
+            near = suggest(kind, KINDS) or f"; there are {', '.join(sorted(KINDS))}"
+            raise UserError(f"{where}: there is no layer {kind!r}{near}")
         if kind == "whiten" and where != first:
             raise UserError(f"{where}: whiten reads the images, so it comes first")
         yield KINDS[kind], arguments, f"{where}.{kind}"

@@ -169,6 +169,9 @@ class Prepared:
         return fingerprint("".join([json.dumps(self.info, sort_keys=True), *files]).encode())
 
 
+WITHOUT = "mode=summary takes data.input_shape=[28,28,1] data.num_classes=10 in the place of data"
+
+
 def locate(name: str, version: str | None, directory: str | None, kind: Kind = "image") -> Prepared:
     """Return a prepared data set: from the folder of prepared data, or shipped with this package.
 
@@ -182,7 +185,10 @@ def locate(name: str, version: str | None, directory: str | None, kind: Kind = "
     folder = data_dir(directory)
     found = find_here(name, version, directory, kind)
     if found is None:
-        check_name(name, folder)
+        try:
+            check_name(name, folder)
+        except UserError as error:
+            raise UserError(f"{error}\n{WITHOUT}") from error
         raise UserError(
             f"data set {name!r} is not prepared in {folder}. Prepare it: make data DATA={name}\n"
             f"or name the folder that has it by TFDS_DATA_DIR or data.dir"

@@ -11,7 +11,7 @@ from experiments.cli import report
 from experiments.core.config import build
 from experiments.lessons import labbook
 from experiments.lessons.lesson import Lab, Lesson, overall
-from experiments.viz.statistics import interval_of_difference
+from experiments.viz.pages.statistics import interval_of_difference
 from support import composed
 
 

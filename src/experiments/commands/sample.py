@@ -80,7 +80,7 @@ def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
     print(text)
 
 
-def draw(run: Restored, count: int, seed: int, directory: Path, source: Path) -> None:
+def draw(run: Restored, count: int, seed: int, directory: Path, source: Path | None) -> None:
     """Write so many examples of a model's own, of noise by this seed, and print where."""
     experiment, model = run.setup.experiment, run.config["model"]
     classes = experiment.spec.num_classes
@@ -104,7 +104,8 @@ def draw(run: Restored, count: int, seed: int, directory: Path, source: Path) ->
     write_whole(directory / "samples.npz", file.getvalue())
     picture = directory / "samples.png"
     if examples.shape[1:] == (2,):
-        trial = view_of(run.setup, run.hparams, split_source(source)[0], "validation")
+        folder = split_source(source)[0] if source else directory
+        trial = view_of(run.setup, run.hparams, folder, "validation")
         drawing.submit(_points, trial, examples, picture).result()
     elif examples.ndim == 4:
         columns = classes if model["conditional"] and classes <= SHOWN else None

@@ -28,7 +28,7 @@ from experiments.machine import write_whole
 from experiments.training.evaluation import Data
 from experiments.training.setup import Setup
 from experiments.types import PositiveInt
-from experiments.viz.statistics import Values, interval_of_difference, spread
+from experiments.viz.pages.statistics import Values, interval_of_difference, spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

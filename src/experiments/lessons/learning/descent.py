@@ -9,7 +9,7 @@ from experiments.lessons.charts import panels, style
 from experiments.lessons.lesson import Lab, Lesson, by_setting, over
 from experiments.types import PositiveInt
 from experiments.viz.figures import LEGEND
-from experiments.viz.statistics import spread
+from experiments.viz.pages.statistics import spread
 
 SIZES = (1, 16, 128, 1024)
 EXAMPLES = 1024

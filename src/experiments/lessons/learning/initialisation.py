@@ -14,7 +14,7 @@ from experiments.lessons.lesson import Lab, Lesson
 from experiments.models.layers import ACTIVATIONS
 from experiments.types import Initializer, PositiveInt
 from experiments.viz.figures import INK
-from experiments.viz.statistics import spread
+from experiments.viz.pages.statistics import spread
 
 LAYERS, WIDTH, EXAMPLES = 5, 100, 1000
 INITS = {

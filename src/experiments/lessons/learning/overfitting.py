@@ -12,7 +12,7 @@ from experiments.lessons.lesson import Lab, Lesson, by_setting
 from experiments.models.layers import Dropout
 from experiments.types import PositiveInt
 from experiments.viz.figures import LEGEND
-from experiments.viz.statistics import spread
+from experiments.viz.pages.statistics import spread
 
 REMEDIES = {
     "L2": ["optim.l2=3e-3"],

@@ -15,7 +15,7 @@ from experiments.lessons.networks.few_labels import write_labelled
 from experiments.types import PositiveInt
 from experiments.viz.figures import INK, LEGEND
 from experiments.viz.image_figures import rows
-from experiments.viz.statistics import spread
+from experiments.viz.pages.statistics import spread
 
 CODES = (2, 8, 16)  # units of the codes that are compared with as many components
 NOISE = 0.3  # standard deviation, of pixels in 0..1

@@ -15,7 +15,7 @@ from experiments.lessons.charts import bars, curves, panels, style
 from experiments.lessons.lesson import Lab, Lesson, by_setting, final, untrained
 from experiments.types import PositiveInt
 from experiments.viz.figures import LEGEND
-from experiments.viz.statistics import spread
+from experiments.viz.pages.statistics import spread
 
 BATCH = 128  # images of a gradient
 POINT = 0.01  # of accuracy: a network that surely loses less is as good

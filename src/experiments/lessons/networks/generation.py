@@ -13,7 +13,7 @@ from experiments.objectives.adversarial import energy_distance, minimax, non_sat
 from experiments.types import PositiveInt
 from experiments.viz.figures import FAINT, LEGEND
 from experiments.viz.image_figures import rows
-from experiments.viz.statistics import spread
+from experiments.viz.pages.statistics import spread
 
 BETAS = (0.01, 0.1, 0.3, 1.0, 3.0, 10.0)
 LATENTS = 8

@@ -8,7 +8,7 @@ from experiments.core.params import count_parameters
 from experiments.lessons.charts import bars, panels
 from experiments.lessons.lesson import Lab, Lesson, by_setting, final
 from experiments.types import PositiveInt
-from experiments.viz.statistics import spread
+from experiments.viz.pages.statistics import spread
 
 CONVS = "{conv:{features:16,kernel:3}},relu,{max_pool:2},{conv:{features:32,kernel:3}},relu"
 HEADS = {

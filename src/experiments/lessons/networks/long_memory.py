@@ -16,7 +16,7 @@ from experiments.lessons.charts import panels, style
 from experiments.lessons.lesson import Lab, Lesson, by_setting, final, over, untrained
 from experiments.types import PositiveInt
 from experiments.viz.figures import LEGEND
-from experiments.viz.statistics import spread
+from experiments.viz.pages.statistics import spread
 
 NEW = {  # networks at their initial weights
     "RNN": ["model=rnn"],

@@ -11,7 +11,7 @@ from experiments.lessons.lesson import Lab, Lesson, by_setting, final
 from experiments.types import PositiveInt
 from experiments.viz.figures import INK, LEGEND
 from experiments.viz.layers import Layer, summed
-from experiments.viz.statistics import spread
+from experiments.viz.pages.statistics import spread
 from experiments.viz.summary import summarize
 
 HELD_OUT = "data.validation_fraction=0.35"  # many images, since networks differ by little

@@ -19,7 +19,7 @@ from experiments.machine import write_whole
 from experiments.tracking.jsonl import METRICS, SUMMARY
 from experiments.tracking.terminal import number
 from experiments.viz.pages.records import RunData, cell, read_run, read_yaml
-from experiments.viz.statistics import interval_of_difference
+from experiments.viz.pages.statistics import interval_of_difference
 
 STUDY, RESULTS = "study.yaml", "results.csv"
 ENDED = ("finished", "pruned", "stopped")  # the states of trials that have a value

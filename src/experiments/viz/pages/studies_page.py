@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from experiments.tracking.terminal import number
 from experiments.viz.pages import page
 from experiments.viz.pages.settings import spread
+from experiments.viz.pages.statistics import interval_of_difference, rank_test
 from experiments.viz.pages.study_page import StudyData, worst_first
-from experiments.viz.statistics import interval_of_difference, rank_test
 
 NOISE = 0.05  # the probability below which a difference counts as more than noise
 REPEAT = (

@@ -1,5 +1,6 @@
 """Panels, bars and curves of lessons, distinguished by marks and dashes as well as by colours."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -77,4 +78,4 @@ def bars(ax: Axes, groups: Mapping[str, Sequence[float] | np.ndarray]) -> None:
             index, values.mean(), yerr=error, color="#b8c9dc", edgecolor=INK, capsize=4, width=0.6
         )
         ax.plot(np.full(len(values), index), values, "o", color=INK, ms=3, alpha=0.6)
-    ax.set_xticks(range(len(groups)), [name.replace(" ", "\n", 1) for name in groups], fontsize=8)
+    ax.set_xticks(range(len(groups)), [textwrap.fill(name, 14) for name in groups], fontsize=8)

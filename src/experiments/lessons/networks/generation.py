@@ -200,7 +200,8 @@ class Generation(Lesson):
                 ax.set(xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), aspect="equal", xlabel="x", ylabel="y")
             found.setdefault(name, []).append(int((share >= SHARE).sum()))
             near.setdefault(name, []).append(float(share.sum()))
-        axes[0].legend(**LEGEND | {"loc": "center", "markerscale": 2})
+        handles = axes[0].get_lines()
+        figure.legend(handles=handles, **LEGEND, loc="outside lower center", ncols=2)
         caption = "Samples (crosses) over data (dots), one run of each loss."
         lab.figure("ring", figure, caption)
         figure, axes = panels([f"losses, {name}" for name in settings] + ["clouds found"], 2)

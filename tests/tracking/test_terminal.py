@@ -185,3 +185,9 @@ def test_quantity(value, text):
 @pytest.mark.parametrize(("seconds", "text"), [(42, "42s"), (187, "3:07"), (3729, "1:02:09")])
 def test_duration(seconds, text):
     assert terminal.duration(seconds) == text
+
+
+def test_what_is_in_bits_says_so(run_info, clock):
+    events = [(2, 10, {"train/loss": 0.5, "val/loss": 0.25, "val/accuracy": 0.75})]
+    lines = plain_lines(run_info(in_bits=("loss",)), clock, events)
+    assert "train loss 0.5000 bits | val loss 0.2500 bits accuracy 0.7500" in lines[1]

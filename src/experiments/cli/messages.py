@@ -93,7 +93,7 @@ def _bad_override(message: str, arguments: Sequence[str]) -> str:
     siblings = [k.rpartition(".")[2] for k in keys if k.rpartition(".")[0] == parent]
     near = suggest(last, siblings) if parent else ""
     group, _, inside = key.partition(".")
-    choice = next((a for a in arguments if a.startswith(f"{group}=")), None)
+    choice = next((a for a in arguments[::-1] if a.startswith(f"{group}=")), None)
     of_group = {k.split(".")[1] for k in keys if k.startswith(f"{group}.")}
     if choice and inside and not suggest(inside.partition(".")[0], of_group):
         return f"{key}: there is no such key: {choice} has no {inside.partition('.')[0]}"

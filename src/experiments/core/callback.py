@@ -38,6 +38,7 @@ class RunInfo:
         total_steps, steps_per_epoch, batch_size, parameters: sizes of the training and the model.
         start_step: the step of the checkpoint that the run resumes from; None for a new run.
         class_names: the names of the classes; empty if the data name none.
+        in_bits: the metrics that are in bits, without their split.
     """
 
     directory: Path
@@ -49,6 +50,7 @@ class RunInfo:
     parameters: int
     start_step: int | None = None
     class_names: tuple[str, ...] = ()
+    in_bits: tuple[str, ...] = ()
 
 
 class ValidationPredictions:

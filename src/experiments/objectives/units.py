@@ -20,7 +20,12 @@ def check_units(objective: Any, units: str) -> None:
         )
 
 
+def in_bits(objective: Any, units: str) -> tuple[str, ...]:
+    """Return the names of an objective's values that are logged in bits."""
+    return tuple(getattr(objective, "nats", ())) if units == "bits" else ()
+
+
 def in_units(values: Mapping[str, Any], objective: Any, units: str) -> dict[str, Any]:
     """Return an objective's values by name, in `units` those that are in nats."""
-    nats = getattr(objective, "nats", ()) if units == "bits" else ()
-    return {name: v / math.log(2) if name in nats else v for name, v in values.items()}
+    bits = in_bits(objective, units)
+    return {name: v / math.log(2) if name in bits else v for name, v in values.items()}

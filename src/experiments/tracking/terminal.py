@@ -73,9 +73,9 @@ class Terminal(Tracker):
         is_new = bool(validation) and validation != self._validation
         self._validation = validation or self._validation
         self._first = self._first or (step, now)
-        text = f"{_position(run, step, scalars)}  {_metrics({**scalars, **self._validation})}"
+        text = f"{_position(run, step, scalars)}  {_metrics({**scalars, **self._validation}, run)}"
         if self._bar:
-            self._bar.metrics = _metrics({**scalars, **self._validation})
+            self._bar.metrics = _metrics({**scalars, **self._validation}, run)
             shown: dict[str, Any] = {"position": _position(run, step, scalars)}
             self._bar.update(self._bar.task, completed=step, description="training", **shown)
             if is_new:
@@ -99,10 +99,10 @@ class Terminal(Tracker):
         said = str(summary.get("wandb") or "")
         line, summary = summary.get("best") or {}, self._shown(summary)
         line = self._shown(line)
-        best = _metrics(_of_split("val", line))
+        best = _metrics(_of_split("val", line), self._run)
         lines = {
             "best": f"{best} @ epoch {round(line['epoch'], 2):g}" if best else "",
-            "test": _metrics(_of_split("test", summary)).removeprefix("test "),
+            "test": _metrics(_of_split("test", summary), self._run).removeprefix("test "),
             "time": duration(summary["seconds"]) if "seconds" in summary else "",
             "speed": _speed(summary),
             "parameters": f"{self._run.parameters:,}",
@@ -212,13 +212,14 @@ def _of_split(split: str, scalars: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in scalars.items() if name.startswith(f"{split}/")}
 
 
-def _metrics(scalars: Mapping[str, Any]) -> str:
+def _metrics(scalars: Mapping[str, Any], run: RunInfo) -> str:
     """Return `train loss 0.1145 accuracy 0.9975 | val loss 0.1245`, without means of an epoch."""
     groups: dict[str, str] = {}
     for key, value in sorted(scalars.items(), key=lambda item: not item[0].endswith("/loss")):
         group, _, name = key.partition("/")
         if group in ("train", "val", "test") and not name.startswith("epoch_"):
-            groups[group] = f"{groups.get(group, group)} {name} {number(value):>6}"
+            unit = " bits" if name in run.in_bits else ""
+            groups[group] = f"{groups.get(group, group)} {name} {number(value):>6}{unit}"
     return " | ".join(groups.values())
 
 

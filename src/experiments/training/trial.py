@@ -14,6 +14,7 @@ from experiments.core.config import build
 from experiments.core.schedules import SCALE, Plateau
 from experiments.errors import UserError
 from experiments.machine import StopRequest
+from experiments.objectives.units import in_bits
 from experiments.tracking import provenance
 from experiments.tracking.jsonl import write_json
 from experiments.tracking.tracker import RunInfo, Trackers
@@ -106,6 +107,7 @@ class Trial:
             parameters=parameters,
             start_step=step or None,
             class_names=tuple(self.setup.splits.class_names),
+            in_bits=in_bits(self.setup.objective, self.setup.trainer.units),
         )
 
     def log(self, step: int, line: Line) -> None:

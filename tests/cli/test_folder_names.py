@@ -43,7 +43,7 @@ def bash(command: str) -> str:
     ],
 )
 def test_folders_are_quoted_for_hydra(typed, wanted):
-    assert for_hydra([typed]) == [wanted]
+    assert for_hydra([typed, "hydra.run.dir=y"])[0] == wanted  # else the run would have to be there
     search = for_hydra(["-m", typed.replace("checkpoint", "study")])
     assert search == ["-m", wanted.replace("checkpoint", f"{SWEEPER}study")]
 

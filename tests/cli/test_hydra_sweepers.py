@@ -46,6 +46,7 @@ def test_a_sweeper_of_hydra_gets_the_metrics_of_its_runs(run_cli, returned, tmp_
     assert all(map(math.isnan, diverged))
     summary = json.loads((tmp_path / "many" / "1" / "summary.json").read_text())
     assert finished == [summary["best"]["val/loss"], 610]
+    assert not any(name.startswith("test/") for name in summary)  # it is compared, and may lose
     config = yaml.safe_load((tmp_path / "many" / "1" / ".hydra" / "config.yaml").read_text())
     assert config["optim"]["learning_rate"] == 0.1
 

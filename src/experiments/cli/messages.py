@@ -51,6 +51,15 @@ def explain(error: BaseException, arguments: Sequence[str] | None = None) -> str
     return None
 
 
+PLUGINS = {
+    "joblib": "pip install hydra-joblib-launcher",
+    "submitit_local": "pip install hydra-submitit-launcher",
+    "submitit_slurm": "pip install hydra-submitit-launcher",
+    "optuna": "pip install --no-deps hydra-optuna-sweeper",  # else it brings an old Optuna
+}
+"""What adds choices of `hydra/launcher` and `hydra/sweeper`."""
+
+
 def _missing_choice(error: MissingConfigException) -> str:
     group, _, choice = str(error.missing_cfg_file).rpartition("/")
     options = [option for option in error.options or [] if not option.startswith("_")]
@@ -61,10 +70,10 @@ def _missing_choice(error: MissingConfigException) -> str:
         options = [f"{nested}/{name}" for name in names]
     if not options:
         return f"there is no config {error.missing_cfg_file!r}"
-    more = "; others come with Hydra's plugins, such as hydra-joblib-launcher"
+    more = f"; {PLUGINS[choice]} adds {choice}" if choice in PLUGINS else ""
     return (
         f"{group}={choice}: there is no such choice{suggest(choice, options)}\n"
-        f"{group} can be {', '.join(options)}{more if parent == 'hydra' else ''}"
+        f"{group} can be {', '.join(options)}{more}"
     )
 
 

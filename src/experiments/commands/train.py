@@ -35,7 +35,15 @@ def main(
     Raises:
         Exit: the status of the run has an exit code other than 0.
     """
-    (summary,) = train({directory: config}, directory, resume=source is not None, setups=setups)
+    from hydra.core.hydra_config import HydraConfig  # which workers of a search do without
+    from hydra.types import RunMode
+
+    # the test split is for the winner: none of the runs that a sweeper of Hydra's compares reads it
+    compared = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    resume = source is not None
+    (summary,) = train(
+        {directory: config}, directory, resume=resume, setups=setups, test=not compared
+    )
     if code := EXIT_CODES[summary["status"]]:
         raise Exit(code)
     return summary
@@ -47,6 +55,7 @@ def train(
     *,
     resume: bool,
     setups: Setups | None = None,
+    test: bool = True,
 ) -> list[dict[str, Any]]:
     """Train runs, several side by side, or go on where they ended; return their summaries.
 
@@ -54,6 +63,7 @@ def train(
       runs: the config of each by its folder, which is this process's own.
       together: folder of what belongs to several of them.
       setups: those of earlier trainings, whose data need not be read again.
+      test: evaluate the best weights on the test split.
     """
     alone, setups, trials = len(runs) == 1, setups or Setups(), dict[Path, Trial]()
     options: Options = build(next(iter(runs.values()))["population"])
@@ -73,9 +83,9 @@ def train(
                 trials[folder] = Trial(setup, config, folder, trackers[folder], stop)
             every = list(trials.values())
             if alone:
-                return fit(every, together, resume=resume)
+                return fit(every, together, resume=resume, test=test)
             with shown_together(every, together, f"{len(every)} runs") as show:
-                limits = {"width": options.width, "most": options.most}
+                limits = {"width": options.width, "most": options.most, "test": test}
                 where = together / POPULATIONS
                 return fit(every, where, resume=resume, shown=show, **limits)  # type: ignore[arg-type]
         except BaseException as error:

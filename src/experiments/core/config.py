@@ -24,6 +24,8 @@ from experiments.objectives.units import check_units
 from experiments.types import Bound, Seed, Static
 
 SPECIAL = ("_target_", "_partial_", "pretrained")  # no arguments; `pretrained` names weights
+ARTIFACT = "wandb:"  # before the name of an artifact, as in `model.pretrained`
+NAMED = r"([\w.-]+/){0,2}[\w.-]+:[\w.-]+"  # such a name, with its version or alias
 MISSING = "???"  # OmegaConf's mark for a value that must be given
 
 # annotations of scalars: their names in messages, and the classes of Python that they accept
@@ -109,6 +111,10 @@ def check_config(config: Mapping[str, Any]) -> None:
     ):
         if complaint := mismatch(value, hint):
             raise UserError(f"{key}={value}: must be {complaint}")
+    source = config["model"]["pretrained"] or ""
+    if source.startswith(ARTIFACT) and not re.fullmatch(ARTIFACT + NAMED, source):
+        wanted = f"{ARTIFACT}<entity>/<project>/<name>:<alias>"
+        raise UserError(f"model.pretrained={source}: must be {wanted}")
     for name, node in (config.get("metrics") or {}).items():
         if not isinstance(node, Mapping) or "_target_" not in node:
             raise UserError(f"metrics.{name}: must name a function: {{_target_: module.function}}")

@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from experiments.core.config import ARTIFACT
 from experiments.errors import UserError, suggest
 from experiments.tracking import provenance
 from experiments.tracking.jsonl import METRICS, read_history, read_mapping, write_json
 from experiments.tracking.log_file import LOG, LogStream
 from experiments.tracking.tracker import SUCCESS, RunInfo, Tracker
-from experiments.tracking.wandb_client import ARTIFACT, Mode, end_service, first_line, usable
+from experiments.tracking.wandb_client import Mode, end_service, first_line, usable
 from experiments.tracking.wandb_files import (
     ClientLog,
     last_id,

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from experiments.core.config import ARTIFACT
 from experiments.errors import UserError
 
 log = logging.getLogger(__name__)
 
 Mode = Literal["online", "offline", "disabled"]
-ARTIFACT = "wandb:"  # before the name of an artifact, as in `model.pretrained`
 
 
 def usable(mode: str | None) -> Mode:

@@ -14,7 +14,7 @@ import yaml
 from flax import nnx
 
 from experiments.core.callback import RunInfo, callback_nodes
-from experiments.core.config import build
+from experiments.core.config import ARTIFACT, build
 from experiments.core.names import locate
 from experiments.core.params import count_parameters, merged
 from experiments.core.rng import root_key, stream
@@ -29,7 +29,7 @@ from experiments.objectives.units import in_units
 from experiments.tracking.jsonl import SUMMARY, read_mapping
 from experiments.tracking.tracker import Tracker, Trackers
 from experiments.tracking.wandb import STATE, Wandb
-from experiments.tracking.wandb_client import ARTIFACT, downloaded
+from experiments.tracking.wandb_client import downloaded
 from experiments.training.distributed import put_to_read
 from experiments.training.evaluation import Data, Measured, Predictions, Split
 from experiments.training.run_folder import CHECKPOINTS, split_source

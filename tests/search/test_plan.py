@@ -240,6 +240,19 @@ def test_finite_lists_are_a_full_grid_but_with_a_budget(caplog):
     assert "6 at most" in caplog.text
 
 
+@pytest.mark.parametrize("other", ["model.hidden=[8]", "model.hidden=[8],[4]"])
+def test_a_searched_key_that_is_given_twice_is_refused(other):
+    searched = "model.hidden=[16],[32]"
+    for arguments in ([other, "seed=0,1", searched], [searched, "seed=0,1", other]):
+        with pytest.raises(UserError, match=r"model\.hidden: given twice, as ") as refused:
+            plan_of_arguments(arguments, {}, CONFIG)
+        assert searched in str(refused.value)
+        assert other in str(refused.value)
+    beside = ["optim=adam,sgd", "optim.b1=0.8,0.9", "optim.learning_rate=0.1,0.2"]
+    plan = plan_of_arguments([*beside, "optim.learning_rate@sgd=1,2"], {}, CONFIG)
+    assert "optim.learning_rate@sgd" in plan.parameters
+
+
 def test_an_array_job_is_no_larger_than_its_trials(tmp_path):
     arguments, options = ["seed=1,2,3,4"], {"cluster": {"name": "slurm"}, "side_by_side": 2}
     plan = plan_of_arguments(arguments, options, CONFIG)

@@ -279,7 +279,7 @@ def split(overrides: Sequence["Override"]) -> tuple[dict[str, dict[str, Any]], l
     """Split a parsed command line into parameters in W&B's schema and plain overrides.
 
     Raises:
-        UserError: a sweep that W&B's schema has no word for.
+        UserError: a sweep that W&B's schema has no word for, or whose key is given twice.
     """
     parameters: dict[str, dict[str, Any]] = {}
     plain: list[str] = []
@@ -288,6 +288,11 @@ def split(overrides: Sequence["Override"]) -> tuple[dict[str, dict[str, Any]], l
         if not override.is_sweep_override():
             plain.append(override.input_line)
             continue
+        for other in overrides:
+            same = other.key_or_group == override.key_or_group and other is not override
+            if same and (other.package == override.package or not other.is_sweep_override()):
+                said = f"{override.input_line} and as {other.input_line}"
+                raise UserError(f"{override.key_or_group}: given twice, as {said}")
         try:
             at = f"@{override.package}" if override.package else ""
             parameters[override.key_or_group + at] = _entry(override)

@@ -10,9 +10,9 @@ from rich.console import Console
 
 from experiments.cli.sweep import sweep
 from experiments.errors import UserError
-from experiments.search.actions import status
+from experiments.search.actions import resume, status
 from experiments.search.plan import Plan
-from experiments.search.results import Overviews, command, screen
+from experiments.search.results import Overviews, command, ending, screen
 from experiments.search.study import Study, create_study, state_of
 from experiments.search.worker import work
 from support import ROOT
@@ -95,6 +95,20 @@ def test_seeds_are_replicates_of_a_setting_and_not_ranked(make_study):
     # all choices are compared, so that each is tested; the best trial comes last
     assert [trial.number for trial in study.tested(best)] == [2, 0, 1, 3]
     assert command(study, best).endswith("optim=sgd seed=3,4 side_by_side=1")
+
+
+def test_what_diverged_is_told_from_what_failed(make_study, monkeypatch, capsys):
+    study = make_study(n_trials=3)
+    ends = ("diverged", "diverged at step 2"), ("failed", "out of memory"), ("finished", None)
+    for trial, (state, reason) in zip(study.claim(3), ends, strict=True):
+        study.finish(trial, state, [0.5] if reason is None else None, reason=reason)
+    lines = ending(study).splitlines()
+    assert "failed      1x out of memory" in lines
+    assert "diverged    1x at step 2" in lines
+    monkeypatch.setattr("experiments.search.actions.launch", lambda *_: None)
+    resume(study.folder, ROOT / "conf", {"retry": "failed"})
+    assert "1 failed trials run again, as new ones; left out: 1 that div" in capsys.readouterr().out
+    assert [state_of(trial) for trial in study.trials()] == ["diverged", "waiting", "finished"]
 
 
 def test_without_seeds_the_winner_alone_is_tested(make_study):

@@ -126,7 +126,9 @@ def resume(folder: Path, config_folder: Path, options: Options) -> None:
         study = Study(folder, config_folder)
         study.lay_down()
         if "retry" in options:
-            print(f"{study.retry()} failed trials run again, as new ones", flush=True)
+            diverged = sum(state_of(trial) == "diverged" for trial in study.trials())
+            rest = f"; left out: {diverged} that diverged, and would again" if diverged else ""
+            print(f"{study.retry()} failed trials run again, as new ones{rest}", flush=True)
         left = sum(not trial.state.is_finished() for trial in study.trials())
         if workers is None and left:
             check_array(local.worker_count(options), left, int(study.plan.side_by_side))

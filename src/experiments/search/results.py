@@ -269,9 +269,10 @@ def ending(study: Study) -> str:
         run = study.folder_of(front[0].number) / ("seed_0" if study.plan.seeds > 1 else "")
         of_one = quote(f"checkpoint={run}")
         lines.append(f"test one    {called('run')} mode=evaluate {of_one}")
-    failed = [t for t in study.trials() if state_of(t) in ("failed", "diverged")]
-    for reason, count in Counter(str(t.user_attrs.get("reason")) for t in failed).most_common(3):
-        lines.append(f"failed      {count}x {reason}")
+    for state in ("failed", "diverged"):
+        ended = [t.user_attrs.get("reason") for t in study.trials() if state_of(t) == state]
+        for reason, count in Counter(map(str, ended)).most_common(3):
+            lines.append(f"{state:<12}{count}x {reason.removeprefix('diverged ')}")
     lines.append(f"results     {study.folder}/{RESULTS}")
     lines.append(f"            {called('report')} {quote(str(study.folder))}")
     return "\n".join(lines)

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from experiments.errors import UserError
+from experiments.search.agents import begin
 from support import ROOT
 from wandb_server.sweeps import Sweep
 
@@ -136,3 +138,11 @@ def test_wandb_as_the_engine_goes_on_with_a_preempted_run(server, tmp_path, data
     assert json.loads((first / "summary.json").read_text())["status"] == run.summary["status"]
     steps = [event["step"] for event in run.metrics]
     assert steps == sorted(set(steps))
+
+
+def test_without_an_account_no_folder_is_made(client, tmp_path):
+    path = tmp_path / "sweep.yaml"
+    path.write_text("method: grid\nparameters: {seed: {values: [0, 1]}}\n")
+    with pytest.raises(UserError, match="engine=wandb needs an account: wandb login"):
+        begin(path, [], {}, ROOT / "conf", tmp_path / "study")
+    assert not (tmp_path / "study").exists()

@@ -56,8 +56,8 @@ def begin(
     for line in differences(file.content):
         print(line)
     overrides = [*overrides_of(file.content.get("command")), *overrides]
-    folder.mkdir(parents=True, exist_ok=True)
     sweep = register(file, overrides, folder, config_folder, options.get("config_dir"))
+    folder.mkdir(parents=True, exist_ok=True)
     program = [sys.executable, "-P", "-m", __spec__.name, "agent", sweep]
     print(f"sweep {sweep}, runs in {folder}", flush=True)
     if cluster is not None:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from experiments.errors import UserError
 from experiments.viz.pages.runs_page import compare_runs
-from experiments.viz.pages.settings import difference, find, spread
+from experiments.viz.pages.settings import difference, find, in_lines, spread, study_settings
 
 
 def write_run(folder, value, *, monitor="val/accuracy", mode="max", said=(), **config):
@@ -143,6 +143,16 @@ def test_a_study_is_one_row_and_its_seeds_are_replicates(tmp_path):
     assert again.validation == [0.99, 0.60]  # of another study of this name
     assert again.origin == "study rates"
     assert run.origin == "run"
+
+
+def test_a_trial_that_was_ended_early_is_no_replicate(tmp_path):
+    folder = tmp_path / "study"
+    rows = [(0.90, 0.2, 0), (0.92, 0.2, 1), (0.10, 0.2, 2)]
+    write_study(folder, rows, ["optim.learning_rate", "seed"])
+    table = folder / "results.csv"
+    table.write_text(table.read_text().replace("2,finished", "2,pruned"))
+    (setting,) = study_settings(folder, folder)
+    assert in_lines([setting]) == ["learning_rate=0.2: 2 seeds, val/accuracy 0.9100 ± 0.014"]
 
 
 def test_choices_stand_for_the_keys_that_follow_from_them(tmp_path):

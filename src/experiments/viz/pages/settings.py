@@ -22,7 +22,6 @@ from experiments.viz.pages.records import RunData, cell, read_run, read_yaml
 from experiments.viz.pages.statistics import interval_of_difference
 
 STUDY, RESULTS = "study.yaml", "results.csv"
-ENDED = ("finished", "pruned", "stopped")  # the states of trials that have a value
 # files of folders whose runs are parts of something else than a comparison of trainings
 PARTS = {"lr_range.json": "learning-rate tests", "lesson.json": "lessons"}
 
@@ -164,10 +163,11 @@ def _choices(runs: Sequence[RunData]) -> dict[str, list[str]]:
 
 
 def study_settings(folder: Path, base: Path) -> list[Setting]:
-    """Return the settings of a study that have results, best first.
+    """Return the settings of a study that have finished trials, best first.
 
-    Replicates are the seeds of each trial where the study has `seeds`, and trials that differ in
-    their seed alone where it varies that.
+    A trial that was ended early is no replicate of one that was not. Replicates are the seeds of
+    each trial where the study has `seeds`, and trials that differ in their seed alone where it
+    varies that.
     """
     plan, path = read_yaml(folder / STUDY), folder / RESULTS
     metric, goal = (
@@ -178,7 +178,7 @@ def study_settings(folder: Path, base: Path) -> list[Setting]:
         path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     ):
         trial = folder / row["run"]
-        runs = [trial, *sorted(trial.glob("seed_*"))] if row["state"] in ENDED else []
+        runs = [trial, *sorted(trial.glob("seed_*"))] if row["state"] == "finished" else []
         behind = list(row)[list(row).index("run") + 1 :]  # the columns of parameters
         varied = tuple((name, row[name]) for name in behind if name != "seed" and row[name])
         replicates[varied] += [read_run(run, base) for run in runs if (run / SUMMARY).is_file()]

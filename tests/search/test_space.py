@@ -107,7 +107,6 @@ def test_each_parameter_has_a_stream_of_its_own():
         ({"minn": 1, "max": 2}, "did you mean 'min'"),
         ({"values": [1, 2], "probabilities": [0.5, 0.6]}, "add up to 1.1"),
         ({"values": []}, "at least one"),
-        ({"parameters": {"b1": {"value": 0.9}}}, "flat dotted names"),
         ({"distribution": "lognormal"}, "did you mean 'log_normal'"),
         (
             {"distribution": "uniform", "min": 0, "max": 1, "q": 1},

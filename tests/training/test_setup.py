@@ -18,6 +18,14 @@ def test_batch_normalisation_of_one_example_is_warned_of(data_home, caplog, size
     assert ("data.batch_size=1: batch normalisation" in caplog.text) == warned
 
 
+def test_a_least_improvement_that_nothing_waits_for_is_said(data_home, caplog):
+    tiny = [*data_home, "model.hidden=[4]", "trainer.min_delta=0.1"]
+    for patience, said in (("null", True), ("3", False)):
+        caplog.clear()
+        Setups().of(composed(*tiny, f"trainer.patience={patience}"))
+        assert ("changes nothing without trainer.patience" in caplog.text) == said
+
+
 def test_a_gradient_that_is_an_estimate_is_said_once(data_home, caplog):
     caplog.set_level("INFO")
     for own in (["model=perceptron"], ["model=cnn", "model.layers=[flatten,step,{dense:classes}]"]):

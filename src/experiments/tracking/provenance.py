@@ -90,7 +90,8 @@ def in_brief(start: Mapping[str, Any]) -> dict[str, Any]:
 
 def code_in_brief(code: Mapping[str, Any]) -> str:
     """Return the state of a repository in a few words."""
-    differing = f" and {len(code['changed'])} changed files" if code["changed"] else ""
+    count = len(code["changed"])
+    differing = f" and {count} changed file{'s' if count > 1 else ''}" if count else ""
     return f"{Path(code['folder']).name} at {code['commit'][:12]}{differing}"
 
 

@@ -238,6 +238,9 @@ def surprises(experiment: "Experiment", *, training: bool) -> Iterator[str]:
     if training and "step" in (value for _, value in leaves(config["model"])):
         said = "straight-through estimate: the derivative, which is 0, counts as 1"
         yield f"the gradient through an activation `step` is a {said}"
+    trainer = config["trainer"]
+    if training and trainer.get("min_delta") and trainer["patience"] is None:
+        yield "trainer.min_delta changes nothing without trainer.patience"
     if training and config["data"]["batch_size"] == 1:
         from experiments.core.transfer import named  # imports JAX
 

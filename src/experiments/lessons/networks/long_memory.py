@@ -83,8 +83,8 @@ class LongMemory(Lesson):
                 done = int(np.sum(shares >= SOLVED))
                 fails = is_long and cell == "RNN"
                 wanted = 0 if fails else len(shares)
-                told = {wanted: True, len(shares) - wanted: False} if len(shares) > 1 else {}
-                holds = told.get(done)  # of one seed alone nothing follows
+                decided = {wanted: True, len(shares) - wanted: False} if len(shares) > 1 else {}
+                holds = decided.get(done)  # of one seed alone nothing follows
                 claim = f"{cell} {'does not solve' if fails else 'solves'} {problem}"
                 lab.conclude(claim, holds, f"{done} of {len(shares)} seeds")
         lab.table("share of the sequences solved", ["problem", *TRAINED], rows)

@@ -119,21 +119,23 @@ def differences(runs: Sequence[RunData]) -> list[str]:
 
     Keys that follow from the choice of a group are not named beside it.
     """
-    return list(_told([run.settings for run in runs], _choices(runs)))
+    return list(_differing([run.settings for run in runs], _choices(runs)))
 
 
 def told_apart(settings: Sequence[Setting]) -> list[Setting]:
     """Return settings, best first, each with what sets it apart."""
     ranked = sorted(settings, key=lambda one: one.rank)
     runs = [one.runs[0] for one in ranked]
-    told = _told([run.settings for run in runs], _choices(runs))
-    values = [{name: known[index] for name, known in told.items()} for index in range(len(ranked))]
+    differing = _differing([run.settings for run in runs], _choices(runs))
+    values = [
+        {name: known[index] for name, known in differing.items()} for index in range(len(ranked))
+    ]
     return [replace(one, values=own) for one, own in zip(ranked, values, strict=True)]
 
 
-def _told(configs: Sequence[Mapping[str, Any]], choices: Mapping[str, list[str]]) -> dict:
+def _differing(configs: Sequence[Mapping[str, Any]], choices: Mapping[str, list[str]]) -> dict:
     """Return what differs, by name, with its value in each config; "" where there is none."""
-    told: dict[str, list[Any]] = {**choices}
+    differing: dict[str, list[Any]] = {**choices}
     for name in dict.fromkeys(name for config in configs for name in config):
         chosen = choices.get(name.partition(".")[0], [""] * len(configs))
         known = defaultdict(set)  # values by the choice that they come with
@@ -141,8 +143,8 @@ def _told(configs: Sequence[Mapping[str, Any]], choices: Mapping[str, list[str]]
             if name in config:
                 known[choice].add(repr(config[name]))
         if any(len(values) > 1 for values in known.values()):
-            told[name] = [config.get(name, "") for config in configs]
-    return told
+            differing[name] = [config.get(name, "") for config in configs]
+    return differing
 
 
 def _choices(runs: Sequence[RunData]) -> dict[str, list[str]]:

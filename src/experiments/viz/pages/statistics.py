@@ -43,8 +43,8 @@ def interval_of_difference(a: Values, b: Values, *, paired: bool = False) -> tup
     variance = float(sum(parts))
     if variance == 0:
         splits = math.comb(sum(sizes), sizes[0]) if len(sizes) == 2 else 2 ** sum(sizes)
-        told = not sizes or 2 / splits <= 1 - CONFIDENCE
-        return (difference, difference) if told else (-math.inf, math.inf)
+        decided = not sizes or 2 / splits <= 1 - CONFIDENCE
+        return (difference, difference) if decided else (-math.inf, math.inf)
     freedom = variance**2 / sum(v**2 / (n - 1) for v, n in zip(parts, sizes, strict=True))
     margin = float(t.ppf((1 + CONFIDENCE) / 2, freedom)) * variance**0.5
     return difference - margin, difference + margin

@@ -23,7 +23,11 @@ install: .venv/.installed  ## set up .venv
 train: install  ## the main job on the embedded digits; OVERRIDES="model=vgg16 optim=adam"
 	$(BIN)/python run.py $(OVERRIDES)
 
-test: install lint  ## lint, types and tests
+test: install  ## lint, types and tests
+	@$(MAKE) --no-print-directory --jobs 2 lint quick-tests
+
+# three processes: a test that waits for a process, a queue or a server leaves its core to another
+quick-tests: install
 	$(BIN)/python -m pytest -m "not slow" -n 3 --dist worksteal
 
 test-all: install lint  ## the slower, fuller checks too
@@ -71,4 +75,4 @@ data: install  ## download and prepare DATA=mnist (needs a network and the extra
 clean:  ## remove what was built, but no runs
 	rm -rf .venv build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help install train test test-all test-versions lint format sweep bench report dashboard docs labbook data clean
+.PHONY: help install train test quick-tests test-all test-versions lint format sweep bench report dashboard docs labbook data clean

@@ -43,11 +43,6 @@ def test_a_resumed_run_stays_in_its_folder(tmp_path):
     assert for_hydra(given) == [given[0], "++trainer.epochs=9", own]
 
 
-def test_one_of_several_processes_prints(monkeypatch):
-    monkeypatch.setenv("JAX_PROCESS_ID", "1")
-    assert for_hydra(["model=mlp"]) == ["model=mlp", "hydra/job_logging=disabled"]
-
-
 INTERRUPTED_IMPORT = """
 import os, runpy, signal, sys
 

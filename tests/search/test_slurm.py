@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -200,6 +201,17 @@ def test_a_run_on_two_nodes_is_one_run(cluster, run_cli, tmp_path):
     assert (folder / "summary.json").exists(), output(folder)
     assert json.loads((folder / "summary.json").read_text())["status"] == "finished"
     assert [line["step"] for line in lines_of(folder) if "val/loss" in line] == [20, 40, 60]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tasks", [2, 1])
+def test_tasks_of_srun_are_one_run_in_one_folder(cluster, tmp_path, data_home, tasks):
+    program = ["experiments.cli.command", "run", *TINY, *data_home, "trainer.epochs=1"]
+    where = [f"--chdir={tmp_path}", f"--ntasks={tasks}", f"--nodes={tasks}"]
+    said = cluster.command("srun", *where, sys.executable, "-m", *program, timeout=120)
+    (folder,) = tmp_path.glob("runs/*/*")
+    assert said.count("status      finished") == 1
+    assert len([line for line in lines_of(folder) if "val/loss" in line]) == 1
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 
 from experiments.core.config import build
 from experiments.errors import UserError
-from experiments.training.distributed import COORDINATOR, COUNT, INDEX, join
+from experiments.processes.together import COORDINATOR, COUNT, INDEX
 from experiments.training.run_folder import saved_steps
 from experiments.training.runtime import data_mesh
 from slurm_cluster.cluster import free_ports
@@ -40,6 +41,12 @@ def start(count: int, *arguments: str) -> list[subprocess.Popen]:
             )
         )
     return processes
+
+
+def wait_for_checkpoint(folder: Path) -> None:
+    deadline = time.monotonic() + 90
+    while not saved_steps(folder) and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 def end(processes: list[subprocess.Popen], code: int = 0) -> list[tuple[str, str]]:
@@ -84,9 +91,7 @@ def test_a_signal_to_one_process_stops_both_and_one_alone_goes_on(tmp_path, data
     options = [*data_home, *RUN, "trainer.log_every=20"]
     endless = ["trainer.epochs=100000", "trainer.checkpoint_every=0.5"]
     processes = start(2, *options, *endless, f"hydra.run.dir={folder}")
-    deadline = time.monotonic() + 90
-    while not saved_steps(folder) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_for_checkpoint(folder)
     processes[1].send_signal(signal.SIGTERM)
     end(processes, code=75)
     stopped = json.loads((folder / "summary.json").read_text())
@@ -99,6 +104,33 @@ def test_a_signal_to_one_process_stops_both_and_one_alone_goes_on(tmp_path, data
     assert (resumed["status"], resumed["step"]) == ("finished", epochs * 20)
     steps = [line["step"] for line in numbers(folder)]
     assert steps == sorted(steps)
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_other_one_and_any_number_goes_on(tmp_path, data_home):
+    folder = tmp_path / "run"
+    options = [*data_home, *RUN, "trainer.log_every=20", "trainer.checkpoint_every=0.5"]
+    processes = start(2, *options, "trainer.epochs=100000", f"hydra.run.dir={folder}")
+    wait_for_checkpoint(folder)
+    processes[1].kill()
+    killed = time.monotonic()
+    ((_, said),) = end(processes[:1], code=1)
+    assert time.monotonic() - killed < 5
+    assert re.search(r"process 1 of 2 \(.*\) has ended, .* resume=.*run", said)
+    assert "Traceback" not in said
+    processes[1].communicate()
+    for count in (2, 1):
+        epochs = saved_steps(folder)[-1] // 20 + 2
+        end(start(count, f"resume={folder}", f"trainer.epochs={epochs}"))
+        resumed = json.loads((folder / "summary.json").read_text())
+        assert (resumed["status"], resumed["step"]) == ("finished", epochs * 20)
+
+
+@pytest.mark.slow
+def test_what_is_wrong_is_said_by_one_and_ends_all(tmp_path, data_home):
+    options = [*data_home, *RUN, "data.batch_size=63", f"hydra.run.dir={tmp_path / 'run'}"]
+    said = [error for _, error in end(start(2, *options), code=2)]
+    assert sum("nodes cannot share the batch of 63" in one for one in said) == 1
 
 
 @pytest.mark.slow
@@ -118,17 +150,6 @@ def test_what_processes_cannot_share_is_named(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 3)
     with pytest.raises(UserError, match=r"3 nodes cannot share the batch of 64; .* multiple of 3"):
         data_mesh(None, 64)
-
-
-@pytest.mark.parametrize(
-    "given",
-    [{COUNT: "2"}, {COUNT: "2", INDEX: "2", COORDINATOR: "a:1"}, {COUNT: "two", INDEX: "0"}],
-)
-def test_an_environment_that_says_half_is_named(monkeypatch, given):
-    for name, value in given.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=f"{COUNT}={given[COUNT]}"):
-        join()
 
 
 def test_nodes_without_a_cluster_are_named(run_cli):

@@ -22,6 +22,7 @@ from experiments import machine
 from experiments.cli.output import harmless
 from experiments.cli.startup import FULL_ERROR, TRACEBACKS, for_hydra
 from experiments.errors import Exit, masked
+from experiments.processes import watch
 
 # Hydra, OmegaConf and JAX are imported where they are used: `--help` has to be quick, and the
 # workers of a search start before that.
@@ -42,6 +43,12 @@ def command_line(main: Callable[[], Any], *, hydra: bool = True) -> int:
         main: takes its arguments from `sys.argv`.
         hydra: translate the arguments for Hydra first, because `main` is one of its functions.
     """
+    code = _called(main, hydra)
+    watch.end(code)
+    return code
+
+
+def _called(main: Callable[[], Any], hydra: bool) -> int:
     machine.collect_garbage_seldom()
     machine.end_with_launcher()
     machine.ensure_home()
@@ -65,6 +72,7 @@ def command_line(main: Callable[[], Any], *, hydra: bool = True) -> int:
 
         message = explain(error)
         code = 1 if message is None else 2
+        watch.let_others_speak(first_too=message is None)
         if full or message is None:
             message = "".join(traceback.format_exception(error)).rstrip()
         print(masked(message), file=sys.stderr)

@@ -13,6 +13,7 @@ from experiments.cli.own import config_dir_of
 from experiments.cli.pretrained import unquoted, with_model_of_run
 from experiments.cli.search_keys import NESTED, SEARCH_KEYS, divide
 from experiments.cli.sweep import trust_own
+from experiments.processes import together
 from experiments.search import local
 
 if TYPE_CHECKING:
@@ -65,8 +66,6 @@ def for_hydra(arguments: list[str]) -> list[str]:
             folder = split_source(path)[0]
             folder = _again(folder) if "mode=reproduce" in arguments else folder
             own = [_quoted(f"hydra.run.dir={folder}")]
-    if os.environ.get("JAX_PROCESS_ID", "0") != "0":  # the first of several processes prints
-        own += ["hydra/job_logging=disabled"]
     # Hydra takes overrides in one place, before or after flags such as --config-dir
     last = max((i for i, a in enumerate(arguments) if re.match(OVERRIDE, a)), default=-1)
     return [*arguments[: last + 1], *own, *arguments[last + 1 :]]
@@ -141,6 +140,8 @@ def workers_ahead(arguments: list[str], config_folder: Path) -> Iterator[None]:
     """
     config_dir, arguments = config_dir_of(arguments)
     flags = {a for a in arguments if a.startswith("-")}
+    if flags & set(MULTIRUN):
+        together.check_alone("a search")
     options, overrides = divide([a.removeprefix(SWEEPER) for a in arguments])
     options |= {"config_dir": config_dir} if config_dir else {}
     if flags & set(MULTIRUN):

@@ -23,6 +23,7 @@ from experiments.cli.search_keys import Options, divide, search_help
 from experiments.core.config import mismatch
 from experiments.errors import UserError, suggest
 from experiments.machine import CONFIG, called
+from experiments.processes import together
 from experiments.search import configs, local
 
 # All else is imported where it is used: workers start before that.
@@ -45,6 +46,8 @@ def sweep(arguments: Sequence[str], config_folder: Path) -> None:
     config_dir, arguments = config_dir_of(arguments)
     first = arguments[0] if arguments else ""
     action, _, value = first.partition("=")
+    if action != "worker":  # of which there may be any number, each by itself
+        together.check_alone("a search")
     options, overrides = divide(arguments[1:])
     options |= {"config_dir": config_dir} if config_dir else {}
     trust_own(options, overrides, config_folder)

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from experiments.core import trust
 from experiments.core.config import build, check, check_config, mismatch, settled
 from experiments.errors import UserError, suggest
+from experiments.processes import together, watch
 from experiments.search.configs import check_added
 from experiments.search.goals import COSTS
 from experiments.tracking.log_file import LOG, log_file
@@ -62,11 +63,16 @@ def _removed_if_unused(directory: Path) -> Iterator[None]:
         begun = BEGUN
         raise
     finally:
-        if {path.name for path in directory.iterdir()} <= set(begun):
-            shutil.rmtree(directory)
-            with contextlib.suppress(OSError):  # of the first that has something else in it
-                for parent in directory.parents[:PARENTS]:
-                    parent.rmdir()
+        _remove_unused(directory, begun)
+
+
+def _remove_unused(directory: Path, begun: tuple[str, ...] = ()) -> None:
+    """Remove a folder that has no more in it than `begun`, and those that it lies alone in."""
+    if directory.is_dir() and {path.name for path in directory.iterdir()} <= set(begun):
+        shutil.rmtree(directory)
+        with contextlib.suppress(OSError):  # of the first that has something else in it
+            for parent in directory.parents[:PARENTS]:
+                parent.rmdir()
 
 
 def _run(config: DictConfig, directory: Path, said: bool) -> Any:
@@ -78,9 +84,16 @@ def _run(config: DictConfig, directory: Path, said: bool) -> Any:
     used: UsedFolder = "continued" if config.resume else "refused"
     if config.overwrite:
         used = "cleared"
-    join()
     trains = mode in get_args(TrainingMode)
     cluster, nodes = cluster_of(config)
+    if mode == "train" and cluster is None and not searched:
+        own, directory = directory, join(directory)
+        if directory != own:
+            _remove_unused(own)
+    else:
+        together.check_alone(
+            "a search" if searched else f"mode={mode}" if cluster is None else "cluster="
+        )
     arguments = list(HydraConfig.get().overrides.task)
     record = record_of(config) if trains else {}
     trust.allow(own_folders(), config.allow)
@@ -117,7 +130,8 @@ def _run(config: DictConfig, directory: Path, said: bool) -> Any:
         set_up_compiler(cache)
         command = importlib.import_module(f"experiments.commands.{mode}")
         prints = not trains and mode not in get_args(RunMode)
-        summary = command.main(plain, None if prints and not said else directory, source)
+        with watch.until_it_ends():
+            summary = command.main(plain, None if prints and not said else directory, source)
         return sought(summary, metric) if mode == "train" else None
 
 

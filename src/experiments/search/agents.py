@@ -17,6 +17,7 @@ from typing import Any
 
 from experiments.errors import EXIT_CODES, Exit, UserError
 from experiments.machine import PARENT, STOP_SIGNALS, command, end_with_launcher, launched_here
+from experiments.processes import gpus
 from experiments.search import configs, local
 from experiments.search.local import worker_count
 from experiments.search.readers import SweepFile, read_sweep_file
@@ -67,7 +68,7 @@ def begin(
         return
     signal.signal(signal.SIGINT, signal.default_int_handler)
     each = local.gpus_per_worker(options)
-    shares = [local.environment(slot, count, each) | launched_here() for slot in range(count)]
+    shares = [gpus.environment(slot, count, each) | launched_here() for slot in range(count)]
     agents = [subprocess.Popen(program, cwd=folder, env=share) for share in shares]
     try:
         codes = [process.wait() for process in agents]

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from experiments.core.config import mismatch
 from experiments.errors import UserError
 from experiments.machine import StopRequest, command, launched_here
+from experiments.processes.gpus import environment, visible
 from experiments.search import configs
 from experiments.types import PositiveInt
 
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 LOGS = "workers"  # in the folder of the study: the text that they print
 POLL, LOOK = 0.01, 0.5  # seconds between looks at the processes, and at the study
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# today's and the former name of the share of a GPU's memory that JAX takes for a process
-MEMORY = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 
 
 class Process(subprocess.Popen):
@@ -219,7 +218,7 @@ def worker_count(options: Mapping[str, Any]) -> int:
     if count == "auto":
         if options.get("cluster", {}).get("name", "local") != "local":
             raise UserError("workers=auto: goes by the GPUs of this machine; say workers=8")
-        return max(len(visible_gpus()) // each, 1)
+        return max(len(visible()) // each, 1)
     if complaint := mismatch(count, PositiveInt):
         raise UserError(f"workers={count}: must be auto or {complaint}")
     return count
@@ -232,41 +231,6 @@ def gpus_per_worker(options: Mapping[str, Any]) -> int:
         raise UserError(f"gpus_per_worker={each}: must be {complaint}")
     if each > 1 and options.get("cluster", {}).get("name", "local") != "local":
         raise UserError(f"gpus_per_worker={each}: of a cluster say cluster.gpus={each}")
-    if each > 1 and each > (there := len(visible_gpus())):
+    if each > 1 and each > (there := len(visible())):
         raise UserError(f"gpus_per_worker={each}: JAX may use {there} GPUs of this machine")
     return each
-
-
-def environment(slot: int, count: int, each: int = 1) -> dict[str, str]:
-    """Return the environment of one of `count` workers, with its GPUs, `each` of them or a part.
-
-    Workers that share GPUs divide the part of their memory that JAX may take.
-    """
-    own = dict(os.environ)
-    gpus = visible_gpus()
-    if not gpus:
-        return own
-    places = len(gpus) // each
-    first = slot % places * each
-    own["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[first : first + each])
-    sharing = -(-count // places)
-    if sharing > 1:
-        given = [own.pop(name, None) for name in MEMORY]  # jaxlib refuses both at once
-        share = float(next(filter(None, given), 0.9)) / sharing
-        own[MEMORY[0]] = f"{share:.3f}"
-    return own
-
-
-def visible_gpus() -> list[str]:
-    """Return the NVIDIA GPUs that this process may use."""
-    platforms = os.environ.get("JAX_PLATFORMS", "")
-    if platforms and not {"cuda", "gpu"} & set(platforms.split(",")):
-        return []
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is not None:
-        return [gpu for gpu in chosen.split(",") if gpu]
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return [str(i) for i, line in enumerate(listed.stdout.splitlines()) if line.startswith("GPU")]

@@ -32,7 +32,6 @@ from experiments.types import NonNegativeInt, Positive, PositiveInt
 
 FOLDER = "slurm"  # scripts and output of the jobs, in the folder of their run or study
 NOTICE = signal.SIGUSR2  # the signal that submitit has Slurm send
-FIRST_PORT, PORTS = 61440, 4096  # above those that systems hand out by themselves
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Task:
         job = JobEnvironment()
         # the child inherits this: the signal must not end a program that does not handle it yet
         signal.signal(NOTICE, signal.SIG_IGN)
-        environment = os.environ | process_of_job(job) | launched_here()
+        environment = os.environ | launched_here()
         where = self.directory if self.directory.is_dir() else None
         child = subprocess.Popen(self.command, env=environment, cwd=where)
 
@@ -232,17 +231,6 @@ def cancel_jobs(folder: Path) -> None:
     """Take all jobs of a run or study from the queue; those that run save and stop."""
     if ids := jobs(folder):
         _slurm("scancel", "--quiet", *ids)
-
-
-def process_of_job(job: JobEnvironment) -> dict[str, str]:
-    """Return the environment by which the processes of a job on several nodes find each other."""
-    if job.num_tasks == 1:
-        return {}
-    from experiments.training.distributed import COORDINATOR, COUNT, INDEX
-
-    # the node that started the step is the job's first one
-    host, port = os.environ["SLURM_LAUNCH_NODE_IPADDR"], FIRST_PORT + int(job.raw_job_id) % PORTS
-    return {COORDINATOR: f"{host}:{port}", COUNT: str(job.num_tasks), INDEX: str(job.global_rank)}
 
 
 def _slurm(*command: str) -> str:

@@ -1,71 +1,105 @@
 """Several processes that train one model together, usually one a machine.
 
 Every process runs the same program on the same config and computes its rows of each batch. The
-first one alone writes and talks to trackers. A process learns of the others from its environment:
-
-    JAX_COORDINATOR_ADDRESS   host:port at which the first process can be reached by all
-    JAX_NUM_PROCESSES         how many there are
-    JAX_PROCESS_ID            which of them this is, from 0
+first one alone writes and talks to trackers. `processes.together` says who they are.
 
 What they decide by the clock or by a signal they must decide together (`agree`), because each of
 them takes part in every computation. With one process all functions here are plain and local.
 """
 
-import os
+import json
+import logging
 import signal
 import time
+import uuid
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
+from jax._src import distributed  # has what the processes tell each other
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
 from experiments.core.rng import root_key
 from experiments.errors import UserError
+from experiments.processes import together, watch
 
 if TYPE_CHECKING:
     from experiments.training.trial import Trial
 
+log = logging.getLogger(__name__)
+
 # How long a dispatch should keep the device busy: each gets its working memory anew, which costs a
 # large network on a CPU a fifth of a step.
 DISPATCH_SECONDS = 1.0
-COORDINATOR, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+MEETING = 300  # seconds in which the processes must have met
+FOLDER = "experiments/folder"  # of the first process, among what they tell each other
 
 
-def join() -> None:
-    """Meet the other processes, if the environment names any; comes before any use of a device.
+def join(folder: Path) -> Path:
+    """Meet the other processes of this training, if there are any; before any use of a device.
+
+    Args:
+      folder: that of the run, if this process is the first one.
+
+    Returns:
+        The folder of the first one.
 
     Raises:
         UserError: the environment contradicts itself, or they did not meet within five minutes.
     """
-    given = {name: os.environ[name] for name in (COORDINATOR, COUNT, INDEX) if name in os.environ}
-    if COUNT not in given:
-        return
-    count, index = given[COUNT], given.get(INDEX, "")
-    numbers = count.isdigit() and index.isdigit() and int(index) < int(count)
-    if COORDINATOR not in given or not numbers:
-        said = " ".join(f"{name}={value}" for name, value in given.items())
-        raise UserError(f"{said}: need {COORDINATOR}=host:port, {COUNT} and {INDEX} from 0")
+    if (found := together.group()) is None:
+        return folder
+    if not found.index:
+        log.info("%s waits for the others", found)
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
     try:
         jax.distributed.initialize(
-            given[COORDINATOR],
-            int(count),
-            int(index),
-            cluster_detection_method="deactivate",
+            found.address,
+            found.count,
+            found.index,
+            local_device_ids=found.devices,
+            cluster_detection_method=found.detection,
+            initialization_timeout=MEETING,
         )
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+    except (RuntimeError, ValueError) as error:
+        at = f" at {found.address}" if found.address else ""
         raise UserError(
-            f"process {index} of {count} did not meet the others at {given[COORDINATOR]}: {reason}"
+            f"{found} did not meet the others{at}: {str(error).splitlines()[0]}\n"
+            f"to train alone: {together.COUNT}=1"
         ) from error
+    state = distributed.global_state
+    return _meet(folder) if state.num_processes > 1 else folder
+
+
+def _meet(folder: Path) -> Path:
+    """Have all processes write into the folder of the first one, and end with each other."""
+    state = distributed.global_state
+    assert state.client is not None
+    assert state.coordinator_address is not None
+    index, secret = state.process_id, uuid.uuid4().hex
+    if index:
+        logging.disable()  # the first one speaks
+        folder, port, secret = json.loads(
+            state.client.blocking_key_value_get(FOLDER, 1000 * MEETING)
+        )
+    advice = f"it goes on by resume={folder}"
+    connected = watch.Watch(index, state.num_processes, advice)
+    if index:
+        host = state.coordinator_address.rpartition(":")[0].strip("[]")
+        connected.connect(host, port, secret)
+    else:
+        port = connected.listen(secret)
+        state.client.key_value_set(FOLDER, json.dumps([str(folder), port, secret]))
+    watch.begin(connected)
+    return Path(folder)
 
 
 def is_first() -> bool:
-    """Return whether this process is the one that writes."""
-    return jax.process_index() == 0
+    """Return whether this process is the one that writes; it needs no device to know that."""
+    return distributed.global_state.process_id == 0
 
 
 def put(array: np.ndarray | jax.Array, sharding: Sharding) -> jax.Array:

@@ -50,3 +50,54 @@ def test_workers_have_as_many_gpus_as_they_are_to(monkeypatch):
         planned(gpus_per_worker=2, cluster={"name": "slurm"})
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert local.worker_count({"workers": "auto"}) == 1
+
+
+@pytest.fixture
+def described(tmp_path, monkeypatch):
+    """A machine with these GPUs of NVIDIA's: index, identifier, MiB used, MiB in all."""
+    for name in (*gpus.CHOSEN, gpus.NVIDIA, gpus.AMD, gpus.ROCR, "JAX_PLATFORMS"):
+        monkeypatch.setenv(name, "")  # so that what is set is unset again
+        monkeypatch.delenv(name)
+
+    def describe(*lines: str) -> None:
+        program = tmp_path / "nvidia-smi"
+        said = "\n".join(lines)
+        listed = "\n".join(f"GPU {i}: H200" for i in range(len(lines)))
+        program.write_text(
+            f'#!/bin/sh\nif [ "$1" = -L ]; then echo "{listed}"; else echo "{said}"; fi'
+        )
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+
+    return describe
+
+
+def test_a_run_beside_others_takes_memory_as_it_needs_it(described, monkeypatch):
+    described("0, GPU-aa, 500, 143771", "1, GPU-bb, 107000, 143771")
+    monkeypatch.setenv(gpus.NVIDIA, "0")
+    assert gpus.take_what_is_left() is None  # what a driver holds
+    monkeypatch.setenv(gpus.NVIDIA, "GPU-bb")
+    assert gpus.take_what_is_left() == "GPU 1 has 107,000 of 143,771 MiB taken"
+    assert gpus.os.environ.pop(gpus.PREALLOCATE) == "false"
+    monkeypatch.setenv(gpus.MEMORY[0], "0.45")  # a worker's share
+    assert gpus.take_what_is_left() is None
+    assert gpus.PREALLOCATE not in gpus.os.environ
+
+
+def test_the_gpus_of_both_makers_are_shared(described, tmp_path, monkeypatch):
+    described("0, GPU-aa, 0, 1", "1, GPU-bb, 0, 1")
+    assert [gpus.environment(slot, 2)["CUDA_VISIBLE_DEVICES"] for slot in range(2)] == ["0", "1"]
+    described()
+    monkeypatch.setattr(gpus, "NODES_OF_AMD", tmp_path)
+    for node, units in enumerate((0, 304, 304)):  # the first one is the processor
+        (tmp_path / str(node)).mkdir()
+        (tmp_path / f"{node}/properties").write_text(f"cpu_cores_count 8\nsimd_count {units}\n")
+    assert gpus.visible() == ["0", "1"]
+    shares = [gpus.environment(slot, 4) for slot in range(4)]
+    assert [share["HIP_VISIBLE_DEVICES"] for share in shares] == ["0", "1", "0", "1"]
+    assert {share[gpus.MEMORY[0]] for share in shares} == {"0.450"}
+    monkeypatch.setenv("ROCR_VISIBLE_DEVICES", "1")  # HIP counts from 0 what this shows
+    assert gpus.environment(0, 1)["HIP_VISIBLE_DEVICES"] == "0"
+    monkeypatch.setenv("HIP_VISIBLE_DEVICES", "-1")
+    assert gpus.hidden()
+    assert gpus.visible() == []

@@ -90,6 +90,8 @@ def test_a_budget_must_be_given_and_settings_be_known(tmp_path):
         plan_of_file(file, [], {"n_trials": 2, "method": "randm"}, CONFIG)
     with pytest.raises(UserError, match="a grid over a range needs a budget"):
         plan_of_file(file, [], {"method": "grid"}, CONFIG)
+    with pytest.raises(UserError, match="holds for a whole process"):
+        plan_of_arguments(["trainer.matmul_precision=high,highest"], {}, CONFIG)
     with pytest.raises(UserError, match="did you mean cluster=slurm"):
         plan_of_file(file, [], {"n_trials": 2, "cluster": {"name": "local", "time": 3}}, CONFIG)
 

@@ -145,7 +145,11 @@ def train(
             record = {"config": OmegaConf.to_container(one)}
             stack.enter_context(run_folder(own, record, used="continued" if resume else used))
         stack.enter_context(log_file(directory))
-        set_up_compiler(configs[0].trainer.compilation_cache)
+        cache, trainers = (
+            configs[0].trainer.compilation_cache,
+            [p["trainer"] for p in plain.values()],
+        )
+        set_up_compiler(cache, *trainers)
         train_in(plain, directory, resume=resume)
     runs = [Run(own, one) for own, one in zip(folders, configs, strict=True)]
     return runs if several else runs[0]
@@ -257,7 +261,8 @@ class Run:
             plain = as_plain(self.config, self.folder, self._source)
             check_config(plain)
             # programs in a folder are executed: it is not that of a run from elsewhere
-            set_up_compiler("" if jax.config.values["jax_compilation_cache_dir"] else None)
+            folder = "" if jax.config.values["jax_compilation_cache_dir"] else None
+            set_up_compiler(folder, plain["trainer"])
             return Restored(plain, self._source, Tracker())
 
     @property

@@ -127,7 +127,7 @@ def _run(config: DictConfig, directory: Path, said: bool) -> Any:
             return None
         if trains and is_first():
             stack.enter_context(log_file(directory))
-        set_up_compiler(cache)
+        set_up_compiler(cache, plain["trainer"])
         command = importlib.import_module(f"experiments.commands.{mode}")
         prints = not trains and mode not in get_args(RunMode)
         with watch.until_it_ends():

@@ -37,6 +37,9 @@ FILE = "study.yaml"
 SETTLED = ("study", "workers", "gpus_per_worker", "engine", "allow")
 """Options that are no part of a plan."""
 
+OF_PROCESS = {"trainer.matmul_precision", "trainer.deterministic"}
+"""Keys that no trials of a worker can differ in."""
+
 log = logging.getLogger(__name__)
 
 Method = Literal["random", "grid", "bayes", "gp", "cmaes", "quasi_random", "narrow"]
@@ -233,6 +236,8 @@ def make_plan(
     space = read_space(parameters, configs)
     if wrong := list(space.check_paths()):
         raise UserError("\n".join(wrong))
+    if fixed := {path_of(name) for name in parameters} & OF_PROCESS:
+        raise UserError(f"{min(fixed)}: holds for a whole process; begin a study for each value")
     for choices in space.contexts:
         check_trains(configs.compose(choices))
     check_added(overrides, configs.compose(space.contexts[0]), configs.groups)

@@ -140,7 +140,7 @@ class Worker:
         study.space.vet(study.folder, objects=True)  # else it would be a failure of each trial
         config = study.configs.plain()
         split_processor(int(study.plan.side_by_side) * study.plan.seeds)
-        set_up_compiler(compilation_cache(config))
+        set_up_compiler(compilation_cache(config), config["trainer"])
         announce()
         options = build(config["population"])
         self.limits = {"width": options.width, "most": options.most}

@@ -4,6 +4,7 @@
     code                              of each repository the commit, and what differs from it
     packages, python, environment     what it was computed with
     host, processor, devices          what it was computed on
+    products                          the precision of its matrix products of float32
     data                              the fingerprint of its data
 
 The code is that of the working directory, of the user's own config files, and of this package where

@@ -36,6 +36,12 @@ class Trainer:
       eval_batches: cut every evaluation off after so many batches (null: the whole split).
       log_every: steps whose mean makes one line of metrics.
       precision: of activations and of the gradient computation; parameters and losses stay fp32.
+      matmul_precision: of matrix products and convolutions of float32, as JAX names it, on every
+        device: `highest` is float32; `default` is TF32 on NVIDIA's GPUs since Ampere and bfloat16
+        on TPUs, `high` at best three such products (null: what JAX_DEFAULT_MATMUL_PRECISION says,
+        or the default).
+      deterministic: a GPU gives the same numbers each time, bit for bit, by operations that may be
+        slower; a processor and a TPU do anyway.
       units: of a loss that is a log-likelihood, and of what it is made of, in all that is logged;
         `target_loss` is in them too.
       devices: data-parallel local devices (null: as many as divide the batch evenly).
@@ -78,6 +84,8 @@ class Trainer:
     eval_batches: PositiveInt | None
     log_every: PositiveInt
     precision: Literal["fp32", "bf16"]
+    matmul_precision: Literal["default", "high", "highest"] | None
+    deterministic: bool
     units: Literal["nats", "bits"]
     devices: PositiveInt | None
     shuffle_seed: Seed | None

@@ -21,7 +21,9 @@ from jax.sharding import Mesh
 from experiments import machine
 from experiments.errors import UserError
 from experiments.machine import cores, expanded, user_cache
+from experiments.processes import gpus
 from experiments.tracking import provenance
+from experiments.training.devices.numerics import FLOAT32, compute_as, products
 from experiments.viz.flops import Cost
 
 log = logging.getLogger(__name__)
@@ -74,14 +76,24 @@ def compiler_options(work: float = math.inf) -> dict[str, Any] | None:
     return CPU_OPTIONS | SHORT_OPTIONS if work < SHORT else dict(CPU_OPTIONS)
 
 
-def set_up_compiler(folder: str | None) -> None:
+def set_up_compiler(folder: str | None, *trainers: Mapping[str, Any]) -> None:
     """Keep compiled programs in `folder` (None: the user's cache folder; "": nowhere).
 
     None is JAX's own variable of the environment, if it is set. Comes before any use of a device,
     since XLA reads its flags then.
+
+    Args:
+      trainers: of the configs, whose `matmul_precision` and `deterministic` hold for the process.
+
+    Raises:
+        UserError: the trainers differ in these, or come too late.
     """
     _use_own_settings()
     _leave_out_slow_passes()
+    if trainers:
+        compute_as(*trainers)
+    if _has_plugin() and (taken := gpus.take_what_is_left()) is not None:
+        log.warning("%s by other processes: this one takes memory as it needs it", taken)
     if folder == "":
         return
     folder = folder or os.environ.get("JAX_COMPILATION_CACHE_DIR")
@@ -115,10 +127,14 @@ def _use_own_settings() -> None:
 @functools.cache
 def _leave_out_slow_passes() -> None:
     """Have LLVM leave out its strength reduction of loops, which no measured step gains from."""
-    accelerated = any(importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu"))
     given = os.environ.get("XLA_FLAGS", "")
-    if not accelerated and "xla_backend_extra_options" not in given:
+    if not _has_plugin() and "xla_backend_extra_options" not in given:
         os.environ["XLA_FLAGS"] = f"{given} --xla_backend_extra_options=-disable-lsr".strip()
+
+
+def _has_plugin() -> bool:
+    """Return whether this JAX has a plugin for a GPU or a TPU."""
+    return any(importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu"))
 
 
 def split_processor(trials: int) -> None:
@@ -143,6 +159,8 @@ def announce() -> None:
     """
     provenance.begin()
     log.info("jax %s on %s", jax.__version__, devices())
+    if (how := products()) != FLOAT32:
+        log.info("products of float32: %s; trainer.matmul_precision=highest is float32", how)
     if (idle := unused_gpu()) is not None:
         log.warning("%s is not used: this JAX has no support for it; see the README", idle)
 
@@ -158,8 +176,7 @@ def devices() -> str:
 def unused_gpu() -> str | None:
     """Return the kind of GPU that is here and that JAX, unless asked to, does not use."""
     wanted = jax.config.values["jax_platforms"] or ""
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    if jax.default_backend() != "cpu" or "cpu" in wanted.split(",") or hidden:
+    if jax.default_backend() != "cpu" or "cpu" in wanted.split(",") or gpus.hidden():
         return None
     return next((kind for kind, files in GPUS.items() if any(DEVICE_FILES.glob(files))), None)
 

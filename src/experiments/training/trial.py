@@ -18,6 +18,7 @@ from experiments.objectives.units import in_bits
 from experiments.tracking import provenance
 from experiments.tracking.jsonl import write_json
 from experiments.tracking.tracker import RunInfo, Trackers
+from experiments.training.devices.numerics import products
 from experiments.training.distributed import Decisions, is_first
 from experiments.training.metrics import Best, Line
 from experiments.training.options import check_lengths, layers_of
@@ -92,7 +93,9 @@ class Trial:
             write_json(self.directory / FOUND, found)
         if is_first():
             data = self.setup.splits.fingerprint
-            provenance.record(self.directory, step=step, data=data, devices=devices())
+            provenance.record(
+                self.directory, step=step, data=data, devices=devices(), products=products()
+            )
         self.trackers.start(self.info(parameters, step))
 
     def info(self, parameters: int, step: int = 0) -> RunInfo:

@@ -112,6 +112,17 @@ def test_other_c_libraries_are_left_alone(monkeypatch):
     machine.return_freed_memory()
 
 
+def test_a_machine_that_is_no_linux_is_described_too(tmp_path, monkeypatch):
+    """As macOS, which has no /proc, no affinity of processes, and another C library."""
+    monkeypatch.setattr(machine, "PROC", tmp_path / "none")
+    monkeypatch.setattr(machine, "PROGRAM", None)
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert machine.cores() == os.cpu_count()
+    assert machine.processor() != ""
+    assert machine.free_memory() > 2**28
+    machine.return_freed_memory()
+
+
 def test_several_may_write_a_file_at_once_and_each_writes_it_whole(tmp_path):
     path = tmp_path / "file"
     with machine.whole(path) as mine, machine.whole(path) as other:

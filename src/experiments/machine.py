@@ -23,6 +23,7 @@ from experiments.errors import causes, masked
 
 PACKAGE = Path(__file__).resolve().parent  # installed it holds conf/ itself, in a checkout not
 CONFIG = next(path for path in (PACKAGE / "conf", PACKAGE.parents[1] / "conf") if path.is_dir())
+PROC = Path("/proc")  # of Linux
 CONTROL_GROUPS = Path("/sys/fs/cgroup")  # of Linux, version 2
 GARBAGE_USUALLY = gc.get_threshold()
 GARBAGE_SELDOM = (100_000, 50, 100)
@@ -238,16 +239,26 @@ def processor() -> str:
     """Return the name of the processor."""
     import platform
 
-    described = Path("/proc/cpuinfo")  # of Linux
+    described = PROC / "cpuinfo"
     text = described.read_text() if described.exists() else ""
     model = re.search(r"model name\s*:\s*(.+)", text)
     name = model.group(1) if model else platform.processor() or platform.machine()
     return " ".join(name.split())
 
 
+def packages() -> dict[str, str]:
+    """Return the version of each installed package, by the names of their folders.
+
+    To read the description of each would take a hundred times as long.
+    """
+    folders = [path for entry in sys.path for path in Path(entry or ".").glob("*.dist-info")]
+    named = (path.stem.rpartition("-") for path in reversed(folders))  # the first one is imported
+    return dict(sorted({name: version for name, _, version in named}.items()))
+
+
 def free_memory() -> int:
     """Return the bytes that can be had: of the machine, and below the limits of a container."""
-    described = Path("/proc/meminfo")
+    described = PROC / "meminfo"
     if not described.exists():  # macOS does not say; half of all, at a guess
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     lines = dict(line.split(":") for line in described.read_text().splitlines())
@@ -285,7 +296,7 @@ def collect_garbage_as_usual() -> None:
 
 def _limits(name: str) -> Iterator[Path]:
     """Yield the files of this name in the process's control groups, innermost first."""
-    membership = Path("/proc/self/cgroup")
+    membership = PROC / "self" / "cgroup"
     for line in membership.read_text().splitlines() if membership.exists() else ():
         if line.startswith("0::"):
             own = CONTROL_GROUPS / line.removeprefix("0::").lstrip("/")

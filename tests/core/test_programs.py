@@ -83,6 +83,14 @@ def test_they_follow_from_the_source_of_this_package(tmp_path, monkeypatch):
     assert _source.__wrapped__() != before
 
 
+def test_they_follow_from_the_plugins_of_devices(monkeypatch):
+    here = {"jax": "0.10.2", "nvidia_cudnn_cu13": "9.1", "jax_cuda13_plugin": "0.10.2"}
+    monkeypatch.setattr(programs, "packages", lambda: here)
+    before = _source.__wrapped__()
+    monkeypatch.setattr(programs, "packages", lambda: here | {"nvidia_cudnn_cu13": "9.2"})
+    assert _source.__wrapped__() != before
+
+
 def own_schedule(step, steps_per_epoch, total_steps):
     """A schedule of the user's own, which may change at any time."""
     return 1.0

@@ -1,5 +1,8 @@
 """Workers and runs share the GPUs of a machine and their memory, on a machine that has none."""
 
+import subprocess
+import sys
+
 import pytest
 
 from experiments.errors import UserError
@@ -76,6 +79,8 @@ def test_a_run_beside_others_takes_memory_as_it_needs_it(described, monkeypatch)
     described("0, GPU-aa, 500, 143771", "1, GPU-bb, 107000, 143771")
     monkeypatch.setenv(gpus.NVIDIA, "0")
     assert gpus.take_what_is_left() is None  # what a driver holds
+    monkeypatch.setenv(gpus.NVIDIA, "0,1")
+    assert gpus.take_what_is_left([0]) is None  # the other one is another process's
     monkeypatch.setenv(gpus.NVIDIA, "GPU-bb")
     assert gpus.take_what_is_left() == "GPU 1 has 107,000 of 143,771 MiB taken"
     assert gpus.os.environ.pop(gpus.PREALLOCATE) == "false"
@@ -101,3 +106,16 @@ def test_the_gpus_of_both_makers_are_shared(described, tmp_path, monkeypatch):
     monkeypatch.setenv("HIP_VISIBLE_DEVICES", "-1")
     assert gpus.hidden()
     assert gpus.visible() == []
+
+
+@pytest.mark.slow
+def test_no_module_takes_a_device_as_it_is_imported():
+    program = """
+import importlib, os, pkgutil
+os.environ["JAX_PLATFORMS"] = "none"  # to use it is an error
+import experiments
+for module in pkgutil.walk_packages(experiments.__path__, "experiments."):
+    importlib.import_module(module.name)
+from jax._src import xla_bridge
+assert not xla_bridge.backends_are_initialized()"""
+    subprocess.run([sys.executable, "-c", program], check=True)

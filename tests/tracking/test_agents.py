@@ -7,11 +7,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from experiments.errors import UserError
+from experiments.processes import gpus
+from experiments.search import agents
 from experiments.search.agents import begin
 from support import ROOT
 from wandb_server.sweeps import Sweep
@@ -146,3 +149,22 @@ def test_without_an_account_no_folder_is_made(client, tmp_path):
     with pytest.raises(UserError, match="engine=wandb needs an account: wandb login"):
         begin(path, [], {}, ROOT / "conf", tmp_path / "study")
     assert not (tmp_path / "study").exists()
+
+
+def test_agents_share_the_gpus_and_their_memory(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setenv("JAX_PLATFORMS", "")
+    for name in gpus.MEMORY:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(agents, "register", lambda *_: "entity/project/sweep")
+    started = []
+    usual = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(
+        agents.subprocess,
+        "Popen",
+        lambda *_, env, **__: started.append(env) or SimpleNamespace(wait=int),
+    )
+    begin(SWEEPS[0], [], {"workers": 3}, ROOT / "conf", tmp_path / "study")
+    signal.signal(signal.SIGINT, usual)
+    shares = [(env["CUDA_VISIBLE_DEVICES"], env[gpus.MEMORY[0]]) for env in started]
+    assert shares == [("0", "0.450"), ("1", "0.450"), ("0", "0.450")]

@@ -39,13 +39,14 @@ import jax.numpy as jnp
 from experiments.core.config import leaves, locate
 from experiments.core.experiment import Tree
 from experiments.core.trust import NAMES
-from experiments.machine import PACKAGE, private_folder, write_whole
+from experiments.machine import PACKAGE, packages, private_folder, write_whole
 from experiments.ops import library
 
 log = logging.getLogger(__name__)
 
 FOLDER = "programs"  # in that of JAX's compilation cache
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
+PLUGINS = ("jax_", "libtpu", "nvidia_")  # for GPUs and TPUs, with cuDNN: beginnings of packages
 COVERED = ("experiments.", "flax.", "jax.", "optax.")  # code that a file's name follows from
 UNUSED_DAYS = 30  # after which a file is deleted
 NOT_CHECKED = [  # that the C library's functions and the platform are as they were: see the names
@@ -206,7 +207,8 @@ def _source() -> list[str]:
     source = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*.py")):
         source.update(path.read_bytes())
-    return [source.hexdigest(), platform.python_version(), *map(version, LIBRARIES)]
+    plugins = [f"{name} {v}" for name, v in packages().items() if name.startswith(PLUGINS)]
+    return [source.hexdigest(), platform.python_version(), *map(version, LIBRARIES), *plugins]
 
 
 def _as_bytes(thing: Any) -> bytes:

@@ -7,6 +7,7 @@ share a GPU take a stated part each, and a process that finds memory taken takes
 import os
 import re
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 # today's and the former name of the share of a GPU's memory that JAX takes for a process
@@ -71,16 +72,21 @@ def bound_by_slurm() -> bool:
     return not bind.startswith("none") or any(name in os.environ for name in each)
 
 
-def take_what_is_left() -> str | None:
+def take_what_is_left(devices: Sequence[int] | None = None) -> str | None:
     """Have JAX take memory as it needs it if other processes hold memory of a GPU that it may use.
 
     Comes before any use of a device. Where the environment says what to take, that is what is done.
+
+    Args:
+      devices: the numbers of those that it uses, of the visible ones; None: all.
 
     Returns:
         What was found, in words; None if nothing was.
     """
     if any(name in os.environ for name in CHOSEN) or not (there := visible()):
         return None
+    if devices is not None:
+        there = [there[number] for number in devices]
     fields = "index,uuid,memory.used,memory.total"
     said = _said("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits")
     rows = [[field.strip() for field in line.split(",")] for line in said.splitlines()]

@@ -18,7 +18,6 @@ import os
 import platform
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -28,7 +27,15 @@ from typing import Any, NamedTuple
 
 from experiments.core import trust
 from experiments.errors import UserError, masked
-from experiments.machine import CONFIG, PACKAGE, command_line, cores, processor, write_whole
+from experiments.machine import (
+    CONFIG,
+    PACKAGE,
+    command_line,
+    cores,
+    packages,
+    processor,
+    write_whole,
+)
 from experiments.tracking.jsonl import read_mapping, write_json
 
 FILE = "provenance.json"
@@ -37,7 +44,9 @@ MOST = 2**20  # bytes of a patch
 NAMED = 100  # most files in a list
 SECONDS = 20.0  # that git may take
 BRIEF = ("time", "command", "directory", "host", "processor", "devices", "python", "data")
-VARIABLES = ("CUDA_", "JAX_", "NCCL_", "OMP_", "PYTHON", "SLURM_JOB_ID", "TFDS_", "XLA_")
+VARIABLES = (
+    *("CUDA_", "HIP_", "JAX_", "NCCL_", "OMP_", "PYTHON", "ROCR_", "SLURM_JOB_ID", "TFDS_", "XLA_"),
+)
 DIFFERENCE = (
     *("diff", "--binary", "--no-color", "--no-ext-diff", "--no-textconv", "--no-relative"),
     *("--src-prefix=a/", "--dst-prefix=b/", "HEAD"),
@@ -180,16 +189,6 @@ def _git(folder: Path, *arguments: str) -> bytes | None:
 def environment_of_git() -> dict[str, str]:
     """Return the environment without what tells git, as in a hook, to look elsewhere."""
     return {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-
-
-def packages() -> dict[str, str]:
-    """Return the version of each installed package, by the names of their folders.
-
-    To read the description of each would take a hundred times as long.
-    """
-    folders = [path for entry in sys.path for path in Path(entry or ".").glob("*.dist-info")]
-    named = (path.stem.rpartition("-") for path in reversed(folders))  # the first one is imported
-    return dict(sorted({name: version for name, _, version in named}.items()))
 
 
 def environment() -> dict[str, str]:

@@ -92,7 +92,9 @@ def set_up_compiler(folder: str | None, *trainers: Mapping[str, Any]) -> None:
     _leave_out_slow_passes()
     if trainers:
         compute_as(*trainers)
-    if _has_plugin() and (taken := gpus.take_what_is_left()) is not None:
+    own = jax.config.values["jax_cuda_visible_devices"]  # of several processes of a machine
+    numbers = None if own == "all" else [int(number) for number in own.split(",")]
+    if _has_plugin() and (taken := gpus.take_what_is_left(numbers)) is not None:
         log.warning("%s by other processes: this one takes memory as it needs it", taken)
     if folder == "":
         return

@@ -1,4 +1,5 @@
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -99,3 +100,8 @@ def test_many_at_once_all_get_the_data(tmp_path: Path):
     thread.join()
     assert [other.wait() for other in others] == [0, 0]
     assert results == [True] * 20
+
+
+def test_processes_that_decode_leave_the_devices_alone(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    assert list(cache.in_parallel(os.getenv, ["JAX_PLATFORMS"] * 2, 2, "it")) == ["cpu", "cpu"]

@@ -3,7 +3,9 @@
 import json
 import logging
 import multiprocessing
+import os
 import signal
+import sys
 import time
 import zlib
 from collections import deque
@@ -113,7 +115,13 @@ def in_parallel(
 
 
 def begin_decoding(*_: Any) -> None:
-    """Prepare a process that decodes: it ends with its parent, and leaves Ctrl-C to that."""
+    """Prepare a process that decodes: it ends with its parent, and leaves Ctrl-C to that.
+
+    The devices are for its parent: code of the user's own that calls JAX here has the processor.
+    """
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    if (jax := sys.modules.get("jax")) is not None:
+        jax.config.update("jax_platforms", "cpu")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -30,6 +30,7 @@ def test_this_xla_knows_the_flag_for_determinism():
         lowered.compile(compiler_options={"xla_gpu_nonsense": True})
 
 
+@pytest.mark.slow
 def test_a_run_says_how_it_computes_and_goes_on_so(run_cli, tmp_path):
     folder = tmp_path / "run"
     asked = ["trainer.matmul_precision=high", "trainer.deterministic=true"]

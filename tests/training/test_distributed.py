@@ -152,6 +152,17 @@ def test_what_processes_cannot_share_is_named(monkeypatch):
         data_mesh(None, 64)
 
 
+@pytest.mark.core
+def test_this_jax_has_what_processes_tell_each_other():
+    """It is no part of its public interface."""
+    alone = jax._src.distributed.State()
+    assert (alone.process_id, alone.num_processes) == (0, 1)
+    assert (alone.client, alone.coordinator_address) == (None, None)
+    client = jax._src.lib._jax.DistributedRuntimeClient
+    assert callable(client.key_value_set)
+    assert callable(client.blocking_key_value_get)
+
+
 def test_nodes_without_a_cluster_are_named(run_cli):
     code, error = run_cli("nodes=2")
     assert code == 2

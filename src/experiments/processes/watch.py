@@ -32,6 +32,8 @@ PATIENCE = 1.0  # seconds for the first process to end with an error that all ha
 # of a connection on which nothing is said, in seconds: it is tried after 10 and given up after 30
 TRIED = {"TCP_KEEPIDLE": 10, "TCP_KEEPALIVE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
 
+SHOW_CURSOR = b"\x1b[?25h\n"  # which the live display of a terminal hides
+
 _watch: "Watch | None" = None
 
 
@@ -133,6 +135,8 @@ class Watch:
         message = f"{self._names.pop(other)} has ended, and this training with it; {self.advice}"
         self.tell(str(code))
         if self.index == 0:
+            if sys.stdout.isatty():
+                os.write(sys.stdout.fileno(), SHOW_CURSOR)
             log.error(message)
         elif self.index == 1 and not said:  # the first one was not able to
             print(message, file=sys.stderr, flush=True)

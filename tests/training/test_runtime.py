@@ -12,8 +12,9 @@ import jax
 import pytest
 
 from experiments.training import runtime
+from experiments.training.setup import Setups
 from experiments.viz.flops import Cost
-from support import ROOT, lines_of
+from support import ROOT, composed, lines_of
 
 
 @pytest.fixture
@@ -115,3 +116,21 @@ def test_a_full_folder_of_programs_is_said_once(own_cache, monkeypatch, caplog):
     runtime.set_up_compiler(str(own_cache))
     assert "no compilation cache: [Errno 28] No space left on device" in caplog.text
     assert jax.config.values["jax_compilation_cache_dir"] is None
+
+
+@pytest.mark.parametrize("model", ["lenet5", "lstm"])
+def test_a_gpu_gets_no_program_that_is_made_for_a_processor(model, monkeypatch, data_home):
+    """Lowered for CUDA, as where JAX has found a GPU: XLA's operations alone, and no branches."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert runtime.compiler_options() is None
+    setup = Setups().of(composed(*data_home, f"model={model}", "logger=none"))
+    batch = {
+        name: jax.ShapeDtypeStruct((setup.batch_size, *split.shape[1:]), split.dtype)
+        for name, split in setup.training_shapes.items()
+    }
+    shapes = setup.experiment.abstract_state({}), batch, {}, setup.key
+    traced = jax.jit(setup.experiment.step).trace(*shapes, jax.ShapeDtypeStruct((), bool))
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert "experiments_" not in text  # of the library in C
+    assert "stablehlo.case" not in text
+    assert ("stablehlo.convolution" in text) == (model == "lenet5")

@@ -136,6 +136,15 @@ def test_an_mpirun_that_does_not_say_where_is_named(started):
     assert started(given | {COORDINATOR: "a:1"}) == Group("mpirun", 4, 3, "a:1")
 
 
+def test_one_machine_with_tpus_may_do_anything(started):
+    """Only JAX can say whether it is one of several."""
+    started(TPU)
+    together.check_alone("mode=evaluate")
+    started({"TPU_WORKER_HOSTNAMES": "host0,host1"})
+    with pytest.raises(UserError, match=r"this is a process \(TPU\)"):
+        together.check_alone("mode=evaluate")
+
+
 def test_a_search_is_begun_by_one_process(started):
     started(SRUN)
     said = r"a search is for one process, and this is process 3 of 4 \(srun\)"

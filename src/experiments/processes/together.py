@@ -68,7 +68,7 @@ def group() -> Group | None:
 
 def check_alone(what: str) -> None:
     """Raise `UserError` if this is one of several processes, where `what` is for one."""
-    if (found := group()) is not None:
+    if (found := group()) is not None and found.detection != "gcetpu":  # where one may be all
         raise UserError(
             f"{what} is for one process, and this is {found}; "
             f"start it once, or each of them alone by {COUNT}=1"

@@ -52,7 +52,7 @@ def join(folder: Path) -> Path:
     """
     if (found := together.group()) is None:
         return folder
-    if not found.index:
+    if found.index == 0:
         log.info("%s waits for the others", found)
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
     try:

@@ -152,6 +152,38 @@ def test_what_processes_cannot_share_is_named(monkeypatch):
         data_mesh(None, 64)
 
 
+JOIN = """
+import sys
+from pathlib import Path
+from experiments.training.distributed import is_first, join
+from experiments.processes import watch
+with watch.until_it_ends():
+    print(join(Path("folder", sys.argv[1])), is_first())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["TPU", "mpirun"])
+def test_jax_finds_the_first_process_where_the_environment_says_it(launcher):
+    (port,) = free_ports(1)
+    processes = []
+    for index in "01":
+        uri = {"OMPI_MCA_orte_hnp_uri": "4096.0;tcp://127.0.0.1:1"}
+        own = uri | {f"OMPI_COMM_WORLD_{n}RANK": index for n in ("", "LOCAL_")}
+        own |= {f"OMPI_COMM_WORLD_{n}SIZE": "2" for n in ("", "LOCAL_")}
+        if launcher == "TPU":  # two hosts of Kubernetes, which JAX is told to have TPUs
+            own = {"JAX_FORCE_TPU_INIT": "1", "JAX_PLATFORMS": "tpu", "TPU_WORKER_ID": index}
+            own["TPU_WORKER_HOSTNAMES"] = "localhost,localhost"
+            # else it asks the metadata of the machine
+            own |= {"MEGASCALE_COORDINATOR_ADDRESS": "localhost", "MEGASCALE_SLICE_ID": "0"}
+            own["MEGASCALE_NUM_SLICES"] = "1"
+        command, pipe = [sys.executable, "-c", JOIN, index], subprocess.PIPE
+        own = os.environ | own | {"JAX_COORDINATOR_PORT": str(port)}
+        processes.append(subprocess.Popen(command, env=own, stdout=pipe, stderr=pipe, text=True))
+    said = [out.split() for out, _ in end(processes)]
+    assert said == [["folder/0", "True"], ["folder/0", "False"]]
+
+
 @pytest.mark.core
 def test_this_jax_has_what_processes_tell_each_other():
     """It is no part of its public interface."""

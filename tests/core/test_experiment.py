@@ -10,7 +10,7 @@ from jax import export
 
 from experiments.core.config import build
 from experiments.core.experiment import Experiment, hyperparameters
-from experiments.ops.product import xla_only
+from experiments.ops.backend import xla_only
 from experiments.training.setup import Setups
 from support import choices, composed, supervised_losses
 

@@ -13,7 +13,7 @@ from experiments.errors import UserError
 from experiments.models.cnn import KINDS
 from experiments.models.cnn_layers import Site
 from experiments.models.resnet import Block
-from experiments.ops import convolution, product
+from experiments.ops import backend, convolution
 from support import composed
 
 LENET5 = """[{conv:{features:6,kernel:5,padding:valid}},tanh,{avg_pool:2},
@@ -119,7 +119,7 @@ def test_a_transposed_convolution_is_the_gradient_of_a_convolution(shape, paddin
 
     _, backwards = jax.vjp(down, jnp.zeros((2, *size, 2)))
     np.testing.assert_allclose(up(x), backwards(x)[0], atol=1e-5)
-    with product.xla_only():  # as accelerators compute it
+    with backend.xla_only():  # as accelerators compute it
         np.testing.assert_allclose(up(x), backwards(x)[0], atol=1e-5)
     impulse = jnp.zeros((1, *shape, 3)).at[(0, *[1] * dims, 0)].set(1.0)
     found = up(impulse)

@@ -11,7 +11,7 @@ from experiments.core.config import build, locate
 from experiments.core.experiment import Experiment
 from experiments.core.params import count_parameters, variables
 from experiments.models.layers import BatchNorm, Dropout, step
-from experiments.ops import product
+from experiments.ops import backend
 from support import choices, composed
 
 # of kinds of which a network of fewer layers is tested
@@ -60,7 +60,7 @@ def test_each_map_of_c3_reads_the_maps_of_table_i():
         seen = np.abs(np.asarray(net.conv2(maps)[0, 0, 0])) > 0
         assert "".join(np.where(seen, "X", ".")) == row
     x = jax.random.normal(jax.random.key(0), (2, 9, 9, 6))
-    with product.xla_only():  # as accelerators compute it
+    with backend.xla_only():  # as accelerators compute it
         by_groups = net.conv2(x)
     np.testing.assert_allclose(net.conv2(x), by_groups, atol=1e-5)
 

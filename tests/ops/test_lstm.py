@@ -1,4 +1,4 @@
-"""An LSTM by the processor's matrix units against the same steps one by one."""
+"""An LSTM in one operation of the C library against the same steps one by one."""
 
 import functools
 
@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 
 from experiments.models.recurrent_layers import CELLS
-from experiments.ops import library, lstm, product
+from experiments.ops import backend, library, lstm
 from experiments.ops.recurrence import recur
 
 pytestmark = pytest.mark.skipif(
-    not library.available(), reason="no matrix units (AMX) here, or no C compiler"
+    not library.available(), reason="no C compiler, or a processor without AVX2 and NEON"
 )
 
 SIZES = [  # steps, sequences, inputs, units
     (1, 1, 1, 1),
     (5, 64, 28, 128),
-    (6, 37, 70, 50),  # no tile is full
+    (6, 37, 70, 50),  # no block is full
     (3, 130, 33, 17),  # more sequences than a thread takes at a time
 ]
 
@@ -35,14 +35,13 @@ def factors(steps, batch, inputs, hidden, seed=0):
     ]
 
 
-def by_units(reverse, keep, x, kernel, recurrent, bias, h, c):
+def by_library(reverse, keep, x, kernel, recurrent, bias, h, c):
     return lstm.lstm(reverse, x, kernel, recurrent, bias, (h, c), keep)
 
 
 def step_by_step(reverse, keep, x, kernel, recurrent, bias, h, c):
     update = CELLS["lstm"].update
-    with jax.default_matmul_precision("highest"):
-        return recur(update, 0, reverse, x @ kernel, bias, recurrent, {}, (h, c), keep)
+    return recur(update, 0, reverse, x @ kernel, bias, recurrent, {}, (h, c), keep)
 
 
 def results_and_gradients(run, given):
@@ -69,7 +68,7 @@ def test_outputs_and_gradients_equal_those_of_single_steps(size, stays, reverse)
     keep = jnp.asarray(moves) if stays else None
     actual, expected = (
         results_and_gradients(functools.partial(run, reverse, keep), given)
-        for run in (by_units, step_by_step)
+        for run in (by_library, step_by_step)
     )
     for a, e in zip(actual, expected, strict=True):
         np.testing.assert_allclose(a, e, rtol=0, atol=2e-5 * np.abs(e).max() + 1e-7)
@@ -79,7 +78,7 @@ def test_each_of_many_trials_has_the_bits_of_the_same_trial_alone():
     trials = [factors(4, 40, 9, 20, seed) for seed in range(3)]
     stacked = [jnp.stack(arrays) for arrays in zip(*trials, strict=True)]
     stacked[0] = trials[0][0]  # all see the same inputs
-    run = functools.partial(results_and_gradients, functools.partial(by_units, False, None))
+    run = functools.partial(results_and_gradients, functools.partial(by_library, False, None))
     axes = (None, *[0] * 5)
     together = jax.jit(jax.vmap(lambda *given: run(given), in_axes=axes))(*stacked)
     for index, given in enumerate(trials):
@@ -102,7 +101,9 @@ def test_gradients_of_gradients_and_forward_mode_equal_those_of_single_steps():
         slopes = jax.grad(functools.partial(slope, run), argnums=range(6))(*given)
         return *slopes, jax.jvp(functools.partial(slope, run), given, given)[1]
 
-    actual, expected = (jax.jit(second, static_argnums=0)(run) for run in (by_units, step_by_step))
+    actual, expected = (
+        jax.jit(second, static_argnums=0)(run) for run in (by_library, step_by_step)
+    )
     for a, e in zip(actual, expected, strict=True):
         np.testing.assert_allclose(a, e, rtol=0, atol=1e-4 * np.abs(e).max())
 
@@ -111,10 +112,10 @@ def test_extreme_gates_saturate_and_nan_stays_nan():
     x, kernel, recurrent, _, h, c = factors(2, 40, 3, 16)
     for value, cell in ((200.0, c + 2), (-200.0, 0 * c)):
         bias = jnp.full(64, value)
-        _, (_, last) = by_units(False, None, x, kernel, recurrent, bias, h, c)
+        _, (_, last) = by_library(False, None, x, kernel, recurrent, bias, h, c)
         expected = c + 2 if value > 0 else cell
         np.testing.assert_allclose(last, expected, atol=1e-6)
-    outputs, _ = by_units(False, None, x.at[0, 3, 0].set(jnp.nan), kernel, recurrent, bias, h, c)
+    outputs, _ = by_library(False, None, x.at[0, 3, 0].set(jnp.nan), kernel, recurrent, bias, h, c)
     where = np.isnan(np.asarray(outputs)).any(axis=(0, 2))
     assert where.tolist() == [row == 3 for row in range(40)]
 
@@ -124,7 +125,5 @@ def test_it_is_used_where_it_is_worth_it():
     assert lstm.is_worth_it(x, recurrent)
     assert not lstm.is_worth_it(x[:1], recurrent)
     assert not lstm.is_worth_it(x.astype(jnp.bfloat16), recurrent)
-    with product.xla_only():
-        assert not lstm.is_worth_it(x, recurrent)
-    with jax.default_matmul_precision("highest"):
+    with backend.xla_only():
         assert not lstm.is_worth_it(x, recurrent)

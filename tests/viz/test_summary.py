@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments.ops import lstm, product
+from experiments.ops import lstm, windows
 from experiments.viz.flops import work
 from experiments.viz.summary import summarize
 from support import choices, composed
@@ -263,9 +263,9 @@ def test_each_gradient_of_a_convolution_costs_as_much_as_the_convolution(
 
 
 @pytest.mark.parametrize("pads", [(1, 1, 1, 1), (0, 0, 0, 0)])
-def test_convolutions_on_matrix_units_cost_the_same(pads):
+def test_convolutions_of_the_library_cost_the_same(pads):
     x, kernel = jnp.ones((4, 2, 9, 9, 8)), jnp.ones((4, 3, 3, 8, 12))
-    trials = jax.vmap(lambda x, kernel: product.multiply_windows(x, kernel, pads))
+    trials = jax.vmap(lambda x, kernel: windows.multiply_windows(x, kernel, pads))
     out = jax.eval_shape(trials, x, kernel)
     once = 2 * out.size * 9 * 8
     assert total_flops(trials, x, kernel) == once

@@ -33,7 +33,7 @@ from experiments.data.dataset import INPUTS, model_input
 from experiments.errors import UserError
 from experiments.machine import write_whole
 from experiments.models.torchvision import OWN, has_published_names, published
-from experiments.ops.product import xla_only
+from experiments.ops.backend import xla_only
 from experiments.tracking.terminal import Terminal
 from experiments.training.restored import Restored
 

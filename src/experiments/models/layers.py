@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from experiments.ops import convolution, product
+from experiments.ops import convolution
 from experiments.types import Initializer, is_off
 
 Moments = tuple[jax.Array, jax.Array]  # E[x] and E[x²]
@@ -46,7 +46,7 @@ class Dense(nnx.Module):
         self.bias = nnx.Param(np.zeros(features, np.float32)) if use_bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = product.matmul(x, self.kernel[...])
+        y = x @ self.kernel[...]
         return y if self.bias is None else y + self.bias[...]
 
 

@@ -23,7 +23,7 @@ from experiments.models.layers import (
     local_response_norm,
 )
 from experiments.models.mlp import MLP
-from experiments.ops import convolution, product
+from experiments.ops import backend, convolution
 from experiments.ops.pooling import avg_pool, max_pool
 from experiments.types import Activation, Decay, PositiveInt
 
@@ -52,7 +52,7 @@ class PartialConv(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         kernels = {number: getattr(self, f"kernel{number}")[...] for number in TABLE_I}
-        if jax.default_backend() == "cpu" and not product.is_xla_only():
+        if jax.default_backend() == "cpu" and not backend.is_xla_only():
             # convolutions in groups are slow there: one of all pairs, with 0 for those that are not
             pairs = {n: np.eye(6)[np.array(maps)] for n, maps in TABLE_I.items()}
             full = [jnp.einsum("hwnf,fnc->hwcf", kernels[n], pairs[n]) for n in TABLE_I]

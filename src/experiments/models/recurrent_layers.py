@@ -28,7 +28,6 @@ from flax import nnx
 from experiments.errors import UserError
 from experiments.models.layers import Dropout, Init, drawn
 from experiments.ops.lstm import is_worth_it, lstm
-from experiments.ops.product import matmul
 from experiments.ops.recurrence import Carry, Cell, Parameters, join, recur
 
 CellName = Literal["rnn", "lstm", "peephole_lstm", "gru"]
@@ -242,7 +241,7 @@ def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
     x = vectors(x, kernel)
     if jnp.issubdtype(x.dtype, jnp.integer):
         return kernel[x]
-    return matmul(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:2], -1)
+    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:2], -1)
 
 
 def real_steps(length: int, lengths: jax.Array | None) -> jax.Array | None:

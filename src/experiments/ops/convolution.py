@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from experiments.ops.product import is_worth_it, is_xla_only, multiply_windows, usable
+from experiments.ops.backend import is_xla_only, usable
+from experiments.ops.windows import is_worth_it, multiply_windows
 from experiments.ops.winograd import winograd_conv
 
 Padding = str | int | Sequence[int | tuple[int, int]]
@@ -123,7 +124,7 @@ def _conv(x, kernel, strides, pads, dilation, groups, apart=None):
     # CPUs compute in float32: smaller types would be converted there and back at every step.
     dtype, wide = x.dtype, jnp.promote_types(x.dtype, jnp.float32)
     x, kernel = x.astype(wide), kernel.astype(wide)
-    y = _cpu_conv(x, kernel, strides, pads, dilation, groups, dtype == jnp.bfloat16)
+    y = _cpu_conv(x, kernel, strides, pads, dilation, groups)
     return y.astype(dtype)
 
 
@@ -170,8 +171,8 @@ def _xla_conv(x, kernel, strides, pads, dilation, groups, apart):
     )
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5, 6))
-def _cpu_conv(x, kernel, strides, pads, dilation, groups, bf16):
+@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
+def _cpu_conv(x, kernel, strides, pads, dilation, groups):
     """Convolve by matrix units, else by Winograd's algorithm (3x3, stride 1), else by patches.
 
     With `bf16` all numbers are bfloat16 in arrays of float32. It is jitted so that all layers of
@@ -180,16 +181,19 @@ def _cpu_conv(x, kernel, strides, pads, dilation, groups, bf16):
     kernel, pads = _without_dead_taps(kernel, x.shape[1:-1], strides, pads, dilation)
     if groups > 1:
         return _grouped_conv(x, kernel, strides, pads, dilation, groups)
-    if x.ndim == 4 and set(dilation) == {1} and usable(x, kernel):
-        near, narrow, rest = _at_stride_one(x, kernel, strides, pads)
-        if is_worth_it(near, narrow, rest):
-            return multiply_windows(near, narrow, (*rest[0], *rest[1]), bf16=bf16)
-    if (
+    winograd = (
         kernel.shape[:-2] == (3, 3)
         and set(strides + dilation) == {1}
         and min(kernel.shape[2:]) >= 4
         and min(s + sum(p) - 2 for s, p in zip(x.shape[1:3], pads, strict=True)) > 2
-    ):
+    )
+    if x.ndim == 4 and set(dilation) == {1} and kernel.shape[:-2] != (1, 1) and usable(x, kernel):
+        fewest = min(kernel.shape[2:])
+        wide = fewest >= 128 or (fewest >= 64 and x.size <= 2**19)
+        near, narrow, rest = _at_stride_one(x, kernel, strides, pads)
+        if is_worth_it(near, narrow, rest) and not (winograd and wide):
+            return multiply_windows(near, narrow, (*rest[0], *rest[1]))
+    if winograd:
         return winograd_conv(x, kernel, pads)
     return _patches_conv(x, kernel, strides, pads, dilation)
 

@@ -1,7 +1,7 @@
-"""The C library of operations by matrix units (AMX), compiled when a machine first uses it.
+"""The C library of operations on a CPU, compiled for the processor when a machine first uses it.
 
 The machine's own C compiler makes it, and it stays in the user's cache folder. Where there is no
-compiler, or the processor has no matrix units, XLA's own operations take its place.
+compiler, or the processor has neither AVX2 nor NEON, XLA's own operations take its place.
 """
 
 import ctypes
@@ -22,9 +22,8 @@ log = logging.getLogger(__name__)
 FOLDER = Path(__file__).parent
 SOURCES = sorted(FOLDER.glob("*.c"))
 FUNCTIONS = ("multiply_windows", "sum_windows", "lstm_forward", "lstm_backward")
-NEEDED = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "amx_tile", "amx_bf16"}
-FLAGS = ["-O3", "-std=gnu11", "-shared", "-fPIC"]
-FLAGS += [f"-m{flag.replace('avx512_', 'avx512').replace('_', '-')}" for flag in sorted(NEEDED)]
+NEEDED = ({"avx2", "fma"}, {"asimd"})  # of x86, or of ARM: what the vectors' length is chosen for
+FLAGS = ["-O2", "-std=gnu11", "-shared", "-fPIC"]
 # under another name first: another process may compile it too, or this one may be killed meanwhile
 COMPILE = 'file=$0; "$@" -o "$file.$$" && mv "$file.$$" "$file"'
 
@@ -34,7 +33,7 @@ _compiling: subprocess.Popen[str] | None = None
 def begin() -> None:
     """Start compiling the library in the background if this machine has none yet."""
     global _compiling
-    if _has_units() and not (path := _path()).exists() and (compiler := _compiler()):
+    if _is_known() and not (path := _path()).exists() and (compiler := _compiler()):
         try:
             _compiling = _compile(path, compiler)
         except OSError as error:
@@ -44,17 +43,14 @@ def begin() -> None:
 @functools.cache
 def available() -> bool:
     """Load the library, compiled before if need be; return True if XLA can call it."""
-    if not _has_units():
+    if not _is_known():
         return False
     import jax
 
     try:
         library = ctypes.CDLL(str(_compiled()))
     except OSError as error:
-        log.info("the processor's matrix units are not used: %s", error)
-        return False
-    if library.ask_for_tiles() != 0:
-        log.info("the processor's matrix units are not used: the system does not allow it")
+        log.info("convolutions and LSTMs are left to XLA: %s", error)
         return False
     for function in FUNCTIONS:
         capsule = jax.ffi.pycapsule(getattr(library, function))
@@ -69,26 +65,36 @@ def target(function: str) -> str:
 
 @functools.cache
 def version() -> str:
-    """Return a hash of everything that the library is compiled from."""
-    known = hashlib.sha256(repr(FLAGS).encode())
+    """Return a hash of everything that the library is compiled from, the processor included."""
+    known = hashlib.sha256(repr([_flags(), sorted(_features())]).encode())
     headers = [*sorted(FOLDER.glob("*.h")), _headers() / "xla/ffi/api/c_api.h"]
     for source in [*SOURCES, *headers]:
         known.update(source.read_bytes())
     return known.hexdigest()[:16]
 
 
-def _has_units() -> bool:
-    described = Path("/proc/cpuinfo")  # of Linux
-    if platform.machine() != "x86_64" or not described.exists():
-        return False
+def _is_known() -> bool:
+    return any(features <= _features() for features in NEEDED)
+
+
+@functools.cache
+def _features() -> frozenset[str]:
+    """Return what the processor can do, in the words of Linux; of others, that ARM has NEON."""
+    described = Path("/proc/cpuinfo")
+    if not described.exists():
+        return frozenset({"asimd"} if platform.machine() == "arm64" else ())
     with described.open() as lines:
-        flags = next((line for line in lines if line.startswith("flags")), "")
-    return set(flags.split()) >= NEEDED
+        named = next((line for line in lines if line.startswith(("flags", "Features"))), ":")
+    return frozenset(named.partition(":")[2].split())
+
+
+def _flags() -> list[str]:
+    return [*FLAGS, "-march=native" if "avx2" in _features() else "-mcpu=native"]
 
 
 def _path() -> Path:
     """Return the path of the compiled library, whether or not it exists."""
-    return user_cache() / "libraries" / f"units-{version()}.so"
+    return user_cache() / "libraries" / f"operations-{version()}.so"
 
 
 def _headers() -> Path:
@@ -109,7 +115,16 @@ def _compiler() -> list[str]:
 def _compile(path: Path, compiler: list[str]) -> subprocess.Popen[str]:
     private_folder(path.parent)
     return subprocess.Popen(
-        ["sh", "-c", COMPILE, str(path), *compiler, *FLAGS, f"-I{_headers()}", *map(str, SOURCES)],
+        [
+            "sh",
+            "-c",
+            COMPILE,
+            str(path),
+            *compiler,
+            *_flags(),
+            f"-I{_headers()}",
+            *map(str, SOURCES),
+        ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -126,11 +141,11 @@ def _compiled() -> Path:
     if private_folder(path.parent) and path.exists():
         return path
     if not (compiler := _compiler()):
-        raise OSError("there is no C compiler (cc) to make their library with")
+        raise OSError("there is no C compiler (cc)")
     process = _compiling or _compile(path, compiler)
     _, said = process.communicate()
     if process.returncode != 0:
         lines = [*said.strip().splitlines(), f"exit code {process.returncode}"]
         first = next((line for line in lines if "error" in line), lines[0])
-        raise OSError(f"{compiler[0]} cannot make their library: {first}")
+        raise OSError(f"{compiler[0]} cannot compile them: {first}")
     return path

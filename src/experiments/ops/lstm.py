@@ -1,4 +1,4 @@
-"""All steps of an LSTM in one operation, by the matrix units of a processor (`lstm.c`).
+"""All steps of an LSTM in one operation of the C library (`lstm.c`), in float32.
 
 There is an operation for the forward and one for the backward pass; the gradients of the kernels
 are matrix products of their results. `_steps` and `_steps_back` compute the same in JAX, from which
@@ -14,12 +14,11 @@ import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad
 
+from experiments.ops.backend import is_xla_only, usable
 from experiments.ops.primitives import Aliases, define, trials
-from experiments.ops.product import is_xla_only, kernel_gradient, matmul, usable
 from experiments.ops.recurrence import Carry
 
 WORTH = 64  # fewest steps of all sequences together for which packing the kernels pays
-ROWS = 32  # sequences with one sum of the bias's gradients from C; the sums are added up here
 
 
 def is_worth_it(x: jax.Array, recurrent: jax.Array) -> bool:
@@ -65,14 +64,14 @@ def _backward(reverse, residuals, cotangents):
     x, kernel, recurrent, start, moves, outputs, cells, gates = residuals
     d_outputs, d_ends = cotangents
     factors = (gates, cells, start[1], recurrent, moves, d_outputs, *d_ends)
-    dz, dh, dc, d_bias = _one_trial(lstm_back_p, *factors, reverse=reverse)
+    dz, dh, dc = _one_trial(lstm_back_p, *factors, reverse=reverse)
     rows = dz.reshape(-1, dz.shape[-1])
     d_kernel, d_recurrent = (
-        kernel_gradient(seen.reshape(-1, seen.shape[-1]), rows)
+        seen.reshape(-1, seen.shape[-1]).T @ rows
         for seen in (x, _before(outputs, start[0], reverse))
     )
-    dx = matmul(rows, kernel.T).reshape(x.shape)
-    return dx, d_kernel, d_recurrent, jnp.sum(d_bias, axis=0), (dh, dc), None
+    dx = (rows @ kernel.T).reshape(x.shape)
+    return dx, d_kernel, d_recurrent, jnp.sum(rows, axis=0), (dh, dc), None
 
 
 lstm.defvjp(_forward, _backward)
@@ -101,7 +100,7 @@ def _steps(x, kernel, recurrent, bias, h, c, moves, *, reverse, save):
 
 
 def _steps_back(gates, cells, c, recurrent, moves, d_outputs, dh, dc, *, reverse):
-    """Return gradients of one trial: of z, of the first output and cells, of parts of the bias."""
+    """Return gradients of one trial: of z, of the first output and of the first cells."""
 
     def step(after, at):
         gates, cell, before, moves, d_output = at
@@ -117,8 +116,7 @@ def _steps_back(gates, cells, c, recurrent, moves, d_outputs, dh, dc, *, reverse
 
     scanned = (gates, cells, _before(cells, c, reverse), moves[..., None], d_outputs)
     (dh, dc), dz = jax.lax.scan(step, (dh, dc), scanned, reverse=not reverse)
-    d_bias = jnp.pad(jnp.sum(dz, axis=0), ((0, -dz.shape[1] % ROWS), (0, 0)))
-    return [dz, dh, dc, jnp.sum(d_bias.reshape(-1, ROWS, dz.shape[2]), axis=1)]
+    return [dz, dh, dc]
 
 
 lstm_p, lstm_back_p = Primitive("lstm_forward"), Primitive("lstm_backward")
@@ -140,8 +138,8 @@ def _(x, kernel, recurrent, *others, reverse, save):
 @lstm_back_p.def_abstract_eval
 def _(gates, cells, *others, reverse):
     count, (steps, batch, hidden) = trials(gates, cells, *others), cells.shape[1:]
-    state, sums = (count, batch, hidden), (count, -(-batch // ROWS), 4 * hidden)
-    shapes = [(count, steps, batch, 4 * hidden), state, state, sums]
+    state = (count, batch, hidden)
+    shapes = [(count, steps, batch, 4 * hidden), state, state]
     return [gates.update(shape=shape) for shape in shapes]
 
 

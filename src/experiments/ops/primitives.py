@@ -34,7 +34,7 @@ def define(
 
     def lower(context, *operands, **parameters):
         if not library.available():
-            raise RuntimeError("there is no library of matrix units (`product.usable` says so)")
+            raise RuntimeError("there is no C library here (`backend.usable` says so)")
         rule = jax.ffi.ffi_lowering(
             library.target(primitive.name), operand_output_aliases=aliases(context)
         )

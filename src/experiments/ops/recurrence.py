@@ -15,8 +15,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments.ops.product import kernel_gradient, matmul
-
 Carry = tuple[jax.Array, ...]
 Parameters = dict[str, jax.Array]
 
@@ -79,7 +77,7 @@ def recur(
 def _forward(update, apart, reverse, inputs, bias, kernel, parameters, carry, mask):
     def step(carry, at):
         inputs, mask = at
-        z = join(inputs + bias, matmul(carry[0], kernel, in_loop=True), apart)
+        z = join(inputs + bias, carry[0] @ kernel, apart)
         new = _held(update(z, carry, parameters), carry, mask)
         return new, (new[0], z, carry)
 
@@ -104,7 +102,7 @@ def _backward(update, apart, reverse, residuals, cotangents):
         d_carry = (d_carry[0] + d_output, *d_carry[1:])
         _, pull = jax.vjp(lambda *a: _held(update(*a), a[1], mask), z, carry, parameters)
         dz, d_before, d_own = pull(d_carry)
-        d_before = (d_before[0] + matmul(of_recurrent(dz), transposed, in_loop=True), *d_before[1:])
+        d_before = (d_before[0] + of_recurrent(dz) @ transposed, *d_before[1:])
         return (d_before, jax.tree.map(jnp.add, d_parameters, d_own)), dz
 
     zeros = jax.tree.map(jnp.zeros_like, parameters)
@@ -112,7 +110,7 @@ def _backward(update, apart, reverse, residuals, cotangents):
     scanned = (d_outputs, z, carries, mask)
     (d_carry, d_parameters), dz = jax.lax.scan(step, after, scanned, reverse=not reverse)
     before = carries[0].reshape(-1, kernel.shape[0])
-    d_kernel = kernel_gradient(before, of_recurrent(dz).reshape(-1, kernel.shape[1]))
+    d_kernel = before.T @ of_recurrent(dz).reshape(-1, kernel.shape[1])
     d_inputs = dz[..., : kernel.shape[1]]
     d_bias = jnp.sum(d_inputs, (0, 1))
     return d_inputs, d_bias, d_kernel, d_parameters, d_carry, None

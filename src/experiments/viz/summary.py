@@ -18,7 +18,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from experiments.core.config import build
 from experiments.core.transfer import matches, named
 from experiments.models.resnet import Repeated
-from experiments.ops.product import xla_only
+from experiments.ops.backend import xla_only
 from experiments.viz.flops import Operation, operations, size_in_bytes
 from experiments.viz.layers import OTHER, Layer, Shapes, Summary, summed, with_parameters
 from experiments.viz.marking import (

@@ -23,7 +23,7 @@ from jax.flatten_util import ravel_pytree
 from experiments.core.experiment import Experiment, Tree
 from experiments.core.params import merged
 from experiments.core.transfer import named, split
-from experiments.ops.product import xla_only
+from experiments.ops.backend import xla_only
 from experiments.types import NonNegative, Positive, PositiveInt, Seed
 
 CHUNK = 64  # most points at which the loss is computed in one dispatch

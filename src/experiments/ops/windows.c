@@ -1,0 +1,216 @@
+/* Convolutions in float32 at stride 1: the outputs, with a transposed kernel the gradient of the inputs,
+ * and the gradient of the kernel.
+ *
+ * No patches are made. In images with their padding a row of a window is contiguous, so a convolution is a
+ * matrix product whose rows begin wherever windows begin. A unit of work takes some lines of the outputs, and
+ * keeps what they see, with its padding, in the cache.
+ */
+#include "kernels.h"
+
+/* About how many nanoseconds of a thread a product of two numbers, and moving a number, take. */
+static const double MULTIPLYING = 0.015, MOVING = 0.3;
+
+enum { ALL_PACKED, ALL_SUMS, OWN_LINES, OWN_BEGINS, OWN_PANEL }; /* working memory */
+enum {
+  NEAR = 1 << 14, FAR = 1 << 18, /* bytes that stay in a core's first and second cache */
+  SLICES = 16, /* most slices of a batch with sums of their own; not one per thread, so that sums are the
+                  same on any processor */
+};
+
+typedef struct {
+  long trials, n, h, w, c, kh, kw, o; /* inputs [n, h, w, c], window [kh, kw], c to o channels */
+  long top, bottom, left, right;
+  int transposed;      /* the kernel is [kh, kw, o, c], and its window is read backwards */
+  long hp, wp, ho, wo; /* images with their padding [n, hp, wp, c], outputs [n, ho, wo, o] */
+  const float *x, *kernel, *dy;
+  long x_stride, kernel_stride, dy_stride; /* from trial to trial, 0 where all share one */
+  float *y, *dk, *packed, *sums;
+  long deep, panels;                       /* numbers of a window, panels of WIDTH output channels */
+  long lines, chunk, chunks;               /* lines of outputs, of a unit of work, units */
+  long group, groups;                      /* panels of a unit, units */
+  long share, shares;                      /* numbers of the window of a unit, units */
+} Windows;
+
+static Windows windows(const XLA_FFI_CallFrame* frame, const int64_t* kernel, long o) {
+  const XLA_FFI_Buffer *x = frame->args.args[0], *result = frame->rets.rets[0];
+  const int64_t *in = x->dims, *option = ((XLA_FFI_Array*)frame->attrs.attrs[0])->data;
+  Windows s = {.trials = result->dims[0], .n = in[1], .h = in[2], .w = in[3], .c = in[4],
+               .kh = kernel[0], .kw = kernel[1], .o = o, .top = option[0], .bottom = option[1],
+               .left = option[2], .right = option[3], .transposed = option[4], .x = x->data,
+               .x_stride = trial_stride(x)};
+  s.hp = s.h + s.top + s.bottom, s.wp = s.w + s.left + s.right;
+  s.ho = s.hp - s.kh + 1, s.wo = s.wp - s.kw + 1, s.lines = s.n * s.ho;
+  s.deep = s.kh * s.kw * s.c, s.panels = parts(o, WIDTH);
+  return s;
+}
+
+static int vectors_of(const Windows* s, long panel) { return s->o - panel * WIDTH > LANES ? 2 : 1; }
+
+/* Returns images with their padding as so many lines of outputs see them, and where in them each line's
+ * first window begins. */
+static const float* staged(const Windows* s, long trial, long first, long count, long* begins) {
+  const float* x = s->x + trial * s->x_stride;
+  long own = s->w * s->c, line = s->wp * s->c, before = s->left * s->c;
+  if (s->hp == s->h && s->wp == s->w) {
+    for (long i = 0; i < count; i++) begins[i] = ((first + i) / s->ho * s->h + (first + i) % s->ho) * own;
+    return x;
+  }
+  long images = count / s->ho + 2;
+  float *all = workspace(OWN_LINES, (count + images * (s->kh - 1)) * line * sizeof(float)), *to = all;
+  for (long done = 0; done < count;) {
+    long image = (first + done) / s->ho, i = (first + done) % s->ho, run = least(s->ho - i, count - done);
+    for (long k = 0; k < run; k++) begins[done + k] = to - all + k * line;
+    for (long y = i - s->top; y < i - s->top + run + s->kh - 1; y++, to += line) {
+      if (y < 0 || y >= s->h) {
+        memset(to, 0, line * sizeof *to);
+        continue;
+      }
+      memset(to, 0, before * sizeof *to);
+      memcpy(to + before, x + (image * s->h + y) * own, own * sizeof *to);
+      memset(to + before + own, 0, (line - before - own) * sizeof *to);
+    }
+    done += run;
+  }
+  return all;
+}
+
+/* ---- Outputs ---------------------------------------------------------------------------------- */
+
+/* Packs a panel of the kernel as products read it: [window][WIDTH], or half of that for one vector. */
+static void pack_panel(const void* context, long unit) {
+  const Windows* s = context;
+  long trial = unit / s->panels, panel = unit % s->panels, width = vectors_of(s, panel) * LANES;
+  long first = panel * WIDTH, count = least(width, s->o - first), taps = s->kh * s->kw;
+  const float* kernel = s->kernel + trial * s->kernel_stride;
+  float* to = s->packed + unit * s->deep * WIDTH;
+  for (long tap = 0; tap < taps; tap++, to += s->c * width) {
+    if (!s->transposed) {
+      const float* from = kernel + tap * s->c * s->o + first;
+      for (long i = 0; i < s->c; i++)
+        for (long j = 0; j < width; j += LANES) store(to + i * width + j, load_some(from + i * s->o + j, count - j));
+      continue;
+    }
+    const float* from = kernel + ((taps - 1 - tap) * s->o + first) * s->c;
+    for (long i = 0; i < s->c; i += LANES) /* a square at a time stays in the cache */
+      for (long j = 0; j < width; j++)
+        for (long k = i; k < least(i + LANES, s->c); k++) to[k * width + j] = j < count ? from[j * s->c + k] : 0;
+  }
+}
+
+/* Computes some lines of the outputs for some panels. */
+static void multiply(const void* context, long unit) {
+  const Windows* s = context;
+  long trial = unit / (s->chunks * s->groups), first = unit / s->groups % s->chunks * s->chunk;
+  long lines = least(s->chunk, s->lines - first), count = lines * s->wo, group = unit % s->groups * s->group;
+  long* begins = workspace(OWN_BEGINS, s->chunk * sizeof *begins);
+  const float *x = staged(s, trial, first, lines, begins), *row[MOST_ROWS];
+  float* y = s->y + (trial * s->lines + first) * s->wo * s->o;
+  for (long panel = group; panel < least(s->panels, group + s->group); panel++) {
+    const float* b = s->packed + ((s->kernel_stride ? trial : 0) * s->panels + panel) * s->deep * WIDTH;
+    int two = vectors_of(s, panel) == 2;
+    long rows = two ? ROWS : ROWS_OF_ONE, columns = s->o - panel * WIDTH, deep = s->kw * s->c, line = 0, j = 0;
+    Piece pieces[s->kh];
+    for (long i = 0; i < s->kh; i++) pieces[i] = (Piece){i * s->wp * s->c, i * deep * (two ? WIDTH : LANES)};
+    for (long q = 0; q < count; q += rows) {
+      for (long r = 0; r < rows; r++) {
+        row[r] = x + begins[line] + j * s->c;
+        if (q + r + 1 < count && ++j == s->wo) j = 0, line++;
+      }
+      float* out = y + q * s->o + panel * WIDTH;
+      if (two)
+        block_of(ROWS, 2, row, pieces, s->kh, deep, 1, b, WIDTH, out, s->o, count - q, columns, 0);
+      else
+        block_of(ROWS_OF_ONE, 1, row, pieces, s->kh, deep, 1, b, LANES, out, s->o, count - q, columns, 0);
+    }
+  }
+}
+
+/* Maps (x [trials, n, h, w, c], kernel [trials, kh, kw, c, o]) to y [trials, n, ho, wo, o]. */
+XLA_FFI_Error* multiply_windows(XLA_FFI_CallFrame* frame) {
+  if (asks_for_version(frame)) return NULL;
+  const XLA_FFI_Buffer *kernel = frame->args.args[1], *y = frame->rets.rets[0];
+  Windows s = windows(frame, kernel->dims + 1, y->dims[4]);
+  s.kernel = kernel->data, s.kernel_stride = trial_stride(kernel), s.y = y->data;
+  long wanted = 4 * threads_of(frame), kernels = s.kernel_stride ? s.trials : 1;
+  s.chunk = most(1, least(FAR / 2 / (s.wp * s.c * sizeof(float)), parts(256, s.wo)));
+  if (s.deep * s.o < s.lines * s.wo * s.c) /* the kernel is the smaller one: each unit takes all of it */
+    s.chunk = least(s.chunk, parts(s.lines * s.trials, wanted));
+  s.chunks = parts(s.lines, s.chunk);
+  s.group = parts(s.panels, least(s.panels, parts(wanted, s.chunks * s.trials)));
+  s.groups = parts(s.panels, s.group);
+  s.packed = workspace(ALL_PACKED, kernels * s.panels * s.deep * WIDTH * sizeof(float));
+  share(frame, pack_panel, &s, kernels * s.panels, kernels * s.deep * s.o * MOVING);
+  double work = s.trials * s.lines * s.wo * s.deep * s.o * MULTIPLYING;
+  share(frame, multiply, &s, s.trials * s.chunks * s.groups, work);
+  return NULL;
+}
+
+/* ---- The gradient of the kernel --------------------------------------------------------------- */
+
+/* Adds up some rows of the gradient over a slice of the lines. */
+static void sum(const void* context, long unit) {
+  const Windows* s = context;
+  long trial = unit / (s->chunks * s->shares), slice = unit / s->shares % s->chunks, own = s->kw * s->c;
+  long from = unit % s->shares * s->share, to = least(s->deep, from + s->share);
+  long first = slice * s->chunk, last = least(s->lines, first + s->chunk);
+  long together = most(1, least(NEAR / (s->wp * s->c * sizeof(float)), NEAR / (s->wo * WIDTH * sizeof(float))));
+  float* sums = (s->sums ? s->sums : s->dk) + (trial * s->chunks + slice) * s->deep * s->o;
+  float* b = workspace(OWN_PANEL, together * s->wo * WIDTH * sizeof *b);
+  long* begins = workspace(OWN_BEGINS, together * sizeof *begins);
+  Piece piece[together];
+  for (long line = first; line < last; line += together) {
+    long count = least(together, last - line);
+    const float* x = staged(s, trial, line, count, begins);
+    for (long panel = 0; panel < s->panels; panel++) {
+      long width = vectors_of(s, panel) * LANES, columns = s->o - panel * WIDTH, rows = width == WIDTH ? ROWS : ROWS_OF_ONE;
+      const float* dy = s->dy + trial * s->dy_stride + line * s->wo * s->o + panel * WIDTH;
+      for (long q = 0; q < count * s->wo; q++, dy += s->o)
+        for (long j = 0; j < width; j += LANES) store(b + q * width + j, load_some(dy + j, columns - j));
+      for (long i = 0; i < count; i++) piece[i] = (Piece){begins[i], i * s->wo * width};
+      for (long m = from; m < to; m += rows) {
+        const float* row[MOST_ROWS];
+        for (long r = 0; r < rows; r++) {
+          long k = least(m + r, s->deep - 1);
+          row[r] = x + k / own * s->wp * s->c + k % own;
+        }
+        float* out = sums + m * s->o + panel * WIDTH;
+        if (width == WIDTH)
+          block_of(ROWS, 2, row, piece, count, s->wo, s->c, b, WIDTH, out, s->o, to - m, columns, line > first);
+        else
+          block_of(ROWS_OF_ONE, 1, row, piece, count, s->wo, s->c, b, LANES, out, s->o, to - m, columns, line > first);
+      }
+    }
+  }
+}
+
+/* Adds up the sums of all slices, always in the same order. */
+static void add_slices(const void* context, long unit) {
+  const Windows* s = context;
+  long size = s->deep * s->o, trial = unit / s->shares, from = unit % s->shares * s->share * s->o;
+  const float* sums = s->sums + trial * s->chunks * size;
+  for (long i = from; i < least(size, from + s->share * s->o); i++) {
+    float total = sums[i];
+    for (long slice = 1; slice < s->chunks; slice++) total += sums[slice * size + i];
+    s->dk[trial * size + i] = total;
+  }
+}
+
+/* Maps (x [trials, n, h, w, c], dy [trials, n, ho, wo, o]) to dk [trials, kh, kw, c, o]. */
+XLA_FFI_Error* sum_windows(XLA_FFI_CallFrame* frame) {
+  if (asks_for_version(frame)) return NULL;
+  const XLA_FFI_Buffer *dy = frame->args.args[1], *dk = frame->rets.rets[0];
+  Windows s = windows(frame, dk->dims + 1, dk->dims[4]);
+  s.dy = dy->data, s.dy_stride = trial_stride(dy), s.dk = dk->data;
+  long size = s.deep * s.o, wanted = 4 * threads_of(frame);
+  /* sums pass through memory: a slice where they are small beside what they are sums of */
+  s.chunk = parts(s.lines, most(1, least(SLICES, s.lines * (s.wp * s.c + s.wo * s.o) / (4 * size))));
+  s.chunks = parts(s.lines, s.chunk);
+  s.sums = s.chunks > 1 ? workspace(ALL_SUMS, s.trials * s.chunks * size * sizeof(float)) : NULL;
+  s.shares = most(parts(size * sizeof(float), FAR), parts(wanted, s.chunks * s.trials));
+  s.share = round_up(parts(s.deep, s.shares), s.o > LANES ? ROWS : ROWS_OF_ONE);
+  s.shares = parts(s.deep, s.share);
+  double work = s.trials * s.lines * s.wo * size * MULTIPLYING;
+  share(frame, sum, &s, s.trials * s.chunks * s.shares, work);
+  if (s.sums) share(frame, add_slices, &s, s.trials * s.shares, s.trials * s.chunks * size * MOVING);
+  return NULL;
+}

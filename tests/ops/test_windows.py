@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -246,23 +247,84 @@ def test_a_library_that_cannot_be_made_is_done_without(tmp_path, compiler, said)
     assert len(made) == (compiler is None)
 
 
-WIDTHS = """
-import sys
-import pytest
-sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", "equal_those", *sys.argv[1:]]))
-"""
+needs_tiles = pytest.mark.skipif(not library.has_tiles(), reason="no matrix units (AMX) here")
+
+
+@needs_tiles
+@pytest.mark.parametrize(("x_shape", "kernel_shape", "pads"), WINDOWS)
+def test_three_products_of_bfloat16_on_tiles_are_almost_exact(x_shape, kernel_shape, pads):
+    x, kernel = random(0, x_shape), random(1, kernel_shape)
+    results = []
+    for f in (partial(windows.multiply_windows, products=3), xla_conv):
+        y, pull = jax.vjp(lambda x, k, f=f: f(x, k, pads), x, kernel)
+        results.append((y, *pull(random(2, y.shape))))
+    for ours, expected in zip(*results, strict=True):
+        error = np.abs(ours - expected).max() / np.abs(expected).max()
+        assert error < 2e-5
+
+
+@needs_tiles
+def test_tiles_are_used_by_those_who_ask_for_less_than_float32():
+    x, kernel = random(0, (8, 8, 8, 24)), random(1, (3, 3, 24, 40))
+
+    def both(x, kernel):
+        y, pull = jax.vjp(conv, x, kernel)
+        return (y, *pull(jnp.ones_like(y)))
+
+    exact = both(x, kernel)
+    with jax.default_matmul_precision("high"):
+        high = both(x, kernel)
+    assert all((a != b).any() for a, b in zip(exact, high, strict=True))
+    near = [np.asarray(a, jnp.bfloat16) for a in (x, kernel)]
+    one = both(*near)
+    three = windows.multiply_windows(
+        *(a.astype(jnp.float32) for a in near), (1, 1, 1, 1), products=3
+    )
+    assert one[0].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(one[0], three.astype(jnp.bfloat16))
+
+
+@needs_tiles
+@pytest.mark.parametrize("axes", [(0, 0), (0, None), (None, 0)])
+def test_each_of_many_trials_on_tiles_has_the_bits_of_the_same_trial_alone(axes):
+    x, kernel = random(0, (3, 4, 6, 6, 8)), random(1, (3, 3, 3, 8, 20))
+    x, kernel = (a[0] if i is None else a for a, i in zip((x, kernel), axes, strict=True))
+
+    def loss(x, kernel):
+        return jnp.sum(windows.multiply_windows(x, kernel, (1, 1, 1, 1), products=3) ** 2)
+
+    stacked = jax.vmap(jax.grad(loss, (0, 1)), axes)(x, kernel)
+    for trial in range(3):
+        own = (a if i is None else a[trial] for a, i in zip((x, kernel), axes, strict=True))
+        for together, alone in zip(stacked, jax.grad(loss, (0, 1))(*own), strict=True):
+            np.testing.assert_array_equal(together[trial], alone)
 
 
 @needs_library
 @pytest.mark.slow
-@pytest.mark.parametrize("numbers", [4, 16])
-def test_vectors_of_other_processors_give_the_same(tmp_path, numbers):
-    """As with SSE or NEON, and with AVX-512."""
+@pytest.mark.parametrize(
+    ("flags", "tests"),
+    [
+        ("-DLANES_OF=4", "outputs_and_gradients"),  # as NEON has
+        ("-DLANES_OF=16", "outputs_and_gradients"),  # as AVX-512 has
+        ("-include {folder}/tiles_in_c.h", "outputs_and_gradients or on_tiles or tiles_are"),
+    ],
+)
+def test_other_processors_give_the_same(tmp_path, flags, tests):
     folder = os.path.dirname(__file__)
-    files = [os.path.join(folder, name) for name in ("test_windows.py", "test_lstm.py")]
-    compiler = f"{os.environ.get('CC', 'cc')} -DLANES_OF={numbers}"
+    compiler = f"{os.environ.get('CC', 'cc')} {flags.format(folder=folder)}"
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "CC": compiler}
-    command = [sys.executable, "-c", WIDTHS, *files]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        f"({tests}) and not processors",
+    ]
+    command += [os.path.join(folder, name) for name in ("test_windows.py", "test_lstm.py")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:]
     assert "skipped" not in done.stdout

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 from experiments.ops import library
 
+CONSENT = ("high", "bfloat16_3x", "tensorfloat32")  # to less than float32, in JAX's words
+
 _xla_only = ContextVar("xla_only", default=False)
 
 
@@ -37,6 +39,19 @@ def usable(*arrays: jax.Array) -> bool:
     if any(array.dtype != jnp.float32 for array in arrays) or not _one_device():
         return False
     return library.available()
+
+
+def products(numbers: jax.typing.DTypeLike) -> int:
+    """Return how many products of bfloat16 by matrix units stand for one of float32.
+
+    Three where the precision of matrix products is "high", one where the numbers are bfloat16 in
+    arrays of float32, and 0, which is float32 itself, elsewhere and where there are no units.
+    """
+    if numbers == jnp.bfloat16:
+        wanted = 1
+    else:
+        wanted = 3 * (jax.config.values["jax_default_matmul_precision"] in CONSENT)
+    return wanted if wanted and library.has_tiles() else 0
 
 
 def _one_device() -> bool:

@@ -1,10 +1,10 @@
 """Convolution with channels last, fast on every backend.
 
 On an accelerator this is `lax.conv_general_dilated`. XLA's CPU backend is slow at that, above all
-at its gradients and inside loops. There a convolution in two dimensions goes to the processor's
-matrix units (`product.py`) if it has some. Otherwise it becomes matrix products, which XLA hands to
-threaded library code: by Winograd's algorithm where it applies, else of patches and the kernel. All
-of it is differentiable JAX: gradients of gradients, forward mode, vmap and scan work.
+at its gradients and inside loops. There a convolution in two dimensions goes to the C library
+(`windows.py`), or becomes matrix products, which XLA hands to threaded library code: by Winograd's
+algorithm where there are many channels, else, and where there is no C compiler, of patches and the
+kernel. All of it is differentiable: gradients of gradients, forward mode, vmap and scan work.
 """
 
 import functools
@@ -15,11 +15,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from experiments.ops.backend import is_xla_only, usable
+from experiments.ops.backend import is_xla_only, products, usable
 from experiments.ops.windows import is_worth_it, multiply_windows
 from experiments.ops.winograd import winograd_conv
 
 Padding = str | int | Sequence[int | tuple[int, int]]
+
+NEAR = 2**19  # numbers of images whose transforms by Winograd stay close to a core
 
 
 def conv(
@@ -124,7 +126,7 @@ def _conv(x, kernel, strides, pads, dilation, groups, apart=None):
     # CPUs compute in float32: smaller types would be converted there and back at every step.
     dtype, wide = x.dtype, jnp.promote_types(x.dtype, jnp.float32)
     x, kernel = x.astype(wide), kernel.astype(wide)
-    y = _cpu_conv(x, kernel, strides, pads, dilation, groups)
+    y = _cpu_conv(x, kernel, strides, pads, dilation, groups, products(dtype))
     return y.astype(dtype)
 
 
@@ -171,29 +173,32 @@ def _xla_conv(x, kernel, strides, pads, dilation, groups, apart):
     )
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
-def _cpu_conv(x, kernel, strides, pads, dilation, groups):
-    """Convolve by matrix units, else by Winograd's algorithm (3x3, stride 1), else by patches.
+@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5, 6))
+def _cpu_conv(x, kernel, strides, pads, dilation, groups, units):
+    """Convolve by the C library, by Winograd's algorithm (3x3, stride 1) or by patches.
 
-    With `bf16` all numbers are bfloat16 in arrays of float32. It is jitted so that all layers of
-    one shape are traced once.
+    Args:
+      units: products of bfloat16 in the place of one of float32 (`backend.products`).
+
+    It is jitted so that all layers of one shape are traced once.
     """
     kernel, pads = _without_dead_taps(kernel, x.shape[1:-1], strides, pads, dilation)
     if groups > 1:
         return _grouped_conv(x, kernel, strides, pads, dilation, groups)
-    winograd = (
-        kernel.shape[:-2] == (3, 3)
+    window, channels = kernel.shape[:-2], min(kernel.shape[-2:])
+    minimal = (
+        window == (3, 3)
         and set(strides + dilation) == {1}
-        and min(kernel.shape[2:]) >= 4
+        and channels >= 4
         and min(s + sum(p) - 2 for s, p in zip(x.shape[1:3], pads, strict=True)) > 2
     )
-    if x.ndim == 4 and set(dilation) == {1} and kernel.shape[:-2] != (1, 1) and usable(x, kernel):
-        fewest = min(kernel.shape[2:])
-        wide = fewest >= 128 or (fewest >= 64 and x.size <= 2**19)
+    # with many channels fewer multiplications are worth Winograd's transforms
+    wide = minimal and not units and (channels >= 128 or (channels >= 64 and x.size <= NEAR))
+    if x.ndim == 4 and set(dilation) == {1} and window != (1, 1) and not wide and usable(x, kernel):
         near, narrow, rest = _at_stride_one(x, kernel, strides, pads)
-        if is_worth_it(near, narrow, rest) and not (winograd and wide):
-            return multiply_windows(near, narrow, (*rest[0], *rest[1]))
-    if winograd:
+        if is_worth_it(near, narrow, rest):
+            return multiply_windows(near, narrow, (*rest[0], *rest[1]), products=units)
+    if minimal:
         return winograd_conv(x, kernel, pads)
     return _patches_conv(x, kernel, strides, pads, dilation)
 

@@ -33,6 +33,10 @@ enum {
   WAKING = 30000,    /* nanoseconds of work that are worth waking a thread for */
 };
 
+#if defined(TILES_IN_C) || (defined(__AMX_BF16__) && defined(__AVX512F__) && !defined(LANES_OF))
+#define HAS_TILES
+#endif
+
 typedef float Vector __attribute__((vector_size(4 * LANES)));
 typedef float Unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 

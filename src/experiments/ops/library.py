@@ -58,6 +58,12 @@ def available() -> bool:
     return True
 
 
+@functools.cache
+def has_tiles() -> bool:
+    """Return True if the library knows this processor's matrix units (AMX) and may use them."""
+    return available() and ctypes.CDLL(str(_path())).has_tiles() == 1
+
+
 def target(function: str) -> str:
     """Return the name under which XLA knows a function of the library."""
     return f"experiments_{function}"

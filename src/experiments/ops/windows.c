@@ -6,11 +6,14 @@
  * keeps what they see, with its padding, in the cache.
  */
 #include "kernels.h"
+#ifdef HAS_TILES
+#include "tiles.h"
+#endif
 
 /* About how many nanoseconds of a thread a product of two numbers, and moving a number, take. */
 static const double MULTIPLYING = 0.015, MOVING = 0.3;
 
-enum { ALL_PACKED, ALL_SUMS, OWN_LINES, OWN_BEGINS, OWN_PANEL }; /* working memory */
+enum { ALL_PACKED, ALL_SUMS, OWN_LINES, OWN_BEGINS, OWN_PANEL, OWN_FIRST, OWN_SECOND, OWN_PLACES }; /* memory */
 enum {
   NEAR = 1 << 14, FAR = 1 << 18, /* bytes that stay in a core's first and second cache */
   SLICES = 16, /* most slices of a batch with sums of their own; not one per thread, so that sums are the
@@ -21,11 +24,12 @@ typedef struct {
   long trials, n, h, w, c, kh, kw, o; /* inputs [n, h, w, c], window [kh, kw], c to o channels */
   long top, bottom, left, right;
   int transposed;      /* the kernel is [kh, kw, o, c], and its window is read backwards */
+  int products;        /* of bfloat16 by matrix units in the place of one of float32; 0: none */
   long hp, wp, ho, wo; /* images with their padding [n, hp, wp, c], outputs [n, ho, wo, o] */
   const float *x, *kernel, *dy;
   long x_stride, kernel_stride, dy_stride; /* from trial to trial, 0 where all share one */
   float *y, *dk, *packed, *sums;
-  long deep, panels;                       /* numbers of a window, panels of WIDTH output channels */
+  long deep, panels, panel;                /* numbers of a window, panels of WIDTH output channels, of one */
   long lines, chunk, chunks;               /* lines of outputs, of a unit of work, units */
   long group, groups;                      /* panels of a unit, units */
   long share, shares;                      /* numbers of the window of a unit, units */
@@ -36,11 +40,11 @@ static Windows windows(const XLA_FFI_CallFrame* frame, const int64_t* kernel, lo
   const int64_t *in = x->dims, *option = ((XLA_FFI_Array*)frame->attrs.attrs[0])->data;
   Windows s = {.trials = result->dims[0], .n = in[1], .h = in[2], .w = in[3], .c = in[4],
                .kh = kernel[0], .kw = kernel[1], .o = o, .top = option[0], .bottom = option[1],
-               .left = option[2], .right = option[3], .transposed = option[4], .x = x->data,
-               .x_stride = trial_stride(x)};
+               .left = option[2], .right = option[3], .transposed = option[4], .products = option[5],
+               .x = x->data, .x_stride = trial_stride(x)};
   s.hp = s.h + s.top + s.bottom, s.wp = s.w + s.left + s.right;
   s.ho = s.hp - s.kh + 1, s.wo = s.wp - s.kw + 1, s.lines = s.n * s.ho;
-  s.deep = s.kh * s.kw * s.c, s.panels = parts(o, WIDTH);
+  s.deep = s.kh * s.kw * s.c, s.panels = parts(o, WIDTH), s.panel = s.deep * WIDTH;
   return s;
 }
 
@@ -82,7 +86,7 @@ static void pack_panel(const void* context, long unit) {
   long trial = unit / s->panels, panel = unit % s->panels, width = vectors_of(s, panel) * LANES;
   long first = panel * WIDTH, count = least(width, s->o - first), taps = s->kh * s->kw;
   const float* kernel = s->kernel + trial * s->kernel_stride;
-  float* to = s->packed + unit * s->deep * WIDTH;
+  float* to = s->packed + unit * s->panel;
   for (long tap = 0; tap < taps; tap++, to += s->c * width) {
     if (!s->transposed) {
       const float* from = kernel + tap * s->c * s->o + first;
@@ -97,6 +101,13 @@ static void pack_panel(const void* context, long unit) {
   }
 }
 
+/* Returns where a window begins, and goes on to the next one; the last of those that are left stays. */
+INLINE const float* next_window(const Windows* s, const float* x, const long* begins, long left, long* line, long* j) {
+  const float* window = x + begins[*line] + *j * s->c;
+  if (left > 1 && ++*j == s->wo) *j = 0, ++*line;
+  return window;
+}
+
 /* Computes some lines of the outputs for some panels. */
 static void multiply(const void* context, long unit) {
   const Windows* s = context;
@@ -106,16 +117,13 @@ static void multiply(const void* context, long unit) {
   const float *x = staged(s, trial, first, lines, begins), *row[MOST_ROWS];
   float* y = s->y + (trial * s->lines + first) * s->wo * s->o;
   for (long panel = group; panel < least(s->panels, group + s->group); panel++) {
-    const float* b = s->packed + ((s->kernel_stride ? trial : 0) * s->panels + panel) * s->deep * WIDTH;
+    const float* b = s->packed + ((s->kernel_stride ? trial : 0) * s->panels + panel) * s->panel;
     int two = vectors_of(s, panel) == 2;
     long rows = two ? ROWS : ROWS_OF_ONE, columns = s->o - panel * WIDTH, deep = s->kw * s->c, line = 0, j = 0;
     Piece pieces[s->kh];
     for (long i = 0; i < s->kh; i++) pieces[i] = (Piece){i * s->wp * s->c, i * deep * (two ? WIDTH : LANES)};
     for (long q = 0; q < count; q += rows) {
-      for (long r = 0; r < rows; r++) {
-        row[r] = x + begins[line] + j * s->c;
-        if (q + r + 1 < count && ++j == s->wo) j = 0, line++;
-      }
+      for (long r = 0; r < rows; r++) row[r] = next_window(s, x, begins, count - q - r, &line, &j);
       float* out = y + q * s->o + panel * WIDTH;
       if (two)
         block_of(ROWS, 2, row, pieces, s->kh, deep, 1, b, WIDTH, out, s->o, count - q, columns, 0);
@@ -124,6 +132,51 @@ static void multiply(const void* context, long unit) {
     }
   }
 }
+
+#ifdef HAS_TILES
+/* Packs a packed panel anew: [kh][depths of a row of the window][tiles][high, low]. */
+static void pack_panel_of_tiles(const void* context, long unit) {
+  const Windows* s = context;
+  long vectors = vectors_of(s, unit % s->panels), width = vectors * LANES, own = s->kw * s->c;
+  pack_panel(context, unit);
+  float *panel = s->packed + unit * s->panel, *copy = workspace(OWN_PANEL, s->deep * width * sizeof *copy);
+  memcpy(copy, panel, s->deep * width * sizeof *copy);
+  bf16* to = (bf16*)panel;
+  for (long i = 0; i < s->kh; i++)
+    for (long k = 0; k < own; k += DEPTH) {
+      const float* row[DEPTH];
+      for (long r = 0; r < least(DEPTH, own - k); r++) row[r] = copy + (i * own + k + r) * width;
+      for (long t = 0; t < vectors; t++, to += 2 * BLOCK) pack_tile(row, own - k, t * TILE, TILE, to);
+    }
+}
+
+static void multiply_by_tiles(const void* context, long unit) {
+  const Windows* s = context;
+  long trial = unit / (s->chunks * s->groups), first = unit / s->groups % s->chunks * s->chunk;
+  long lines = least(s->chunk, s->lines - first), count = lines * s->wo, group = unit % s->groups * s->group;
+  long depths = s->kh * parts(s->kw * s->c, DEPTH), line = 0, j = 0;
+  long* begins = workspace(OWN_BEGINS, s->chunk * sizeof *begins);
+  bf16* a = workspace(OWN_FIRST, depths * 4 * BLOCK * sizeof *a);
+  const float *x = staged(s, trial, first, lines, begins), *row[2 * TILE];
+  float out[2 * TILE * WIDTH] __attribute__((aligned(64)));
+  Piece pieces[s->kh];
+  for (long i = 0; i < s->kh; i++) pieces[i] = (Piece){i * s->wp * s->c, 0};
+  tiles_on();
+  for (long q = 0; q < count; q += 2 * TILE) {
+    for (long r = 0; r < 2 * TILE; r++) row[r] = next_window(s, x, begins, count - q - r, &line, &j);
+    pack_rows(row, pieces, s->kh, s->kw * s->c, a);
+    for (long panel = group; panel < least(s->panels, group + s->group); panel++) {
+      const float* b = s->packed + ((s->kernel_stride ? trial : 0) * s->panels + panel) * s->panel;
+      float* y = s->y + ((trial * s->lines + first) * s->wo + q) * s->o + panel * WIDTH;
+      multiply_tiles(a, (const bf16*)b, depths, vectors_of(s, panel) == 2, s->products, out, WIDTH, 0);
+      for (long r = 0; r < least(2 * TILE, count - q); r++, y += s->o)
+        for (long i = 0; i < vectors_of(s, panel) * LANES; i += LANES)
+          store_some(y + i, load(out + r * WIDTH + i), s->o - panel * WIDTH - i);
+    }
+  }
+  _tile_release();
+}
+#endif
 
 /* Maps (x [trials, n, h, w, c], kernel [trials, kh, kw, c, o]) to y [trials, n, ho, wo, o]. */
 XLA_FFI_Error* multiply_windows(XLA_FFI_CallFrame* frame) {
@@ -138,10 +191,15 @@ XLA_FFI_Error* multiply_windows(XLA_FFI_CallFrame* frame) {
   s.chunks = parts(s.lines, s.chunk);
   s.group = parts(s.panels, least(s.panels, parts(wanted, s.chunks * s.trials)));
   s.groups = parts(s.panels, s.group);
-  s.packed = workspace(ALL_PACKED, kernels * s.panels * s.deep * WIDTH * sizeof(float));
-  share(frame, pack_panel, &s, kernels * s.panels, kernels * s.deep * s.o * MOVING);
+  Work *pack = pack_panel, *compute = multiply;
+#ifdef HAS_TILES
+  if (s.products)
+    pack = pack_panel_of_tiles, compute = multiply_by_tiles, s.panel = s.kh * round_up(s.kw * s.c, DEPTH) * WIDTH;
+#endif
+  s.packed = workspace(ALL_PACKED, kernels * s.panels * s.panel * sizeof(float));
+  share(frame, pack, &s, kernels * s.panels, kernels * s.deep * s.o * MOVING);
   double work = s.trials * s.lines * s.wo * s.deep * s.o * MULTIPLYING;
-  share(frame, multiply, &s, s.trials * s.chunks * s.groups, work);
+  share(frame, compute, &s, s.trials * s.chunks * s.groups, work);
   return NULL;
 }
 
@@ -195,6 +253,62 @@ static void add_slices(const void* context, long unit) {
   }
 }
 
+#ifdef HAS_TILES
+/* Floats of a row of the sums, which are transposed and whole tiles: [panels][WIDTH][kh][row of the window]. */
+static long line_of(const Windows* s) { return s->kh * round_up(s->kw * s->c, 2 * TILE); }
+
+static void sum_by_tiles(const void* context, long unit) {
+  const Windows* s = context;
+  long trial = unit / (s->chunks * s->shares), slice = unit / s->shares % s->chunks, own = s->kw * s->c;
+  long blocks = parts(own, 2 * TILE), from = unit % s->shares * s->share, to = least(s->kh * blocks, from + s->share);
+  long first = slice * s->chunk, last = least(s->lines, first + s->chunk), line_size = line_of(s);
+  long together = most(1, NEAR / (s->wo * WIDTH * sizeof(float))), most_depths = parts(together * s->wo, DEPTH);
+  float* sums = s->sums + (trial * s->chunks + slice) * s->panels * WIDTH * line_size;
+  long* begins = workspace(OWN_BEGINS, together * sizeof *begins);
+  const float** place = workspace(OWN_PLACES, 2 * most_depths * DEPTH * sizeof *place);
+  const float** gradient = place + most_depths * DEPTH;
+  bf16* a = workspace(OWN_FIRST, s->panels * most_depths * 4 * BLOCK * sizeof *a);
+  bf16* b = workspace(OWN_SECOND, most_depths * 4 * BLOCK * sizeof *b);
+  tiles_on();
+  for (long line = first; line < last; line += together) {
+    long count = least(together, last - line) * s->wo, depths = parts(count, DEPTH);
+    const float *x = staged(s, trial, line, count / s->wo, begins), *dy = s->dy + trial * s->dy_stride;
+    for (long q = 0; q < count; q++) {
+      place[q] = x + begins[q / s->wo] + q % s->wo * s->c;
+      gradient[q] = dy + (line * s->wo + q) * s->o;
+    }
+    for (long i = 0, panel = 0; panel < s->panels; panel++)
+      for (long q = 0; q < count; q += DEPTH)
+        for (long o = panel * WIDTH; o < (panel + 1) * WIDTH; o += TILE, i += 2 * BLOCK)
+          pack_transposed_tile(gradient + q, count - q, o, s->o - o, a + i);
+    for (long block = from; block < to; block++) {
+      long m = block % blocks * 2 * TILE, moved = block / blocks * s->wp * s->c;
+      for (long q = 0, i = 0; q < count; q += DEPTH)
+        for (long t = 0; t < 2 * TILE; t += TILE, i += 2 * BLOCK)
+          pack_tile(place + q, count - q, moved + m + t, own - m - t, b + i);
+      for (long panel = 0; panel < s->panels; panel++)
+        multiply_tiles(a + panel * depths * 4 * BLOCK, b, depths, 1, s->products,
+                       sums + panel * WIDTH * line_size + block * 2 * TILE, line_size, line > first);
+    }
+  }
+  _tile_release();
+}
+
+/* Adds up the sums of all slices for a row of the window, always in the same order. */
+static void add_tiles(const void* context, long unit) {
+  const Windows* s = context;
+  long trial = unit / s->kh, row = unit % s->kh, own = s->kw * s->c, size = s->panels * WIDTH * line_of(s);
+  const float* sums = s->sums + trial * s->chunks * size + row * round_up(own, 2 * TILE);
+  float* dk = s->dk + (trial * s->kh + row) * own * s->o;
+  for (long m = 0; m < own; m++)
+    for (long o = 0; o < s->o; o++) {
+      float total = 0;
+      for (long slice = 0; slice < s->chunks; slice++) total += sums[slice * size + o * line_of(s) + m];
+      *dk++ = total;
+    }
+}
+#endif
+
 /* Maps (x [trials, n, h, w, c], dy [trials, n, ho, wo, o]) to dk [trials, kh, kw, c, o]. */
 XLA_FFI_Error* sum_windows(XLA_FFI_CallFrame* frame) {
   if (asks_for_version(frame)) return NULL;
@@ -210,6 +324,16 @@ XLA_FFI_Error* sum_windows(XLA_FFI_CallFrame* frame) {
   s.share = round_up(parts(s.deep, s.shares), s.o > LANES ? ROWS : ROWS_OF_ONE);
   s.shares = parts(s.deep, s.share);
   double work = s.trials * s.lines * s.wo * size * MULTIPLYING;
+#ifdef HAS_TILES
+  if (s.products) {
+    long blocks = s.kh * parts(s.kw * s.c, 2 * TILE);
+    s.share = parts(blocks, s.shares), s.shares = parts(blocks, s.share);
+    s.sums = workspace(ALL_SUMS, s.trials * s.chunks * s.panels * WIDTH * line_of(&s) * sizeof(float));
+    share(frame, sum_by_tiles, &s, s.trials * s.chunks * s.shares, work);
+    share(frame, add_tiles, &s, s.trials * s.kh, s.trials * s.chunks * size * MOVING);
+    return NULL;
+  }
+#endif
   share(frame, sum, &s, s.trials * s.chunks * s.shares, work);
   if (s.sums) share(frame, add_slices, &s, s.trials * s.shares, s.trials * s.chunks * size * MOVING);
   return NULL;

@@ -21,15 +21,18 @@ Pads = tuple[int, int, int, int]  # top, bottom, left, right
 WORTH = 2**20  # the least floating-point operations for which a call is faster than XLA's own
 
 
-def multiply_windows(x: jax.Array, kernel: jax.Array, pads: Pads) -> jax.Array:
+def multiply_windows(
+    x: jax.Array, kernel: jax.Array, pads: Pads, *, products: int = 0
+) -> jax.Array:
     """Cross-correlate `x` `[N, H, W, C]` with `kernel` `[kh, kw, C, O]` at stride 1.
 
     Args:
       pads: padding, each less than the kernel's size in its dimension.
+      products: of bfloat16 in the place of one of float32, in derivatives too (`backend.products`).
     Returns:
       `[N, H', W', O]` with `H' = H + top + bottom - kh + 1` and `W' = W + left + right - kw + 1`.
     """
-    return multiply_p.bind(x[None], kernel[None], pads=pads, transposed=False)[0]
+    return multiply_p.bind(x[None], kernel[None], pads=pads, products=products, transposed=False)[0]
 
 
 def is_worth_it(x: jax.Array, kernel: jax.Array, pads: Sequence[tuple[int, int]]) -> bool:
@@ -56,7 +59,7 @@ sum_p = Primitive("sum_windows")
 
 
 @multiply_p.def_abstract_eval
-def _(x, kernel, *, pads, transposed):
+def _(x, kernel, *, pads, products, transposed):
     kh, kw = kernel.shape[1:3]
     top, bottom, left, right = pads
     height, width = x.shape[2] + top + bottom - kh + 1, x.shape[3] + left + right - kw + 1
@@ -65,32 +68,36 @@ def _(x, kernel, *, pads, transposed):
 
 
 @sum_p.def_abstract_eval
-def _(x, dy, *, pads, window):
+def _(x, dy, *, pads, products, window):
     return x.update(shape=(trials(x, dy), *window, x.shape[4], dy.shape[4]))
 
 
-def _gradient_of_x(dy, x, kernel, *, pads, transposed):
+def _gradient_of_x(dy, x, kernel, *, pads, products, transposed):
     window = kernel.shape[1:3]
-    dx = multiply_p.bind(dy, kernel, pads=_gradient_pads(pads, window), transposed=not transposed)
+    options = {"products": products, "transposed": not transposed}
+    dx = multiply_p.bind(dy, kernel, pads=_gradient_pads(pads, window), **options)
     return _of_trials(dx, x.aval.shape[0])
 
 
-def _gradient_of_kernel(dy, x, kernel, *, pads, transposed):
+def _gradient_of_kernel(dy, x, kernel, *, pads, products, transposed):
     window = kernel.aval.shape[1:3]
+    options = {"products": products, "window": window}
     if transposed:
-        dk = sum_p.bind(dy, x, pads=_gradient_pads(pads, window), window=window)
+        dk = sum_p.bind(dy, x, pads=_gradient_pads(pads, window), **options)
     else:
-        dk = sum_p.bind(x, dy, pads=pads, window=window)
+        dk = sum_p.bind(x, dy, pads=pads, **options)
     return _of_trials(dk, kernel.aval.shape[0])
 
 
-def _gradient_of_seen(dk, x, dy, *, pads, window):
-    dx = multiply_p.bind(dy, dk, pads=_gradient_pads(pads, window), transposed=True)
+def _gradient_of_seen(dk, x, dy, *, pads, products, window):
+    options = {"products": products, "transposed": True}
+    dx = multiply_p.bind(dy, dk, pads=_gradient_pads(pads, window), **options)
     return _of_trials(dx, x.aval.shape[0])
 
 
-def _gradient_of_gradient(dk, x, dy, *, pads, window):
-    return _of_trials(multiply_p.bind(x, dk, pads=pads, transposed=False), dy.aval.shape[0])
+def _gradient_of_gradient(dk, x, dy, *, pads, products, window):
+    d_dy = multiply_p.bind(x, dk, pads=pads, products=products, transposed=False)
+    return _of_trials(d_dy, dy.aval.shape[0])
 
 
 def _of_trials(gradient, count):
@@ -102,8 +109,8 @@ ad.defbilinear(multiply_p, _gradient_of_x, _gradient_of_kernel)
 ad.defbilinear(sum_p, _gradient_of_seen, _gradient_of_gradient)
 
 
-def _options(*, pads: Pads, transposed: bool = False, **_: Any) -> list[int]:
-    return [*pads, transposed]
+def _options(*, pads: Pads, products: int, transposed: bool = False, **_: Any) -> list[int]:
+    return [*pads, transposed, products]
 
 
 define(multiply_p, _options)

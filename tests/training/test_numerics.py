@@ -31,18 +31,19 @@ def test_this_xla_knows_the_flag_for_determinism():
 
 
 @pytest.mark.slow
-def test_a_run_says_how_it_computes_and_goes_on_so(run_cli, tmp_path):
+def test_a_run_says_how_it_computes_and_goes_on_so(run_cli, tmp_path, monkeypatch):
+    monkeypatch.setattr(numerics.backend, "products", lambda numbers: 3)  # as on matrix units
     folder = tmp_path / "run"
     asked = ["trainer.matmul_precision=high", "trainer.deterministic=true"]
     code, said = run_cli(*TINY, "trainer.epochs=1", *asked, folder=folder)
     assert code == 0
-    assert "products of float32: JAX's precision high; trainer.matmul_precision=highest" in said
+    assert "products of float32: three products of bfloat16" in said
     compute_as({})
     assert jax.config.values[PRECISION] is None
     assert run_cli(f"resume={folder}", "trainer.epochs=2", folders=False)[0] == 0
     assert jax.config.values[PRECISION] == "high"
     starts = json.loads((folder / "provenance.json").read_text())["starts"]
-    assert [start["products"] for start in starts] == ["JAX's precision high"] * 2
+    assert [start["products"] for start in starts] == ["three products of bfloat16 in convolutions"] * 2
     assert all(DETERMINISTIC in start["environment"]["XLA_FLAGS"] for start in starts)
 
 
@@ -71,6 +72,7 @@ def test_a_gpu_that_is_in_use_is_too_late_for_determinism(monkeypatch):
         ({"platform": "tpu"}, None, "bfloat16"),
         ({"platform": "tpu"}, "high", "three products of bfloat16"),
         ({"platform": "cpu"}, "default", FLOAT32),
+        ({"platform": "cpu"}, None, FLOAT32),
     ],
 )
 def test_the_products_of_each_device_are_named(monkeypatch, device, asked, said):

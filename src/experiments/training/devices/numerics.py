@@ -10,14 +10,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax._src import xla_bridge
 
 from experiments.errors import UserError
+from experiments.ops import backend
 
 PRECISION = "jax_default_matmul_precision"
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"  # which also leaves out timing algorithms
 KEYS = ("matmul_precision", "deterministic")  # of `trainer`
-FLOAT32 = "float32"
+FLOAT32, THREE = "float32", "three products of bfloat16"
 
 
 def compute_as(*trainers: Mapping[str, Any]) -> None:
@@ -55,7 +57,9 @@ def products() -> str:
         return FLOAT32
     if device.platform == "tpu":
         three = asked in ("high", "tensorfloat32", "bfloat16_3x")
-        return "three products of bfloat16" if three else "bfloat16"
+        return THREE if three else "bfloat16"
+    if device.platform == "cpu":
+        return f"{THREE} in convolutions" if backend.products(jnp.float32) else FLOAT32
     generation = re.match(r"(\d+)\.", str(getattr(device, "compute_capability", "")))  # NVIDIA's
     if generation and int(generation[1]) >= 8:
         return "TF32, which keeps 10 of their 23 bits after the point"

@@ -8,25 +8,36 @@ from pathlib import Path
 
 import absl.logging
 import jax
+import omegaconf._utils
 import pytest
+import yaml
+from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 
 from experiments.core import programs, trust
 from experiments.search.plan import Plan
 from experiments.search.study import Study, create_study
-from experiments.training.runtime import SHORT_OPTIONS, set_up_compiler
+from experiments.training.runtime import CPU_OPTIONS, SHORT_OPTIONS, set_up_compiler
 from support import LEARNING_RATE, ROOT, TINY
 
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ["WANDB_ERROR_REPORTING"] = "false"
-# the tests' own programs are compiled as those of short runs are, and without LLVM's optimisation
-QUICK = SHORT_OPTIONS | {"xla_backend_optimization_level": 0}
-FLAGS = [f"--{name}={value}".lower() for name, value in QUICK.items()]
+# programs are compiled without LLVM's optimisation, which takes longer than what tests train gains
+# by it, and the tests' own as those of short runs are
+CPU_OPTIONS["xla_backend_optimization_level"] = "0"
+FLAGS = [f"--{name}={value}".lower() for name, value in (CPU_OPTIONS | SHORT_OPTIONS).items()]
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 jax.config.update("jax_platforms", "cpu")
 COVERED, programs.COVERED = programs.COVERED, ()  # tests change code that would be traced
 gc.set_threshold(100_000, 20, 50)  # JAX allocates so much that collections took a tenth of the time
 trust.allow([ROOT / "conf"], [])  # as every entry point does
+# Hydra composes a config twice, at first for `hydra.mode` alone, which no test sets, and has each
+# file parsed by Python: by the C library it is the same
+Hydra.get_mode = lambda self, config_name, overrides: None
+with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(yaml, "SafeLoader", yaml.CSafeLoader)
+    LOADER = omegaconf._utils.get_yaml_loader()
+omegaconf._utils.get_yaml_loader = lambda: LOADER
 # absl closes the stream that it was imported under when Hydra sets up logging: pytest's own
 absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 

@@ -56,7 +56,7 @@ def composed(*overrides: str) -> dict:
 
 @functools.cache
 def _composed(overrides: tuple[str, ...]) -> dict:
-    values = [o for o in overrides if re.match(r"[a-z_]+\.[\w.]+=", o)]
+    values = [o for o in overrides if re.match(r"[a-z_]+(\.[\w.]+)?=", o) and not _group_of(o)]
     config = copy.deepcopy(_chosen(tuple(o for o in overrides if o not in values)))
     for value in OverridesParser.create().parse_overrides(values):
         OmegaConf.update(config, value.key_or_group, value.value(), merge=True)
@@ -67,10 +67,49 @@ def _composed(overrides: tuple[str, ...]) -> dict:
 
 @functools.cache
 def _chosen(overrides: tuple[str, ...]) -> DictConfig:
-    """Compose the choices of groups, which takes Hydra long; values are set afterwards."""
+    """Compose choices of groups: each in its place of the default config, if that is all it does.
+
+    Hydra takes long to compose; `test_config` holds what it composes against this.
+    """
+    parts = {_group_of(o): _part(_group_of(o), o.partition("=")[2]) for o in overrides}
+    if len(parts) < len(overrides) or None in parts.values():
+        return by_hydra(overrides)
+    config = copy.deepcopy(by_hydra(()))
+    for group, part in parts.items():
+        config[group] = OmegaConf.merge(part, _file("config").get(group) or {})
+    return config
+
+
+@functools.cache
+def by_hydra(overrides: tuple[str, ...]) -> DictConfig:
+    """Compose choices of groups as Hydra does."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose("config", overrides=list(overrides))
+
+
+def _group_of(override: str) -> str:
+    """The config group that an override makes a choice of, if it does."""
+    group = override.partition("=")[0]
+    return group if group.isidentifier() and (ROOT / "conf" / group).is_dir() else ""
+
+
+def _part(group: str, choice: str) -> DictConfig | None:
+    """The config of a choice that changes its group alone, or None."""
+    path = ROOT / "conf" / group / f"{choice}.yaml"
+    if not group or not path.is_file() or "@package" in path.read_text():
+        return None
+    own = copy.deepcopy(_file(f"{group}/{choice}"))
+    bases = own.pop("defaults", ["_self_"])
+    if not all(isinstance(base, str) and base.isidentifier() for base in bases):
+        return None
+    parts = [own if base == "_self_" else _part(group, base) for base in bases]
+    return None if None in parts else OmegaConf.merge(*parts)
+
+
+@functools.cache
+def _file(name: str) -> DictConfig:
+    return OmegaConf.load(ROOT / "conf" / f"{name}.yaml")
 
 
 def trial_of(

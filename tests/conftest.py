@@ -1,5 +1,6 @@
 """Fixtures that every test shares: configs, prepared digits, a quiet and offline machine."""
 
+import contextlib
 import gc
 import logging
 import os
@@ -12,13 +13,13 @@ import omegaconf._utils
 import pytest
 import yaml
 from hydra._internal.hydra import Hydra
-from hydra.core.global_hydra import GlobalHydra
 
 from experiments.core import programs, trust
+from experiments.search import local
 from experiments.search.plan import Plan
 from experiments.search.study import Study, create_study
 from experiments.training.runtime import CPU_OPTIONS, SHORT_OPTIONS, set_up_compiler
-from support import LEARNING_RATE, ROOT, TINY
+from support import LEARNING_RATE, ROOT, TINY, logging_restored, run_command
 
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ["WANDB_ERROR_REPORTING"] = "false"
@@ -44,10 +45,14 @@ absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
-    """Programs that several tests compile are compiled once, in all processes that run tests."""
+    """Programs that several tests compile are compiled once, in all processes that run tests.
+
+    So are those of the processes that tests start.
+    """
     folder = tmp_path_factory.getbasetemp()
     shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
-    set_up_compiler(str(shared / "xla"))
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(shared / "xla")
+    set_up_compiler(None)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -89,38 +94,30 @@ def data_home(tmp_path_factory) -> list[str]:
 
 
 @pytest.fixture
-def run_cli(monkeypatch, capsys, tmp_path, data_home):
+def run_cli(capsys, tmp_path, data_home):
     """`run.py` in this process: (exit code, standard error) for a list of arguments."""
-    from experiments.cli import run as entry
-    from experiments.cli.main import command_line
 
     def call(
         *arguments: str, folder: Path | None = None, folders: bool = True, dated: bool = False
     ) -> tuple[int, str]:
         """`folders`: the data have folders of their own to keep apart; `dated`: so has the run."""
-        GlobalHydra.instance().clear()
         own = [] if any(a.startswith("data.dir=") for a in arguments) else data_home[:1]
         where = [] if dated else [f"hydra.run.dir={folder or tmp_path / 'run'}"]
         own += data_home[1:]
-        argv = [
-            "run.py",
-            *(own if folders else []),
-            *where,
-            'trainer.compilation_cache=""',
-            *arguments,
-        ]
-        monkeypatch.setattr("sys.argv", [str(ROOT / argv[0]), *argv[1:]])
-        monkeypatch.setattr("sys.path", [*sys.path])  # to which the user's own folders are added
-        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # so that it is restored afterwards
-        code = command_line(entry.main)
+        code = run_command(*(own if folders else []), *where, *arguments)
         return code, capsys.readouterr().err
 
-    before, level = list(logging.root.handlers), logging.root.level
-    yield call
-    logging.root.setLevel(level)
-    for handler in set(logging.root.handlers) - set(before):  # Hydra's, on this test's terminal
-        logging.root.removeHandler(handler)
-        handler.close()
+    with logging_restored():
+        yield call
+
+
+@pytest.fixture
+def planned_here(monkeypatch):
+    """Searches are planned in this process, which has imported JAX, and not by a worker of theirs.
+
+    No worker is started ahead.
+    """
+    monkeypatch.setattr(local, "standing_by", lambda *_: contextlib.nullcontext())
 
 
 @pytest.fixture

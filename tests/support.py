@@ -4,6 +4,7 @@ import contextlib
 import copy
 import functools
 import json
+import logging
 import os
 import re
 import signal
@@ -39,6 +40,7 @@ TINY = [
     "trainer.figures=false",
     "logger=none",
 ]
+NO_CACHE = 'trainer.compilation_cache=""'
 SMALL = ["model.hidden=[16]", "trainer.figures=false", "trainer.log_every=8"]
 
 LEARNING_RATE = {
@@ -71,12 +73,12 @@ def _chosen(overrides: tuple[str, ...]) -> DictConfig:
 
     Hydra takes long to compose; `test_config` holds what it composes against this.
     """
-    parts = {_group_of(o): _part(_group_of(o), o.partition("=")[2]) for o in overrides}
-    if len(parts) < len(overrides) or None in parts.values():
+    groups = {_group_of(o): choice_alone(_group_of(o), o.partition("=")[2]) for o in overrides}
+    if len(groups) < len(overrides) or None in groups.values():
         return by_hydra(overrides)
     config = copy.deepcopy(by_hydra(()))
-    for group, part in parts.items():
-        config[group] = OmegaConf.merge(part, _file("config").get(group) or {})
+    for group, alone in groups.items():
+        config[group] = alone
     return config
 
 
@@ -94,8 +96,14 @@ def _group_of(override: str) -> str:
     return group if group.isidentifier() and (ROOT / "conf" / group).is_dir() else ""
 
 
+def choice_alone(group: str, choice: str) -> DictConfig | None:
+    """What a choice makes of its group, if it changes no other and Hydra is not needed; or None."""
+    part = _part(group, choice)
+    return None if part is None else OmegaConf.merge(part, _file("config").get(group) or {})
+
+
 def _part(group: str, choice: str) -> DictConfig | None:
-    """The config of a choice that changes its group alone, or None."""
+    """What the file of a choice, and those that it builds on, say of its group alone, or None."""
     path = ROOT / "conf" / group / f"{choice}.yaml"
     if not group or not path.is_file() or "@package" in path.read_text():
         return None
@@ -110,6 +118,30 @@ def _part(group: str, choice: str) -> DictConfig | None:
 @functools.cache
 def _file(name: str) -> DictConfig:
     return OmegaConf.load(ROOT / "conf" / f"{name}.yaml")
+
+
+def run_command(*arguments: str) -> int:
+    """The exit code of `run.py` in this process, with no cache of its own for programs."""
+    from experiments.cli import run
+    from experiments.cli.main import command_line
+
+    GlobalHydra.instance().clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", [str(ROOT / "run.py"), NO_CACHE, *arguments])
+        patch.setattr("sys.path", [*sys.path])  # to which the user's own folders are added
+        patch.setenv("HYDRA_FULL_ERROR", "0")  # so that it is restored afterwards
+        return command_line(run.main)
+
+
+@contextlib.contextmanager
+def logging_restored() -> Iterator[None]:
+    """Ends what Hydra logs to on the terminal of a test."""
+    before, level = list(logging.root.handlers), logging.root.level
+    yield
+    logging.root.setLevel(level)
+    for handler in set(logging.root.handlers) - set(before):
+        logging.root.removeHandler(handler)
+        handler.close()
 
 
 def trial_of(

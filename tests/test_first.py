@@ -40,7 +40,7 @@ def test_a_run_is_trained_resumed_and_evaluated(run, tmp_path):
     }
 
     # the same, but stopped after half of its epochs and then gone on with: the same numbers
-    run(*CONFIG, *QUICK, "trainer.epochs=3", folder="parts")
+    run(*CONFIG, *QUICK, "trainer.epochs=3", "trainer.figures=false", folder="parts")
     resumed, _ = run(f"resume={tmp_path / 'parts'}", "trainer.epochs=6", folder="parts")
     for name in ("step", "train/loss", "val/loss", "test/accuracy", "parameters"):
         assert resumed[name] == whole[name]

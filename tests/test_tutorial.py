@@ -1,6 +1,5 @@
 """The tutorial does what it shows, cell by cell, in the kernel of a notebook."""
 
-import jax
 import nbformat
 import pytest
 from nbclient import NotebookClient
@@ -11,9 +10,7 @@ PATH = ROOT / "docs" / "tutorial.ipynb"
 
 
 @pytest.mark.slow
-def test_the_tutorial_runs_and_shows_what_it_is_committed_with(tmp_path, monkeypatch):
-    folder = jax.config.values["jax_compilation_cache_dir"]  # that of the other tests
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", folder)
+def test_the_tutorial_runs_and_shows_what_it_is_committed_with(tmp_path):
     notebook = nbformat.read(PATH, as_version=4)
     shown = [shape_of(cell) for cell in notebook.cells]
     NotebookClient(notebook, timeout=120, resources={"metadata": {"path": tmp_path}}).execute()

@@ -36,7 +36,7 @@ def keys(overrides):
 @pytest.mark.parametrize("choices", CHOICES, ids=lambda c: c[0])
 def test_wrong_values_end_in_plain_messages(choices, data_home):
     base = [*data_home, *choices, "debug=fast", "data.limit=128"]
-    names = keys(base)
+    names, setups = keys(base), Setups()
 
     @settings(
         max_examples=40,
@@ -52,7 +52,7 @@ def test_wrong_values_end_in_plain_messages(choices, data_home):
         plain = OmegaConf.to_container(config, resolve=True)
         try:
             check_config(plain)
-            Setups().of(plain)
+            setups.of(plain)
         except Exception as error:
             message = explain(error)
             if message is None or len(message.splitlines()) > 2:

@@ -157,7 +157,7 @@ def workers_of(folder: Path) -> list[str]:
         (["-m", "data.batch_size=8,16", "freeze=[outptu]"], ["no weight is called outptu"]),
     ],
 )
-def test_bad_searches_are_named_in_plain_lines(run_cli, tmp_path, arguments, words):
+def test_bad_searches_are_named_in_plain_lines(run_cli, tmp_path, arguments, words, planned_here):
     code, error = run_cli(*arguments, f"study={tmp_path / 'study'}")
     assert code == 2
     for word in words:

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 from experiments.core.config import build
 from experiments.training.restored import read
 from experiments.types import Mode, RunMode
-from support import ROOT, composed
+from support import ROOT, composed, logging_restored, run_command
 
 OPTIONS = ["model=lenet5", "logger=none", "trainer.figures=false"]
 
@@ -29,8 +29,8 @@ def trained(tmp_path_factory, data_home):
     """A run of six epochs with checkpoints of every second one."""
     folder = tmp_path_factory.mktemp("runs") / "trained"
     options = [*data_home, *OPTIONS, "trainer.epochs=6", "trainer.keep_every=2"]
-    command = [sys.executable, "run.py", *options, f"hydra.run.dir={folder}"]
-    subprocess.run(command, cwd=ROOT, check=True, timeout=120)
+    with logging_restored():
+        assert run_command(*options, f"hydra.run.dir={folder}") == 0
     return folder
 
 

@@ -3,11 +3,12 @@
 import itertools
 
 import pytest
+from omegaconf import OmegaConf
 
 from experiments.core.config import build, check, mismatch, place
 from experiments.errors import UserError
 from experiments.types import Decay, Fraction, PositiveInt
-from support import choices, composed
+from support import by_hydra, choice_alone, choices
 
 GROUPS = ["data", "loss", "optim", "schedule", "init", "logger", "model", "trainer", "objective"]
 PARTS = 3
@@ -19,7 +20,15 @@ def test_every_shipped_choice_composes_and_passes_the_check(part):
     for chosen in list(itertools.zip_longest(*map(choices, GROUPS)))[part::PARTS]:
         overrides = [f"{group}={c}" for group, c in zip(GROUPS, chosen, strict=True) if c]
         extra = ["data.name=x"] if "data=tfds" in overrides else []
-        check(composed(*overrides, *extra))
+        whole = by_hydra((*overrides, *extra))
+        check(OmegaConf.to_container(whole, resolve=True))
+        for group, _, choice in (override.partition("=") for override in overrides):
+            if (alone := choice_alone(group, choice)) is not None:  # as other tests compose it
+                assert plain(alone) == plain(whole[group])
+
+
+def plain(node):
+    return OmegaConf.to_container(node, resolve=False)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Every shipped model with its objective: gradients against finite differences in float64."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -79,17 +80,19 @@ def test_gradients_equal_finite_differences(case):
         objective = core.objective({})
 
         @jax.jit
+        @functools.partial(jax.value_and_grad, has_aux=True)
         def losses(params):
-            """Every value of the objective, summed over the examples."""
+            """The loss and every value of the objective, summed over the examples."""
             model = core.model({}, jax.nn.initializers.zeros)
             nnx.update(model, nnx.State(params))
             model.train()
             values, _ = objective(model, batch, nnx.Rngs(sample=2, dropout=3), 0.5)
-            return {name: jnp.sum(value) for name, value in values.items()}
+            sums = {name: jnp.sum(value) for name, value in values.items()}
+            return sums["loss"], sums
 
         # each part of an adversarial model descends on its own loss alone
         parts = [part for part in ("generator", "discriminator") if part in params]
-        gradient = jax.jit(jax.grad(lambda p: losses(p)["loss"]))(params)
+        _, gradient = losses(params)
         for part in parts or [None]:
             chosen = params if part is None else {part: params[part]}
             wanted = gradient if part is None else {part: gradient[part]}
@@ -99,7 +102,8 @@ def test_gradients_equal_finite_differences(case):
 
             def along(h, chosen=chosen, direction=direction, part=part):
                 moved = jax.tree.map(lambda a, d: a + h * d, chosen, direction)
-                return losses(params | moved)[f"{part}_loss" if part else "loss"]
+                (_, values), _ = losses(params | moved)
+                return values[f"{part}_loss" if part else "loss"]
 
             h = 1e-5
             difference = (along(h) - along(-h)) / (2 * h)

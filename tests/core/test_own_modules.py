@@ -13,6 +13,7 @@ from experiments.core.config import build
 from experiments.core.experiment import Experiment
 from experiments.core.rng import reseed, stream
 from experiments.training.loop import fit
+from experiments.training.setup import Setups
 from support import composed, trial_of
 
 
@@ -70,13 +71,14 @@ def test_dropout_draws_by_layer_and_step_and_not_in_evaluation():
 
 @pytest.mark.parametrize("name", ["Layers", "Recurrent"])
 def test_trials_side_by_side_are_as_alone(name, data_home, tmp_path):
+    setups = Setups()
+
     def trials(folder, seeds):
         shared = config(name, *data_home, "trainer.figures=false")
         trainer = shared["trainer"] | {"shuffle_seed": 0}
-        return [
-            trial_of(shared | {"seed": seed, "trainer": trainer}, tmp_path / f"{folder}{seed}")
-            for seed in seeds
-        ]
+        configs = {tmp_path / f"{folder}{seed}": {"seed": seed} for seed in seeds}
+        own = {"trainer": trainer}
+        return [trial_of(shared | own | c, f, setups=setups) for f, c in configs.items()]
 
     together = fit(trials("both", (0, 1)), tmp_path / "both", width=1)
     (alone,) = fit(trials("one", (1,)), tmp_path / "one")

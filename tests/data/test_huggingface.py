@@ -15,8 +15,6 @@ from experiments.data.dataset import Stream
 from experiments.errors import UserError
 from support import composed
 
-datasets = pytest.importorskip("datasets", reason="the extra huggingface is not installed")
-
 KINDS = ["zebra", "ape", "cow"]
 IMAGES = np.random.default_rng(0).integers(0, 256, (30, 8, 8), np.uint8)
 
@@ -25,8 +23,14 @@ def data(path, *overrides):
     return build(composed("data=huggingface", f"data.name='{path}'", *overrides)["data"])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def datasets():
+    """The package, which takes seconds to import in each process that runs tests."""
+    return pytest.importorskip("datasets", reason="the extra huggingface is not installed")
+
+
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
+def pictures(tmp_path_factory, datasets):
     """Thirty pictures of three classes and a validation split of three more."""
     kinds = datasets.Features({"img": datasets.Image(), "kind": datasets.ClassLabel(names=KINDS)})
 
@@ -62,7 +66,9 @@ def test_columns_classes_and_splits_of_pictures_are_found(pictures, caplog):
     np.testing.assert_array_equal(batch["image"], splits.test.arrays["image"])
 
 
-def test_other_pictures_are_read_as_the_learnt_ones_and_other_classes_refused(pictures, tmp_path):
+def test_other_pictures_are_read_as_the_learnt_ones_and_other_classes_refused(
+    pictures, datasets, tmp_path
+):
     learnt = data(pictures, "data.workers=0").load().found
     labels = datasets.ClassLabel(names=["cow", "yak"])
     features = datasets.Features({"photo": datasets.Image(), "kind": labels})
@@ -81,7 +87,7 @@ def test_other_pictures_are_read_as_the_learnt_ones_and_other_classes_refused(pi
     ("target", "task", "inputs"),
     [("kind", "classification", 4), ("[size,x.0]", "regression", 4)],
 )
-def test_columns_and_lists_of_numbers_are_a_table(tmp_path, target, task, inputs):
+def test_columns_and_lists_of_numbers_are_a_table(datasets, tmp_path, target, task, inputs):
     x = np.random.default_rng(0).normal(3, 2, (40, 3))
     rows = {"x": x.tolist(), "size": x[:, 0] * 2, "kind": [("b", "a")[i % 2] for i in range(40)]}
     datasets.Dataset.from_dict(rows).save_to_disk(str(tmp_path / "t"))
@@ -92,14 +98,14 @@ def test_columns_and_lists_of_numbers_are_a_table(tmp_path, target, task, inputs
     assert splits.train.arrays["sequence"].shape == (28, inputs)
 
 
-def test_pictures_without_labels_are_for_models_that_need_none(pictures, tmp_path):
+def test_pictures_without_labels_are_for_models_that_need_none(pictures, datasets, tmp_path):
     alone = datasets.load_from_disk(str(pictures))["train"].select_columns(["img"])
     alone.save_to_disk(str(tmp_path / "alone"))
     config = data(tmp_path / "alone", "data.workers=0")
     assert (len(config.load().train), config.spec.num_classes) == (22, 1)
 
 
-def test_what_cannot_be_read_ends_in_one_line(pictures, tmp_path, monkeypatch):
+def test_what_cannot_be_read_ends_in_one_line(pictures, datasets, tmp_path, monkeypatch):
     rows = {"text": [f"word {i}" for i in range(300)], "label": [i % 2 for i in range(300)]}
     datasets.Dataset.from_dict(rows).save_to_disk(str(tmp_path / "text"))
     datasets.Dataset.from_dict({"a": [1, 2], "b": [1, 2]}).save_to_disk(str(tmp_path / "ab"))

@@ -5,7 +5,6 @@ import json
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from experiments.cli import report
 from experiments.core.config import build
@@ -16,6 +15,8 @@ from support import composed
 
 
 def test_differences_are_judged_as_the_t_tests_judge_them():
+    from scipy import stats  # takes a second to import, in each process that runs tests
+
     rng = np.random.default_rng(0)
     a, b = rng.normal(1, 1, 8), rng.normal(0, 3, 6)
     wanted = stats.ttest_ind(a, b, equal_var=False).confidence_interval()

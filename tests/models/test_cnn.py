@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.signal
 from flax import nnx
 
 from experiments.core.config import build, check
@@ -57,6 +56,8 @@ def test_lenet5_as_a_list_is_lenet5():
 
 @pytest.mark.parametrize("shape", [(12,), (7, 9), (5, 6, 7)], ids=["1d", "2d", "3d"])
 def test_a_flipped_kernel_makes_true_convolution(shape):
+    import scipy.signal  # takes a second to import, in each process that runs tests
+
     x = np.asarray(jax.random.normal(jax.random.key(0), shape))
     for flip, reference in ((True, scipy.signal.convolve), (False, scipy.signal.correlate)):
         conv = layer("conv", (*shape, 1), features=1, kernel=3, padding="valid", flip_kernel=flip)

@@ -1,10 +1,11 @@
+"""What W&B gets of runs by its real client, offline and with a stand-in for its server."""
+
 import json
 import logging
 import math
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -12,39 +13,12 @@ import pytest
 import yaml
 from matplotlib.figure import Figure
 
-from experiments.tracking import wandb as tracking
-from experiments.tracking.jsonl import METRICS, JsonLines, read_history
+from experiments.tracking.jsonl import JsonLines
 from experiments.tracking.log_file import LOG
 from experiments.tracking.tracker import Trackers
 from experiments.tracking.wandb import Wandb
 from wandb_server import reader
-from wandb_server.server import serve
-
-
-def steps(first, last):
-    """Events as a training writes them: a line a step, and the validation with the epoch's."""
-    for step in range(first, last + 1):
-        event = {"epoch": step / 10, "train/loss": 2.3 / step, "learning_rate": 1e-3}
-        if step % 10 == 0:
-            event |= {"val/loss": 2.5 / step, "val/accuracy": 1 - 1 / step}
-        yield step, event
-
-
-def train(run, first=1, last=40, status="finished", summary=None, **arguments):
-    trackers = Trackers([JsonLines(), Wandb("digits", **arguments)])
-    trackers.start(run)
-    for step, event in steps(first, last):
-        trackers.log(step, event)
-    trackers.finish(summary or {}, status)
-
-
-def recorded(run):
-    return read_history(run.directory / METRICS)
-
-
-def said(caplog):
-    """Return what this project logged; the client has loggers of its own."""
-    return [r.getMessage() for r in caplog.records if r.name.startswith("experiments")]
+from wandb_server.trainings import recorded, said, steps, train
 
 
 def picture(folder):
@@ -261,100 +235,3 @@ def test_offline_run_can_be_sent_later(server, run_info):
     subprocess.run(command, check=True, timeout=30, cwd=run.directory, capture_output=True)
     (arrived,) = server.runs.values()
     assert arrived.metrics == recorded(run)
-
-
-def test_server_that_was_never_there(client, monkeypatch, run_info, caplog):
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    monkeypatch.setattr(tracking, "START_TIMEOUT", 1.0)
-    run = run_info()
-    began = time.monotonic()
-    train(run)
-    assert time.monotonic() - began < 10
-    assert "W&B did not take this run, it goes on offline" in caplog.text
-    (path,) = [p for p in reader.find(run.directory) if "offline" in str(p)]
-    assert reader.read(path).metrics == recorded(run)
-    assert len(recorded(run)) == 40
-
-
-def test_server_that_dies(client, monkeypatch, run_info, caplog):
-    run = run_info()
-    trackers = Trackers([JsonLines(), Wandb("digits", finish_timeout=1.0)])
-    with serve() as server:
-        for name, value in server.environment.items():
-            monkeypatch.setenv(name, value)
-        trackers.start(run)
-        for step, event in steps(1, 20):
-            trackers.log(step, event)
-    for step, event in steps(21, 40):
-        trackers.log(step, event)
-    began = time.monotonic()
-    trackers.finish({}, "finished")
-    assert time.monotonic() - began < 8
-    (path,) = reader.find(run.directory)
-    assert (
-        "W&B did not take everything within 1 s; "
-        f"send it later: wandb sync --include-online {path.parent}" in (said(caplog))
-    )
-    assert reader.read(path).metrics == recorded(run)
-    assert len(recorded(run)) == 40
-
-
-def test_client_that_dies_costs_a_warning(client, run_info, caplog):
-    run = run_info()
-    trackers = Trackers([JsonLines(), Wandb("digits", mode="offline")])
-    trackers.start(run)
-    wandb_core = children_of(os.getpid())
-    for pid in wandb_core:
-        os.kill(pid, 9)
-    for step, event in steps(1, 40):
-        trackers.log(step, event)
-    trackers.finish({}, "finished")
-    assert wandb_core
-    assert len(recorded(run)) == 40
-    assert sum("Wandb is dropped" in message for message in said(caplog)) == 1
-    train(run_info(), last=1, mode="offline")  # the next run of this process is sound again
-    assert reader.read(reader.find(run.directory)[-1]).exit_code == 0
-
-
-def children_of(pid):
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for task in tasks for child in task.read_text().split()]
-
-
-def test_without_an_api_key_a_run_stays_offline(client, run_info, caplog):
-    run = run_info()
-    train(run, last=1)
-    assert not said(caplog)
-    assert len(reader.find(run.directory)) == 1
-
-
-def test_online_without_an_api_key_warns_and_never_asks(client, run_info, caplog, monkeypatch):
-    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
-    train(run_info(), last=1, mode="online")
-    assert said(caplog) == ["W&B stays offline: no API key is configured (wandb login)"]
-
-
-def test_malformed_api_key(client, run_info, caplog, monkeypatch):
-    monkeypatch.setenv("WANDB_API_KEY", "short")
-    train(run_info(), last=1)
-    (message,) = said(caplog)
-    assert message.startswith("W&B stays offline: WANDB_API_KEY invalid")
-
-
-@pytest.mark.parametrize("how", ["argument", "environment"])
-def test_disabled_run_imports_nothing(run_info, tmp_path, how):
-    mode = "mode='disabled'" if how == "argument" else ""
-    code = f"""
-import sys
-from pathlib import Path
-from experiments.tracking.tracker import RunInfo
-from experiments.tracking.wandb import Wandb
-tracker = Wandb("p", {mode})
-tracker.start(RunInfo(Path({str(tmp_path)!r}), "n", {{}}, 1, 1, 1, 1))
-tracker.log(1, {{"a": 1.0}})
-tracker.finish({{}}, "finished")
-assert not {{"wandb", "matplotlib"}} & set(sys.modules)
-"""
-    environment = {**os.environ, "WANDB_MODE": "disabled"} if not mode else os.environ
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
-    assert not (tmp_path / "wandb").exists()

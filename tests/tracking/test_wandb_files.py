@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from experiments.tracking import wandb
-from experiments.tracking.jsonl import METRICS, JsonLines, read_history
+from experiments.tracking.jsonl import METRICS, JsonLines
 from experiments.tracking.tracker import Trackers
 from experiments.tracking.wandb import STATE, Wandb
 from experiments.tracking.wandb_files import ClientLog, mend_offline_runs
 from wandb_server import reader
+from wandb_server.trainings import recorded
 
 
 def sitting(run, first, last, mode="offline", status="finished", test=False):
@@ -35,10 +36,6 @@ def cut(path, size):
 
 def steps_of(run):
     return [row["step"] for path in reader.find(run.directory) for row in reader.read(path).metrics]
-
-
-def recorded(run):
-    return read_history(run.directory / METRICS)
 
 
 def test_whatever_a_kill_has_left_a_resumed_run_has_every_step_once(client, run_info):

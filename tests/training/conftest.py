@@ -13,14 +13,17 @@ from support import SMALL, composed, trial_of
 
 
 @pytest.fixture
-def train(tmp_path, data_home):
-    """A run in a folder of its own: (summary, metrics.jsonl)."""
+def train(tmp_path, data_home, setups):
+    """A run in a folder of its own: (summary, metrics.jsonl).
+
+    What runs of a file have in common is read, traced and compiled once.
+    """
 
     def call(*overrides, folder="run", resume=False, trackers=(), stop=None):
         directory = tmp_path / folder
         plain = ["trainer.checkpoints=false"] if not resume else []
         config = composed(*data_home, *SMALL, *plain, *overrides)
-        trial = trial_of(config, directory, *trackers, stop=stop)
+        trial = trial_of(config, directory, *trackers, stop=stop, setups=setups)
         (summary,) = fit([trial], directory, resume=resume)
         return summary, read_history(directory / "metrics.jsonl")
 

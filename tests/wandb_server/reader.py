@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wandb.proto import wandb_internal_pb2 as pb
-
 BLOCK = 32 * 1024
 HEADER = struct.Struct("<IHB")  # crc, length, kind
 FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
@@ -68,7 +66,11 @@ def read(path: Path) -> OfflineRun:
     return run
 
 
-def _records(log: bytes) -> Iterator[pb.Record]:
+def _records(log: bytes) -> Iterator[Any]:
+    from wandb.proto import (
+        wandb_internal_pb2 as pb,  # takes a second to import, in each process that runs tests
+    )
+
     magic = struct.unpack_from("<4sHB", log)
     assert magic == (b":W&B", 0xBEE1, 0), magic
     position, parts = 7, b""

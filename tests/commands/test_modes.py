@@ -21,7 +21,7 @@ from experiments.training.restored import read
 from experiments.types import Mode, RunMode
 from support import ROOT, composed, logging_restored, run_command
 
-OPTIONS = ["model=lenet5", "logger=none", "trainer.figures=false"]
+OPTIONS = ["model=lenet5", "data.limit=512", "logger=none", "trainer.figures=false"]
 
 
 @pytest.fixture(scope="module")
@@ -82,15 +82,15 @@ def test_evaluation_reproduces_the_logged_figures_bit_for_bit(run_cli, trained, 
 
 def test_the_checkpoint_of_an_epoch_can_be_evaluated(run_cli, trained, tmp_path):
     saved = sorted(int(path.name) for path in (trained / "checkpoints").iterdir())
-    assert saved == [40, 80, 120]
-    code, _ = run_cli("mode=evaluate", f"checkpoint={trained}/checkpoints/40")
+    assert saved == [16, 32, 48]
+    code, _ = run_cli("mode=evaluate", f"checkpoint={trained}/checkpoints/16")
     assert code == 0
     lines = (trained / "metrics.jsonl").read_text().splitlines()
     second = next(e for e in map(json.loads, lines) if e["epoch"] == 2.0 and "val/loss" in e)
-    assert evaluation(tmp_path / "run", "40")["val/loss"] == second["val/loss"]
-    code, error = run_cli("mode=evaluate", f"checkpoint={trained}/checkpoints/41")
+    assert evaluation(tmp_path / "run", "16")["val/loss"] == second["val/loss"]
+    code, error = run_cli("mode=evaluate", f"checkpoint={trained}/checkpoints/17")
     assert code == 2
-    assert "there are 40, 80, 120" in error
+    assert "there are 16, 32, 48" in error
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_predictions_of_the_training_examples_as_parquet(run_cli, trained, tmp_p
     code, error = run_cli("mode=predict", f"checkpoint={trained}", *options)
     assert code == 0, error
     table = parquet.read_table(tmp_path / "run" / "predictions.parquet")
-    assert table.num_rows == 1293
+    assert table.num_rows == 512
     assert table.column_names[:5] == ["index", "split", "label", "predicted", "p_0"]
     code, error = run_cli("mode=predict", f"checkpoint={trained}", "predict.splits=[tset]")
     assert code == 2

@@ -18,15 +18,15 @@ from experiments.core import programs, trust
 from experiments.search import local
 from experiments.search.plan import Plan
 from experiments.search.study import Study, create_study
-from experiments.training.runtime import CPU_OPTIONS, SHORT_OPTIONS, set_up_compiler
+from experiments.training.runtime import SHORT_OPTIONS, set_up_compiler
 from support import LEARNING_RATE, ROOT, TINY, logging_restored, run_command
 
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ["WANDB_ERROR_REPORTING"] = "false"
-# programs are compiled without LLVM's optimisation, which takes longer than what tests train gains
-# by it, and the tests' own as those of short runs are
-CPU_OPTIONS["xla_backend_optimization_level"] = "0"
-FLAGS = [f"--{name}={value}".lower() for name, value in (CPU_OPTIONS | SHORT_OPTIONS).items()]
+# programs, those of processes that tests start too, are compiled as those of short runs are, and
+# without LLVM's optimisation, which takes longer than tests gain by it
+QUICK = SHORT_OPTIONS | {"xla_backend_optimization_level": 0}
+FLAGS = [f"--{name}={value}".lower() for name, value in QUICK.items()]
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 jax.config.update("jax_platforms", "cpu")
 COVERED, programs.COVERED = programs.COVERED, ()  # tests change code that would be traced

@@ -75,8 +75,9 @@ def test_no_step_compiles_twice(train):
     assert len(compiled) <= few
 
 
-def test_a_short_training_is_compiled_sooner_and_comes_to_the_same(data_home):
+def test_a_short_training_is_compiled_sooner_and_comes_to_the_same(data_home, monkeypatch):
     """A step that XLA's older emitters compile differs by rounding alone."""
+    monkeypatch.delenv("XLA_FLAGS")  # of all tests, whose options would not be given again
     setup = Setups().of(config := composed(*data_home, *SMALL))
     layout, hparams, key = setup.layout(1), setup.inputs_of(config), root_key(np.array([0]))
     lowered = Compiled(setup, layout, 1).lower_train()

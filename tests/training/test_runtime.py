@@ -134,3 +134,11 @@ def test_a_gpu_gets_no_program_that_is_made_for_a_processor(model, monkeypatch, 
     assert "experiments_" not in text  # of the library in C
     assert "stablehlo.case" not in text
     assert ("stablehlo.convolution" in text) == (model == "lenet5")
+
+
+def test_what_the_environment_says_in_xla_flags_is_followed(monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS")
+    assert runtime.compiler_options() == runtime.CPU_OPTIONS
+    assert runtime.compiler_options(0) == runtime.CPU_OPTIONS | runtime.SHORT_OPTIONS
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    assert runtime.compiler_options(0) == runtime.SHORT_OPTIONS

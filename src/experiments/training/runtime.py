@@ -67,13 +67,16 @@ def compiler_options(work: float = math.inf) -> dict[str, Any] | None:
     On a CPU LLVM's first level of optimisation compiles sooner and gives steps as fast as the
     default's. XLA's older emitters, where it has them, and a division into two parts instead of 32
     compile in half the time but give slower steps, so they are for programs that run shortly.
+    Options that the environment gives in XLA_FLAGS are followed.
 
     Args:
       work: the floating-point operations of everything that the program will be called for.
     """
     if jax.default_backend() != "cpu":
         return None
-    return CPU_OPTIONS | SHORT_OPTIONS if work < SHORT else dict(CPU_OPTIONS)
+    options = CPU_OPTIONS | SHORT_OPTIONS if work < SHORT else CPU_OPTIONS
+    given = os.environ.get("XLA_FLAGS", "")
+    return {name: value for name, value in options.items() if f"--{name}=" not in given}
 
 
 def set_up_compiler(folder: str | None, *trainers: Mapping[str, Any]) -> None:

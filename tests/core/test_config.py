@@ -14,7 +14,9 @@ GROUPS = ["data", "loss", "optim", "schedule", "init", "logger", "model", "train
 PARTS = 3
 
 
-@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize(  # other tests compose each choice too, most of them without Hydra
+    "part", [0, *(pytest.param(part, marks=pytest.mark.slow) for part in range(1, PARTS))]
+)
 def test_every_shipped_choice_composes_and_passes_the_check(part):
     # a choice of each group at a time, since composing takes long
     for chosen in list(itertools.zip_longest(*map(choices, GROUPS)))[part::PARTS]:

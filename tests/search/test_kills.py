@@ -18,7 +18,7 @@ from support import ROOT
 @pytest.mark.parametrize(
     ("trials", "kills", "side_by_side"),
     [
-        (4, 2, 1),
+        (3, 1, 1),
         pytest.param(40, 15, 1, marks=pytest.mark.slow),
         pytest.param(24, 4, 6, marks=pytest.mark.slow),
     ],

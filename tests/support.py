@@ -98,7 +98,7 @@ def _group_of(override: str) -> str:
 
 def choice_alone(group: str, choice: str) -> DictConfig | None:
     """What a choice makes of its group, if it changes no other and Hydra is not needed; or None."""
-    part = _part(group, choice)
+    part = _part(group, choice) if group in by_hydra(()) else None
     return None if part is None else OmegaConf.merge(part, _file("config").get(group) or {})
 
 

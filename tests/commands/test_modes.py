@@ -175,9 +175,9 @@ def test_weights_are_exported_to_be_read_again(run_cli, trained, tmp_path):
     said = json.loads((tmp_path / "run/model.json").read_text())
     assert (said["names"], said["data"]["shape"]) == ("experiments", [8, 8, 1])
     assert (said["input_shape"], said["classes"]) == ([28, 28, 1], [str(n) for n in range(10)])
-    weights = read(trained, said["model"])
+    weights = read(str(trained), said["model"])
     found = load_file(tmp_path / "run/model.safetensors")
-    again = read(tmp_path / "run/model.safetensors", said["model"])
+    again = read(str(tmp_path / "run/model.safetensors"), said["model"])
     assert found.keys() == weights.keys() == again.keys()
     for name, array in weights.items():
         np.testing.assert_array_equal(found[name], array)

@@ -69,7 +69,7 @@ def size(folder: Path) -> int:
 @pytest.mark.parametrize(
     ("kind", "kills", "epochs"),
     [
-        pytest.param(CLASSIFIER, 1, 20, marks=pytest.mark.core),
+        pytest.param(CLASSIFIER, 1, 10, marks=pytest.mark.core),
         pytest.param(CLASSIFIER, 30, 400, marks=pytest.mark.slow),
         pytest.param(STREAMED, 10, 150, marks=pytest.mark.slow),
         pytest.param(GAN, 5, 1000, marks=pytest.mark.slow),

@@ -43,7 +43,9 @@ def test_a_run_says_how_it_computes_and_goes_on_so(run_cli, tmp_path, monkeypatc
     assert run_cli(f"resume={folder}", "trainer.epochs=2", folders=False)[0] == 0
     assert jax.config.values[PRECISION] == "high"
     starts = json.loads((folder / "provenance.json").read_text())["starts"]
-    assert [start["products"] for start in starts] == ["three products of bfloat16 in convolutions"] * 2
+    assert [start["products"] for start in starts] == [
+        "three products of bfloat16 in convolutions"
+    ] * 2
     assert all(DETERMINISTIC in start["environment"]["XLA_FLAGS"] for start in starts)
 
 

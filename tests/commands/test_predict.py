@@ -105,6 +105,7 @@ def test_rows_of_a_new_table_get_numbers_in_the_unit_of_the_target(run_cli, pred
     test = [row["split"] == "test" for row in known]
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert errors[test].mean() == pytest.approx(summary["test/absolute_error"], rel=1e-4)
+    assert [summary["units"][n] for n in ("absolute_error", "loss")] == ["of price", "standardised"]
     (tmp_path / "old.csv").unlink()
     new = table.select(["since", "open", "size", "kind"])
     pa.csv.write_csv(new, tmp_path / "new.csv", pa.csv.WriteOptions(delimiter=";"))

@@ -53,5 +53,7 @@ def test_equal_scikit_learn():
 
 
 def test_prepared_elsewhere_come_first(write, pictures):
+    assert "other people" in locate("digits", None, None).test_note
     folder = write("digits", train=pictures(20), test=pictures(4))
     assert locate("digits", None, None).folder == folder
+    assert locate("digits", None, None).test_note == ""  # which are not ours

@@ -187,7 +187,16 @@ def test_duration(seconds, text):
     assert terminal.duration(seconds) == text
 
 
-def test_what_is_in_bits_says_so(run_info, clock):
-    events = [(2, 10, {"train/loss": 0.5, "val/loss": 0.25, "val/accuracy": 0.75})]
-    lines = plain_lines(run_info(in_bits=("loss",)), clock, events)
-    assert "train loss 0.5000 bits | val loss 0.2500 bits accuracy 0.7500" in lines[1]
+def test_units_and_what_a_test_is_to_be_read_with_are_said(run_info, clock):
+    errors = {"val/loss": 0.25, "val/absolute_error": 8000.0, "val/squared_error": 0.5}
+    units = {"loss": "standardised", "squared_error": "standardised", "absolute_error": "of price"}
+    run = run_info(units=units, test_note="other houses")
+    lines = plain_lines(run, clock, [(2, 10, errors)], {"test/loss": 0.3})
+    # the loss says as much as the squared error
+    assert lines[1].endswith("val loss 0.2500 standardised absolute_error   8000 of price")
+    where = lines.index("test        loss 0.3000 standardised")
+    assert lines[where + 1] == "            other houses"
+    assert not any("other houses" in line for line in plain_lines(run, clock, [(2, 10, errors)]))
+    bits = run_info(units={"loss": "bits"})
+    lines = plain_lines(bits, clock, [(2, 10, {"val/loss": 0.25, "val/accuracy": 0.75})])
+    assert lines[1].endswith("val loss 0.2500 bits accuracy 0.7500")

@@ -1,6 +1,7 @@
 """Evaluate the weights of a run on its validation and test splits."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,14 @@ def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
     run = Restored(config, source, Terminal())
     summary: dict[str, Any] = {"best": run.progress.get("best")}
     splits: dict[Split, str] = {"validation": "val", "test": "test"}
+    units, note = run.setup.value_units, run.setup.splits.test_note
     for split, prefix in splits.items():
         measured, _ = run.predict(split)
         values = prefixed(prefix, measured.line)
-        print("   ".join(f"{name} {number(value)}" for name, value in values.items()))
+        print("   ".join(_said(name, value, units) for name, value in values.items()))
         summary |= values | measured.classes(run.setup.splits.class_names)
+    if note:
+        print(note)
     summary |= {
         "parameters": count_parameters(run.weights[0]),
         "checkpoint": str(source or config["model"]["pretrained"]),
@@ -41,6 +45,12 @@ def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
     path.parent.mkdir(exist_ok=True)
     write_json(path, summary)
     print(f"written to {path}")
+
+
+def _said(name: str, value: float, units: Mapping[str, str]) -> str:
+    """Return `val/loss 0.2500 bits`."""
+    unit = units.get(name.partition("/")[2], "")
+    return f"{name} {number(value)} {unit}".rstrip()
 
 
 def name_of(source: Path | None) -> str:

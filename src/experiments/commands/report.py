@@ -13,7 +13,14 @@ from rich.console import Console
 from experiments.errors import UserError
 from experiments.machine import write_whole
 from experiments.search.plan import Plan
-from experiments.search.results import command, screen, values_of, winner_of, write_results
+from experiments.search.results import (
+    command,
+    screen,
+    test_note,
+    values_of,
+    winner_of,
+    write_results,
+)
 from experiments.search.space import in_optuna, path_of
 from experiments.search.study import Study, name_metrics, state_of
 from experiments.tracking.jsonl import METRICS, read_history
@@ -62,7 +69,7 @@ def write_comparison(folders: Sequence[Path], config_folder: Path, into: Path) -
     if len({f"{study.plan.goal} {study.plan.metric}" for study in studies}) > 1:
         metrics = ", ".join(f"{s.plan.name}: {s.plan.goal} {s.plan.metric}" for s in studies)
         raise UserError(f"studies are compared by one metric, not by those of {metrics}")
-    labels = told_apart([study.plan for study in studies])
+    labels = labels_of([study.plan for study in studies])
     compared = side_by_side(labels, [study_data(study) for study in studies])
     title = " and ".join(one.label for one in compared)
     write_whole(into / PAGE, studies_page(title, compared))
@@ -73,7 +80,7 @@ def write_comparison(folders: Sequence[Path], config_folder: Path, into: Path) -
     print(f"page        {into / PAGE}, and {COMPARISON} beside it")
 
 
-def told_apart(plans: Sequence[Plan]) -> list[str]:
+def labels_of(plans: Sequence[Plan]) -> list[str]:
     """Return what the plan of each study differs in from the others, or else its name."""
     flat = []
     for plan in plans:
@@ -100,6 +107,7 @@ def study_data(study: Study) -> StudyData:
         command=None if best is None else command(study, best),
         tested={k: v for k, v in winner.items() if k.startswith("test/")},
         settings=settings if replicated(settings) else (),
+        note=test_note(study, best) if best else "",
     )
 
 

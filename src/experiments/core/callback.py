@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +38,8 @@ class RunInfo:
         total_steps, steps_per_epoch, batch_size, parameters: sizes of the training and the model.
         start_step: the step of the checkpoint that the run resumes from; None for a new run.
         class_names: the names of the classes; empty if the data name none.
-        in_bits: the metrics that are in bits, without their split.
+        units: in what metrics are that need to say so, such as bits, by name without their split.
+        test_note: what is to be known of the test examples; empty if nothing is.
     """
 
     directory: Path
@@ -50,7 +51,8 @@ class RunInfo:
     parameters: int
     start_step: int | None = None
     class_names: tuple[str, ...] = ()
-    in_bits: tuple[str, ...] = ()
+    units: Mapping[str, str] = field(default_factory=dict)
+    test_note: str = ""
 
 
 class ValidationPredictions:

@@ -121,7 +121,8 @@ class Splits:
 
     `fingerprint` identifies the data that were read, so that a change on disk is noticed. `found`
     is what the data themselves said, such as classes and scales, in the form of JSON; the run
-    keeps it for later commands, whose `data.found` it is.
+    keeps it for later commands, whose `data.found` it is. `test_note` says what a test result is to
+    be read with, such as "the test pictures are of another year".
     """
 
     train: Arrays | Stream
@@ -130,6 +131,7 @@ class Splits:
     class_names: tuple[str, ...]
     fingerprint: str
     found: Mapping[str, Any] | None = None
+    test_note: str = ""
 
 
 def as_stored(batch: Mapping[str, Any], key: Any = None, *, train: bool) -> dict[str, Any]:

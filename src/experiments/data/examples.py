@@ -182,8 +182,10 @@ class Examples:
         parts = parts | {"train": np.sort(limited(train, self.limit, arrays.get("label")))}
         classes = self.class_names
         self._say(raw, parts, arrays, classes)
+        whole = Arrays(arrays)
+        splits: dict[str, Any] = {part: whole.take(rows) for part, rows in parts.items()}
         return Splits(
-            **{part: Arrays(arrays).take(rows) for part, rows in parts.items()},
+            **splits,
             class_names=classes,
             fingerprint=raw.content,
             found=found,

@@ -267,7 +267,12 @@ class TfdsImages(Images):
             "test": (self.test_split, None),
         }
         splits = self._opened(prepared, parts, self.image_size)
-        return Splits(**splits, class_names=prepared.class_names, fingerprint=prepared.fingerprint)
+        return Splits(
+            **splits,
+            class_names=prepared.class_names,
+            fingerprint=prepared.fingerprint,
+            test_note=prepared.test_note,
+        )
 
     @cached_property
     def _prepared(self) -> Prepared:
@@ -296,8 +301,8 @@ class TfdsImages(Images):
         total = prepared.num_examples(self.train_split)
         fraction = self.validation_fraction if self.validation_split is None else None
         train, held_out = hold_out(total, fraction, self.split_seed)
-        kept = None if fraction is None else np.sort(held_out)
-        return train, kept
+        chosen = None if fraction is None else np.sort(held_out)
+        return train, chosen
 
 
 @dataclass(frozen=True, kw_only=True)

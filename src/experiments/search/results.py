@@ -26,7 +26,7 @@ from experiments.search.configs import as_override, assignments, flags
 from experiments.search.local import LOGS
 from experiments.search.points import RESULTS
 from experiments.search.study import SEED, STATES, Study, state_of
-from experiments.tracking.jsonl import read_mapping, write_json
+from experiments.tracking.jsonl import SUMMARY, read_mapping, write_json
 from experiments.tracking.terminal import concise, duration, number
 from experiments.viz.pages.settings import (
     in_lines,
@@ -257,6 +257,7 @@ def ending(study: Study) -> str:
         lines.append(f"died        {died}x a worker during a trial, which went on in another one")
     if best is not None:
         lines.append(f"best        {one_of(study, best)}")
+        lines += [f"            {note}"] if (note := test_note(study, best)) else []
         lines.append(f"            {command(study, best)}")
     elif front := study.ranked():
         shown = front[:MOST_OF_FRONT]
@@ -276,6 +277,13 @@ def ending(study: Study) -> str:
     lines.append(f"results     {study.folder}/{RESULTS}")
     lines.append(f"            {called('report')} {quote(str(study.folder))}")
     return "\n".join(lines)
+
+
+def test_note(study: Study, best: FrozenTrial) -> str:
+    """Return what the test result of the best trial, if it was tested, is to be read with."""
+    run = study.folder_of(best.number) / ("seed_0" if study.plan.seeds > 1 else "")
+    tested = winner_of(study).get("trial") == best.number and (run / SUMMARY).is_file()
+    return read_mapping(run / SUMMARY).get("test_note", "") if tested else ""
 
 
 def replicates(study: Study) -> list[str]:

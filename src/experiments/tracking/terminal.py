@@ -103,6 +103,7 @@ class Terminal(Tracker):
         lines = {
             "best": f"{best} @ epoch {round(line['epoch'], 2):g}" if best else "",
             "test": _metrics(_of_split("test", summary), self._run).removeprefix("test "),
+            "": self._run.test_note if _of_split("test", summary) else "",
             "time": duration(summary["seconds"]) if "seconds" in summary else "",
             "speed": _speed(summary),
             "parameters": f"{self._run.parameters:,}",
@@ -125,7 +126,11 @@ class Terminal(Tracker):
     def _shown(self, scalars: Mapping[str, Any]) -> dict[str, Any]:
         assert self._run
         monitored = self._run.config.get("trainer", {}).get("monitor")
-        return {name: value for name, value in scalars.items() if concise(name, monitored)}
+        shown = {name: value for name, value in scalars.items() if concise(name, monitored)}
+        for split in ("train", "val", "test"):  # the loss of a regression says as much
+            if "squared_error" in self._run.units and monitored != "squared_error":
+                shown.pop(f"{split}/squared_error", None)
+        return shown
 
     def _print(self, text: str) -> None:
         # Not through Rich, which would fold lines at 80 columns for a pipe.
@@ -218,7 +223,7 @@ def _metrics(scalars: Mapping[str, Any], run: RunInfo) -> str:
     for key, value in sorted(scalars.items(), key=lambda item: not item[0].endswith("/loss")):
         group, _, name = key.partition("/")
         if group in ("train", "val", "test") and not name.startswith("epoch_"):
-            unit = " bits" if name in run.in_bits else ""
+            unit = f" {run.units[name]}" if name in run.units else ""
             groups[group] = f"{groups.get(group, group)} {name} {number(value):>6}{unit}"
     return " | ".join(groups.values())
 

@@ -23,6 +23,7 @@ from experiments.core.rng import root_key
 from experiments.data.dataset import Stream, resolve_batch_size, some_examples
 from experiments.errors import UserError
 from experiments.objectives.metrics import monitored
+from experiments.objectives.units import units_of
 from experiments.training.distributed import put
 from experiments.training.evaluation import Data, Evaluator, Split
 from experiments.training.feed import ResidentFeed, StreamedFeed
@@ -193,6 +194,12 @@ class Setup:
         if wanted is not None and (complaint := complaint_about(self.experiment, wanted)):
             raise UserError(f"trainer.monitor={wanted}: the validation has {complaint}")
         return monitored(self.objective.monitor, wanted, self.trainer.monitor_mode)
+
+    @functools.cached_property
+    def value_units(self) -> dict[str, str]:
+        """The units of the values that are logged, by name, where they need to be said."""
+        objective, units, stored = self.objective, self.trainer.units, self.source.spec.stored
+        return units_of(objective, units, stored, self.splits.found, self.config["data"])
 
     @functools.cached_property
     def static_key(self) -> str:

@@ -14,7 +14,6 @@ from experiments.core.config import build
 from experiments.core.schedules import SCALE, Plateau
 from experiments.errors import UserError
 from experiments.machine import StopRequest
-from experiments.objectives.units import in_bits
 from experiments.tracking import provenance
 from experiments.tracking.jsonl import write_json
 from experiments.tracking.tracker import RunInfo, Trackers
@@ -57,8 +56,8 @@ class Trial:
         self.setup, self.config, self.directory = setup, config, directory
         self.trackers, self.stop = trackers, stop
         self.hparams: dict[str, np.float32] = setup.inputs_of(config)
-        kept = setup.trainer.keep_best if setup.trainer.checkpoints else None
-        self.best = Best(*setup.monitor, setup.trainer.min_delta, kept or 0)
+        keep = setup.trainer.keep_best if setup.trainer.checkpoints else None
+        self.best = Best(*setup.monitor, setup.trainer.min_delta, keep or 0)
         self.schedule: Any = build(config["schedule"])
         self.plateau = Plateau() if SCALE in self.hparams else None
         if self.plateau is not None and self.best.mode == "last":
@@ -110,7 +109,8 @@ class Trial:
             parameters=parameters,
             start_step=step or None,
             class_names=tuple(self.setup.splits.class_names),
-            in_bits=in_bits(self.setup.objective, self.setup.trainer.units),
+            units=self.setup.value_units,
+            test_note=self.setup.splits.test_note,
         )
 
     def log(self, step: int, line: Line) -> None:
@@ -206,13 +206,15 @@ class Trial:
             "best": self.best.line,
             "monitor": f"val/{self.best.metric}",
             "monitor_mode": self.best.mode,
-            **({"kept": self.best.kept} if self.best.keep else {}),
+            **({"kept": self.best.best_k} if self.best.keep else {}),
             **diverged,
             "status": status,
             "seconds": round(self.seconds, 3),
             "examples_per_second": seen / max(self.training_seconds, 1e-9),
             "parameters": self.parameters,
             **{name: self.units[name] for name in SIZES},
+            **({"units": named} if (named := self.setup.value_units) else {}),
+            **({"test_note": note} if (note := self.setup.splits.test_note) else {}),
         }
 
     def progress(self, metrics: dict[str, Any]) -> dict[str, Any]:

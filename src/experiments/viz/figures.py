@@ -8,7 +8,7 @@ where a figure is wanted.
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from experiments.objectives.metrics import monitored
-from experiments.objectives.units import in_bits
+from experiments.objectives.units import units_of
 from experiments.viz.trial_view import TrialView
 
 INK, FAINT, GRID = "#24292f", "#6e7781", "#e6e8eb"
@@ -61,7 +61,7 @@ def learning_curves(
     history: Sequence[dict],
     metrics: Sequence[str] = ("loss", "accuracy"),
     monitor: tuple[str, str] = ("loss", "min"),
-    bits: Sequence[str] = (),
+    units: Mapping[str, str] | None = None,
 ) -> Figure:
     """Draw metrics and the learning rate over the epochs of a run; the epoch used is marked.
 
@@ -71,7 +71,7 @@ def learning_curves(
       metrics: one panel per metric; those without data are left out.
       monitor: the metric that tells which epoch is used, and `min`, `max` or `last`; with the
         last nothing is marked as best.
-      bits: the metrics that are in bits.
+      units: in what metrics are, by name, where that is to be said.
     """
     panels = [m for m in metrics if any(_series(history, f"{s}/{m}") for s in COLOURS)]
     rates = _series(history, "learning_rate")
@@ -85,8 +85,7 @@ def learning_curves(
     used = _used(history, *monitor)
     for ax, metric in zip(axes, panels, strict=False):
         _metric_panel(ax, history, metric, used, is_best=monitor[1] != "last")
-        if metric in bits:
-            ax.set_ylabel("bits")
+        ax.set_ylabel(plain((units or {}).get(metric, "")), fontsize=9, color=INK)
     if changing:
         axes[-1].plot(*changing, color=INK, linewidth=1.4)
         axes[-1].set_title("learning rate", **TITLE)
@@ -102,8 +101,14 @@ def curves_of(trial: TrialView, *metrics: str) -> dict[str, Callable[[], Figure]
     asked = trial.config["trainer"]
     monitor = monitored(trial.objective.monitor, asked["monitor"], asked["monitor_mode"])
     shown = tuple(dict.fromkeys([*metrics, *filter(None, [asked["monitor"]])]))
-    bits = in_bits(trial.objective, trial.experiment.units)
-    draw = functools.partial(learning_curves, trial.history(), shown, monitor, bits)
+    units = units_of(
+        trial.objective,
+        trial.experiment.units,
+        trial.experiment.spec.stored,
+        trial.found,
+        trial.config["data"],
+    )
+    draw = functools.partial(learning_curves, trial.history(), shown, monitor, units)
     return {"learning_curves": draw}
 
 

@@ -41,6 +41,9 @@ CLASSES = {
     ),
 }
 
+# what a test result of a shipped data set is to be read with
+TEST_NOTES = {"digits": "other people wrote the test digits than those of training and validation"}
+
 Kind = Literal["image", "text"]
 
 
@@ -161,6 +164,11 @@ class Prepared:
         if len(names) != self.num_classes:
             raise UserError(f"{path} names {len(names)}, not {self.num_classes}.\n{self.remedy}")
         return tuple(names)
+
+    @property
+    def test_note(self) -> str:
+        """What is known of the test examples of a data set that ships with this package."""
+        return TEST_NOTES.get(self.name, "") if self.folder.is_relative_to(SHIPPED) else ""
 
     @cached_property
     def fingerprint(self) -> str:

@@ -1,5 +1,6 @@
 """Settings compared: means and deviations over seeds as a table, error bars and curves."""
 
+import html
 from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import Any
@@ -46,6 +47,9 @@ def status_of(setting: Setting) -> str:
 def section(settings: Sequence[Setting]) -> str:
     """Return the table, the error bars where there are replicates, and the learning curves."""
     parts = [page.table(*rows(settings))]
+    runs = [run for one in settings for run in one.runs]
+    notes = {str(run.summary["test_note"]): None for run in runs if "test_note" in run.summary}
+    parts += [f'<p class="faint">{html.escape(note)}</p>' for note in notes]
     if replicated(settings):
         parts.append(f'<p class="faint">{NOTE}</p>')
         bars = error_bars(settings[:BARS])

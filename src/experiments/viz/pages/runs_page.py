@@ -79,7 +79,8 @@ def run_page(run: RunData) -> str:
     facts = [str(summary.get("status") or "has not ended")]
     facts += [f"best {run.metric} {number(best)}"] if best is not None else []
     if (tested := run.tested(run.metric)) is not None:
-        facts.append(f"{run.metric.replace('val/', 'test/')} {number(tested)}")
+        note = f" ({summary['test_note']})" if "test_note" in summary else ""
+        facts.append(f"{run.metric.replace('val/', 'test/')} {number(tested)}{note}")
     facts += [f"{summary['parameters']:,} parameters"] if "parameters" in summary else []
     facts += [duration(summary["seconds"])] if "seconds" in summary else []
     parts = [f"<h1>{html.escape(name)}</h1><p>{html.escape(', '.join(facts))}</p>"]
@@ -116,6 +117,8 @@ def run_curves(run: RunData) -> dict[str, go.Figure]:
             name = f"test {number(tested)}"
             figure.add_scatter(x=[best], y=[tested], mode="markers", name=name, marker=look)
         names = [trace.name for trace in figure.data]
+        if unit := run.summary.get("units", {}).get(metric):
+            figure.update_yaxes(title=unit)
         figures[metric] = page.name_ten(page.whole_steps(figure, "epoch"), names)
     return figures
 

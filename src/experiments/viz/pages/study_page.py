@@ -58,6 +58,7 @@ class StudyData:
         metric: what was searched for first, such as `val/accuracy`.
         command: the command line that runs the best trial or setting again.
         tested: the `test/*` metrics of the best trial.
+        note: what a test result is to be read with.
         settings: where there are replicates: what is compared in the place of trials.
     """
 
@@ -66,6 +67,7 @@ class StudyData:
     metric: str
     command: str | None = None
     tested: Mapping[str, float] = field(default_factory=dict)
+    note: str = ""
     settings: Sequence[Setting] = ()
 
     @property
@@ -274,6 +276,7 @@ def _head(data: StudyData) -> str:
         scores = {data.metric: trial.values[0], **tested}
         shown = ", ".join(f"{name} {number(value)}" for name, value in scores.items())
         parts.append(f"<p>Best: trial {trial.number}, {html.escape(shown)}</p>")
+    parts += [f'<p class="faint">{html.escape(data.note)}</p>'] if data.note else []
     if data.command:
         parts.append(page.command(data.command))
     attributes = [trial.user_attrs for trial in trials if not trial.values]

@@ -88,6 +88,15 @@ def test_seeds_are_one_setting_with_a_mean_and_a_deviation(tmp_path, capsys):
     assert "Means and standard deviations over seeds" in (tmp_path / "report.html").read_text()
 
 
+def test_a_run_that_is_repeated_is_no_replicate(tmp_path, capsys):
+    for name, value in (("01", 0.90), ("02", 0.91)):
+        write_run(tmp_path / name, value, name="run")
+    ((one,),) = find([tmp_path]).groups.values()
+    assert one.validation == [0.91]
+    compare_runs([tmp_path], tmp_path)
+    assert "left out    runs that were repeated later: 1" in capsys.readouterr().out
+
+
 def test_a_smaller_loss_is_ahead(tmp_path):
     for seed, value in enumerate((-1.0, -1.1, -1.2)):
         loss = {"monitor": "val/loss", "mode": "min", "seed": seed}

@@ -21,6 +21,7 @@ from experiments.tracking.terminal import number
 from experiments.viz.pages.records import RunData, cell, read_run, read_yaml
 from experiments.viz.pages.statistics import interval_of_difference
 
+SEEDS = ("seed", "trainer.shuffle_seed")
 STUDY, RESULTS = "study.yaml", "results.csv"
 # files of folders whose runs are parts of something else than a comparison of trainings
 PARTS = {"lr_range.json": "learning-rate tests", "lesson.json": "lessons"}
@@ -109,9 +110,9 @@ def find(folders: Sequence[Path]) -> Found:
     for folder in map(Path.absolute, folders):
         found += _below(folder, folder.parent if len(folders) > 1 else folder, left_out)
     groups: dict[tuple[str, str, str], list[Setting]] = defaultdict(list)
-    for one in _joined(found):
+    for one in _joined(found, left_out):
         groups[one.kind].append(one)
-    return Found({kind: told_apart(groups[kind]) for kind in sorted(groups)}, left_out)
+    return Found({kind: distinguished(groups[kind]) for kind in sorted(groups)}, left_out)
 
 
 def differences(runs: Sequence[RunData]) -> list[str]:
@@ -122,7 +123,7 @@ def differences(runs: Sequence[RunData]) -> list[str]:
     return list(_differing([run.settings for run in runs], _choices(runs)))
 
 
-def told_apart(settings: Sequence[Setting]) -> list[Setting]:
+def distinguished(settings: Sequence[Setting]) -> list[Setting]:
     """Return settings, best first, each with what sets it apart."""
     ranked = sorted(settings, key=lambda one: one.rank)
     runs = [one.runs[0] for one in ranked]
@@ -276,12 +277,21 @@ def _below(folder: Path, base: Path, left_out: Counter[str]) -> Iterator[Setting
                 yield from _below(path, base, left_out)
 
 
-def _joined(settings: Iterable[Setting]) -> Iterator[Setting]:
-    """Join runs that differ in nothing but the seed; the best setting of a study stays its own."""
+def _joined(settings: Iterable[Setting], left_out: Counter[str]) -> Iterator[Setting]:
+    """Join runs that differ in nothing but the seed; the best setting of a study stays its own.
+
+    Of runs with the same seed the newest counts: one that is run again says nothing of the spread.
+    """
     joined: dict[str, list[Setting]] = defaultdict(list)
     for one in settings:
         alone = one.origin == one.runs[0].name
         key = repr(sorted(one.runs[0].settings.items())) if alone else one.runs[0].folder
         joined[f"{one.kind} {alone} {key}"].append(one)
     for same in joined.values():
-        yield replace(same[0], runs=[run for one in same for run in one.runs])
+        runs = [run for one in same for run in one.runs]
+        if len(same) > 1:  # runs of their own, of the same setting
+            newest = {tuple(map(run.config.get, SEEDS)): run for run in runs}
+            if repeated := len(runs) - len(newest):
+                left_out["runs that were repeated later"] += repeated
+            runs = list(newest.values())
+        yield replace(same[0], runs=runs, origin=same[0].origin if len(same) == 1 else runs[0].name)

@@ -6,8 +6,7 @@ import math
 
 import optuna
 import pytest
-from optuna.distributions import CategoricalDistribution, FloatDistribution
-from optuna.trial import TrialState, create_trial
+from optuna.trial import create_trial
 from PIL import Image
 
 from experiments.commands.report import study_data, write_comparison, write_report
@@ -19,36 +18,10 @@ from experiments.viz.pages.studies_page import (
     verdicts,
 )
 from experiments.viz.pages.study_page import StudyData, relabel, study_figures, study_page
+from made_up import made_up_study
 from support import ROOT
 
 SEEDS = {"optim": {"values": ["adam", "sgd"]}, "seed": {"values": [0, 1]}}
-
-
-def made_up(trials: int = 12) -> StudyData:
-    """A study with a list, a log range, and a parameter that not every trial has."""
-    study = optuna.create_study(study_name="<made up>", direction="maximize")
-    distributions = {
-        "optim": CategoricalDistribution(["adam", "sgd"]),
-        "optim.learning_rate": FloatDistribution(1e-5, 0.1, log=True),
-        "optim.momentum": FloatDistribution(0.5, 0.99),
-    }
-    for i in range(trials):
-        values = {"optim": ["adam", "sgd"][i % 2], "optim.learning_rate": 10 ** (-1 - i / 3)}
-        if i % 2:
-            values["optim.momentum"] = 0.5 + i / 40
-        value = None if i == 3 else 0.9 - abs(i - 6) / 20
-        reason = {"state": "diverged", "reason": "diverged at step 7"}
-        trial = create_trial(
-            state=TrialState.FAIL if i == 3 else TrialState.COMPLETE,
-            value=value,
-            params=values,
-            distributions={name: distributions[name] for name in values},
-            user_attrs={"seconds": 1.5} | (reason if i == 3 else {"state": "finished"}),
-            intermediate_values={e + 1: (value or 0.1) * x for e, x in enumerate((0.5, 0.8, 1))},
-        )
-        study.add_trial(trial)
-    command = "python run.py optim=adam"
-    return StudyData(study, "random", "val/accuracy", command, {"test/accuracy": 0.87})
 
 
 def test_the_page_needs_nothing_else():
@@ -58,7 +31,7 @@ def test_the_page_needs_nothing_else():
         def handle_starttag(self, tag, attributes):
             sources.extend(v for k, v in attributes if k in ("src", "href"))
 
-    page = study_page(made_up())
+    page = study_page(made_up_study())
     Finder().feed(page)
     assert sources == []
     assert "&lt;made up&gt;" in page
@@ -66,7 +39,7 @@ def test_the_page_needs_nothing_else():
 
 
 def test_figures_are_drawn_for_studies_of_any_kind():
-    data = made_up()
+    data = made_up_study()
     figures = study_figures(data)
     names = {"history", "learning_curves", "slices", "parallel_coordinates", "importance"}
     assert figures.keys() == names | {"contour"}
@@ -118,9 +91,7 @@ def test_reports_are_written_into_the_study(make_study, tmp_path, capsys):
     assert "6 finished" in capsys.readouterr().out
 
 
-def test_studies_are_told_apart_by_what_differs_and_compared_elsewhere(
-    make_study, tmp_path, capsys
-):
+def test_studies_are_labelled_by_what_differs_and_compared_elsewhere(make_study, tmp_path, capsys):
     plans = {"a": {"method": "random"}, "b": {"method": "bayes", "seed": 1}}
     folders = [searched(make_study, tmp_path / n, **plan).folder for n, plan in plans.items()]
     into = tmp_path / "elsewhere"
@@ -155,7 +126,7 @@ def test_repeated_studies_are_compared_by_their_best_values():
 
 
 def test_ticks_of_parallel_coordinates_are_round_and_where_their_values_are():
-    data = made_up()
+    data = made_up_study()
     figure = optuna.visualization.plot_parallel_coordinate(data.study, list(data.varied))
     relabel(figure, data)
     assert list(figure.layout.xaxis.ticktext)[2] == "optim.learning_rate"

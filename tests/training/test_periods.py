@@ -189,10 +189,10 @@ def test_the_best_evaluations_are_kept_the_earlier_one_of_equals(mode, steps):
     best = Best("accuracy", mode, 0.0, 3)
     for step, value in enumerate([0.1, 0.5, 0.9, float("nan"), 0.5, 0.3]):
         best.take(step, {"val/accuracy": value, "epoch": 0.5 * step})
-    assert [one["step"] for one in best.kept] == steps
+    assert [one["step"] for one in best.best_k] == steps
     again = Best("accuracy", mode, 0.0, 2)
     again.restore(json.loads(json.dumps(best.progress())))
-    assert [one["step"] for one in again.kept] == steps[:2]
+    assert [one["step"] for one in again.best_k] == steps[:2]
 
 
 @pytest.mark.slow

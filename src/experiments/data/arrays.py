@@ -146,18 +146,18 @@ def read_arrays(path: str, inputs: str | None, targets: str | None, _stamp: Any)
             said = f"no {names} {given!r}" if given else f"no {names} that can be told"
             hint = suggest(given or "", arrays)
             raise UserError(f"data.path={path} has {said}, only {some(list(arrays))}{hint}")
-    kept = {split: found[split] for split in (ALL, *PARTS) if "x" in found.get(split, {})}
-    labelled = {split: one for split, one in kept.items() if "y" in one}
+    parts = {split: found[split] for split in (ALL, *PARTS) if "x" in found.get(split, {})}
+    labelled = {split: one for split, one in parts.items() if "y" in one}
     if labelled:
-        kept = labelled
-    for split, one in kept.items():
+        parts = labelled
+    for split, one in parts.items():
         sizes = {role: len(array) for role, array in one.items()}
         if len(set(sizes.values())) > 1:
             raise UserError(
                 f"data.path={path}: {sizes['x']} inputs and {sizes['y']} targets"
                 + ("" if split == ALL else f" for {split}")
             )
-    every = [one["x"] for one in kept.values()]
+    every = [one["x"] for one in parts.values()]
     if len({array.shape[1:] for array in every}) > 1:
         raise UserError(f"data.path={path}: the inputs of its splits differ in shape")
     whole = every[0] if len(every) == 1 else np.concatenate(every)
@@ -165,8 +165,8 @@ def read_arrays(path: str, inputs: str | None, targets: str | None, _stamp: Any)
         raise UserError(f"data.path={path}: the inputs are no numbers, but {whole.dtype}")
     if whole.dtype.kind == "f" and (bad := int((~np.isfinite(whole)).sum())):
         raise UserError(f"data.path={path}: {bad} values of the inputs are no finite numbers")
-    labels = [one["y"] for one in kept.values()] if labelled else None
-    splits = np.concatenate([np.full(len(one["x"]), split) for split, one in kept.items()])
+    labels = [one["y"] for one in parts.values()] if labelled else None
+    splits = np.concatenate([np.full(len(one["x"]), split) for split, one in parts.items()])
     content = [fingerprint(np.ascontiguousarray(array).tobytes()) for array in every]
     if labels is not None:
         content += [fingerprint(repr(one.tolist()).encode()) for one in labels]

@@ -104,8 +104,8 @@ class Evaluator:
                 many.setdefault("outputs", []).append(fetch(outputs)[0][rows])
         assert first is not None
         every = np.concatenate(labels), np.concatenate(predicted)
-        kept = {name: np.concatenate(arrays)[:ROWS] for name, arrays in many.items()}
-        return totals.measured()[0], Predictions(*every, *first, kept)
+        table = {name: np.concatenate(arrays)[:ROWS] for name, arrays in many.items()}
+        return totals.measured()[0], Predictions(*every, *first, table)
 
     def outputs(self, program: Callable) -> tuple[Batch, Any]:
         """Return all examples as stored, and the predictions for them, of a stack of one."""

@@ -272,7 +272,7 @@ class Training:
         """Return whether a checkpoint of what was just evaluated is to stay for good."""
         step, keep_every = self.metrics.step, self.checkpoints.keep_every
         regular = keep_every is not None and step % keep_every == 0
-        return regular or any(step == one["step"] for t in self.trials for one in t.best.kept)
+        return regular or any(step == one["step"] for t in self.trials for one in t.best.best_k)
 
     def _save(self, *, last: bool = False) -> None:
         """Save all trials in the background; the last time no step will follow."""

@@ -156,11 +156,11 @@ class Best:
       metric: such as "accuracy".
       mode: "min", "max" or, where no metric tells, "last".
       min_delta: what a value has to be better by to count as an improvement.
-      keep: how many of the best evaluations are in `kept`.
+      keep: how many of the best evaluations are in `best_k`.
       line: that of the best evaluation.
       stale: evaluations since the last improvement.
       mark: the value that the next improvement is better than.
-      kept: step, epoch and value of the best evaluations, the best first.
+      best_k: step, epoch and value of the best evaluations, the best first.
     """
 
     metric: str
@@ -170,7 +170,7 @@ class Best:
     line: Line = field(default_factory=dict)
     stale: int = 0
     mark: float | None = None
-    kept: list[Line] = field(default_factory=list)
+    best_k: list[Line] = field(default_factory=list)
 
     @property
     def value(self) -> float | None:
@@ -179,23 +179,25 @@ class Best:
 
     def progress(self) -> dict[str, Any]:
         """Return what an interrupted trial has to remember; JSON."""
-        return {"best": self.line, "stale": self.stale, "mark": self.mark, "kept": self.kept}
+        return {"best": self.line, "stale": self.stale, "mark": self.mark, "kept": self.best_k}
 
     def restore(self, progress: Mapping[str, Any]) -> None:
         """Take up what `progress` returned; version 0.1 knew of the best evaluation alone."""
         self.line, self.stale = progress["best"], progress["stale"]
         self.mark = progress.get("mark", self.value)
-        self.kept = progress.get("kept", [])[: self.keep]
+        self.best_k = progress.get("kept", [])[: self.keep]
 
     def take(self, step: int, line: Line) -> bool:
         """Take the line of an evaluation; return whether no earlier one was as good."""
         name = f"val/{self.metric}"
         value = line[name]
         if value == value:  # not NaN
-            self.kept.append({"step": step, "epoch": line["epoch"], name: value})
+            self.best_k.append({"step": step, "epoch": line["epoch"], name: value})
             rank = {"min": lambda one: one[name], "max": lambda one: -one[name]}
-            self.kept.sort(key=rank.get(self.mode, lambda one: -one["step"]))  # earlier ones first
-            del self.kept[self.keep :]
+            self.best_k.sort(
+                key=rank.get(self.mode, lambda one: -one["step"])
+            )  # earlier ones first
+            del self.best_k[self.keep :]
         improved = self._better(value, self.mark, self.min_delta)
         self.stale = 0 if improved else self.stale + 1
         self.mark = value if improved else self.mark

@@ -48,15 +48,15 @@ class Initialisation(Lesson):
     epochs: PositiveInt
 
     def run(self, lab: Lab) -> None:
-        kept, ends = self._activations(lab)
+        ratio, ends = self._activations(lab)
         lab.compare(
-            "Xavier keeps more than a third of tanh's spread", kept["tanh", "Xavier"], 1 / 3
+            "Xavier keeps more than a third of tanh's spread", ratio["tanh", "Xavier"], 1 / 3
         )
-        lab.compare("He keeps more than half of relu's spread", kept["relu", "He"], 0.5)
-        lab.compare("Xavier keeps less than half of relu's spread", 0.5, kept["relu", "Xavier"])
+        lab.compare("He keeps more than half of relu's spread", ratio["relu", "He"], 0.5)
+        lab.compare("Xavier keeps less than half of relu's spread", 0.5, ratio["relu", "Xavier"])
         for activation in ("tanh", "relu"):
             claim = f"weights of 0.01 lose nine tenths of {activation}'s spread"
-            lab.compare(claim, 0.1, kept[activation, "std 0.01"])
+            lab.compare(claim, 0.1, ratio[activation, "std 0.01"])
         for activation, share in ends.items():
             claim = f"weights of deviation 1 drive more than half of {activation}'s units to an end"
             lab.compare(claim, share, 0.5)
@@ -85,7 +85,7 @@ class Initialisation(Lesson):
         titles = [f"{activation}, {init}" for activation in RANGES for init in INITS]
         figure, axes = panels(titles, columns=len(INITS), width=2.9, height=2.1)
         drawn = {name: build(compose(f"init={init}")["init"]) for name, init in INITS.items()}
-        kept: dict[tuple[str, str], list[float]] = {}
+        ratio: dict[tuple[str, str], list[float]] = {}
         at_ends: Ends = {}
         for ax, title in zip(axes, titles, strict=True):
             activation, init = title.split(", ")
@@ -94,7 +94,7 @@ class Initialisation(Lesson):
                 counts, edges = np.histogram(x, bins=40)
                 look: Any = {"color": str(0.75 - 0.15 * layer), "linewidth": 1.3}
                 ax.plot(edges[:-1], counts / counts.max(), label=f"{layer + 1}", **look)
-            kept[activation, init] = [float(xs[-1].std() / xs[0].std()) for xs in draws]
+            ratio[activation, init] = [float(xs[-1].std() / xs[0].std()) for xs in draws]
             if init == "std 1" and (limits := RANGES[activation]) is not None:
                 low, high = limits
                 shares = [(xs[-1] - low) / (high - low) for xs in draws]
@@ -109,9 +109,9 @@ class Initialisation(Lesson):
         caption = f"Activations of {EXAMPLES} inputs in five layers of {WIDTH} units, the darker "
         lab.figure("activations", figure, f"{caption}the deeper; one draw of the weights.")
         columns = ["activation", "weights", "spread kept from the first layer to the fifth"]
-        rows = [[*which, spread(values)] for which, values in kept.items()]
+        rows = [[*which, spread(values)] for which, values in ratio.items()]
         lab.table("deviation of the fifth layer over that of the first", columns, rows)
-        return kept, at_ends
+        return ratio, at_ends
 
 
 def _layers(activation: str, draw: Initializer, seed: int) -> list[np.ndarray]:

@@ -1,6 +1,5 @@
 """The machine: its processor and memory as far as this process may use them, folders, processes."""
 
-import atexit
 import contextlib
 import ctypes
 import errno
@@ -143,13 +142,23 @@ def fault_of(error: BaseException) -> str | None:
 
 
 def ensure_home() -> None:
-    """Give a user who has no home, as in some containers, a folder that goes with this process."""
-    if os.path.expanduser("~") == "~":
-        import shutil
-        import tempfile
+    """Give a user without a home to write into, as in some containers, a folder for caches.
 
-        os.environ["HOME"] = folder = tempfile.mkdtemp(prefix="home-")
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    It is the same for all processes of the user, in the temporary folder: a new one of each would
+    stay behind those that are killed, and matplotlib would make one of its own.
+    """
+    home = os.path.expanduser("~")
+    if home != "~" and os.access(home, os.W_OK):
+        return
+    import tempfile
+
+    folder = private_folder(Path(tempfile.gettempdir()) / f"experiments-{os.geteuid()}")
+    if home == "~":
+        os.environ["HOME"] = str(folder)
+        return
+    for variable, usual in (("XDG_CACHE_HOME", ".cache"), ("MPLCONFIGDIR", ".config")):
+        if not os.access(Path(home, usual), os.W_OK):
+            os.environ.setdefault(variable, str(folder))
 
 
 def user_cache() -> Path:

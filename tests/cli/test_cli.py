@@ -131,8 +131,16 @@ def test_a_user_without_a_home_or_an_entry_is_given_one(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", "")  # restored afterwards
     monkeypatch.delenv("HOME")
     homes: list[Path] = []
-    assert command_line(lambda: homes.append(Path.home()), hydra=False) == 0
-    assert list(tmp_path.iterdir()) == homes
+    for _ in range(2):
+        assert command_line(lambda: homes.append(Path.home()), hydra=False) == 0
+        assert list(tmp_path.iterdir()) == [*{*homes}]  # the same for all: none stays behind each
+        monkeypatch.delenv("HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "none"))  # one that is not there
+    for variable in ("XDG_CACHE_HOME", "MPLCONFIGDIR"):
+        monkeypatch.setenv(variable, "")  # restored afterwards
+        monkeypatch.delenv(variable)
+    assert command_line(lambda: None, hydra=False) == 0
+    assert os.environ["XDG_CACHE_HOME"] == os.environ["MPLCONFIGDIR"] == str(homes[0])
 
 
 @pytest.mark.parametrize("key", ["hydra.run.dir", "resume", "data.dir"])

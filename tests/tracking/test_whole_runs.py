@@ -142,11 +142,12 @@ def test_a_client_that_dies_does_not_touch_the_run(run_cli, monkeypatch, client,
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-def test_a_killed_run_leaves_its_history_and_no_process(client, tmp_path, data_home):
-    folder = tmp_path / "killed"
+def test_a_killed_run_leaves_its_history_and_nothing_elsewhere(client, tmp_path, data_home):
+    folder, temporary = tmp_path / "killed", tmp_path / "temporary"
+    temporary.mkdir()
     options = ["model.hidden=[8]", "trainer.epochs=1000000", "trainer.figures=false", *data_home]
     command = [sys.executable, "run.py", *options, "logger.mode=offline", f"hydra.run.dir={folder}"]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "TMPDIR": str(temporary)}
     with subprocess.Popen(command, cwd=ROOT, env=environment) as run:
         while not (reader.find(folder) and read_history(folder / METRICS)):
             assert run.poll() is None
@@ -164,6 +165,7 @@ def test_a_killed_run_leaves_its_history_and_no_process(client, tmp_path, data_h
             break
         time.sleep(0.1)
     assert not alive
+    assert not [path for path in temporary.iterdir() if path.is_dir()]
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from experiments.tracking import provenance
 from experiments.tracking.jsonl import METRICS, read_history, read_mapping, write_json
 from experiments.tracking.log_file import LOG, LogStream
 from experiments.tracking.tracker import SUCCESS, RunInfo, Tracker
-from experiments.tracking.wandb_client import Mode, end_service, first_line, usable
+from experiments.tracking.wandb_client import Mode, end_service, first_line, import_client, usable
 from experiments.tracking.wandb_files import (
     ClientLog,
     last_id,
@@ -136,6 +136,8 @@ class Wandb(Tracker):
         known = _known(state) if (again := state.exists()) else {"id": _new_id()}
         known = {"entity": self.entity, "project": self.project} | known
         write_json(state, known)  # before W&B hears of it: killed between the two, it has one id
+        with _client:
+            import_client(run.directory / "wandb")
         recorded = mend_offline_runs(run.directory / "wandb")
         wait_for_a_new_folder(run.directory / "wandb")
         with _client:

@@ -16,6 +16,19 @@ log = logging.getLogger(__name__)
 Mode = Literal["online", "offline", "disabled"]
 
 
+def import_client(folder: Path) -> None:
+    """Import the client, which makes temporary folders as it is imported, with these in a folder.
+
+    A process that is killed leaves them behind.
+    """
+    folder.mkdir(exist_ok=True)
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        import wandb  # noqa: F401
+    finally:
+        tempfile.tempdir = before
+
+
 def usable(mode: str | None) -> Mode:
     """Return `online` if that is wanted and an API key is configured, else `offline`; never ask."""
     import wandb

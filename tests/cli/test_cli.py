@@ -63,6 +63,8 @@ def test_a_fast_run_exits_with_0(run_cli, tmp_path):
         (["optim=sgd", "optim.momentum=0.9"], ["only optim=momentum, muon and nesterov have this"]),
         (["+foo=1"], ["+foo=1: nothing reads foo"]),
         (["trainer.monitor=f1"], ["trainer.monitor=f1", "accuracy"]),
+        (["logger=[csv,wadb]"], ["logger=wadb", "did you mean 'wandb'?", "can be csv, mlflow"]),
+        (["trainer.steps=0", "model.pretrained=w"], ["mode=evaluate model.pretrained=w "]),
         (["mode=evaluate"], ["mode=evaluate", "checkpoint=<run folder>"]),
         (["mode=evalute"], ["mode=evalute", "evaluate"]),
         (["mode=evaluate", "checkpoint=nowhere"], ["nowhere does not exist"]),

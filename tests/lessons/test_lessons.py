@@ -66,6 +66,7 @@ def test_every_lesson_is_composed_and_built(name):
     ("arguments", "said"),
     [
         (["lesson.epochs=1", "model=lstm"], "model=lstm: a lesson does not read this"),
+        (["debug=fast"], "smaller ones make it quick"),
         (["seed=1"], "its own keys are lesson.seeds, lesson.epochs"),
         (["lesson.epoch=1"], "did you mean 'lesson.epochs'?"),
         (["seed=range(3)"], "mode=lesson cannot be searched; lesson.seeds=3 repeats it"),
@@ -80,8 +81,8 @@ def test_what_a_lesson_cannot_do_is_refused(run_cli, tmp_path, arguments, said):
 
 
 def test_a_lesson_leaves_its_page_its_figures_and_its_verdict(run_cli, tmp_path, monkeypatch):
-    sizes = ("lesson.seeds=6", "lesson.epochs=25")
-    code, error = run_cli("experiment=lesson/xor", *sizes, folder=tmp_path / "run", folders=False)
+    said = ("lesson.seeds=6", "lesson.epochs=25", "logger=none")
+    code, error = run_cli("experiment=lesson/xor", *said, folder=tmp_path / "run", folders=False)
     assert code == 0, error
     record = json.loads((tmp_path / "run" / "lesson.json").read_text())
     # Minsky & Papert: no single layer; Rumelhart et al.: one hidden layer does

@@ -32,7 +32,7 @@ def explain(error: BaseException, arguments: Sequence[str] | None = None) -> str
         if isinstance(cause, UserError):
             return f"error: {cause}"
         if isinstance(cause, MissingConfigException) and cause.missing_cfg_file:
-            return f"error: {_missing_choice(cause)}"
+            return f"error: {_missing_choice(cause, arguments)}"
         if isinstance(cause, OverrideParseException):
             given = _as_given(str(cause.override))
             return f"error: {given}: this cannot be read as key=value ({cause})"
@@ -60,9 +60,11 @@ PLUGINS = {
 """What adds choices of `hydra/launcher` and `hydra/sweeper`."""
 
 
-def _missing_choice(error: MissingConfigException) -> str:
+def _missing_choice(error: MissingConfigException, arguments: Sequence[str]) -> str:
     group, _, choice = str(error.missing_cfg_file).rpartition("/")
-    options = [option for option in error.options or [] if not option.startswith("_")]
+    # of a list of choices, logger=[csv,wandb], Hydra does not say what there is
+    known = Configs(CONFIG, (), config_dir_of(arguments)[0]).groups.get(group, [])
+    options = [option for option in error.options or known if not option.startswith("_")]
     parent, _, nested = group.partition("/")
     if nested and (CONFIG / group).is_dir() and parent != "hydra":  # experiment=lesson/xor
         names = sorted(path.stem for path in (CONFIG / group).glob("[!_]*.yaml"))

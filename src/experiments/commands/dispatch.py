@@ -22,7 +22,7 @@ from experiments.search.goals import COSTS
 from experiments.tracking.log_file import LOG, log_file
 from experiments.training.distributed import is_first, join
 from experiments.training.metrics import result
-from experiments.training.options import check_said, check_sizes
+from experiments.training.options import check_said, check_sizes, check_trains
 from experiments.training.run_folder import HYDRA, UsedFolder, run_folder, said_again
 from experiments.training.runtime import set_up_compiler
 from experiments.training.saving.config import saved_config, with_found
@@ -110,6 +110,8 @@ def _run(config: DictConfig, directory: Path, said: bool) -> Any:
         unresolved: Any = OmegaConf.to_container(config, resolve=False)
         check_added(arguments, unresolved, HydraConfig.get().runtime.choices)
     plain = as_plain(config, directory, source)
+    if trains:
+        check_trains(plain)
     check_config(plain)
     check_said(arguments, plain)
     if mode == "train" and cluster is None:  # the data may lie where the job runs

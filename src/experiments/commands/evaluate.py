@@ -59,6 +59,8 @@ def name_of(source: Path | None) -> str:
     parts = [argument.partition("=")[2] for argument in said if argument.startswith("name=")]
     if not parts:
         weights = "pretrained" if source is None else "best"
+        if source is None:  # whose model is part of them
+            said = [argument for argument in said if not re.match(r"model[.=]", argument)]
         if source is not None and source.absolute().parent.name == CHECKPOINTS:
             weights = source.name
         parts = [weights, *(a for a in said if not re.match(SAME, a))]

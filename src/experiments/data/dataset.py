@@ -160,8 +160,8 @@ def resolve_batch_size(requested: int, examples: int) -> int:
         return examples
     if not 1 <= requested <= examples:
         raise UserError(
-            f"data.batch_size={requested} does not go with {examples} training examples; "
-            f"use 1 to {examples}, or -1 for the full batch"
+            f"data.batch_size={requested} does not go with {examples} training examples: "
+            f"say one of at most {examples}, or data.batch_size=-1 for all of them in one batch"
         )
     return requested
 

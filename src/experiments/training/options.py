@@ -4,6 +4,7 @@ And the checks of the length that a run has by them, and what may surprise in a 
 """
 
 import math
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from experiments.core.config import build, leaves
 from experiments.data.dataset import resolve_batch_size
 from experiments.errors import UserError
+from experiments.machine import called
 from experiments.training.metrics import Periods
 from experiments.types import NonNegative, NonNegativeInt, Positive, PositiveInt, Seed
 
@@ -146,6 +148,21 @@ class LrRange:
     epochs: PositiveInt
 
 
+def check_trains(config: Mapping[str, Any]) -> None:
+    """Raise `UserError` where a training has no length, and say what evaluates weights as they are.
+
+    Args:
+        config: as it was composed, before its types are checked.
+    """
+    for key in ("epochs", "steps"):
+        if config["trainer"].get(key) == 0:
+            weights = shlex.quote(f"model.pretrained={config['model'].get('pretrained') or '...'}")
+            raise UserError(
+                f"trainer.{key}=0: a training has one at least; for weights as they are:\n"
+                f"{called('run')} mode=evaluate {weights} (so too mode=predict, export, sample)"
+            )
+
+
 def check_said(arguments: Iterable[str], config: Mapping[str, Any]) -> None:
     """Check that no argument says what would make no difference.
 
@@ -168,9 +185,13 @@ def check_said(arguments: Iterable[str], config: Mapping[str, Any]) -> None:
 def _check_of_lesson(arguments: Iterable[str], lesson: Mapping[str, Any]) -> None:
     for argument in arguments:
         key = argument.lstrip("+~").partition("=")[0]
-        if key not in OF_LESSON and key.partition(".")[0] not in ("lesson", "cluster"):
+        read = key in OF_LESSON or key.partition(".")[0] in ("lesson", "cluster")
+        if not read and argument != "logger=none":  # which a lesson is in any case
             own = ", ".join(f"lesson.{name}" for name in lesson if name != "_target_")
-            raise UserError(f"{argument}: a lesson does not read this; its own keys are {own}")
+            raise UserError(
+                f"{argument}: a lesson does not read this; its own keys are {own}, and smaller "
+                "ones make it quick"
+            )
 
 
 def check_lengths(config: Mapping[str, Any], steps_per_epoch: float = math.inf) -> None:

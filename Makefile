@@ -9,7 +9,7 @@ BENCH ?=
 unexport PYTHONDONTWRITEBYTECODE  # compiling the imports anew costs every process two seconds
 
 help:  ## what there is
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-16s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # everything is pinned by requirements.lock, whatever extras are asked for
 .venv/.installed: pyproject.toml requirements.lock

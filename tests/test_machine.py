@@ -6,6 +6,7 @@ import ctypes
 import os
 import platform
 import stat
+import sys
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ import pytest
 
 from experiments import machine
 from experiments.ops import library
+from experiments.search import local
 from experiments.training.runtime import set_up_compiler
 from support import ROOT
 
@@ -107,9 +109,24 @@ def test_freed_pieces_below_one_in_use_go_back_to_the_system():
     libc.free(pieces[-1])
 
 
-def test_other_c_libraries_are_left_alone(monkeypatch):
-    monkeypatch.setattr("sys.platform", "darwin")
+def test_other_systems_have_a_way_round(monkeypatch, tmp_path):
+    """macOS has no /proc, binds no process to cores, and no C library of GNU's."""
+    monkeypatch.setattr(machine, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(library, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(machine, "PROGRAM", None)
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.delattr(os, "sched_setaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert machine.cores() == 6
+    assert machine.free_memory() > 2**20
+    assert machine.processor()
+    assert not library._has_units()
     machine.return_freed_memory()
+    read = "import sys; sys.stdin.read()"
+    monkeypatch.setattr(local.configs, "arguments", list)
+    worker = local.Process([sys.executable, "-c", read], slot=1, count=2)
+    worker.communicate(b"", timeout=20)
+    assert worker.returncode == 0
 
 
 def test_a_machine_that_is_no_linux_is_described_too(tmp_path, monkeypatch):

@@ -32,6 +32,7 @@ FAULTS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.ESTALE),
     *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENXIO, errno.ENODEV),
 )
+PROC = Path("/proc")  # of Linux; elsewhere there is none
 # opened before there are threads: to open it takes the lock of the dynamic linker, under the GIL,
 # which a module that another thread imports may be waiting for while it has that lock
 PROGRAM = ctypes.CDLL(None) if sys.platform == "linux" else None

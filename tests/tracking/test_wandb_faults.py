@@ -53,6 +53,7 @@ def test_server_that_dies(client, monkeypatch, run_info, caplog):
     assert len(recorded(run)) == 40
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_client_that_dies_costs_a_warning(client, run_info, caplog):
     run = run_info()
     trackers = Trackers([JsonLines(), Wandb("digits", mode="offline")])

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from experiments.machine import private_folder, user_cache
+from experiments.machine import PROC, private_folder, user_cache
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def _is_known() -> bool:
 @functools.cache
 def _features() -> frozenset[str]:
     """Return what the processor can do, in the words of Linux; of others, that ARM has NEON."""
-    described = Path("/proc/cpuinfo")
+    described = PROC / "cpuinfo"
     if not described.exists():
         return frozenset({"asimd"} if platform.machine() == "arm64" else ())
     with described.open() as lines:

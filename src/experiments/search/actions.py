@@ -196,7 +196,7 @@ def worker(folder: Path, config_folder: Path, options: Options) -> None:
     logging.basicConfig(stream=sys.stdout, force=True)
     logging.root.handlers[0].setFormatter(Formatter("%(asctime)s %(message)s"))
     logging.root.setLevel(logging.INFO)
-    for talkative in ("absl", "jax"):
+    for talkative in ("absl", "jax", "matplotlib"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
     leave_run_aside()
     try:

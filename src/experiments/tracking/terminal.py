@@ -100,8 +100,9 @@ class Terminal(Tracker):
         line, summary = summary.get("best") or {}, self._shown(summary)
         line = self._shown(line)
         best = _metrics(_of_split("val", line), self._run)
+        kind = "last" if summary.get("monitor_mode") == "last" else "best"
         lines = {
-            "best": f"{best} @ epoch {round(line['epoch'], 2):g}" if best else "",
+            kind: f"{best} @ epoch {round(line['epoch'], 2):g}" if best else "",
             "test": _metrics(_of_split("test", summary), self._run).removeprefix("test "),
             "": self._run.test_note if _of_split("test", summary) else "",
             "time": duration(summary["seconds"]) if "seconds" in summary else "",

@@ -12,26 +12,28 @@ from experiments.viz.pages.records import cell
 from experiments.viz.pages.settings import Setting, difference, replicated, spread
 
 BARS = 30  # most settings in a figure of error bars
-NOTE = (
-    "Mean ± standard deviation over runs that differ in their seed alone. Behind the best: the "
-    "95 % interval (Welch) of the difference of the means on the validation split; it is more "
-    "than noise where the interval leaves out 0. No allowance is made for how many are compared."
+NOTE = "Mean ± standard deviation over runs that differ in their seed alone. "
+BEHIND = (
+    "Behind the best: the 95 % interval (Welch) of the difference of the means on the validation "
+    "split; it is more than noise where the interval leaves out 0. No allowance is made for how "
+    "many are compared."
 )
 
 
 def rows(settings: Sequence[Setting]) -> tuple[list[str], list[list[str]]]:
     """Return the head of a table, and a row of text per setting: what differs comes first."""
     names, metric = list(settings[0].values), settings[0].metric
-    many, statuses = replicated(settings), {status_of(one) for one in settings}
+    several, statuses = len(settings) > 1, {status_of(one) for one in settings}
+    many = replicated(settings)
     unfinished, origins = statuses != {"finished"}, len({one.origin for one in settings}) > 1
     head = [*names, *["runs"] * many, metric, metric.replace("val/", "test/")]
-    head += [*["behind the best"] * many, "epoch", "seconds", "parameters"]
+    head += [*["behind the best"] * (many and several), "epoch", "seconds", "parameters"]
     head += [*["status"] * unfinished, *["from"] * origins]
     lines = []
     for one in settings:
         line = [cell(value) for value in one.values.values()]
         line += [*[str(len(one.runs))] * many, spread(one.validation), spread(one.test)]
-        line += [difference(one, settings)] * many
+        line += [difference(one, settings)] * (many and several)
         line += [_mean(one, "epoch", best=True), _mean(one, "seconds"), _mean(one, "parameters")]
         line += [*[status_of(one)] * unfinished, *[one.origin] * origins]
         lines.append(line)
@@ -51,7 +53,7 @@ def section(settings: Sequence[Setting]) -> str:
     notes = {str(run.summary["test_note"]): None for run in runs if "test_note" in run.summary}
     parts += [f'<p class="faint">{html.escape(note)}</p>' for note in notes]
     if replicated(settings):
-        parts.append(f'<p class="faint">{NOTE}</p>')
+        parts.append(f'<p class="faint">{NOTE}{BEHIND * (len(settings) > 1)}</p>')
         bars = error_bars(settings[:BARS])
         height, width = (
             120 + 34 * min(len(settings), BARS),

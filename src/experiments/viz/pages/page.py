@@ -94,8 +94,9 @@ def chart(title: str, figure: go.Figure, height: int, width: int = 0) -> str:
         font={"color": INK, "size": 13},
         margin={"l": 10, "r": 10, "t": 30, "b": 10},
     )
-    figure.update_xaxes(gridcolor=GRID, showgrid=True, exponentformat="power", automargin=True)
-    figure.update_yaxes(gridcolor=GRID, showgrid=True, exponentformat="power", automargin=True)
+    look = {"gridcolor": GRID, "showgrid": True, "exponentformat": "power", "automargin": True}
+    for axis in (*figure.select_xaxes(), *figure.select_yaxes()):
+        axis.update(look, tickformat=None if axis.type == "log" else "~g")  # 20000, not 0.2 x 10^5
     data = figure.to_json().replace("<", "\\u003c")
     inside = f'<script type="application/json">{data}</script>'
     style = f"min-height: {height}px" + (f"; min-width: {width}px" if width else "")

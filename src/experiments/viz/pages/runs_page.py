@@ -61,7 +61,7 @@ def runs_page(title: str, found: Found) -> str:
     for (data, objective, metric), settings in found.groups.items():
         count = f"{len(settings)} settings" if len(settings) > 1 else "one setting"
         kind = ", ".join(filter(None, [data, objective, metric]))
-        heading = f"{kind}: {count}, best first"
+        heading = f"{kind}: {count}" + ", best first" * (len(settings) > 1)
         parts.append(f"<h2>{html.escape(heading)}</h2>{comparison.section(settings)}")
         runs = [run for one in settings for run in one.runs]
         pictured = list(map(_pictures, runs[:MOST_PICTURED]))
@@ -77,7 +77,8 @@ def run_page(run: RunData) -> str:
     summary, best = run.summary, run.best(run.metric)
     name = str(run.config.get("name") or run.name)
     facts = [str(summary.get("status") or "has not ended")]
-    facts += [f"best {run.metric} {number(best)}"] if best is not None else []
+    which = "last" if summary.get("monitor_mode") == "last" else "best"  # none is, of a GAN
+    facts += [f"{which} {run.metric} {number(best)}"] if best is not None else []
     if (tested := run.tested(run.metric)) is not None:
         note = f" ({summary['test_note']})" if "test_note" in summary else ""
         facts.append(f"{run.metric.replace('val/', 'test/')} {number(tested)}{note}")

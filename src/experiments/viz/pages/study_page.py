@@ -115,7 +115,7 @@ def study_page(data: StudyData) -> str:
     body += comparison.section(data.settings) if data.settings else _table(data)
     if not data.ranked:
         return page.document(data.study.study_name, body)
-    charts = _optuna_charts(data, optuna.visualization)
+    charts = _optuna_charts(data, optuna.visualization) if data.varied or not data.settings else {}
     if not data.settings:
         charts["learning_curves"] = learning_curves(data)
     described = {trial.number: _description(trial) for trial in data.ranked}
@@ -267,8 +267,8 @@ def _head(data: StudyData) -> str:
     ]
     if data.settings:
         best = data.settings[0]
-        parts.append(f"<p>Best on average: {html.escape(f'{best.name}, {data.metric}')} ")
-        parts.append(f"{spread(best.validation)}</p>")
+        which = f"Best on average: {best.name}" if best.values else f"{len(best.runs)} seeds"
+        parts.append(f"<p>{html.escape(f'{which}, {data.metric}')} {spread(best.validation)}</p>")
     elif data.ranked and len(data.metrics) == 1:
         trial = data.ranked[0]
         own = data.metric.partition("/")[2]
@@ -276,7 +276,7 @@ def _head(data: StudyData) -> str:
         scores = {data.metric: trial.values[0], **tested}
         shown = ", ".join(f"{name} {number(value)}" for name, value in scores.items())
         parts.append(f"<p>Best: trial {trial.number}, {html.escape(shown)}</p>")
-    parts += [f'<p class="faint">{html.escape(data.note)}</p>'] if data.note else []
+        parts += [f'<p class="faint">{html.escape(data.note)}</p>'] if data.note else []
     if data.command:
         parts.append(page.command(data.command))
     attributes = [trial.user_attrs for trial in trials if not trial.values]

@@ -70,7 +70,8 @@ def test_learning_curves_mark_the_epoch_that_is_used():
 
 
 def test_a_learning_rate_that_changes_has_a_panel():
-    figure = learning_curves(history(40, rate=lambda step: 1 / step))
+    figure = learning_curves(history(40, rate=lambda step: 1 / step), units={"loss": "of $"})
+    assert texts(figure)[:2] == [r"loss (of \$)", "accuracy"]
     assert [ax.get_title(loc="left") for ax in figure.axes][-1] == "learning rate"
 
 

@@ -85,7 +85,8 @@ def learning_curves(
     used = _used(history, *monitor)
     for ax, metric in zip(axes, panels, strict=False):
         _metric_panel(ax, history, metric, used, is_best=monitor[1] != "last")
-        ax.set_ylabel(plain((units or {}).get(metric, "")), fontsize=9, color=INK)
+        if unit := (units or {}).get(metric):
+            ax.set_title(plain(f"{metric} ({unit})"), **TITLE)
     if changing:
         axes[-1].plot(*changing, color=INK, linewidth=1.4)
         axes[-1].set_title("learning rate", **TITLE)

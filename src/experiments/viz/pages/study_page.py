@@ -173,6 +173,7 @@ def study_figures(data: StudyData) -> dict[str, Figure]:
         curve = trial.intermediate_values
         style, width = "-" if len(curve) > 1 else ".", 2.5 if trial is data.ranked[0] else 1.2
         ax.plot(curve.keys(), curve.values(), style, color=colour, linewidth=width)
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     ax.set(xlabel="evaluation", ylabel=data.metric, title=TITLES["learning_curves"])
     return figures
 

@@ -197,6 +197,9 @@ def test_units_and_what_a_test_is_to_be_read_with_are_said(run_info, clock):
     where = lines.index("test        loss 0.3000 standardised")
     assert lines[where + 1] == "            other houses"
     assert not any("other houses" in line for line in plain_lines(run, clock, [(2, 10, errors)]))
+    last = {"best": {"epoch": 4.0, "val/loss": 0.2}, "monitor_mode": "last"}  # as of a GAN
+    lines = plain_lines(run, clock, [(2, 10, errors)], last)
+    assert "last        val loss 0.2000 standardised @ epoch 4" in lines
     bits = run_info(units={"loss": "bits"})
     lines = plain_lines(bits, clock, [(2, 10, {"val/loss": 0.25, "val/accuracy": 0.75})])
     assert lines[1].endswith("val loss 0.2500 bits accuracy 0.7500")

@@ -8,6 +8,7 @@ import yaml
 from PIL import Image
 
 from experiments.errors import UserError
+from experiments.viz.pages import comparison
 from experiments.viz.pages.runs_page import compare_runs
 from experiments.viz.pages.settings import difference, find, in_lines, spread, study_settings
 
@@ -86,6 +87,8 @@ def test_seeds_are_one_setting_with_a_mean_and_a_deviation(tmp_path, capsys):
     compare_runs([tmp_path], tmp_path)
     assert "0.9200 ± 0.02" in capsys.readouterr().out
     assert "Means and standard deviations over seeds" in (tmp_path / "report.html").read_text()
+    assert "Behind the best" in comparison.section(settings)
+    assert "Behind the best" not in comparison.section([good])  # nothing is compared
 
 
 def test_a_run_that_is_repeated_is_no_replicate(tmp_path, capsys):

@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 from experiments.core.config import build, check, mismatch, place
 from experiments.errors import UserError
-from experiments.types import Decay, Fraction, PositiveInt
+from experiments.types import Decay, Fraction, Positive, PositiveInt
 from support import by_hydra, choice_alone, choices
 
 GROUPS = ["data", "loss", "optim", "schedule", "init", "logger", "model", "trainer", "objective"]
@@ -44,7 +44,8 @@ def plain(node):
         (1.5, Fraction, "at least 0 and at most 1"),
         (float("nan"), Fraction, "at least 0 and at most 1"),
         (1.0, Decay, "at least 0 and less than 1"),
-        (0, PositiveInt, "at least 1 and at most 2.14748e+09"),
+        (0, PositiveInt, "at least 1"),
+        (1e31, Positive, "greater than 0 and at most 1e+30"),
         ([1, "a"], list[int], "a list in which each is a whole number"),
     ],
 )

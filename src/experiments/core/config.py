@@ -28,6 +28,7 @@ ARTIFACT = "wandb:"  # before the name of an artifact, as in `model.pretrained`
 NAMED = r"([\w.-]+/){0,2}[\w.-]+:[\w.-]+"  # such a name, with its version or alias
 MISSING = "???"  # OmegaConf's mark for a value that must be given
 
+FAR = 2**31 - 1  # ends of an interval from here on are named to who is beyond them
 # annotations of scalars: their names in messages, and the classes of Python that they accept
 SCALARS: dict[Any, tuple[str, Any]] = {
     int: ("a whole number", int),
@@ -222,7 +223,8 @@ def mismatch(value: Any, hint: Any) -> str | None:
         complaint = mismatch(value, arguments[0])
         if complaint is None and all(bound.admits(value) for bound in bounds):
             return None
-        return ", ".join(filter(None, [complaint, " and ".join(map(str, bounds))]))
+        near = [b for b in bounds if b.limit < FAR or (complaint is None and not b.admits(value))]
+        return ", ".join(filter(None, [complaint, " and ".join(map(str, near))]))
     if origin in (typing.Union, types.UnionType):
         complaints = [mismatch(value, option) for option in arguments]
         if None in complaints:

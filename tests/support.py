@@ -258,6 +258,12 @@ def killed_after_saving(monkeypatch: pytest.MonkeyPatch, step: int) -> Iterator[
     pytest.fail(f"step {step} was not saved")
 
 
+def children_of(pid: int) -> list[int]:
+    """The processes that a process has started and that live, as Linux says."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text().split()]
+
+
 def leaves_no_child(program: str, *arguments: str) -> bool:
     """Kill a Python program with SIGKILL once it prints; whether its children end, within 10 s.
 

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -12,6 +11,7 @@ from experiments.tracking import wandb as tracking
 from experiments.tracking.jsonl import JsonLines
 from experiments.tracking.tracker import Trackers
 from experiments.tracking.wandb import Wandb
+from support import children_of
 from wandb_server import reader
 from wandb_server.server import serve
 from wandb_server.trainings import recorded, said, steps, train
@@ -69,11 +69,6 @@ def test_client_that_dies_costs_a_warning(client, run_info, caplog):
     assert sum("Wandb is dropped" in message for message in said(caplog)) == 1
     train(run_info(), last=1, mode="offline")  # the next run of this process is sound again
     assert reader.read(reader.find(run.directory)[-1]).exit_code == 0
-
-
-def children_of(pid):
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for task in tasks for child in task.read_text().split()]
 
 
 def test_without_an_api_key_a_run_stays_offline(client, run_info, caplog):

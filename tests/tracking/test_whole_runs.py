@@ -13,7 +13,7 @@ import pytest
 from experiments.tracking.jsonl import METRICS, read_history
 from experiments.tracking.tracker import Background
 from experiments.training.evaluation import Evaluator
-from support import ROOT, lines_of
+from support import ROOT, children_of, lines_of
 from wandb_server import reader
 
 OPTIONS = ["model.hidden=[16]", "trainer.epochs=3", "trainer.figures=false", "trainer.log_every=8"]
@@ -25,11 +25,6 @@ def record(folder: Path) -> list[dict]:
     for event in read_history(folder / METRICS):
         events.setdefault(event["step"], {}).update(event)
     return list(events.values())
-
-
-def children_of(pid: int) -> list[int]:
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for task in tasks for child in task.read_text().split()]
 
 
 @pytest.mark.slow

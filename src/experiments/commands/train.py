@@ -65,7 +65,7 @@ def train(
       setups: those of earlier trainings, whose data need not be read again.
       test: evaluate the best weights on the test split.
     """
-    alone, setups, trials = len(runs) == 1, setups or Setups(), dict[Path, Trial]()
+    alone, setups, trials = len(runs) == 1, setups or Setups(resumed=resume), dict[Path, Trial]()
     options: Options = build(next(iter(runs.values()))["population"])
     trackers = {folder: Trackers([]) for folder in runs}
     if is_first():

@@ -22,7 +22,7 @@ from experiments.core.config import build, leaves, locate, objective_of, place, 
 from experiments.core.input_shape import check_target, model_input_shape
 from experiments.core.metrics import metrics_of, scalars_of, sums_of
 from experiments.core.optim import PartitionedOptimizer
-from experiments.core.params import if_measured, merged, norm, only_if, variables
+from experiments.core.params import gathered, if_measured, merged, norm, only_if, variables
 from experiments.core.rng import initial_keys, reseed, stream, streams
 from experiments.core.schedules import SCALE, epochs, scale_of
 from experiments.core.transfer import check_frozen, fitted, freeze_statistics, split
@@ -344,7 +344,7 @@ class Experiment:
         cast = jax.tree.map(
             lambda a: a.astype(self.precision) if a.dtype == jnp.float32 else a, params
         )
-        nnx.update(model, nnx.State(merged(cast, model_state)))
+        nnx.update(model, nnx.State(merged(gathered(cast), model_state)))
         model.train() if train else model.eval()
         freeze_statistics(model, self.frozen)
         return model

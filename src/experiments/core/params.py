@@ -1,15 +1,18 @@
 """A model's variables as plain nested dicts, and operations on such trees of arrays."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx, traverse_util
+from jax.sharding import PartitionSpec
 
 Tree = Any
 
+WORTH_DIVIDING = 1 << 14  # numbers of an array, the fewest
 SMALL = 1 << 12  # numbers of an array that `norm` copies to take it together with others
 
 
@@ -39,6 +42,29 @@ def merged(a: Tree, b: Tree) -> Tree:
     return traverse_util.unflatten_dict(
         traverse_util.flatten_dict(a) | traverse_util.flatten_dict(b)
     )
+
+
+def divided(shape: Sequence[int], devices: int) -> tuple[str | None, ...]:
+    """Return the dimension along which so many devices divide an array, in the form of JAX's specs.
+
+    It is the longest that they divide evenly. Of a small array, and where there is none, each has a
+    copy: ().
+    """
+    even = [axis for axis, length in enumerate(shape) if length % devices == 0]
+    if devices == 1 or math.prod(shape) < WORTH_DIVIDING or not even:
+        return ()
+    longest = max(even, key=lambda axis: shape[axis])
+    return (*[None] * longest, "data")
+
+
+def gathered(weights: Tree) -> Tree:
+    """Return weights as a device computes with them: in full, where each holds a part; in a trace.
+
+    XLA gathers each array where it is used.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return weights
+    return jax.lax.with_sharding_constraint(weights, PartitionSpec())
 
 
 def norm(tree: Tree) -> jax.Array:

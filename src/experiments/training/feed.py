@@ -19,7 +19,8 @@ import numpy as np
 from experiments.core.rng import root_key
 from experiments.data.dataset import Arrays, Batch, Stream
 from experiments.training.distributed import own_rows, put
-from experiments.training.step import Layout, epoch_order
+from experiments.training.devices.layout import Layout
+from experiments.training.step import epoch_order
 
 
 @dataclass(frozen=True)
@@ -93,12 +94,14 @@ class ResidentFeed:
 class StreamedFeed:
     """A split that is read batch by batch; a batch is read while the one before computes.
 
-    Of several processes each reads its rows of a batch. The devices of a trial divide a batch.
+    Of several processes each reads its rows of a batch. The devices of a trial divide a batch, or
+    each gets all of one that they do not divide evenly.
     """
 
     def __init__(self, split: Stream, batch_size: int, layout: Layout, seed: int):
         self.batches = split.iterate(batch_size, seed, True, own_rows(batch_size))
-        self.layout = layout
+        place = layout.batches(batch_size)
+        self._put_own = functools.partial(jax.make_array_from_process_local_data, place)
         self.order = put(np.arange(batch_size, dtype=np.int32), layout.order)
         self.position = 0  # of the next window
 
@@ -108,8 +111,7 @@ class StreamedFeed:
             self.batches.go_to(step)
             self.position = step
         for batch in itertools.islice(self.batches, end - step):
-            put_own = functools.partial(jax.make_array_from_process_local_data, self.layout.batch)
-            arrays = {name: put_own(rows) for name, rows in batch.items()}
+            arrays = {name: self._put_own(rows) for name, rows in batch.items()}
             self.position += 1  # before the yield: who has seen enough does not come back
             yield Window(arrays, self.order, 0, 1)
 

@@ -46,7 +46,8 @@ class Trainer:
         slower; a processor and a TPU do anyway.
       units: of a loss that is a log-likelihood, and of what it is made of, in all that is logged;
         `target_loss` is in them too.
-      devices: data-parallel local devices (null: as many as divide the batch evenly).
+      devices: local devices that share each batch (null: all, or one for a step too small to share).
+      sharding: whether each of these holds the whole of a trial's state, or a part of it.
       shuffle_seed: of the order of the training data (null: the run's seed).
       monitor: validation metric that says which epoch is best (null: the objective's own).
       monitor_mode: whether it should be small or large (null: the objective's own).
@@ -90,6 +91,7 @@ class Trainer:
     deterministic: bool
     units: Literal["nats", "bits"]
     devices: PositiveInt | None
+    sharding: Literal["replicated", "fsdp"]
     shuffle_seed: Seed | None
     monitor: str | None
     monitor_mode: Literal["min", "max"] | None

@@ -44,6 +44,7 @@ TINY = 2e7
 TINY_TRIALS = 8  # of such steps, the fewest that are worth a core of their own
 LARGE = 4e8  # operations that take any core longer than FILLS_CPU, so that nothing need be timed
 TIMED_STEPS = 4
+WORTH_SHARING = 1e10  # operations of a step; to share fewer costs more than it saves
 
 SETTINGS = {
     "jax_enable_x64": False,
@@ -186,29 +187,33 @@ def unused_gpu() -> str | None:
     return next((kind for kind, files in GPUS.items() if any(DEVICE_FILES.glob(files))), None)
 
 
-def data_mesh(requested: int | None, batch_size: int) -> Mesh:
-    """Return the devices that share each batch of one trial, as many per process."""
+def data_mesh(requested: int | None, batch_size: int, *, strict: bool = True) -> Mesh:
+    """Return the devices that share each batch of one trial, as many per process.
+
+    Those of one process need not divide it evenly: XLA pads the parts.
+
+    Args:
+      strict: refuse to work on fewer than are `requested`, which an earlier run may have had.
+    """
     devices, processes = jax.local_devices(), jax.process_count()
     if _each_core_is_a_device and devices[0].platform == "cpu":
         devices = devices[:1]  # which stands for all cores
     if requested is not None and requested > len(devices):
-        raise UserError(f"trainer.devices={requested}: this machine has {len(devices)}")
-    least = (requested or 1) * processes
-    if batch_size % least:
-        what = f"{processes} nodes cannot share" if requested is None else ""
-        raise UserError(
-            f"{what or f'trainer.devices={requested} does not divide'} the batch of {batch_size}; "
-            f"use a data.batch_size that is a multiple of {least}"
-        )
+        if strict:
+            raise UserError(f"trainer.devices={requested}: this machine has {len(devices)}")
+        log.warning("trainer.devices=%d: using %d, all that are here", requested, len(devices))
+        requested = None
     share = batch_size // processes
-    count = requested or max(n for n in range(1, len(devices) + 1) if share % n == 0)
-    if count < len(devices) and requested is None:
-        log.warning(
-            "using %d of %d devices: a batch of %d does not divide evenly over more",
-            count,
-            len(devices),
-            batch_size,
-        )
+    count = min(requested or len(devices), share)
+    if processes > 1:
+        least = (requested or 1) * processes
+        if batch_size % least:
+            each = f" of {requested} devices" if requested else ""
+            raise UserError(
+                f"{processes} nodes{each} cannot share the batch of {batch_size}; "
+                f"use a data.batch_size that is a multiple of {least}"
+            )
+        count = max(n for n in range(1, count + 1) if share % n == 0)
     chosen = [
         device
         for process in range(processes)

@@ -28,8 +28,9 @@ from experiments.training.distributed import put
 from experiments.training.evaluation import Data, Evaluator, Split
 from experiments.training.feed import ResidentFeed, StreamedFeed
 from experiments.training.options import Trainer, surprises
-from experiments.training.runtime import data_mesh, devices_for
-from experiments.training.step import Compiled, Layout
+from experiments.training.runtime import WORTH_SHARING, data_mesh, devices_for
+from experiments.training.devices.layout import Layout
+from experiments.training.step import Compiled
 from experiments.viz.flops import Cost, cost, work
 
 log = logging.getLogger(__name__)
@@ -66,9 +67,17 @@ class Setup:
     Args:
       config: of any trial of it.
       training: whether trials are to be trained; else their weights are evaluated only.
+      resumed: whether they have begun, maybe on another machine.
     """
 
-    def __init__(self, config: Mapping[str, Any], data: Data, *, training: bool = True):
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        data: Data,
+        *,
+        training: bool = True,
+        resumed: bool = False,
+    ):
         config = data.weighted(config)
         self.config, self.data, self.training = config, data, training
         self.splits = data.splits
@@ -78,11 +87,13 @@ class Setup:
         size, examples = self.source.batch_size, len(self.splits.train)
         # an evaluation may be of fewer examples than a batch of the training had
         self.batch_size = resolve_batch_size(size if training else min(size, examples), examples)
-        self.data_mesh = data_mesh(self.trainer.devices, self.batch_size)
+        strict = training and not resumed
+        self.data_mesh = data_mesh(self.trainer.devices, self.batch_size, strict=strict)
         # one shape for validation and test: one compilation, and a whole number of rows per device
         longest = max(len(self.splits.validation), len(self.splits.test))
         wanted = self.source.eval_batch_size
         wanted = longest if wanted == -1 else min(wanted, longest)
+        self.divided = self.trainer.sharding == "fsdp" and self.data_mesh.size > 1
         self.eval_batch_size = -(-wanted // self.data_mesh.size) * self.data_mesh.size
         steps_per_epoch = len(self.splits.train) // self.batch_size
         if self.trainer.steps_per_epoch is not None:
@@ -105,6 +116,7 @@ class Setup:
             log.warning(line)
         if training:
             self._check()
+            self._leave_devices()
 
     def inputs_of(self, config: Mapping[str, Any]) -> dict[str, np.float32]:
         """Return the numbers of a trial's config that its program takes as inputs."""
@@ -113,8 +125,8 @@ class Setup:
 
     def layout(self, trials: int, *, own_batches: bool = False) -> Layout:
         """Return where so many trials go: as many rows on each device."""
-        if trials == 1:
-            return Layout(self.data_mesh, 1)
+        if trials == 1 or self.divided:
+            return Layout(self.data_mesh, trials, own_batches and trials > 1, self.divided)
         devices = np.asarray(devices_for(trials, self.traced.cost)).reshape(-1, 1)
         rows = -(-trials // devices.size) * devices.size
         return Layout(Mesh(devices, ("trial", "data")), rows, own_batches)
@@ -122,7 +134,7 @@ class Setup:
     @property
     def alone(self) -> Layout:
         """Where a trial goes that this process evaluates alone."""
-        return Layout(self.data_mesh.local_mesh, 1)
+        return Layout(self.data_mesh.local_mesh, 1, divided=self.divided)
 
     def smaller(self, layout: Layout, trials: int) -> Layout:
         """Return where the trials go that are left of a stack.
@@ -137,7 +149,7 @@ class Setup:
         each = layout.rows // devices
         while each > 1 and -(-each // 2) * devices >= trials:
             each = -(-each // 2)
-        return Layout(layout.mesh, each * devices, layout.own_batches)
+        return dataclasses.replace(layout, rows=each * devices)
 
     def feed(self, layout: Layout, seeds: Sequence[int]) -> ResidentFeed | StreamedFeed:
         """Return the training data for a stack; `seeds` are those of the order."""
@@ -177,9 +189,8 @@ class Setup:
           weights: (params, model_state) of a trial, on the host.
           hparams: its numbers.
         """
-        stack = jax.tree.map(
-            lambda leaf: put(np.asarray(leaf)[None], self.alone.trials), (weights, hparams)
-        )
+        stack = jax.tree.map(lambda leaf: np.asarray(leaf)[None], (weights, hparams))
+        stack = jax.tree.map(put, stack, self.alone.state(stack))
         evaluate = self.compiled(self.alone).evaluate
         return lambda batch: evaluate(stack[0], batch, stack[1])
 
@@ -254,7 +265,8 @@ class Setup:
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
             (state, self._batch(self.batch_size, "train"), hparams, self.key, flag),
         )
-        traced = jax.jit(self.experiment.step).trace(*arguments)
+        with self.alone.traced():
+            traced = jax.jit(self.experiment.step).trace(*arguments)
         return Traced(names, cost(traced.jaxpr.jaxpr), state)
 
     @property
@@ -292,6 +304,17 @@ class Setup:
             for name, (shape, dtype) in one.items()
         }
 
+    def _leave_devices(self) -> None:
+        """Have one device per process train a trial whose steps are too small to be shared."""
+        count, wanted = self.data_mesh.local_mesh.size, self.trainer
+        if wanted.sharding == "fsdp" and self.data_mesh.size == 1:
+            log.warning("trainer.sharding=fsdp divides nothing: there is one device")
+        if count == 1 or wanted.devices is not None or self.divided:
+            return
+        if self.traced.cost.flops < WORTH_SHARING:
+            log.info("one of %d devices: a step is too small to share; see trainer.devices", count)
+            self.data_mesh = data_mesh(1, self.batch_size)
+
     def _check(self) -> None:
         """Check the sampler and the metrics that the config names, before anything is trained."""
         _ = self._shares
@@ -300,9 +323,14 @@ class Setup:
 
 
 class Setups:
-    """The setups of a process: of every static configuration one."""
+    """The setups of a process: of every static configuration one.
 
-    def __init__(self) -> None:
+    Args:
+      resumed: whether the trials have begun, maybe on another machine.
+    """
+
+    def __init__(self, *, resumed: bool = False) -> None:
+        self.resumed = resumed
         self._data: dict[str, Data] = {}
         self._inputs: dict[str, tuple[str, ...]] = {}  # by the key as if all could be traced
         self._setups: dict[str, Setup] = {}
@@ -313,12 +341,12 @@ class Setups:
         config = data.weighted(config)
         untried = static_key(config, hyperparameters(config))
         if untried not in self._inputs:
-            setup = Setup(config, data)
+            setup = Setup(config, data, resumed=self.resumed)
             self._inputs[untried] = setup.traced.inputs
             self._setups.setdefault(setup.static_key, setup)
         key = static_key(config, self._inputs[untried])
         if key not in self._setups:
-            self._setups[key] = Setup(config, data)
+            self._setups[key] = Setup(config, data, resumed=self.resumed)
         return self._setups[key]
 
     def _data_of(self, config: Mapping[str, Any]) -> Data:

@@ -23,7 +23,8 @@ from experiments.training.evaluation import Measured, Predictions, Split
 from experiments.training.feed import Window
 from experiments.training.saving.checkpoints import Saved
 from experiments.training.setup import Setup
-from experiments.training.step import Compiled, Layout
+from experiments.training.devices.layout import Layout
+from experiments.training.step import Compiled
 from experiments.training.trial import Trial
 
 
@@ -267,14 +268,15 @@ class Stack:
 
     def _stacked(self, trees: Sequence[Tree]) -> Tree:
         padded = [*trees, *[trees[-1]] * (self.layout.rows - len(trees))]
-        sharding = self.layout.trials
-        return jax.tree.map(lambda *leaves: put(np.stack(leaves), sharding), *padded)
+        shapes = self.layout.stacked(trees[0])
+        return jax.tree.map(lambda s, *leaves: put(np.stack(leaves), s.sharding), shapes, *padded)
 
     def _picked(self, stack: Tree, rows: Sequence[int], layout: Layout) -> Tree:
         if jax.default_backend() == "cpu":  # cores that read each other's rows can wait for ever
             stack = jax.device_get(stack)
         index = np.array(rows)
-        return jax.tree.map(lambda leaf: put(leaf[index], layout.trials), stack)
+        picked = jax.tree.map(lambda leaf: leaf[index], stack)
+        return jax.tree.map(put, picked, layout.state(picked))
 
     def _seconds(self, program: Any, steps: int) -> float:
         """Return the time of so many steps from the states at hand, if an epoch has as many."""

@@ -2,70 +2,30 @@
 
 All of them work on a *stack* of trials: pytrees whose leaves have an axis of trials in front. Their
 devices form a mesh with the axes `trial` and `data`: several trials are spread over `trial`, one
-trial spreads its batches over `data`.
+trial spreads its batches over `data`, and its state too if that is divided.
 """
 
 import functools
 import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from experiments.core.diagnostics.layers import diagnose
 from experiments.core.experiment import Experiment, State, Tree
 from experiments.core.rng import stream
 from experiments.machine import return_freed_memory
+from experiments.training.devices.layout import Layout, Shapes, placed
 from experiments.training.metrics import Periods
 from experiments.training.runtime import background, compiler_options
 
 if TYPE_CHECKING:
     from experiments.training.setup import Setup
-
-Shapes = Mapping[str, jax.ShapeDtypeStruct]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The place of a stack: its devices, its rows, and whether each trial has its own batches."""
-
-    mesh: Mesh
-    rows: int
-    own_batches: bool = False
-
-    @property
-    def trials(self) -> NamedSharding:
-        """Each device has its trials."""
-        return NamedSharding(self.mesh, PartitionSpec("trial"))
-
-    @property
-    def batch(self) -> NamedSharding:
-        """Each device has its part of a batch."""
-        return NamedSharding(self.mesh, PartitionSpec("data"))
-
-    @property
-    def everywhere(self) -> NamedSharding:
-        """A copy on every device."""
-        return NamedSharding(self.mesh, PartitionSpec())
-
-    @property
-    def order(self) -> NamedSharding:
-        """The order of the examples, int32 [rows, examples] or of all trials [examples]."""
-        return self.trials if self.own_batches else self.everywhere
-
-    def stacked(self, tree: Tree) -> Tree:
-        """Return shapes of one trial with the axis of trials in front, on their devices."""
-        return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(
-                (self.rows, *np.shape(leaf)), leaf.dtype, sharding=self.trials
-            ),
-            tree,
-        )
 
 
 class Compiled:
@@ -122,10 +82,10 @@ class Compiled:
             state = experiment.begin(weights, hparams)
             return state, jax.tree.map(jnp.copy, experiment.weights(state))
 
-        arguments = (self.states.params, self.states.model_state), self.hparams
-        lowered, _ = self._lower(
-            "begin", jax.vmap(one), arguments, out_shardings=self.layout.trials
-        )
+        states, weights = self.states, experiment.weights(self.states)
+        arguments = (states.params, states.model_state), self.hparams
+        places = self.layout.state((states, weights))
+        lowered, _ = self._lower("begin", jax.vmap(one), arguments, out_shardings=places)
         return lowered.compile(compiler_options(0))
 
     def compile_evaluation(self) -> Future[jax.stages.Compiled]:
@@ -146,7 +106,8 @@ class Compiled:
             def one(mine):
                 state, numbers, key, *own = mine
                 batches = own[0] if own else order
-                batch = arrays if self.setup.streamed else self._batch(arrays, batches, 0)
+                streamed = self.setup.streamed
+                batch = self._shared(arrays) if streamed else self._batch(arrays, batches, 0)
                 return diagnose(self.experiment, state, batch, numbers, key)
 
             own = [order] if layout.own_batches else []
@@ -195,7 +156,7 @@ class Compiled:
                 batches = own[0] if own else order
 
                 def batch_at(i):
-                    return arrays if streamed else self._batch(arrays, batches, first + i)
+                    return self._shared(arrays) if streamed else self._batch(arrays, batches, first + i)
 
                 given = (state, numbers, key, done, count, most)
                 return many_steps(self.experiment, self.setup.periods, batch_at, *given)
@@ -210,8 +171,9 @@ class Compiled:
         )
         step, keys = np.int32(1), layout.stacked(self.setup.key)
         arguments = (self.states, *self._data, step, step, self.hparams, keys)
-        placed = {"donate_argnums": 0, "out_shardings": layout.trials}
-        return self._lower("train", spread, arguments, **placed)[0]
+        places = layout.state(self.states), layout.trials
+        options = {"donate_argnums": 0, "out_shardings": places}
+        return self._lower("train", spread, arguments, **options)[0]
 
     def lower_evaluate(self) -> tuple[jax.stages.Lowered, int]:
         """Lower `evaluate(weights, batch, hparams) -> (sums, predictions)`.
@@ -234,7 +196,7 @@ class Compiled:
 
         trials, everywhere = PartitionSpec("trial"), PartitionSpec()
         spread = self._spread(evaluate, trials, everywhere, trials)
-        batch = _placed(self.setup.evaluation_shapes, self.layout.batch)
+        batch = placed(self.setup.evaluation_shapes, self.layout.batch)
         arguments = (self.experiment.weights(self.states), batch, self.hparams)
         return self._lower("evaluate", spread, arguments, out_shardings=(self.layout.trials, None))
 
@@ -244,18 +206,22 @@ class Compiled:
         layout, arrays = self.layout, self.setup.training_shapes
         rows = next(iter(arrays.values())).shape[0]
         shape = (layout.rows, rows) if layout.own_batches else (rows,)
-        placed = _placed(arrays, layout.batch if self.setup.streamed else layout.everywhere)
-        return placed, jax.ShapeDtypeStruct(shape, jnp.int32, sharding=layout.order)
+        place = layout.batches(rows) if self.setup.streamed else layout.everywhere
+        return placed(arrays, place), jax.ShapeDtypeStruct(shape, jnp.int32, sharding=layout.order)
 
     def _lower(
         self, kind: str, function: Callable, arguments: tuple, **options: Any
     ) -> tuple[jax.stages.Lowered, int]:
-        return self.setup.programs.lower(kind, self._of, function, arguments, **options)
+        with self.layout.traced():
+            return self.setup.programs.lower(kind, self._of, function, arguments, **options)
 
     def _batch(self, arrays: Mapping, order: jax.Array, step: Any) -> dict[str, jax.Array]:
         size = self.setup.batch_size
         index = jax.lax.dynamic_slice_in_dim(order, step * size, size)
-        batch = {name: array[index] for name, array in arrays.items()}
+        return self._shared({name: array[index] for name, array in arrays.items()})
+
+    def _shared(self, batch: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:
+        """Divide a batch among the devices of a trial; XLA pads what they do not divide evenly."""
         if self.layout.mesh.shape["data"] == 1:
             return batch
         return jax.lax.with_sharding_constraint(batch, self.layout.batch)
@@ -340,9 +306,3 @@ def epoch_order(
     """Return the shuffled order of an epoch, or what is drawn by `shares`: int32 [examples]."""
     return _order()(key, np.int32(epoch), examples, shares)
 
-
-def _placed(shapes: Shapes, sharding: NamedSharding) -> dict[str, jax.ShapeDtypeStruct]:
-    return {
-        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-        for name, leaf in shapes.items()
-    }

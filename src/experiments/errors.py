@@ -18,6 +18,15 @@ PASSWORD = re.compile(rf"(://[^\s:/@]*:)\S*(?=@)|({SECRET}=)[^\s&'\"]*", re.IGNO
 JAX_REFUSES = re.compile(r"^(Unable to initialize|Unknown) backend|for environment 'JAX_|JAX flag")
 
 
+# of XLA, of NumPy and of C++
+NO_MEMORY = re.compile(r"RESOURCE_EXHAUSTED|out of memory|Unable to allocate|bad_alloc", re.I)
+BYTES = re.compile(r"allocat\w*\D{0,20}?([\d.,]+ ?(?:[KMGT]i?B|bytes))", re.I)
+LESS_MEMORY = (
+    "less is taken by a smaller data.batch_size (data.batch_size=auto finds one; optim.accumulate "
+    "makes up for it) or data.eval_batch_size, trainer.remat=true, trainer.precision=bf16"
+)
+
+
 class UserError(Exception):
     """An error that the user can correct: the message says what, where and what to do.
 
@@ -65,6 +74,18 @@ def refusal_of_jax(error: BaseException) -> str | None:
         return None
     given = "; ".join(f"{k}={v}" for k, v in os.environ.items() if k.startswith("JAX_"))
     return f"JAX cannot begin: {reason}\nit was told {given}"
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """Return what to do, in two lines, about memory that a device or the machine has not got."""
+    of_libraries = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
+    if not isinstance(error, MemoryError) and not of_libraries:
+        return None
+    if not isinstance(error, MemoryError) and not NO_MEMORY.search(str(error)):
+        return None
+    asked = BYTES.search(str(error))
+    where = "the device" if of_libraries else "this machine"
+    return f"out of memory: {where} has no {asked[1] if asked else 'more'} free\n{LESS_MEMORY}"
 
 
 ALIASES = {

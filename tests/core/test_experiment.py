@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from jax import export
 
-from experiments.core.config import build
-from experiments.core.experiment import Experiment, hyperparameters
+from experiments.core.config import build, hyperparameters
+from experiments.core.experiment import Experiment
 from experiments.ops.backend import xla_only
 from experiments.training.setup import Setups
 from support import choices, composed, supervised_losses

@@ -14,7 +14,7 @@ from yaml.error import MarkedYAMLError
 
 from experiments.cli.own import config_dir_of
 from experiments.cli.search_keys import RENAMED, SEARCH_KEYS
-from experiments.errors import UserError, causes, refusal_of_jax, suggest
+from experiments.errors import UserError, causes, out_of_memory, refusal_of_jax, suggest
 from experiments.machine import CONFIG, called
 from experiments.search.configs import Configs
 
@@ -41,7 +41,7 @@ def explain(error: BaseException, arguments: Sequence[str] | None = None) -> str
             return f"error: {mark.name}, line {mark.line + 1}: {cause.problem}"
         if cause is not error and isinstance(cause, FileNotFoundError):
             continue  # an error in what is done where a file is missing is the program's own
-        if (reason := refusal_of_jax(cause)) is not None:
+        if (reason := refusal_of_jax(cause) or out_of_memory(cause)) is not None:
             return f"error: {reason}"
         if isinstance(cause, OSError) and (cause.filename is not None or cause.errno in FULL):
             where = f": {cause.filename}" if cause.filename else ""

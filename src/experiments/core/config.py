@@ -9,6 +9,7 @@ traced scalar replaces a number of the config, and no callable needs to know.
 
 import functools
 import inspect
+import math
 import re
 import types
 import typing
@@ -26,6 +27,7 @@ from experiments.types import Bound, Seed, Static
 SPECIAL = ("_target_", "_partial_", "pretrained")  # no arguments; `pretrained` names weights
 ARTIFACT = "wandb:"  # before the name of an artifact, as in `model.pretrained`
 NAMED = r"([\w.-]+/){0,2}[\w.-]+:[\w.-]+"  # such a name, with its version or alias
+TRACED_GROUPS = ("model", "objective", "loss", "optim", "discriminator_optim", "schedule", "init")
 MISSING = "???"  # OmegaConf's mark for a value that must be given
 
 FAR = 2**31 - 1  # ends of an interval from here on are named to who is beyond them
@@ -84,6 +86,24 @@ def static(node: Any, path: str = "") -> Iterator[str]:
             if any(isinstance(mark, Static) for mark in typing.get_args(hints.get(key))):
                 yield where
             yield from static(value, where)
+
+
+def hyperparameters(config: Mapping[str, Any]) -> dict[str, float]:
+    """Return the floats of a config that may be traced, by dotted path.
+
+    A float that is exactly 0 switches a feature off and stays in the program as that.
+    """
+    from experiments.core.schedules import scale_of  # imports JAX
+
+    parts = {group: config.get(group) for group in TRACED_GROUPS}
+    parts["data"] = {"augment": (config.get("data") or {}).get("augment")}
+    constants = set(static(parts))
+    return {
+        path: value
+        for path, value in leaves(parts)
+        if isinstance(value, float) and value != 0 and math.isfinite(value)
+        if path not in constants
+    } | scale_of(config.get("schedule"))
 
 
 def place(node: Any, values: Mapping[str, Any], path: str = "") -> Any:

@@ -8,7 +8,6 @@ scalars in place, so that one compiled program serves every value, and `jax.vmap
 
 import dataclasses
 import functools
-import math
 import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -18,24 +17,24 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments.core.config import build, leaves, locate, objective_of, place, static
+from experiments.core.config import build, hyperparameters, locate, objective_of, place
 from experiments.core.input_shape import check_target, model_input_shape
 from experiments.core.metrics import metrics_of, scalars_of, sums_of
 from experiments.core.optim import PartitionedOptimizer
 from experiments.core.params import gathered, if_measured, merged, norm, only_if, variables
 from experiments.core.rng import initial_keys, reseed, stream, streams
-from experiments.core.schedules import SCALE, epochs, scale_of
+from experiments.core.schedules import SCALE, epochs
 from experiments.core.transfer import check_frozen, fitted, freeze_statistics, split
 from experiments.data.dataset import Spec, model_input
 from experiments.data.pipeline import Averaged, resize, scaled
 from experiments.errors import UserError
+from experiments.models.layers import recomputing
 from experiments.objectives.losses import with_class_weights
 from experiments.objectives.units import in_units
 
 Tree = Any
 Hparams = Mapping[str, Any]
 
-TRACED_GROUPS = ("model", "objective", "loss", "optim", "discriminator_optim", "schedule", "init")
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}
 PARTS = {"discriminator": "discriminator_optim"}  # parts of a model with an optimizer of their own
 
@@ -49,22 +48,6 @@ class State(NamedTuple):
     ema: Tree  # averages of (params, model_state), or None
     step: jax.Array | np.int32  # batches seen
     diverged_at: jax.Array | np.int32  # first step with a loss or gradient not finite, or -1
-
-
-def hyperparameters(config: Mapping[str, Any]) -> dict[str, float]:
-    """Return the floats of a config that may be traced, by dotted path.
-
-    A float that is exactly 0 switches a feature off and stays in the program as that.
-    """
-    parts = {group: config.get(group) for group in TRACED_GROUPS}
-    parts["data"] = {"augment": (config.get("data") or {}).get("augment")}
-    constants = set(static(parts))
-    return {
-        path: value
-        for path, value in leaves(parts)
-        if isinstance(value, float) and value != 0 and math.isfinite(value)
-        if path not in constants
-    } | scale_of(config.get("schedule"))
 
 
 class Experiment:
@@ -94,6 +77,7 @@ class Experiment:
         self.examples = examples
         self.precision = jnp.dtype(PRECISIONS[config["trainer"]["precision"]])
         self.units = config["trainer"]["units"]
+        self.remat = config["trainer"]["remat"]
         self.skip_bad_updates = config["trainer"]["on_nan"] == "skip"
         check_target(config, spec)
         self.input_shape = model_input_shape(config, spec)
@@ -206,7 +190,8 @@ class Experiment:
             weights = merged(trained, frozen), state.model_state
             model = self.trained_model(hparams, *weights, train=True)
             reseed(model, stream(key, "model", state.step))
-            means = self.means(model, state.step, batch, hparams, key)
+            with recomputing(self.remat):
+                means = self.means(model, state.step, batch, hparams, key)
             return means["loss"], (in_units(means, objective, self.units), variables(model)[1])
 
         (loss, (metrics, model_state)), grads = jax.value_and_grad(loss_of, has_aux=True)(trained)

@@ -8,7 +8,9 @@ arguments are the functions of `experiments.models.cnn_layers`, and `skip`, whic
 `{skip: [{conv: {features: 8, kernel: 3}}, relu]}` adds its input to the output of its layers.
 """
 
+import functools
 import inspect
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -23,7 +25,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from experiments.errors import UserError, suggest
 from experiments.models import cnn_layers
 from experiments.models.cnn_layers import Site, by
-from experiments.models.layers import Dropout, Init
+from experiments.models.layers import Dropout, Init, as_block
 
 State = dict[str, np.ndarray]  # by dotted name
 CHUNK = 256  # images at a time, so that their patches fit into a processor's cache
@@ -55,9 +57,16 @@ class Layers(nnx.Module):
         self.order, self.shape = tuple(names), shape
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
-        for layer in (getattr(self, name) for name in self.order):
-            x = layer(x, rngs=rngs) if isinstance(layer, Dropout | Skip) else layer(x)
-        return x
+        return _through(self, x, rngs, self.order)
+
+
+def _through(
+    layers: Layers, x: jax.Array, rngs: nnx.Rngs | None, names: Sequence[str]
+) -> jax.Array:
+    """Return the output of some of the layers, one after the other."""
+    for layer in (getattr(layers, name) for name in names):
+        x = layer(x, rngs=rngs) if isinstance(layer, Dropout | Skip) else layer(x)
+    return x
 
 
 class Skip(nnx.Module):
@@ -121,6 +130,14 @@ class CNN(Layers):
                 f"model.layers ends in {by(self.shape)}, which is not one score for each of "
                 f"{num_classes} classes; end with flatten and {{dense: classes}}"
             )
+
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        # √n blocks of √n layers: what is saved and what is computed again are as large
+        length = math.isqrt(len(self.order))
+        for start in range(0, len(self.order), length):
+            names = self.order[start : start + length]
+            x = as_block(functools.partial(_through, names=names), self, x, rngs)
+        return x
 
     @staticmethod
     def check_config(config: Mapping[str, Any], path: str) -> Iterator[tuple]:

@@ -10,7 +10,16 @@ import numpy as np
 from flax import nnx
 
 from experiments.models.dense_loop import Layers, Tree, run, segments
-from experiments.models.layers import BatchNorm, Conv, Dense, Dropout, Init, drawn, is_small
+from experiments.models.layers import (
+    BatchNorm,
+    Conv,
+    Dense,
+    Dropout,
+    Init,
+    as_block,
+    drawn,
+    is_small,
+)
 from experiments.ops.pooling import avg_pool, global_avg_pool, max_pool
 from experiments.types import Compression, Decay, PositiveInt
 
@@ -131,6 +140,10 @@ class Transition(nnx.Module):
         return avg_pool(self.conv(jax.nn.relu(self.norm(x))), 2)
 
 
+def _with_streams(block: DenseBlock, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+    return block(x, rngs=rngs)
+
+
 class DenseNet(nnx.Module):
     """Dense blocks, in which each layer reads the maps of all layers before it.
 
@@ -181,6 +194,6 @@ class DenseNet(nnx.Module):
             x = max_pool(jax.nn.relu(self.norm(x)), 3, strides=2, padding=1)
         for index, block in enumerate(self.blocks):
             if index > 0:
-                x = self.transitions[index - 1](x)
-            x = block(x, rngs=rngs)
+                x = as_block(self.transitions[index - 1], x)
+            x = as_block(_with_streams, block, x, rngs)
         return self.output(global_avg_pool(jax.nn.relu(self.last_norm(x))))

@@ -14,6 +14,7 @@ from experiments.models.layers import (
     Dense,
     Dropout,
     Init,
+    as_block,
     flatten,
     is_small,
     local_response_norm,
@@ -66,9 +67,15 @@ class NIN(nnx.Module):
         for index, block in enumerate(self.blocks):
             if index > 0:
                 x = self.dropout(max_pool(x, 3, strides=2, padding=CEIL), rngs=rngs)
-            for conv in block:
-                x = jax.nn.relu(conv(x))
+            x = as_block(_rectified, block, x)
         return global_avg_pool(self.output(x))
+
+
+def _rectified(convs: nnx.List, x: jax.Array) -> jax.Array:
+    """Return the output of convolutions, each followed by a rectifier."""
+    for conv in convs:
+        x = jax.nn.relu(conv(x))
+    return x
 
 
 class ConvUnit(nnx.Module):
@@ -257,7 +264,7 @@ class GoogLeNet(nnx.Module):
             window, padding = (2, "VALID") if last and self.last_pool == 2 else (3, CEIL)
             x = max_pool(x, window, strides=2, padding=padding)
             for position, block in enumerate(stage):
-                x = block(x)
+                x = as_block(block, x)
                 if (number, position) in HALFWAY:
                     halfway.append(x)
         logits = self.output(self.dropout(global_avg_pool(x), rngs=rngs))

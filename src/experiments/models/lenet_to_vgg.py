@@ -17,6 +17,7 @@ from experiments.models.layers import (
     Dense,
     Init,
     WeightedPool,
+    as_block,
     drawn,
     flatten,
     is_small,
@@ -259,10 +260,16 @@ class VGG(MLP):
         )
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        stage_of = functools.partial(_stage, activation=ACTIVATIONS[self.activation])
         for stage in self.stages:
-            for unit in stage:
-                for layer in unit:
-                    x = layer(x)
-                x = ACTIVATIONS[self.activation](x)
-            x = max_pool(x, 2)
+            x = as_block(stage_of, stage, x)
         return super().__call__(x, rngs=rngs)
+
+
+def _stage(units: nnx.List, x: jax.Array, activation: Callable) -> jax.Array:
+    """Return the output of the convolutions of a stage, halved."""
+    for unit in units:
+        for layer in unit:
+            x = layer(x)
+        x = activation(x)
+    return max_pool(x, 2)

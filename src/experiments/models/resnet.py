@@ -10,7 +10,17 @@ import numpy as np
 from flax import nnx
 
 from experiments.errors import UserError
-from experiments.models.layers import SAVED, BatchNorm, Conv, Dense, Init, drawn, is_small
+from experiments.models.layers import (
+    SAVED,
+    BatchNorm,
+    Conv,
+    Dense,
+    Init,
+    as_block,
+    drawn,
+    is_recomputing,
+    is_small,
+)
 from experiments.ops.pooling import global_avg_pool, max_pool
 from experiments.types import PositiveInt
 
@@ -122,8 +132,9 @@ class Repeated(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         graph, variables = nnx.split(self.block)
+        policy = None if is_recomputing() else ONLY_SAVED
 
-        @functools.partial(jax.checkpoint, policy=ONLY_SAVED, prevent_cse=False)
+        @functools.partial(jax.checkpoint, policy=policy, prevent_cse=False)
         def body(x: jax.Array, variables: nnx.State) -> tuple[jax.Array, nnx.State]:
             block = nnx.merge(graph, variables)
             y = block(x)
@@ -209,8 +220,8 @@ class ResNet(nnx.Module):
         if self.pool:
             x = max_pool(x, 3, strides=2, padding=1)
         for stage in self.stages:
-            for block in stage:
-                x = block(x)
+            for part in stage:  # a loop looks by itself to what it saves
+                x = part(x) if isinstance(part, Repeated) else as_block(part, x)
         if self.last_norm is not None:
             x = jax.nn.relu(self.last_norm(x))
         return self.output(global_avg_pool(x))

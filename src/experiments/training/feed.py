@@ -18,8 +18,8 @@ import numpy as np
 
 from experiments.core.rng import root_key
 from experiments.data.dataset import Arrays, Batch, Stream
-from experiments.training.distributed import own_rows, put
 from experiments.training.devices.layout import Layout
+from experiments.training.distributed import own_rows, put
 from experiments.training.step import epoch_order
 
 

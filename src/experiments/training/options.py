@@ -44,9 +44,11 @@ class Trainer:
         or the default).
       deterministic: a GPU gives the same numbers each time, bit for bit, by operations that may be
         slower; a processor and a TPU do anyway.
+      remat: compute the inside of a deep network's blocks again in the backward pass, which takes
+        less memory and about a third more time.
       units: of a loss that is a log-likelihood, and of what it is made of, in all that is logged;
         `target_loss` is in them too.
-      devices: local devices that share each batch (null: all, or one for a step too small to share).
+      devices: local devices that share each batch (null: all, or one where a step is small).
       sharding: whether each of these holds the whole of a trial's state, or a part of it.
       shuffle_seed: of the order of the training data (null: the run's seed).
       monitor: validation metric that says which epoch is best (null: the objective's own).
@@ -89,6 +91,7 @@ class Trainer:
     precision: Literal["fp32", "bf16"]
     matmul_precision: Literal["default", "high", "highest"] | None
     deterministic: bool
+    remat: bool
     units: Literal["nats", "bits"]
     devices: PositiveInt | None
     sharding: Literal["replicated", "fsdp"]

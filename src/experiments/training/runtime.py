@@ -33,6 +33,8 @@ CPU_OPTIONS: dict[str, Any] = {"xla_backend_optimization_level": "1"}
 SHORT_OPTIONS: dict[str, Any] = {"xla_cpu_parallel_codegen_split_count": 2}
 if jax.__version_info__ < (0, 11, 1):  # later versions have the newer emitters alone
     SHORT_OPTIONS["xla_cpu_use_fusion_emitters"] = False
+# XLA's CPU backend would take barriers out before it joins what is computed twice
+REMAT_OPTIONS: dict[str, Any] = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 DEVICE_FILES = Path("/dev")
 GPUS = {"an NVIDIA GPU": "nvidia[0-9]*", "an AMD GPU": "kfd"}  # by what Linux shows of them
 
@@ -62,7 +64,7 @@ background = ThreadPoolExecutor(8, thread_name_prefix="compiling")
 _each_core_is_a_device = False
 
 
-def compiler_options(work: float = math.inf) -> dict[str, Any] | None:
+def compiler_options(work: float = math.inf, *, remat: bool = False) -> dict[str, Any] | None:
     """Return XLA's options for a program on the device at hand.
 
     On a CPU LLVM's first level of optimisation compiles sooner and gives steps as fast as the
@@ -72,10 +74,12 @@ def compiler_options(work: float = math.inf) -> dict[str, Any] | None:
 
     Args:
       work: the floating-point operations of everything that the program will be called for.
+      remat: whether it is to compute some things twice.
     """
     if jax.default_backend() != "cpu":
         return None
     options = CPU_OPTIONS | SHORT_OPTIONS if work < SHORT else CPU_OPTIONS
+    options = options | REMAT_OPTIONS if remat else options
     given = os.environ.get("XLA_FLAGS", "")
     return {name: value for name, value in options.items() if f"--{name}=" not in given}
 

@@ -15,8 +15,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments.core.config import build, place
-from experiments.core.experiment import Experiment, State, hyperparameters
+from experiments.core.config import build, hyperparameters, place
+from experiments.core.experiment import Experiment, State
 from experiments.core.metrics import complaint_about
 from experiments.core.programs import Programs
 from experiments.core.rng import root_key
@@ -24,12 +24,12 @@ from experiments.data.dataset import Stream, resolve_batch_size, some_examples
 from experiments.errors import UserError
 from experiments.objectives.metrics import monitored
 from experiments.objectives.units import units_of
+from experiments.training.devices.layout import Layout
 from experiments.training.distributed import put
 from experiments.training.evaluation import Data, Evaluator, Split
 from experiments.training.feed import ResidentFeed, StreamedFeed
 from experiments.training.options import Trainer, surprises
 from experiments.training.runtime import WORTH_SHARING, data_mesh, devices_for
-from experiments.training.devices.layout import Layout
 from experiments.training.step import Compiled
 from experiments.viz.flops import Cost, cost, work
 

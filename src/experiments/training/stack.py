@@ -18,12 +18,13 @@ from experiments.core.transfer import named
 from experiments.data.dataset import Batch
 from experiments.machine import return_freed_memory
 from experiments.training import runtime
+from experiments.training.devices.layout import Layout
+from experiments.training.devices.memory import check_program, check_states
 from experiments.training.distributed import fetch, put, put_keys
 from experiments.training.evaluation import Measured, Predictions, Split
 from experiments.training.feed import Window
 from experiments.training.saving.checkpoints import Saved
 from experiments.training.setup import Setup
-from experiments.training.devices.layout import Layout
 from experiments.training.step import Compiled
 from experiments.training.trial import Trial
 
@@ -50,6 +51,7 @@ class Stack:
         self._window: Window | None = None  # the newest
         own_batches = len({trial.shuffle_seed for trial in trials}) > 1
         layout = self.setup.layout(len(trials), own_batches=own_batches)
+        check_states(layout, self.setup.shapes, self.setup.experiment.weights(self.setup.shapes))
         self._compile(layout, training=training)
         self._place(layout)
 
@@ -79,6 +81,7 @@ class Stack:
             fastest = runtime.fastest(programs, self._seconds, devices)
             self.compiled = self.setup.compiled(self.layout, fastest)
         self.width = self.setup.widths[self.layout] = self.compiled.width
+        check_program(self.compiled.train, self.layout, "a step")
 
     def step(self, window: Window, first: int, count: int) -> dict[str, jax.Array]:
         """Hand `count` steps to the devices; return their log, which is still to be computed."""

@@ -21,6 +21,7 @@ from experiments.core.experiment import Experiment, State, Tree
 from experiments.core.rng import stream
 from experiments.machine import return_freed_memory
 from experiments.training.devices.layout import Layout, Shapes, placed
+from experiments.training.devices.memory import check_program
 from experiments.training.metrics import Periods
 from experiments.training.runtime import background, compiler_options
 
@@ -53,6 +54,7 @@ class Compiled:
         self._train: Future[jax.stages.Compiled] | None = None
         self._lowered: Future[tuple[jax.stages.Lowered, int]] | None = None
         self._evaluate: Future[jax.stages.Compiled] | None = None
+        self._checked = False  # whether there is room for an evaluation
 
     def prepare(self, *, training: bool = True) -> None:
         """Begin to compile what was not begun before."""
@@ -71,7 +73,11 @@ class Compiled:
     def evaluate(self) -> jax.stages.Compiled:
         """The evaluation program; waits for it."""
         self.prepare(training=False)
-        return self.compile_evaluation().result()
+        program = self.compile_evaluation().result()
+        if not self._checked:
+            check_program(program, self.layout, "the evaluation of a batch")
+            self._checked = True
+        return program
 
     @functools.cached_property
     def begin(self) -> Callable[[Tree, Tree], tuple[State, Tree]]:
@@ -106,8 +112,7 @@ class Compiled:
             def one(mine):
                 state, numbers, key, *own = mine
                 batches = own[0] if own else order
-                streamed = self.setup.streamed
-                batch = self._shared(arrays) if streamed else self._batch(arrays, batches, 0)
+                batch = self._batch(arrays, batches, 0)
                 return diagnose(self.experiment, state, batch, numbers, key)
 
             own = [order] if layout.own_batches else []
@@ -123,7 +128,8 @@ class Compiled:
 
     def _compiled_training(self) -> jax.stages.Compiled:
         steps, flops = self.experiment.total_steps, self.setup.traced.cost.flops
-        return self.lower_train().compile(compiler_options(steps * flops * self.layout.rows))
+        options = compiler_options(steps * flops * self.layout.rows, remat=self.setup.trainer.remat)
+        return self.lower_train().compile(options)
 
     def _compiled_evaluation(self) -> jax.stages.Compiled:
         assert self._lowered is not None
@@ -145,8 +151,7 @@ class Compiled:
         looked at. `log` has arrays [rows, most steps] of each metric, of which the first `count`
         are this dispatch's, and `diverged_at` [rows]. The states are donated.
         """
-        layout, streamed = self.layout, self.setup.streamed
-        most = self.setup.trainer.max_steps_per_dispatch
+        layout, most = self.layout, self.setup.trainer.max_steps_per_dispatch
 
         def train(states, arrays, order, first, count, hparams, keys):
             done = states.step[0]  # of all trials; of each it would be a condition of many values
@@ -156,7 +161,7 @@ class Compiled:
                 batches = own[0] if own else order
 
                 def batch_at(i):
-                    return self._shared(arrays) if streamed else self._batch(arrays, batches, first + i)
+                    return self._batch(arrays, batches, first + i)
 
                 given = (state, numbers, key, done, count, most)
                 return many_steps(self.experiment, self.setup.periods, batch_at, *given)
@@ -215,13 +220,12 @@ class Compiled:
         with self.layout.traced():
             return self.setup.programs.lower(kind, self._of, function, arguments, **options)
 
-    def _batch(self, arrays: Mapping, order: jax.Array, step: Any) -> dict[str, jax.Array]:
-        size = self.setup.batch_size
-        index = jax.lax.dynamic_slice_in_dim(order, step * size, size)
-        return self._shared({name: array[index] for name, array in arrays.items()})
-
-    def _shared(self, batch: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:
-        """Divide a batch among the devices of a trial; XLA pads what they do not divide evenly."""
+    def _batch(self, arrays: Mapping, order: jax.Array, step: Any) -> Mapping[str, jax.Array]:
+        """Return a batch, divided among the devices of a trial; XLA pads uneven parts."""
+        size, batch = self.setup.batch_size, arrays
+        if not self.setup.streamed:
+            index = jax.lax.dynamic_slice_in_dim(order, step * size, size)
+            batch = {name: array[index] for name, array in arrays.items()}
         if self.layout.mesh.shape["data"] == 1:
             return batch
         return jax.lax.with_sharding_constraint(batch, self.layout.batch)
@@ -305,4 +309,3 @@ def epoch_order(
 ) -> jax.Array:
     """Return the shuffled order of an epoch, or what is drawn by `shares`: int32 [examples]."""
     return _order()(key, np.int32(epoch), examples, shares)
-

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from experiments.errors import UserError, masked, refusal_of_jax
+from experiments.errors import UserError, masked, out_of_memory, refusal_of_jax
 from experiments.machine import fault_of
 from experiments.training.metrics import result
 
@@ -62,8 +62,8 @@ def outcome_of(trial: int, ended: Sequence[Summary | Exception], metrics: Sequen
 
 def in_one_line(error: Exception) -> str:
     """Return the reason that is recorded of a trial which failed with this error."""
-    if (refusal := refusal_of_jax(error)) is not None:
-        return "; ".join(refusal.splitlines())
+    if (known := refusal_of_jax(error) or out_of_memory(error)) is not None:
+        return "; ".join(known.splitlines())
     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
     first = next(iter(str(error).strip().splitlines()), "")
     return masked(f"{kind}{first}")[:500]

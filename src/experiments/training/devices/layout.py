@@ -56,7 +56,9 @@ class Layout:
 
         def placed(leaf: jax.Array | np.ndarray | jax.ShapeDtypeStruct) -> NamedSharding:
             devices = self.mesh.shape["data"] if self.divided else 1
-            return NamedSharding(self.mesh, PartitionSpec("trial", *divided(leaf.shape[1:], devices)))
+            return NamedSharding(
+                self.mesh, PartitionSpec("trial", *divided(leaf.shape[1:], devices))
+            )
 
         return jax.tree.map(placed, tree)
 

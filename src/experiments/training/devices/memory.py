@@ -1,0 +1,90 @@
+"""The memory of devices: what states and programs take, and what is free."""
+
+import math
+from typing import Any
+
+import jax
+
+from experiments.core.experiment import Tree
+from experiments.errors import LESS_MEMORY, UserError
+from experiments.tracking.terminal import quantity
+from experiments.training import runtime
+from experiments.training.devices.layout import Layout
+from experiments.viz.flops import size_in_bytes
+
+RESIDENT = 0.5  # of what is free on a device, the most that data may take which stay there
+
+
+def bytes_per_device(tree: Tree) -> int:
+    """Return the bytes that one device holds of arrays, or of shapes, that have their places."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def check_states(layout: Layout, states: Tree, weights: Tree) -> None:
+    """Check that there is room for states and best weights, and once more for the first weights.
+
+    Args:
+      states, weights: the shapes of one trial's.
+
+    Raises:
+        UserError: there is not.
+    """
+    once, again = (bytes_per_device(layout.stacked(tree)) for tree in (states, weights))
+    needed, free = once + 2 * again, runtime.free_memory(layout.mesh.size)
+    if needed > free:
+        trials = f"{layout.rows} trials" if layout.rows > 1 else "the model"
+        divided = (
+            "" if layout.divided else ", trainer.sharding=fsdp where there are several devices"
+        )
+        raise UserError(
+            f"out of memory: parameters, averages and optimizer of {trials} take "
+            f"{quantity(needed, 'B')}, and {_free(free)}\nless is taken by a smaller model or "
+            f"optim=sgd{', population.most=...' if layout.rows > 1 else ''}{divided}"
+        )
+
+
+def check_program(program: jax.stages.Compiled, layout: Layout, what: str) -> None:
+    """Check that there is room for what a program takes beside its arguments.
+
+    Args:
+      what: `a step` or what else it computes.
+
+    Raises:
+        UserError: there is not.
+    """
+    needed, free = beside_arguments(program), runtime.free_memory(layout.mesh.size)
+    if needed > free:
+        raise UserError(
+            f"out of memory: {what} takes {quantity(needed, 'B')}, and {_free(free)}\n{LESS_MEMORY}"
+        )
+
+
+def beside_arguments(program: jax.stages.Compiled) -> int:
+    """Return the bytes that a program takes on a device beside its arguments; 0 if unknown."""
+    found: Any = program.memory_analysis()
+    if found is None:
+        return 0
+    new = found.output_size_in_bytes - found.alias_size_in_bytes
+    return found.temp_size_in_bytes + max(new, 0)
+
+
+def may_stay(arrays: Tree, layout_size: int) -> bool:
+    """Return whether devices have room for a copy of host arrays each, and for a training beside.
+
+    Where devices share the memory of the host that is no question: what is there fits.
+    """
+    if jax.default_backend() == "cpu":
+        return True
+    size = sum(map(size_in_bytes, jax.tree.leaves(arrays)))
+    return size <= RESIDENT * runtime.free_memory(layout_size)
+
+
+def _free(size: int) -> str:
+    return (
+        f"{quantity(size, 'B')} of this machine are free"
+        if jax.default_backend() == "cpu"
+        else (f"{quantity(size, 'B')} of a {jax.local_devices()[0].device_kind} are free")
+    )

@@ -46,6 +46,9 @@ PositiveInt = Annotated[int, Bound("at least", 1), Bound("at most", 2**31 - 1)]
 NonNegativeInt = Annotated[int, Bound("at least", 0), Bound("at most", 2**31 - 1)]
 Seed = NonNegativeInt
 
+BatchSize = PositiveInt | Literal[-1, "auto"]
+"""Examples per step of a training: -1 for all, `auto` for as many as there is memory for."""
+
 Limit = PositiveInt | Share | None
 """A number of training examples, or a share of them as a float; None for all."""
 

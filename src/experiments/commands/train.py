@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from experiments.core.callback import Callback
 from experiments.core.config import build
 from experiments.core.params import count_parameters
@@ -15,9 +17,11 @@ from experiments.machine import StopRequest
 from experiments.tracking.jsonl import JsonLines
 from experiments.tracking.terminal import Terminal
 from experiments.tracking.tracker import Trackers, chosen
+from experiments.training.devices.batch_size import find_batch_size, is_auto, with_batch_size
 from experiments.training.distributed import is_first
 from experiments.training.loop import fit
 from experiments.training.options import Options
+from experiments.training.run_folder import note_value
 from experiments.training.runtime import announce, split_processor
 from experiments.training.setup import Setups
 from experiments.training.trial import Trial, overview
@@ -78,6 +82,9 @@ def train(
         hidden: tuple[type[BaseException], ...] = ()
         try:
             for folder, config in runs.items():
+                if is_auto(config):
+                    trackers[folder].status("finding the batch size")
+                    config = _with_size_found(config, folder, alone=alone)
                 trackers[folder].status("reading data")
                 setup = setups.of(config)
                 trials[folder] = Trial(setup, config, folder, trackers[folder], stop)
@@ -97,6 +104,18 @@ def train(
                 if folder not in trials or not trials[folder].summary:
                     with contextlib.suppress(*hidden):
                         trackers[folder].finish({}, ended)
+
+
+def _with_size_found(config: Mapping[str, Any], folder: Path, *, alone: bool) -> dict[str, Any]:
+    """Return the config of a run with the batch size that fits, which its folder notes."""
+    if not alone or jax.process_count() > 1:
+        raise UserError(
+            "data.batch_size=auto is for one run by itself, in one process: let one find the size, "
+            "and say the number"
+        )
+    size = find_batch_size(config, folder)
+    note_value(folder, "data.batch_size", size)
+    return with_batch_size(config, size)
 
 
 @contextlib.contextmanager

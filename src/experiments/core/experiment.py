@@ -28,9 +28,9 @@ from experiments.core.transfer import check_frozen, fitted, freeze_statistics, s
 from experiments.data.dataset import Spec, model_input
 from experiments.data.pipeline import Averaged, resize, scaled
 from experiments.errors import UserError
-from experiments.models.layers import recomputing
 from experiments.objectives.losses import with_class_weights
 from experiments.objectives.units import in_units
+from experiments.ops.remat import recomputing
 
 Tree = Any
 Hparams = Mapping[str, Any]

@@ -154,8 +154,10 @@ def some_examples(split: Arrays | Stream) -> Batch:
         return next(batches)
 
 
-def resolve_batch_size(requested: int, examples: int) -> int:
+def resolve_batch_size(requested: int | str, examples: int) -> int:
     """Return the batch size that a config asks for; -1 is the full batch."""
+    if isinstance(requested, str):
+        raise UserError(f"data.batch_size={requested} is found by mode=train; say a number here")
     if requested == -1:
         return examples
     if not 1 <= requested <= examples:

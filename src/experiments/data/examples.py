@@ -28,7 +28,7 @@ from experiments.data.targets import (
     scale_of,
 )
 from experiments.errors import UserError
-from experiments.types import Decay, Limit, NonNegativeInt, PositiveInt, Sampler
+from experiments.types import BatchSize, Decay, Limit, NonNegativeInt, PositiveInt, Sampler
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class Examples:
     split_seed: NonNegativeInt = 0
     limit: Limit = None
     sampler: Sampler = "uniform"
-    batch_size: PositiveInt | Literal[-1] = 64
+    batch_size: BatchSize = 64
     eval_batch_size: PositiveInt | Literal[-1] = 256
     found: dict[str, Any] | None = None
 

@@ -14,7 +14,16 @@ from experiments.data.reading.cache import load_split
 from experiments.data.reading.prepared import Prepared, find_here, locate
 from experiments.data.sampling import count_of, known_count, limited
 from experiments.errors import UserError
-from experiments.types import Decay, Fraction, Limit, NonNegativeInt, PositiveInt, Sampler, Share
+from experiments.types import (
+    BatchSize,
+    Decay,
+    Fraction,
+    Limit,
+    NonNegativeInt,
+    PositiveInt,
+    Sampler,
+    Share,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +52,7 @@ class Images:
 
     limit: Limit = None
     sampler: Sampler = "uniform"
-    batch_size: PositiveInt | Literal[-1] = 128
+    batch_size: BatchSize = 128
     eval_batch_size: PositiveInt | Literal[-1] = 256
     mean: list[Fraction] | None = None
     std: list[Share] | None = None

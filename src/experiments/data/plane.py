@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments.data.dataset import Arrays, Spec, Splits, as_stored
 from experiments.data.sampling import count_of, limited
-from experiments.types import Limit, NonNegative, NonNegativeInt, Positive, PositiveInt
+from experiments.types import BatchSize, Limit, NonNegative, NonNegativeInt, Positive, PositiveInt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Plane:
     noise: NonNegative
     split_seed: NonNegativeInt
     limit: Limit
-    batch_size: PositiveInt | Literal[-1]
+    batch_size: BatchSize
     eval_batch_size: PositiveInt | Literal[-1]
 
     pipeline = staticmethod(as_stored)

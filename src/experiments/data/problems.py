@@ -17,7 +17,7 @@ import numpy as np
 from experiments.data.dataset import Arrays, Spec, Splits
 from experiments.data.sampling import count_of
 from experiments.errors import UserError
-from experiments.types import Limit, NonNegative, NonNegativeInt, PositiveInt
+from experiments.types import BatchSize, Limit, NonNegative, NonNegativeInt, PositiveInt
 
 Example = dict[str, jax.Array]
 BLANK = 0  # token of `Copy` where there is no symbol
@@ -53,7 +53,7 @@ class Problem:
     examples: PositiveInt
     held_out: PositiveInt
     limit: Limit
-    batch_size: PositiveInt | Literal[-1]
+    batch_size: BatchSize
     eval_batch_size: PositiveInt | Literal[-1]
 
     @property

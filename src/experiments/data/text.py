@@ -19,7 +19,7 @@ from experiments.data.reading.records import Records
 from experiments.data.sampling import count_of, known_count, limited
 from experiments.errors import UserError, unusable
 from experiments.machine import expanded
-from experiments.types import Decay, Limit, NonNegativeInt, PositiveInt, Sampler
+from experiments.types import BatchSize, Decay, Limit, NonNegativeInt, PositiveInt, Sampler
 
 log = logging.getLogger(__name__)
 
@@ -217,7 +217,7 @@ class Reviews:
     split_seed: NonNegativeInt
     limit: Limit
     sampler: Sampler
-    batch_size: PositiveInt | Literal[-1]
+    batch_size: BatchSize
     eval_batch_size: PositiveInt | Literal[-1]
 
     pipeline = staticmethod(as_stored)

@@ -15,7 +15,7 @@ from experiments.data.dataset import Arrays, Spec, Splits, as_stored, cut, finge
 from experiments.data.sampling import known_count, limited
 from experiments.errors import UserError, suggest, unusable
 from experiments.machine import expanded
-from experiments.types import Decay, Limit, PositiveInt
+from experiments.types import BatchSize, Decay, Limit, PositiveInt
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class TimeSeries:
     held_out: Decay
     target: Literal["vector", "sequence"]
     limit: Limit
-    batch_size: PositiveInt | Literal[-1]
+    batch_size: BatchSize
     eval_batch_size: PositiveInt | Literal[-1]
 
     pipeline = staticmethod(as_stored)

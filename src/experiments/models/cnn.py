@@ -25,7 +25,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from experiments.errors import UserError, suggest
 from experiments.models import cnn_layers
 from experiments.models.cnn_layers import Site, by
-from experiments.models.layers import Dropout, Init, as_block
+from experiments.models.layers import Dropout, Init
+from experiments.ops.remat import as_block
 
 State = dict[str, np.ndarray]  # by dotted name
 CHUNK = 256  # images at a time, so that their patches fit into a processor's cache

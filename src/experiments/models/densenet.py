@@ -16,11 +16,11 @@ from experiments.models.layers import (
     Dense,
     Dropout,
     Init,
-    as_block,
     drawn,
     is_small,
 )
 from experiments.ops.pooling import avg_pool, global_avg_pool, max_pool
+from experiments.ops.remat import as_block
 from experiments.types import Compression, Decay, PositiveInt
 
 

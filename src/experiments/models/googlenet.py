@@ -14,12 +14,12 @@ from experiments.models.layers import (
     Dense,
     Dropout,
     Init,
-    as_block,
     flatten,
     is_small,
     local_response_norm,
 )
 from experiments.ops.pooling import avg_pool, global_avg_pool, max_pool
+from experiments.ops.remat import as_block
 from experiments.types import Decay, Initializer, NonNegative, PositiveInt, is_off
 
 CEIL = ((0, 1), (0, 1))  # padding with which a 3x3 pooling at stride 2 gives ceil(size / 2)

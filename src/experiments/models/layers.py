@@ -6,11 +6,9 @@ one on the device would compile a program for each length. In training mode (`mo
 `Dropout` draws from the `rngs` that the call is given.
 """
 
-import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
 from typing import Any, TypedDict, Unpack
 
 import jax
@@ -19,60 +17,11 @@ import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from experiments.errors import UserError
 from experiments.ops import convolution
 from experiments.types import Initializer, is_off
 
 Moments = tuple[jax.Array, jax.Array]  # E[x] and E[x²]
 SAVED = "saved"  # checkpoint name of what `resnet.Repeated` does not compute again backwards
-
-
-_blocks: ContextVar[list[str] | None] = ContextVar("blocks", default=None)
-
-
-@contextlib.contextmanager
-def recomputing(wanted: bool) -> Iterator[None]:
-    """Have `as_block` save its inputs alone, in what is traced within, if that is `wanted`.
-
-    Raises:
-        UserError: there was no block within.
-    """
-    met: list[str] | None = [] if wanted else None
-    token = _blocks.set(met)
-    try:
-        yield
-    finally:
-        _blocks.reset(token)
-    if met == []:
-        raise UserError(
-            "trainer.remat=true: this model has no blocks that could be computed again; see "
-            "docs/machines.md for those that have, and how a model of your own says its blocks"
-        )
-
-
-def is_recomputing() -> bool:
-    """Return True within `recomputing`; in a model that then saves little by itself."""
-    if (met := _blocks.get()) is not None:
-        met.append("a loop")
-    return met is not None
-
-
-def as_block(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return `function(*arguments)`: one of the blocks that make a network deep.
-
-    Within `recomputing` (`trainer.remat=true`) the backward pass computes again what is inside, in
-    the place of reading it from memory. Statistics are updated once, and a dropout has one mask.
-
-    Args:
-      function: a module, or what calls modules that are among the `arguments`.
-      arguments: modules, arrays and random streams.
-    """
-    if (met := _blocks.get()) is None:
-        return function(*arguments)
-    met.append(getattr(function, "__name__", type(function).__name__))
-    if isinstance(function, nnx.Module):
-        return nnx.remat(lambda module, *rest: module(*rest))(function, *arguments)
-    return nnx.remat(lambda *given: function(*given))(*arguments)
 
 
 class Init(TypedDict):

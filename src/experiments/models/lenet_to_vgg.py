@@ -17,7 +17,6 @@ from experiments.models.layers import (
     Dense,
     Init,
     WeightedPool,
-    as_block,
     drawn,
     flatten,
     is_small,
@@ -26,6 +25,7 @@ from experiments.models.layers import (
 from experiments.models.mlp import MLP
 from experiments.ops import backend, convolution
 from experiments.ops.pooling import avg_pool, max_pool
+from experiments.ops.remat import as_block
 from experiments.types import Activation, Decay, PositiveInt
 
 # by number of maps, the maps of S2 that each map of C3 reads (LeCun et al. 1998, table I)

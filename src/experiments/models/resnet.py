@@ -16,12 +16,11 @@ from experiments.models.layers import (
     Conv,
     Dense,
     Init,
-    as_block,
     drawn,
-    is_recomputing,
     is_small,
 )
 from experiments.ops.pooling import global_avg_pool, max_pool
+from experiments.ops.remat import as_block, is_recomputing
 from experiments.types import PositiveInt
 
 Shortcut = Literal["projection", "identity", "none"]

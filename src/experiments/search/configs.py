@@ -193,6 +193,11 @@ def check_trial(config: dict[str, Any]) -> None:
     """Check the config of a trial; raises `UserError`."""
     vet_objects(config, SOURCE)
     check_config(config)
+    if config["data"].get("batch_size") == "auto":
+        raise UserError(
+            "data.batch_size=auto: a search compares trials of one size; let one run find it, and "
+            "say the number"
+        )
 
 
 def check_trains(config: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -15,10 +16,13 @@ from experiments.core.metrics import Metrics, scalars_of, statistics
 from experiments.data.dataset import Arrays, Batch, Splits, Stream
 from experiments.data.sampling import equal_shares, labels_of
 from experiments.objectives.losses import with_class_weights
+from experiments.training.devices.memory import may_stay
 from experiments.training.distributed import fetch, put_to_read
 from experiments.training.feed import evaluation_batches
 from experiments.training.metrics import Line
 from experiments.viz.trial_view import Predictions
+
+log = logging.getLogger(__name__)
 
 Split = Literal["train", "validation", "test"]
 
@@ -55,8 +59,8 @@ class Measured(NamedTuple):
 class Evaluator:
     """The evaluation of weights on one split by a compiled program.
 
-    A split in memory is put on the devices once and stays there, and so do the few batches of a
-    limited evaluation. The processes that read a stream stay too.
+    A split in memory is put on the devices once and stays there, if there is room, and so do the
+    few batches of a limited evaluation. The processes that read a stream stay too.
 
     Args:
       sharding: of a batch.
@@ -121,16 +125,21 @@ class Evaluator:
         """Return the split's batches on the devices, padded to one shape, each with a `mask`."""
         if self._resident is not None:
             return self._resident
-        if isinstance(self.split, Stream) and self.limit is None:
+        if self.limit is None and not _stays(self.split):
             return self._read()
         self._resident = list(self._read())
         return self._resident
 
     def _read(self) -> Iterable[dict[str, jax.Array]]:
-        if self._source is None:
+        if self._source is None or isinstance(self.split, Arrays):
             self._source = evaluation_batches(self.split, self.batch_size)
         for batch in itertools.islice(self._source, self.limit):
             yield {name: put_to_read(array, self.sharding) for name, array in batch.items()}
+
+
+def _stays(split: Arrays | Stream) -> bool:
+    """Return whether devices hold a split as long as there are trainings with it."""
+    return isinstance(split, Arrays) and may_stay(split.arrays)
 
 
 def _truth(batch: Mapping[str, Any], outputs: Any) -> str | None:
@@ -149,6 +158,14 @@ class Data:
         self.splits = splits
         self._resident: dict[NamedSharding, dict[str, jax.Array]] = {}
         self._evaluators: dict[tuple, Evaluator] = {}
+
+    @functools.cached_property
+    def streamed(self) -> bool:
+        """Whether training batches go to the devices one by one."""
+        train = self.splits.train
+        if isinstance(train, Arrays) and not _stays(train):
+            log.info("the training data are too large to stay on a device: batches are sent there")
+        return not _stays(train)
 
     def weighted(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return a config with numbers in the place of `loss.class_weights=balanced`."""

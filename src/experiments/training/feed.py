@@ -40,7 +40,7 @@ class ResidentFeed:
     """A split that is resident on the devices, shuffled there epoch by epoch unless `ordered`.
 
     Args:
-      arrays: the split, on the devices of `layout`.
+      arrays: the split, on the devices of `layout`; for a `HostFeed` on the host.
       steps_per_epoch: the batches of an epoch.
       seeds: of the order: one for all trials, or of each row one.
       shares: the probability of each example [examples]: an epoch draws as many as there are, with
@@ -91,18 +91,47 @@ class ResidentFeed:
         return epoch_order(key, epoch, self.examples, self.shares)
 
 
-class StreamedFeed:
-    """A split that is read batch by batch; a batch is read while the one before computes.
+class SentFeed:
+    """A split whose batches are put on the devices one by one.
 
-    Of several processes each reads its rows of a batch. The devices of a trial divide a batch, or
+    Of several processes each puts its rows of a batch. The devices of a trial divide a batch, or
     each gets all of one that they do not divide evenly.
     """
 
-    def __init__(self, split: Stream, batch_size: int, layout: Layout, seed: int):
-        self.batches = split.iterate(batch_size, seed, True, own_rows(batch_size))
+    def __init__(self, batch_size: int, layout: Layout):
         place = layout.batches(batch_size)
         self._put_own = functools.partial(jax.make_array_from_process_local_data, place)
-        self.order = put(np.arange(batch_size, dtype=np.int32), layout.order)
+        self._order_of_one = put(np.arange(batch_size, dtype=np.int32), layout.order)
+
+    def window(self, batch: Mapping[str, np.ndarray]) -> Window:
+        """Return the window of one batch, of which this process has its rows."""
+        arrays = {name: self._put_own(rows) for name, rows in batch.items()}
+        return Window(arrays, self._order_of_one, 0, 1)
+
+
+class HostFeed(SentFeed):
+    """The batches of a `ResidentFeed`, of a split that is too large for the devices."""
+
+    def __init__(self, batches: ResidentFeed, batch_size: int, layout: Layout):
+        super().__init__(batch_size, layout)
+        self.batches, self.batch_size = batches, batch_size
+
+    def windows(self, step: int, end: int) -> Iterator[Window]:
+        """Yield the windows of the steps from one to before another."""
+        own = own_rows(self.batch_size)
+        for window in self.batches.windows(step, end):
+            order = np.asarray(window.order)
+            for first in range(window.first, window.end):
+                rows = order[first * self.batch_size :][own.start : own.stop]
+                yield self.window({n: np.asarray(a)[rows] for n, a in window.arrays.items()})
+
+
+class StreamedFeed(SentFeed):
+    """A split that is read batch by batch; a batch is read while the one before computes."""
+
+    def __init__(self, split: Stream, batch_size: int, layout: Layout, seed: int):
+        super().__init__(batch_size, layout)
+        self.batches = split.iterate(batch_size, seed, True, own_rows(batch_size))
         self.position = 0  # of the next window
 
     def windows(self, step: int, end: int) -> Iterator[Window]:
@@ -111,9 +140,11 @@ class StreamedFeed:
             self.batches.go_to(step)
             self.position = step
         for batch in itertools.islice(self.batches, end - step):
-            arrays = {name: self._put_own(rows) for name, rows in batch.items()}
             self.position += 1  # before the yield: who has seen enough does not come back
-            yield Window(arrays, self.order, 0, 1)
+            yield self.window(batch)
+
+
+Feed = ResidentFeed | HostFeed | StreamedFeed
 
 
 def training_examples(split: Arrays | Stream, batch_size: int, count: int, seed: int) -> Batch:

@@ -252,7 +252,7 @@ def check_sizes(config: Mapping[str, Any]) -> None:
     """
     data = build(config["data"])
     steps, examples = math.inf, data.spec.train_examples
-    if examples is not None:
+    if examples is not None and data.batch_size != "auto":
         steps = examples // resolve_batch_size(data.batch_size, examples)
     check_lengths(config, steps)
 

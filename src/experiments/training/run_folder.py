@@ -12,6 +12,8 @@ Nothing in a run folder changes before its lock is held.
 
 import contextlib
 import fcntl
+import functools
+import operator
 import os
 import shlex
 import shutil
@@ -96,9 +98,21 @@ def run_folder(
         (folder / HYDRA).mkdir(exist_ok=True)
         # the config comes last: it makes the folder that of a run
         for name in sorted(record, key=lambda name: name == "config"):
-            text = yaml.dump(record[name], Dumper=Dumper, sort_keys=False, allow_unicode=True)
-            write_whole(folder / HYDRA / f"{name}.yaml", text)
+            write_whole(folder / HYDRA / f"{name}.yaml", _dumped(record[name]))
         yield
+
+
+def note_value(folder: Path, key: str, value: Any) -> None:
+    """Note in the config of a run a value that was found as it began; `key` is dotted."""
+    path = folder / HYDRA / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    *groups, name = key.split(".")
+    functools.reduce(operator.getitem, groups, config)[name] = value
+    write_whole(path, _dumped(config))
+
+
+def _dumped(content: Any) -> str:
+    return yaml.dump(content, Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
 
 def check_unused(folder: Path) -> None:

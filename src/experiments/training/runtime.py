@@ -226,6 +226,18 @@ def data_mesh(requested: int | None, batch_size: int, *, strict: bool = True) ->
     return Mesh(np.asarray(chosen).reshape(1, -1), ("trial", "data"))
 
 
+def worth_sharing(mesh: Mesh, cost: Callable[[], Cost]) -> bool:
+    """Return whether a trial's step is large enough for the devices of a process to share it.
+
+    Args:
+      cost: returns that of the step.
+    """
+    count = mesh.local_mesh.size
+    if small := count > 1 and cost().flops < WORTH_SHARING:
+        log.info("one of %d devices: a step is too small to share; see trainer.devices", count)
+    return not small
+
+
 def devices_for(trials: int, cost: Cost) -> list[jax.Device]:
     """Return the devices to spread trials over, each a whole number of them.
 

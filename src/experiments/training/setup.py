@@ -27,9 +27,9 @@ from experiments.objectives.units import units_of
 from experiments.training.devices.layout import Layout
 from experiments.training.distributed import put
 from experiments.training.evaluation import Data, Evaluator, Split
-from experiments.training.feed import ResidentFeed, StreamedFeed
+from experiments.training.feed import Feed, HostFeed, ResidentFeed, StreamedFeed
 from experiments.training.options import Trainer, surprises
-from experiments.training.runtime import WORTH_SHARING, data_mesh, devices_for
+from experiments.training.runtime import data_mesh, devices_for, worth_sharing
 from experiments.training.step import Compiled
 from experiments.viz.flops import Cost, cost, work
 
@@ -71,19 +71,14 @@ class Setup:
     """
 
     def __init__(
-        self,
-        config: Mapping[str, Any],
-        data: Data,
-        *,
-        training: bool = True,
-        resumed: bool = False,
+        self, config: Mapping[str, Any], data: Data, *, training: bool = True, resumed: bool = False
     ):
         config = data.weighted(config)
         self.config, self.data, self.training = config, data, training
         self.splits = data.splits
         self.trainer: Trainer = build(config["trainer"])
         self.source: Any = build(config["data"])
-        self.streamed = isinstance(self.splits.train, Stream)
+        self.streamed = data.streamed
         size, examples = self.source.batch_size, len(self.splits.train)
         # an evaluation may be of fewer examples than a batch of the training had
         self.batch_size = resolve_batch_size(size if training else min(size, examples), examples)
@@ -139,25 +134,22 @@ class Setup:
     def smaller(self, layout: Layout, trials: int) -> Layout:
         """Return where the trials go that are left of a stack.
 
-        Rows are halved, and again, while they suffice, so that few sizes are ever compiled. Devices
-        go where more than half have nothing to do: on a CPU they would be in the way of the others.
-        A stream stays with its readers, and so with its devices.
+        Devices go where more than half have nothing to do: on a CPU they would be in the way of the
+        others. A stream stays with its readers, and so with its devices.
         """
         devices = layout.mesh.shape["trial"]
         if not self.streamed and (trials == 1 or trials <= devices // 2):
             return self.layout(trials, own_batches=layout.own_batches)
-        each = layout.rows // devices
-        while each > 1 and -(-each // 2) * devices >= trials:
-            each = -(-each // 2)
-        return dataclasses.replace(layout, rows=each * devices)
+        return layout.halved(trials)
 
-    def feed(self, layout: Layout, seeds: Sequence[int]) -> ResidentFeed | StreamedFeed:
+    def feed(self, layout: Layout, seeds: Sequence[int]) -> Feed:
         """Return the training data for a stack; `seeds` are those of the order."""
         split, steps = self.splits.train, self.experiment.steps_per_epoch
         if isinstance(split, Stream):
             return StreamedFeed(split, self.batch_size, layout, seeds[0])
-        arrays = self.data.resident(layout.everywhere)
-        return ResidentFeed(arrays, steps, layout, seeds, split.ordered, self._shares)
+        arrays: Any = split.arrays if self.streamed else self.data.resident(layout.everywhere)
+        resident = ResidentFeed(arrays, steps, layout, seeds, split.ordered, self._shares)
+        return HostFeed(resident, self.batch_size, layout) if self.streamed else resident
 
     @property
     def _shares(self) -> np.ndarray | None:
@@ -306,13 +298,11 @@ class Setup:
 
     def _leave_devices(self) -> None:
         """Have one device per process train a trial whose steps are too small to be shared."""
-        count, wanted = self.data_mesh.local_mesh.size, self.trainer
-        if wanted.sharding == "fsdp" and self.data_mesh.size == 1:
+        mesh, wanted = self.data_mesh, self.trainer
+        if wanted.sharding == "fsdp" and mesh.size == 1:
             log.warning("trainer.sharding=fsdp divides nothing: there is one device")
-        if count == 1 or wanted.devices is not None or self.divided:
-            return
-        if self.traced.cost.flops < WORTH_SHARING:
-            log.info("one of %d devices: a step is too small to share; see trainer.devices", count)
+        open_to_choice = wanted.devices is None and not self.divided
+        if open_to_choice and not worth_sharing(mesh, lambda: self.traced.cost):
             self.data_mesh = data_mesh(1, self.batch_size)
 
     def _check(self) -> None:

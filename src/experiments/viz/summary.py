@@ -42,7 +42,7 @@ def summarize(config: Mapping[str, Any]) -> Summary:
     """Return the summary of the model that a config describes, for its data and batch size."""
     data = build(config["data"])
     spec = data.spec
-    size = data.batch_size if data.batch_size > 0 else spec.train_examples or 1
+    size = {-1: spec.train_examples or 1, "auto": 1}.get(data.batch_size, data.batch_size)
     experiment = MarkedExperiment(config, spec, data.pipeline, 1, 1)
     experiment.tta = None  # averages over several passes
     batch = {

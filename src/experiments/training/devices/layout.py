@@ -1,6 +1,7 @@
 """Where the arrays of a training go: a mesh of devices with the axes `trial` and `data`."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -68,6 +69,17 @@ class Layout:
             lambda leaf: jax.ShapeDtypeStruct((self.rows, *np.shape(leaf)), leaf.dtype), tree
         )
         return jax.tree.map(_with_sharding, shapes, self.state(shapes))
+
+    def halved(self, trials: int) -> "Layout":
+        """Return the place on the same devices of so many trials that are left.
+
+        Rows are halved, and again, while they suffice, so that few sizes are ever compiled.
+        """
+        devices = self.mesh.shape["trial"]
+        each = self.rows // devices
+        while each > 1 and -(-each // 2) * devices >= trials:
+            each = -(-each // 2)
+        return dataclasses.replace(self, rows=each * devices)
 
     @contextlib.contextmanager
     def traced(self) -> Iterator[None]:

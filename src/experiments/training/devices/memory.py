@@ -1,9 +1,11 @@
 """The memory of devices: what states and programs take, and what is free."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from experiments.core.experiment import Tree
 from experiments.errors import LESS_MEMORY, UserError
@@ -71,20 +73,17 @@ def beside_arguments(program: jax.stages.Compiled) -> int:
     return found.temp_size_in_bytes + max(new, 0)
 
 
-def may_stay(arrays: Tree, layout_size: int) -> bool:
-    """Return whether devices have room for a copy of host arrays each, and for a training beside.
+def may_stay(arrays: Mapping[str, np.ndarray]) -> bool:
+    """Return whether each device has room for arrays of the host, and for a training beside them.
 
     Where devices share the memory of the host that is no question: what is there fits.
     """
     if jax.default_backend() == "cpu":
         return True
-    size = sum(map(size_in_bytes, jax.tree.leaves(arrays)))
-    return size <= RESIDENT * runtime.free_memory(layout_size)
+    return sum(map(size_in_bytes, arrays.values())) <= RESIDENT * runtime.free_memory(1)
 
 
 def _free(size: int) -> str:
-    return (
-        f"{quantity(size, 'B')} of this machine are free"
-        if jax.default_backend() == "cpu"
-        else (f"{quantity(size, 'B')} of a {jax.local_devices()[0].device_kind} are free")
-    )
+    if jax.default_backend() == "cpu":
+        return f"{quantity(size, 'B')} of this machine are free"
+    return f"{quantity(size, 'B')} of {jax.local_devices()[0].device_kind} are free"

@@ -50,7 +50,9 @@ class SharedCheckpoints:
     ) -> None:
         """Save all trials in the background.
 
-        On a CPU large states are waited for, which spares the memory of a copy.
+        What is saved must not be overwritten meanwhile. Devices with memory of their own keep no
+        copy: the host fetches one. On a CPU, and where each of several processes has a part of the
+        states, they are copied, or if they are large waited for.
 
         Args:
           folders: those of the trials, in order.
@@ -58,8 +60,12 @@ class SharedCheckpoints:
         """
         states, best = stack
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(states))
-        wait = size > LARGE and jax.default_backend() == "cpu"
-        stack = stack if last or wait else (copied(states), best)
+        fetched = jax.default_backend() != "cpu" and jax.process_count() == 1
+        wait = size > LARGE and not fetched
+        if fetched:
+            stack = jax.device_get(stack)
+        elif not (last or wait):
+            stack = copied(states), best
         (alone, *others), first = folders, self._open is None
         where = self.folder / f"{self._stacks}" if others else alone
         if self._open is None:

@@ -1,4 +1,4 @@
-"""`mode=summary`: a model layer by layer, without data, devices or a compiler."""
+"""`mode=summary`: a model layer by layer, without data or a compiler, and whether it fits here."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -9,8 +9,10 @@ from rich import box
 from rich.console import Console, JustifyMethod
 from rich.table import Table
 
+from experiments.errors import LESS_MEMORY
 from experiments.tracking.jsonl import write_json
 from experiments.tracking.terminal import quantity
+from experiments.training.runtime import free_memory
 from experiments.viz.layers import SUMS, Layer, Summary, summed
 from experiments.viz.summary import summarize
 
@@ -36,6 +38,7 @@ def as_json(summary: Summary) -> dict[str, Any]:
     """Return all that is known of a model."""
     sums = {f"total_{name}": summary.total(name) for name in SUMS}
     sizes = {"batch_size": summary.batch_size, "state_bytes": summary.state_bytes}
+    sizes["step_bytes"] = summary.step_bytes
     whole = {"depth": summary.depth, "receptive_field": list(summary.receptive_field)}
     alone = {name: getattr(summary.auxiliary, name) for name in ALONE}
     return {
@@ -111,6 +114,12 @@ def notes(summary: Summary) -> Iterable[str]:
         f"memory: of the outputs for one example; weights and the optimizer's state take "
         f"{quantity(summary.state_bytes, 'B')}"
     )
+    needed, free = summary.step_bytes, free_memory(1)
+    line = (
+        f"a step of {summary.batch_size} takes about {quantity(needed, 'B')} of one device, which "
+        f"has {quantity(free, 'B')} free"
+    )
+    yield line if needed <= free else f"{line}: too little\n{LESS_MEMORY}"
 
 
 def _empty(columns: Sequence[str], footer: Sequence[str] | None = None) -> Table:

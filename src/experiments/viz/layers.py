@@ -83,6 +83,7 @@ class Summary:
     blocks: tuple[Layer, ...]  # those with several layers inside, which have sums over them
     batch_size: int
     state_bytes: int  # parameters, batch statistics and the optimizer's state
+    step_bytes: int  # about all that a training takes on one device, its data apart
     resizing: int  # multiplications of one example before the first layer
 
     def total(self, attribute: str) -> int:

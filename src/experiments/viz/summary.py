@@ -16,9 +16,11 @@ import jax.numpy as jnp
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from experiments.core.config import build
+from experiments.core.experiment import State
 from experiments.core.transfer import matches, named
 from experiments.models.resnet import Repeated
 from experiments.ops.backend import xla_only
+from experiments.ops.remat import recomputing
 from experiments.viz.flops import Operation, operations, size_in_bytes
 from experiments.viz.layers import OTHER, Layer, Shapes, Summary, summed, with_parameters
 from experiments.viz.marking import (
@@ -102,8 +104,33 @@ def summarize(config: Mapping[str, Any]) -> Summary:
         _set_seen(row, seen)
     unrolled.sort(key=lambda row: row.name == REST)
     blocks = tuple(_blocks(unrolled, experiment, seen))
-    bytes_of_state = sum(map(size_in_bytes, jax.tree.leaves(state)))
-    return Summary(tuple(unrolled), blocks, size, bytes_of_state, resizing)
+    of_state, of_weights = map(_bytes, (state, experiment.weights(state)))
+    # beside the state the best weights, and gradients or what the backward pass still has to read
+    of_step = of_state + of_weights + _saved_bytes(experiment, state, batch, key)
+    return Summary(tuple(unrolled), blocks, size, of_state, of_step, resizing)
+
+
+def _saved_bytes(experiment: MarkedExperiment, state: State, batch: Any, key: Any) -> int:
+    """Return the bytes that the forward pass of a step leaves for the backward pass, at most.
+
+    XLA may compute again what is quickly computed. Of a `trainer.remat=true` the inside of one
+    block comes on top.
+    """
+
+    def saved(state: State, batch: Any, key: Any) -> Any:
+        def loss(params: Any) -> jax.Array:
+            with recomputing(experiment.remat):
+                own = state._replace(params=params, ema=None)
+                return experiment.training_loss(own, batch, key)["loss"]
+
+        return jax.vjp(loss, state.params)[1]
+
+    with xla_only():
+        return _bytes(jax.eval_shape(saved, state, batch, key))
+
+
+def _bytes(tree: Any) -> int:
+    return sum(map(size_in_bytes, jax.tree.leaves(tree)))
 
 
 def _forward_layers(

@@ -33,7 +33,7 @@ given, folder, kind = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2
 if kind == "cores":
     runtime.cores = lambda: 2  # whatever this machine has
     runtime.split_processor(len(given["configs"]))
-runtime.TINY_TRIALS = 1  # as of larger models
+runtime.TINY_TRIALS, runtime.WORTH_SHARING = 1, 0  # as of larger models
 assert jax.local_device_count() == (2 if kind == "cores" else 8)
 setups, trials = Setups(), []
 for config in given["configs"]:

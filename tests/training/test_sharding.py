@@ -7,16 +7,18 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
+from jax.sharding import Mesh
 
+from experiments.training import runtime
 from experiments.training.loop import fit
 from experiments.training.setup import Setups
+from experiments.viz.flops import Cost
 from support import ROOT, close, composed, history_of, saved_of, trial_of
 
-LAYERS = (
-    "{conv: {features: 4, kernel: 3, stride: 2}}, batch_norm, relu, flatten, "
-    "{dense: 256}, relu, {dropout: 0.3}, {dense: 256}, relu, {dense: classes}"
-)
+UNIT = "{dense: 256}, batch_norm, relu, {dropout: 0.3}"
+LAYERS = f"flatten, {UNIT}, {UNIT}, {{dense: classes}}"
 FSDP = "trainer.sharding=fsdp"
 UNEVEN = 36  # examples of a batch, which eight devices do not divide
 
@@ -28,7 +30,7 @@ def config(data_home):
     def make(name, *overrides, size=UNEVEN):
         shared = [*data_home, "model=cnn", f"model.layers=[{LAYERS}]", "data.limit=120"]
         shared += ["data.augment.crop_padding=1", "optim=momentum", "optim.ema_decay=0.9"]
-        shared += ["trainer.epochs=2", "trainer.log_every=1", "trainer.figures=false"]
+        shared += ["trainer.epochs=1", "trainer.log_every=1", "trainer.figures=false"]
         shared += ["trainer.checkpoint_every=null", "logger=none", f"data.batch_size={size}"]
         return composed(*shared, *overrides) | {"name": name}
 
@@ -52,12 +54,12 @@ def simulated(folder: Path, *jobs: list[dict]) -> list:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def on_one(folder, *configs, resume=False):
-    """Trials of these configs, trained on the one device of this process."""
+def on_one(folder, *configs, train=True):
+    """Trials of these configs, trained on the one device of this process, or go on there."""
     setups = Setups(resumed=True)
     trials = [trial_of(one, folder / one["name"], setups=setups) for one in configs]
-    if not resume:
-        fit(trials, folder / "one", test=False)
+    if train:
+        fit(trials, folder / "one", test=False, resume=True)
     return trials
 
 
@@ -76,6 +78,40 @@ def test_eight_devices_train_as_one_does_and_with_fsdp_hold_an_eighth(config, tm
     (alone,) = on_one(tmp_path, config("alone"))
     whole = sum(leaf.nbytes for part in saved_of(alone) for leaf in jax.tree.leaves(part))
     assert layout == [1, 8, 1]
-    assert first == last < whole / 6
-    (there,) = on_one(tmp_path, divided, resume=True)
+    assert first == last < whole / 5
+    (there,) = on_one(tmp_path, divided, train=False)
     same(there, alone)
+
+
+@pytest.mark.slow
+def test_runs_go_on_on_other_devices_streams_and_populations_too(config, tmp_path):
+    """One goes on on eight devices, another comes from there; three train side by side."""
+    eight, longer = (FSDP, "trainer.devices=8"), ("trainer.epochs=2",)
+    stream = ("data.stream=true", "data.workers=0")
+    seeds = [config(f"seed{seed}", *eight) | {"seed": seed} for seed in range(3)]
+    on_one(tmp_path, config("there"))
+    found = simulated(
+        tmp_path,
+        [config("there", *eight, *longer)],
+        [config("back", "trainer.devices=8", size=40)],
+        [config("streamed", *stream, "trainer.devices=8")],
+        seeds,
+    )
+    assert [one[:3] for one in found] == [[1, 8, 1], [1, 8, 1], [1, 8, 1], [1, 8, 3]]
+    (uninterrupted,) = on_one(tmp_path, config("uninterrupted", *longer))
+    same(*on_one(tmp_path, config("there", *longer), train=False), uninterrupted)
+    back = on_one(tmp_path, config("back", "trainer.devices=8", *longer, size=40))
+    same(*back, *on_one(tmp_path, config("not back", *longer, size=40)))
+    (streamed,) = on_one(tmp_path, config("streamed", *stream), train=False)
+    same(streamed, *on_one(tmp_path, config("also streamed", *stream)))
+    for own in seeds:
+        (trained,) = on_one(tmp_path, own, train=False)
+        same(trained, *on_one(tmp_path, own | {"name": f"{own['name']} alone"}))
+
+
+def test_steps_that_are_too_small_to_share_have_one_device(config, monkeypatch):
+    devices = jax.local_devices() * 8
+    mesh = Mesh(np.array(devices).reshape(1, -1), ("trial", "data"))
+    assert not runtime.worth_sharing(mesh, lambda: Cost(10**9, 0))
+    assert runtime.worth_sharing(mesh, lambda: Cost(10**11, 0))
+    assert runtime.worth_sharing(Mesh(mesh.devices[:, :1], mesh.axis_names), None)

@@ -32,7 +32,7 @@ def recomputing(wanted: bool) -> Iterator[None]:
     if met == []:
         raise UserError(
             "trainer.remat=true: this model has no blocks that could be computed again; see "
-            "docs/machines.md for those that have, and how a model of your own says its blocks"
+            "docs/devices.md for those that have, and how a model of your own says its blocks"
         )
 
 

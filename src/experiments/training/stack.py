@@ -19,7 +19,7 @@ from experiments.data.dataset import Batch
 from experiments.machine import return_freed_memory
 from experiments.training import runtime
 from experiments.training.devices.layout import Layout
-from experiments.training.devices.memory import check_program, check_states
+from experiments.training.devices.memory import check_program, check_states, log_memory
 from experiments.training.distributed import fetch, put, put_keys
 from experiments.training.evaluation import Measured, Predictions, Split
 from experiments.training.feed import Window
@@ -82,6 +82,8 @@ class Stack:
             self.compiled = self.setup.compiled(self.layout, fastest)
         self.width = self.setup.widths[self.layout] = self.compiled.width
         check_program(self.compiled.train, self.layout, "a step")
+        if self.layout.mesh.size > 1 or self.setup.trainer.remat:
+            log_memory(self.compiled.train, self.saved)
 
     def step(self, window: Window, first: int, count: int) -> dict[str, jax.Array]:
         """Hand `count` steps to the devices; return their log, which is still to be computed."""

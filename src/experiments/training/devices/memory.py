@@ -1,5 +1,6 @@
 """The memory of devices: what states and programs take, and what is free."""
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +15,14 @@ from experiments.training import runtime
 from experiments.training.devices.layout import Layout
 from experiments.viz.flops import size_in_bytes
 
+log = logging.getLogger(__name__)
+
 RESIDENT = 0.5  # of what is free on a device, the most that data may take which stay there
+
+
+def is_apart() -> bool:
+    """Return whether devices have memory of their own, as GPUs and TPUs have."""
+    return jax.default_backend() != "cpu"
 
 
 def bytes_per_device(tree: Tree) -> int:
@@ -64,6 +72,13 @@ def check_program(program: jax.stages.Compiled, layout: Layout, what: str) -> No
         )
 
 
+def log_memory(program: jax.stages.Compiled, held: Tree) -> None:
+    """Say what a device holds of a stack, and what its training program takes beside that."""
+    sizes = bytes_per_device(held), beside_arguments(program)
+    said = "a device holds %s of states and best weights; a step takes %s beside them"
+    log.info(said, *(quantity(size, "B") for size in sizes))
+
+
 def beside_arguments(program: jax.stages.Compiled) -> int:
     """Return the bytes that a program takes on a device beside its arguments; 0 if unknown."""
     found: Any = program.memory_analysis()
@@ -78,12 +93,11 @@ def may_stay(arrays: Mapping[str, np.ndarray]) -> bool:
 
     Where devices share the memory of the host that is no question: what is there fits.
     """
-    if jax.default_backend() == "cpu":
+    if not is_apart():
         return True
     return sum(map(size_in_bytes, arrays.values())) <= RESIDENT * runtime.free_memory(1)
 
 
 def _free(size: int) -> str:
-    if jax.default_backend() == "cpu":
-        return f"{quantity(size, 'B')} of this machine are free"
-    return f"{quantity(size, 'B')} of {jax.local_devices()[0].device_kind} are free"
+    where = jax.local_devices()[0].device_kind if is_apart() else "this machine"
+    return f"{quantity(size, 'B')} of {where} are free"

@@ -18,6 +18,7 @@ from experiments.core.experiment import Tree
 from experiments.core.params import copied
 from experiments.errors import UserError
 from experiments.machine import write_whole
+from experiments.training.devices.memory import is_apart
 from experiments.training.run_folder import saved_steps
 from experiments.training.saving.checkpoints import Checkpoints, Progress, Saved, Stack, best_steps
 
@@ -60,7 +61,7 @@ class SharedCheckpoints:
         """
         states, best = stack
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(states))
-        fetched = jax.default_backend() != "cpu" and jax.process_count() == 1
+        fetched = is_apart() and jax.process_count() == 1
         wait = size > LARGE and not fetched
         if fetched:
             stack = jax.device_get(stack)

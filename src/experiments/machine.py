@@ -6,6 +6,7 @@ import errno
 import gc
 import os
 import re
+import resource
 import signal
 import stat
 import sys
@@ -280,6 +281,10 @@ def free_memory() -> int:
         counts = limit.with_name("memory.stat").read_text().splitlines()
         files = int(dict(line.split() for line in counts).get("inactive_file", 0))  # not in use
         free = min(free, int(most) - held + files)
+    allowed, _ = resource.getrlimit(resource.RLIMIT_AS)  # by `ulimit -v`
+    if allowed != resource.RLIM_INFINITY:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        free = min(free, allowed - pages * os.sysconf("SC_PAGE_SIZE"))
     return max(free, 0)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
+from experiments import machine
 from experiments.cli.messages import explain
 from experiments.errors import UserError
 from experiments.search.configs import check_trial
@@ -41,6 +42,12 @@ def test_what_libraries_say_of_memory_is_two_lines(error, said):
     assert "data.batch_size" in second
     assert "trainer.remat=true" in second
     assert explain(jax.errors.JaxRuntimeError("INTERNAL: another fault"), []) is None
+
+
+def test_what_the_shell_allows_counts(monkeypatch):
+    assert machine.free_memory() > 2**20
+    monkeypatch.setattr(machine.resource, "getrlimit", lambda kind: (2**20, 2**20))
+    assert machine.free_memory() == 0
 
 
 def test_a_model_that_does_not_fit_is_refused_before_it_is_allocated(run_cli, monkeypatch):

@@ -67,6 +67,7 @@ def test_a_step_that_does_not_fit_is_refused_before_it_is_taken(run_cli, monkeyp
     assert "out of memory: a step takes 2.00 MB, and 2.00 MB of this machine are free" in error
 
 
+@pytest.mark.slow
 def test_the_batch_size_that_fits_is_found_and_kept(run_cli, monkeypatch, tmp_path):
     """A run goes on with it, whatever fits then."""
     monkeypatch.setattr(runtime, "free_memory", lambda devices: FREE)

@@ -9,6 +9,7 @@ traced scalar replaces a number of the config, and no callable needs to know.
 
 import functools
 import inspect
+import json
 import math
 import re
 import types
@@ -28,9 +29,15 @@ SPECIAL = ("_target_", "_partial_", "pretrained")  # no arguments; `pretrained` 
 ARTIFACT = "wandb:"  # before the name of an artifact, as in `model.pretrained`
 NAMED = r"([\w.-]+/){0,2}[\w.-]+:[\w.-]+"  # such a name, with its version or alias
 TRACED_GROUPS = ("model", "objective", "loss", "optim", "discriminator_optim", "schedule", "init")
+# keys of a config that make no difference to a program
+NO_PROGRAM = (
+    *("seed", "name", "mode", "resume", "checkpoint", "logger", "cluster", "nodes"),
+    *("allow", "input", "predict", "export", "population", "lr_range", "gradcheck", "callbacks"),
+    "reproduce",
+)
 MISSING = "???"  # OmegaConf's mark for a value that must be given
-
 FAR = 2**31 - 1  # ends of an interval from here on are named to who is beyond them
+
 # annotations of scalars: their names in messages, and the classes of Python that they accept
 SCALARS: dict[Any, tuple[str, Any]] = {
     int: ("a whole number", int),
@@ -104,6 +111,13 @@ def hyperparameters(config: Mapping[str, Any]) -> dict[str, float]:
         if isinstance(value, float) and value != 0 and math.isfinite(value)
         if path not in constants
     } | scale_of(config.get("schedule"))
+
+
+def static_key(config: Mapping[str, Any], traced: Iterable[str]) -> str:
+    """Return a text that is equal for configs that differ in the paths `traced` alone."""
+    blank = dict.fromkeys(traced, "an input")  # unlike None, which is that it is not used
+    rest = {group: value for group, value in config.items() if group not in NO_PROGRAM}
+    return json.dumps(place(rest, blank), sort_keys=True)
 
 
 def place(node: Any, values: Mapping[str, Any], path: str = "") -> Any:

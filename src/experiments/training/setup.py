@@ -8,14 +8,14 @@ import dataclasses
 import functools
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments.core.config import build, hyperparameters, place
+from experiments.core.config import build, hyperparameters, static_key
 from experiments.core.experiment import Experiment, State
 from experiments.core.metrics import complaint_about
 from experiments.core.programs import Programs
@@ -37,12 +37,6 @@ log = logging.getLogger(__name__)
 
 Shapes = dict[str, jax.ShapeDtypeStruct]
 
-# keys of a config that make no difference to a program
-OWN = (
-    *("seed", "name", "mode", "resume", "checkpoint", "logger", "cluster", "nodes"),
-    *("allow", "input", "predict", "export", "population", "lr_range", "gradcheck", "callbacks"),
-    "reproduce",
-)
 UNTRACEABLE = (
     jax.errors.ConcretizationTypeError,
     jax.errors.TracerArrayConversionError,
@@ -347,10 +341,3 @@ class Setups:
         if key not in self._data:
             self._data[key] = Data(build(config["data"]).load())
         return self._data[key]
-
-
-def static_key(config: Mapping[str, Any], traced: Iterable[str]) -> str:
-    """Return a text that is equal for configs that differ in the paths `traced` alone."""
-    blank = dict.fromkeys(traced, "an input")  # unlike None, which is that it is not used
-    rest = {group: value for group, value in config.items() if group not in OWN}
-    return json.dumps(place(rest, blank), sort_keys=True)

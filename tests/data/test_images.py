@@ -150,7 +150,7 @@ WRONG = [
     ({"validation_fraction": 0.0}, "holds out 0 of 50 examples"),
     ({"validation_fraction": 1.5}, "data.validation_fraction=1.5: must be at least 0"),
     ({"validation_fraction": 0.001}, "holds out 0 of 50 examples"),
-    ({"batch_size": 0}, "data.batch_size=0: must be at least 1 .* or one of -1"),
+    ({"batch_size": 0}, "data.batch_size=0: must be at least 1 or one of -1, auto"),
     ({"workers": -1}, "data.workers=-1: must be at least 0"),
     ({"std": [0.1, 0.0, 0.1]}, "data.std=.*: must be a list in which each is greater than 0"),
     ({"mean": [0.5]}, "data.mean has 1 values, but the images have 3 channels"),

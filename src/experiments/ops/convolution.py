@@ -8,7 +8,6 @@ kernel. All of it is differentiable: gradients of gradients, forward mode, vmap 
 """
 
 import functools
-import itertools
 from collections.abc import Sequence
 
 import jax
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from experiments.ops.backend import is_xla_only, products, usable
+from experiments.ops.patches import grouped_conv, pad, patches_conv
 from experiments.ops.windows import is_worth_it, multiply_windows
 from experiments.ops.winograd import winograd_conv
 
@@ -120,14 +120,71 @@ def _conv(x, kernel, strides, pads, dilation, groups, apart=None):
     """Convolve arrays of one type; the pixels of x come to lie so far `apart`, zeros between."""
     if jax.default_backend() != "cpu" or is_xla_only():
         return _xla_conv(x, kernel, strides, pads, dilation, groups, apart)
-    if apart is not None:
-        interior = [(0, 0, 0), *((0, 0, step - 1) for step in apart), (0, 0, 0)]
-        x = lax.pad(x, jnp.zeros((), x.dtype), interior)
+    if apart is not None and set(apart) != {1}:
+        return _conv_of_phases(x, kernel, pads, apart)
     # CPUs compute in float32: smaller types would be converted there and back at every step.
     dtype, wide = x.dtype, jnp.promote_types(x.dtype, jnp.float32)
     x, kernel = x.astype(wide), kernel.astype(wide)
     y = _cpu_conv(x, kernel, strides, pads, dilation, groups, products(dtype))
     return y.astype(dtype)
+
+
+def _conv_of_phases(x, kernel, pads, apart):
+    """Convolve pixels that come to lie so far `apart`, without the zeros between them.
+
+    Outputs that are as far apart see the same taps, every so many of the kernel, so that each such
+    phase is a convolution of the pixels as they are; all phases are channels of one (the sub-pixel
+    convolution of Shi et al. 2016, arXiv:1609.07009).
+    """
+    size, out_channels, lows = x.shape[1:-1], kernel.shape[-1], []
+    out = [
+        (n - 1) * step + 1 + sum(p) - k + 1
+        for n, step, p, k in zip(size, apart, pads, kernel.shape, strict=False)
+    ]
+    for axis, (step, (low, _)) in enumerate(zip(apart, pads, strict=True)):
+        kernel, first = _phases(kernel, axis, step, low)
+        lows.append(-first)
+    places = [-(-o // step) for o, step in zip(out, apart, strict=True)]
+    window = kernel.shape[: len(size)]
+    near = [
+        (low, o - n - low + k - 1) for low, o, n, k in zip(lows, places, size, window, strict=True)
+    ]
+    ones = (1,) * len(size)
+    flat = kernel.reshape(*window, x.shape[-1], -1)
+    y = _conv(
+        pad(x, [(min(p, 0), min(q, 0)) for p, q in near]),
+        flat,
+        ones,
+        tuple((max(p, 0), max(q, 0)) for p, q in near),
+        ones,
+        1,
+    )
+    y = y.reshape(-1, *places, *apart, out_channels)
+    dims = range(1, len(size) + 1)
+    y = y.transpose(0, *(i for d in dims for i in (d, len(size) + d)), y.ndim - 1)
+    y = y.reshape(-1, *(o * step for o, step in zip(places, apart, strict=True)), out_channels)
+    return y[(slice(None), *(slice(o) for o in out))]
+
+
+def _phases(kernel, axis, step, low):
+    """Return the taps of each phase along an axis, phases before the outputs, and the first place.
+
+    Phase r has the outputs r, r + step, ...; its taps are those t for which r + t - low is a
+    multiple of `step`, and that multiple is the place, beside the output's own, that they see.
+    """
+    k = kernel.shape[axis]
+    first = [(low - r) % step for r in range(step)]
+    places = [(r + t - low) // step for r, t in enumerate(first)]
+    counts = [len(range(t, k, step)) for t in first]
+    begin = min(places)
+    end = max(place + count for place, count in zip(places, counts, strict=True))
+    parts = []
+    for t, place, count in zip(first, places, counts, strict=True):
+        taps = lax.slice_in_dim(kernel, min(t, k), k, step, axis)
+        fill = [(0, 0)] * kernel.ndim
+        fill[axis] = (place - begin, end - place - count)
+        parts.append(jnp.pad(taps, fill))
+    return jnp.stack(parts, axis=-2), begin
 
 
 def per_dimension(value: int | Sequence[int], dims: int, name: str) -> tuple[int, ...]:
@@ -184,7 +241,7 @@ def _cpu_conv(x, kernel, strides, pads, dilation, groups, units):
     """
     kernel, pads = _without_dead_taps(kernel, x.shape[1:-1], strides, pads, dilation)
     if groups > 1:
-        return _grouped_conv(x, kernel, strides, pads, dilation, groups)
+        return grouped_conv(x, kernel, strides, pads, dilation, groups)
     window, channels = kernel.shape[:-2], min(kernel.shape[-2:])
     minimal = (
         window == (3, 3)
@@ -200,7 +257,7 @@ def _cpu_conv(x, kernel, strides, pads, dilation, groups, units):
             return multiply_windows(near, narrow, (*rest[0], *rest[1]), products=units)
     if minimal:
         return winograd_conv(x, kernel, pads)
-    return _patches_conv(x, kernel, strides, pads, dilation)
+    return patches_conv(x, kernel, strides, pads, dilation)
 
 
 def _at_stride_one(x, kernel, strides, pads):
@@ -224,7 +281,7 @@ def _at_stride_one(x, kernel, strides, pads):
         (p[0], n * s - p[0] - size)
         for p, n, s, size in zip(pads, (height, width), strides, x.shape[1:3], strict=True)
     ]
-    x = _pad(x, pads).reshape(-1, height, sh, width, sw, c_in).transpose(0, 1, 3, 2, 4, 5)
+    x = pad(x, pads).reshape(-1, height, sh, width, sw, c_in).transpose(0, 1, 3, 2, 4, 5)
     kernel = jnp.pad(kernel, [(0, kh * sh - window[0]), (0, kw * sw - window[1]), (0, 0), (0, 0)])
     kernel = kernel.reshape(kh, sh, kw, sw, c_in, c_out).transpose(0, 2, 1, 3, 4, 5)
     return (
@@ -245,91 +302,3 @@ def _without_dead_taps(kernel, size, strides, pads, dilation):
         kernel = lax.slice_in_dim(kernel, first, last + 1, axis=axis)
         trimmed.append((low - first * d, high - (k - 1 - last) * d))
     return kernel, tuple(trimmed)
-
-
-def _grouped_conv(x, kernel, strides, pads, dilation, groups):
-    """Convolve each group of channels separately."""
-    *window, c_group, c_out = kernel.shape
-    x = _pad(x, pads)
-    taps = [
-        shifted(x, tap, window, strides, dilation) for tap in itertools.product(*map(range, window))
-    ]
-    kernel = kernel.reshape(len(taps), c_group, groups, -1)
-    if c_group == 1:  # depthwise: no sum over channels, hence no matrix product
-        y = sum(tap[..., None] * k for tap, k in zip(taps, kernel[:, 0], strict=True))
-    else:
-        taps = [tap.reshape(*tap.shape[:-1], groups, c_group) for tap in taps]
-        y = jnp.einsum("...gtc,tcgo->...go", jnp.stack(taps, axis=-2), kernel)
-    return y.reshape(*y.shape[:-2], c_out)
-
-
-def _patches_conv(x, kernel, strides, pads, dilation):
-    """Multiply patches `[N * out, window * C_in]` by the kernel as a matrix."""
-    *window, c_in, c_out = kernel.shape
-    x = _pad(x, pads)
-    out = [
-        (n - d * (k - 1) - 1) // s + 1
-        for n, k, s, d in zip(x.shape[1:-1], window, strides, dilation, strict=True)
-    ]
-    if c_in < 8 and dilation[-1] == 1:
-        x, kernel = _share_patches(x, kernel, strides[-1], out[-1])
-    else:
-        x = _stack_taps(x, len(window), window[-1], strides[-1], dilation[-1])
-    # One dimension at a time: the gradient then adds a few overlapping views, not one per tap.
-    for axis in reversed(range(1, len(window))):
-        x = _stack_taps(x, axis, window[axis - 1], strides[axis - 1], dilation[axis - 1])
-    # Flat, as XLA transposes a whole operand for the kernel's gradient of a product over many axes.
-    y = x.reshape(-1, x.shape[-1]) @ kernel.reshape(x.shape[-1], -1)
-    return y.reshape(x.shape[0], *out, c_out)
-
-
-def _stack_taps(x, axis, k, stride, dilation):
-    """Replace `axis` by the windows along it; their taps go in front of the channels."""
-    size = x.shape[axis]
-    span = size - dilation * (k - 1)
-    taps = [
-        lax.slice_in_dim(x, t * dilation, t * dilation + span, stride, axis=axis) for t in range(k)
-    ]
-    return jnp.concatenate(taps, axis=-1) if k > 1 else taps[0]
-
-
-def _share_patches(x, kernel, stride, out):
-    """Take windows along the last dimension that several neighbouring outputs share.
-
-    The neighbours become further output channels, up to 80 in all, of a kernel that covers
-    everything that they see: more multiplications by zero, but less to copy and a wider matrix,
-    which is faster with few input channels.
-
-    Returns:
-        the windows `[N, ..., out / share, taps * C_in]` and the kernel
-        `[..., taps, C_in, share, C_out]`.
-    """
-    k, c_in, c_out = kernel.shape[-3:]
-    share = max(n for n in range(1, out + 1) if out % n == 0 and n * c_out <= max(80, c_out))
-    step, taps, blocks = share * stride, (share - 1) * stride + k, out // share
-    reach = -(-taps // step)  # a window is a block of `step` places and part of the next ones
-    full = (blocks + reach - 1) * step
-    x = _pad(x, [(0, 0)] * (x.ndim - 3) + [(0, full - x.shape[-2])])
-    x = x.reshape(*x.shape[:-2], blocks + reach - 1, step * c_in)
-    parts = [x[..., i : i + blocks, : min(step, taps - i * step) * c_in] for i in range(reach)]
-    fixed = [(0, 0)] * (kernel.ndim - 3)
-    kernels = [
-        jnp.pad(kernel, [*fixed, (low, taps - k - low), (0, 0), (0, 0)])
-        for low in range(0, share * stride, stride)
-    ]
-    return jnp.concatenate(parts, axis=-1), jnp.stack(kernels, axis=-2)
-
-
-def _pad(x, pads):
-    """Pad the spatial dimensions with zeros, or crop them where a pad is negative."""
-    return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*p, 0) for p in pads), (0, 0, 0)])
-
-
-def shifted(x, tap, window, strides, dilation=(1, 1, 1)):
-    """Return what one tap of the window sees of the padded `x` at each output: `[N, *out, C]`."""
-    start, limit = [0], [x.shape[0]]
-    for t, size, k, s, d in zip(tap, x.shape[1:-1], window, strides, dilation, strict=False):
-        out = (size - d * (k - 1) - 1) // s + 1
-        start.append(t * d)
-        limit.append(t * d + (out - 1) * s + 1)
-    return lax.slice(x, [*start, 0], [*limit, x.shape[-1]], [1, *strides, 1])

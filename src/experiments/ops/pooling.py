@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from experiments.ops.convolution import Padding, explicit_padding, per_dimension, shifted
+from experiments.ops.convolution import Padding, explicit_padding, per_dimension
+from experiments.ops.patches import shifted
 
 
 @jax.named_scope("@max_pool")

@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
+from experiments.core.params import gathered
 from experiments.training import runtime
 from experiments.training.loop import fit
 from experiments.training.setup import Setups
@@ -115,3 +117,10 @@ def test_steps_that_are_too_small_to_share_have_one_device(config, monkeypatch):
     assert not runtime.worth_sharing(mesh, lambda: Cost(10**9, 0))
     assert runtime.worth_sharing(mesh, lambda: Cost(10**11, 0))
     assert runtime.worth_sharing(Mesh(mesh.devices[:, :1], mesh.axis_names), None)
+
+
+def test_weights_of_trials_that_have_a_device_each_stay_as_they_are():
+    mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("trial", "data"))
+    place = PartitionSpec("trial")
+    spread = jax.shard_map(jax.vmap(gathered), mesh=mesh, in_specs=place, out_specs=place)
+    np.testing.assert_array_equal(jax.jit(spread)(jnp.ones((2, 3))), 1)

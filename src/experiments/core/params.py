@@ -60,9 +60,10 @@ def divided(shape: Sequence[int], devices: int) -> tuple[str | None, ...]:
 def gathered(weights: Tree) -> Tree:
     """Return weights as a device computes with them: in full, where each holds a part; in a trace.
 
-    XLA gathers each array where it is used.
+    XLA gathers each array where it is used. Trials that have a device each are in full there.
     """
-    if jax.sharding.get_abstract_mesh().empty:
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or jax.sharding.AxisType.Manual in mesh.axis_types:
         return weights
     return jax.lax.with_sharding_constraint(weights, PartitionSpec())
 

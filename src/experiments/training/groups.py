@@ -41,6 +41,8 @@ def groups(
     found: dict[tuple, list[tuple[Trial, Saved | None]]] = {}
     for trial, saved in left.items():
         setup, step = trial.setup, saved.step if saved else 0
+        if saved and step > setup.experiment.total_steps:
+            raise UserError(f"{trial.directory} has trained {longer(trial, step)} goes on")
         if saved:
             discard_after(trial.directory, step)
         elif resume and (trial.directory / METRICS).exists():

@@ -45,6 +45,8 @@ def test_a_fast_run_exits_with_0(run_cli, tmp_path):
     [
         (["optm=adam"], ["optm", "did you mean 'optim'"]),
         (["model=vgg61"], ["model=vgg61", "'vgg16'", "lenet5"]),
+        (["model=3"], ["model=3: there is no such choice", "lenet5"]),
+        (["=3"], ["=3: the key before = is missing"]),
         (["optim.learning_rte=1"], ["optim.learning_rte", "'optim.learning_rate'"]),
         (["data.batch_size=abc"], ["data.batch_size=abc", "a whole number"]),
         (["data.batch_size=0"], ["data.batch_size", "at least 1"]),

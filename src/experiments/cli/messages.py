@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 from yaml.error import MarkedYAMLError
@@ -33,6 +34,8 @@ def explain(error: BaseException, arguments: Sequence[str] | None = None) -> str
             return f"error: {cause}"
         if isinstance(cause, MissingConfigException) and cause.missing_cfg_file:
             return f"error: {_missing_choice(cause, arguments)}"
+        if isinstance(cause, ValueError) and str(cause).startswith("Config group override"):
+            return f"error: {_no_choice(arguments)}"
         if isinstance(cause, OverrideParseException):
             given = _as_given(str(cause.override))
             return f"error: {given}: this cannot be read as key=value ({cause})"
@@ -77,6 +80,19 @@ def _missing_choice(error: MissingConfigException, arguments: Sequence[str]) -> 
         f"{group}={choice}: there is no such choice{suggest(choice, options)}\n"
         f"{group} can be {', '.join(options)}{more}"
     )
+
+
+def _no_choice(arguments: Sequence[str]) -> str:
+    """Return what is wrong where Hydra got a number, a truth value or null for a choice."""
+    groups = Configs(CONFIG, (), config_dir_of(arguments)[0]).groups
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if not key:
+            return f"{argument}: the key before = is missing"
+        if key in groups and not isinstance(yaml.safe_load(value), str):
+            options = [option for option in groups[key] if not option.startswith("_")]
+            return f"{argument}: there is no such choice\n{key} can be {', '.join(options)}"
+    return "a choice of a group is a name"
 
 
 def _as_given(override: str) -> str:

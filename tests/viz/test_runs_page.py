@@ -176,6 +176,10 @@ def test_choices_stand_for_the_keys_that_follow_from_them(tmp_path):
     (settings,) = find([tmp_path]).groups.values()
     assert [dict(one.values)["optim"] for one in settings] == ["default", "adam", "sgd"]
     assert "optim.rule" not in settings[0].values
+    note = {"hydra": {"runtime": {"choices": {"optim": "adam"}}}}
+    (tmp_path / "a" / ".hydra" / "hydra.yaml").write_text(yaml.safe_dump(note))
+    (settings,) = find([tmp_path]).groups.values()
+    assert [dict(one.values)["optim"] for one in settings] == ["adam", "adam", "sgd"]
 
 
 def test_a_folder_without_runs_is_refused(tmp_path):

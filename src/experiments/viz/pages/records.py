@@ -56,6 +56,13 @@ class RunData:
         return {name: value for name, _, value in said if f"{name}._target_" in self.config}
 
     @cached_property
+    def composed_of(self) -> dict[str, Any]:
+        """All choices of config groups, said or not, as Hydra notes them; a trial has no note."""
+        path = self.folder / ".hydra" / "hydra.yaml"
+        noted = yaml.load(path.read_text(), LOADER) if path.is_file() else {}
+        return noted.get("hydra", {}).get("runtime", {}).get("choices", {})
+
+    @cached_property
     def summary(self) -> dict[str, Any]:
         """What came out of a run that has ended; else empty."""
         path = self.folder / SUMMARY

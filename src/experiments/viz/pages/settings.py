@@ -159,7 +159,10 @@ def _choices(runs: Sequence[RunData]) -> dict[str, list[str]]:
             for c, run in zip(configs, runs, strict=True)
             if group in run.choices
         }
-        chosen = [said.get(config, "default") for config in configs]
+        chosen = [
+            said.get(config) or str(run.composed_of.get(group, "default"))
+            for config, run in zip(configs, runs, strict=True)
+        ]
         if len(set(chosen)) > 1:
             found[group] = chosen
     return found

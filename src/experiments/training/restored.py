@@ -175,7 +175,8 @@ def pretrained_weights(setup: Setup) -> Found | None:
     for line in report(result, named(wanted)):
         log.info("%s: %s", source, line)
     if different := differences(source, setup.config["model"]):
-        log.warning("%s: its model had %s", source, _some(different))
+        advice = "leave out model= and model.* to have it as it was"
+        log.warning("%s: its model had %s; %s", source, _some(different), advice)
     if len(result.new) > HEAD and (better := better_choice(source, setup, len(result.new))):
         log.warning("%s: model=%s has more of these weights", source, better)
     return found

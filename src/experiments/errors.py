@@ -21,6 +21,7 @@ JAX_REFUSES = re.compile(r"^(Unable to initialize|Unknown) backend|for environme
 # of XLA, of NumPy and of C++
 NO_MEMORY = re.compile(r"RESOURCE_EXHAUSTED|out of memory|Unable to allocate|bad_alloc", re.I)
 BYTES = re.compile(r"allocat\w*\D{0,20}?([\d.,]+ ?(?:[KMGT]i?B|bytes))", re.I)
+SMALLER_STATE = "less is taken by a smaller model or optim=sgd"
 LESS_MEMORY = (
     "less is taken by a smaller data.batch_size (data.batch_size=auto finds one; optim.accumulate "
     "makes up for it) or data.eval_batch_size, trainer.remat=true, trainer.precision=bf16"

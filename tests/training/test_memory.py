@@ -55,7 +55,7 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_allocated(run_cli, mo
     monkeypatch.setattr(Compiled, "begin", None)  # nothing is
     code, error = run_cli(*TINY, "model.hidden=[300,300]")
     assert code == 2
-    assert "out of memory: parameters, averages and optimizer of the model take 2.26 MB" in error
+    assert "out of memory: the state and the best weights of the model take 2.26 MB" in error
     assert "2.00 MB of this machine are free" in error
 
 

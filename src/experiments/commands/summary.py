@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console, JustifyMethod
 from rich.table import Table
 
-from experiments.errors import LESS_MEMORY
+from experiments.errors import LESS_MEMORY, SMALLER_STATE
 from experiments.tracking.jsonl import write_json
 from experiments.tracking.terminal import quantity
 from experiments.training.runtime import free_memory
@@ -119,7 +119,8 @@ def notes(summary: Summary) -> Iterable[str]:
         f"a step of {summary.batch_size} takes about {quantity(needed, 'B')} of one device, which "
         f"has {quantity(free, 'B')} free"
     )
-    yield line if needed <= free else f"{line}: too little\n{LESS_MEMORY}"
+    advice = SMALLER_STATE if summary.state_bytes > free else LESS_MEMORY
+    yield line if needed <= free else f"{line}: too little\n{advice}"
 
 
 def _empty(columns: Sequence[str], footer: Sequence[str] | None = None) -> Table:

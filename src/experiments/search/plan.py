@@ -128,7 +128,7 @@ def read_plan(folder: Path) -> Plan:
     """Read the plan of the study in `folder`; raises `UserError` if there is none to be read."""
     path = folder / FILE
     if not path.is_file():
-        what = "is not the folder of a study" if folder.is_dir() else "does not exist"
+        what = "is not the folder of a study" if folder.exists() else "does not exist"
         raise UserError(f"{folder} {what}; a study folder holds {FILE}")
     fields = read_mapping(path, yaml.safe_load)
     if "lanes" in fields:  # its name in older studies

@@ -153,7 +153,7 @@ def existing_run(path: Path) -> Path:
         UserError: it is not the folder of a run.
     """
     if not is_run(path):
-        what = "is not the folder of a run" if path.is_dir() else "does not exist"
+        what = "is not the folder of a run" if path.exists() else "does not exist"
         raise UserError(f"{path} {what}; a run folder holds .hydra/config.yaml and checkpoints/")
     return path
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from experiments.core.experiment import Tree
-from experiments.errors import LESS_MEMORY, UserError
+from experiments.errors import LESS_MEMORY, SMALLER_STATE, UserError
 from experiments.tracking.terminal import quantity
 from experiments.training import runtime
 from experiments.training.devices.layout import Layout
@@ -50,9 +50,9 @@ def check_states(layout: Layout, states: Tree, weights: Tree) -> None:
             "" if layout.divided else ", trainer.sharding=fsdp where there are several devices"
         )
         raise UserError(
-            f"out of memory: parameters, averages and optimizer of {trials} take "
-            f"{quantity(needed, 'B')}, and {_free(free)}\nless is taken by a smaller model or "
-            f"optim=sgd{', population.most=...' if layout.rows > 1 else ''}{divided}"
+            f"out of memory: the state and the best weights of {trials} take "
+            f"{quantity(needed, 'B')}, and {_free(free)}\n{SMALLER_STATE}"
+            f"{', population.most=...' if layout.rows > 1 else ''}{divided}"
         )
 
 

@@ -42,6 +42,7 @@ def groups(
     for trial, saved in left.items():
         setup, step = trial.setup, saved.step if saved else 0
         if saved and step > setup.experiment.total_steps:
+            trial.check_units(saved.progress)  # which may be why it seems to be beyond its length
             raise UserError(f"{trial.directory} has trained {longer(trial, step)} goes on")
         if saved:
             discard_after(trial.directory, step)

@@ -1,7 +1,7 @@
 """The reports that the program `report` writes of studies."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ def labels_of(plans: Sequence[Plan]) -> list[str]:
     for plan in plans:
         overrides = (override.partition("=") for override in plan.overrides)
         own = dataclasses.asdict(plan) | {key: value for key, _, value in overrides}
-        own |= {f"{name} from": values for name, values in plan.parameters.items()}
+        own |= {f"{name} from": _drawn_from(values) for name, values in plan.parameters.items()}
         flat.append(
             {k: v for k, v in own.items() if not {k, k.partition(".")[0]} & (ALIKE | UNIMPORTANT)}
         )
@@ -94,6 +94,12 @@ def labels_of(plans: Sequence[Plan]) -> list[str]:
     differing = [n for n in names if len({repr(own.get(n)) for own in flat}) > 1]
     labels = [", ".join(f"{n}={own[n]}" for n in differing if n in own) for own in flat]
     return [label or plan.name for label, plan in zip(labels, plans, strict=True)]
+
+
+def _drawn_from(values: Any) -> str:
+    """Return what a parameter is drawn from, in a few characters where it is a list."""
+    listed = values.get("values") if isinstance(values, Mapping) else None
+    return f"[{','.join(map(str, listed))}]" if listed else str(values)
 
 
 def study_data(study: Study) -> StudyData:

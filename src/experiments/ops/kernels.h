@@ -89,11 +89,12 @@ typedef struct {
  *
  * Args:
  *   rows, vectors: constants; the block's size.
+ *   adjacent: constant; row[i] is row[0] + i, which spares the processor its many addresses.
  *   add: the sums go on from what is in `out`.
  *   live, columns: only so many rows and columns are read from and written to `out`, whose rows are `line`
  *     floats apart. */
-INLINE void block_of(const int rows, const int vectors, const float* const* row, const Piece* piece, long pieces,
-                     long deep, const long a_step, const float* b, const long b_step, float* out, long line,
+INLINE void block_of(const int rows, const int vectors, const int adjacent, const float* const* row,
+                     const Piece* piece, long pieces, long deep, const long a_step, const float* b, const long b_step, float* out, long line,
                      long live, long columns, int add) {
   Vector sum[MOST_ROWS][2];
 #pragma GCC unroll 16
@@ -105,14 +106,14 @@ INLINE void block_of(const int rows, const int vectors, const float* const* row,
     const float* right = b + piece->b;
     const float* left[MOST_ROWS];
 #pragma GCC unroll 16
-    for (int i = 0; i < rows; i++) left[i] = row[i] + piece->a;
+    for (int i = 0; i < rows; i++) left[i] = row[adjacent ? 0 : i] + piece->a;
     for (long k = 0, at = 0; k < deep; k++, at += a_step, right += b_step) {
       Vector column[2];
 #pragma GCC unroll 2
       for (int j = 0; j < vectors; j++) column[j] = load(right + j * LANES);
 #pragma GCC unroll 16
       for (int i = 0; i < rows; i++) {
-        Vector factor = fill(left[i][at]);
+        Vector factor = fill(adjacent ? left[0][at + i] : left[i][at]);
 #pragma GCC unroll 2
         for (int j = 0; j < vectors; j++) sum[i][j] += factor * column[j];
       }

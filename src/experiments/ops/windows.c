@@ -126,9 +126,9 @@ static void multiply(const void* context, long unit) {
       for (long r = 0; r < rows; r++) row[r] = next_window(s, x, begins, count - q - r, &line, &j);
       float* out = y + q * s->o + panel * WIDTH;
       if (two)
-        block_of(ROWS, 2, row, pieces, s->kh, deep, 1, b, WIDTH, out, s->o, count - q, columns, 0);
+        block_of(ROWS, 2, 0, row, pieces, s->kh, deep, 1, b, WIDTH, out, s->o, count - q, columns, 0);
       else
-        block_of(ROWS_OF_ONE, 1, row, pieces, s->kh, deep, 1, b, LANES, out, s->o, count - q, columns, 0);
+        block_of(ROWS_OF_ONE, 1, 0, row, pieces, s->kh, deep, 1, b, LANES, out, s->o, count - q, columns, 0);
     }
   }
 }
@@ -232,10 +232,15 @@ static void sum(const void* context, long unit) {
           row[r] = x + k / own * s->wp * s->c + k % own;
         }
         float* out = sums + m * s->o + panel * WIDTH;
-        if (width == WIDTH)
-          block_of(ROWS, 2, row, piece, count, s->wo, s->c, b, WIDTH, out, s->o, to - m, columns, line > first);
+        int adjacent = m + rows <= to && m % own + rows <= own;
+        if (width == WIDTH && adjacent)
+          block_of(ROWS, 2, 1, row, piece, count, s->wo, s->c, b, WIDTH, out, s->o, to - m, columns, line > first);
+        else if (width == WIDTH)
+          block_of(ROWS, 2, 0, row, piece, count, s->wo, s->c, b, WIDTH, out, s->o, to - m, columns, line > first);
+        else if (adjacent)
+          block_of(ROWS_OF_ONE, 1, 1, row, piece, count, s->wo, s->c, b, LANES, out, s->o, to - m, columns, line > first);
         else
-          block_of(ROWS_OF_ONE, 1, row, piece, count, s->wo, s->c, b, LANES, out, s->o, to - m, columns, line > first);
+          block_of(ROWS_OF_ONE, 1, 0, row, piece, count, s->wo, s->c, b, LANES, out, s->o, to - m, columns, line > first);
       }
     }
   }

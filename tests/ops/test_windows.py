@@ -80,7 +80,7 @@ def test_outputs_and_gradients_equal_those_of_xla(x_shape, kernel_shape, pads):
         ((2, 9, 9, 5), (2, 3, 5, 7), (4, 5), ((0, 0), (1, 0))),  # places that no window sees
     ],
 )
-def test_strides_become_channels(monkeypatch, x_shape, kernel_shape, strides, padding):
+def test_strides(monkeypatch, x_shape, kernel_shape, strides, padding):
     monkeypatch.setattr(windows, "WORTH", 0)
     x, kernel = random(0, x_shape), random(1, kernel_shape)
     program = jax.make_jaxpr(lambda *a: conv(*a, strides=strides, padding=padding))(x, kernel)
@@ -95,7 +95,14 @@ def test_strides_become_channels(monkeypatch, x_shape, kernel_shape, strides, pa
         results = []
         for f in (lambda *a: conv(*a, strides=strides, padding=padding), theirs):
             y, pull = jax.vjp(f, x, kernel)
-            results.append((y, *pull(random(2, y.shape))))
+
+            def penalty(*factors, f=f):  # of the gradients' size: it goes through all of them
+                return sum(
+                    jnp.sum(d**2)
+                    for d in jax.grad(lambda *a: jnp.sum(f(*a) ** 2), (0, 1))(*factors)
+                )
+
+            results.append((y, *pull(random(2, y.shape)), *jax.grad(penalty, (0, 1))(x, kernel)))
         return results
 
     for ours, expected in zip(*both(x, kernel), strict=True):
@@ -307,9 +314,9 @@ def test_each_of_many_trials_on_tiles_has_the_bits_of_the_same_trial_alone(axes)
 @pytest.mark.parametrize(
     ("flags", "tests"),
     [
-        ("-DLANES_OF=4", "outputs_and_gradients"),  # as NEON has
-        ("-DLANES_OF=16", "outputs_and_gradients"),  # as AVX-512 has
-        ("-include {folder}/tiles_in_c.h", "outputs_and_gradients or on_tiles or tiles_are"),
+        ("-DLANES_OF=4", "outputs_and_gradients or strides"),  # as NEON has
+        ("-DLANES_OF=16", "outputs_and_gradients or strides"),  # as AVX-512 has
+        ("-include {folder}/tiles_in_c.h", "outputs_and_gradients or strides or on_tiles or tiles_are"),
     ],
 )
 def test_other_processors_give_the_same(tmp_path, flags, tests):

@@ -251,44 +251,12 @@ def _cpu_conv(x, kernel, strides, pads, dilation, groups, units):
     )
     # with many channels fewer multiplications are worth Winograd's transforms
     wide = minimal and not units and (channels >= 128 or (channels >= 64 and x.size <= NEAR))
-    if x.ndim == 4 and set(dilation) == {1} and window != (1, 1) and not wide and usable(x, kernel):
-        near, narrow, rest = _at_stride_one(x, kernel, strides, pads)
-        if is_worth_it(near, narrow, rest):
-            return multiply_windows(near, narrow, (*rest[0], *rest[1]), products=units)
+    fits = x.ndim == 4 and set(dilation) == {1} and window != (1, 1) and not wide
+    if fits and usable(x, kernel) and is_worth_it(x, kernel, pads, strides):
+        return multiply_windows(x, kernel, (*pads[0], *pads[1]), strides, products=units)
     if minimal:
         return winograd_conv(x, kernel, pads)
     return patches_conv(x, kernel, strides, pads, dilation)
-
-
-def _at_stride_one(x, kernel, strides, pads):
-    """Return images, kernel and padding of the same convolution at stride 1 (space to depth).
-
-    Images [N, H, W, C] become [N, H / s, W / s, s² C], and kernels likewise; neither changes if the
-    stride is 1 already.
-    """
-    if set(strides) == {1}:
-        return x, kernel, pads
-    *window, c_in, c_out = kernel.shape
-    out = [
-        (n + sum(p) - k) // s + 1
-        for n, p, k, s in zip(x.shape[1:3], pads, window, strides, strict=True)
-    ]
-    if window == [1, 1] and not any(map(sum, pads)):
-        return x[:, :: strides[0], :: strides[1]], kernel, pads
-    (sh, sw), (kh, kw) = strides, (-(-k // s) for k, s in zip(window, strides, strict=True))
-    height, width = out[0] + kh - 1, out[1] + kw - 1
-    pads = [
-        (p[0], n * s - p[0] - size)
-        for p, n, s, size in zip(pads, (height, width), strides, x.shape[1:3], strict=True)
-    ]
-    x = pad(x, pads).reshape(-1, height, sh, width, sw, c_in).transpose(0, 1, 3, 2, 4, 5)
-    kernel = jnp.pad(kernel, [(0, kh * sh - window[0]), (0, kw * sw - window[1]), (0, 0), (0, 0)])
-    kernel = kernel.reshape(kh, sh, kw, sw, c_in, c_out).transpose(0, 2, 1, 3, 4, 5)
-    return (
-        x.reshape(-1, height, width, sh * sw * c_in),
-        kernel.reshape(kh, kw, -1, c_out),
-        ((0, 0), (0, 0)),
-    )
 
 
 def _without_dead_taps(kernel, size, strides, pads, dilation):

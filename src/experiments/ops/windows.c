@@ -1,5 +1,5 @@
-/* Convolutions in float32 at stride 1: the outputs, with a transposed kernel the gradient of the inputs,
- * and the gradient of the kernel.
+/* Convolutions in float32: the outputs, at stride 1 with a transposed kernel the gradient of the inputs, and
+ * the gradient of the kernel.
  *
  * No patches are made. In images with their padding a row of a window is contiguous, so a convolution is a
  * matrix product whose rows begin wherever windows begin. A unit of work takes some lines of the outputs, and
@@ -22,7 +22,7 @@ enum {
 
 typedef struct {
   long trials, n, h, w, c, kh, kw, o; /* inputs [n, h, w, c], window [kh, kw], c to o channels */
-  long top, bottom, left, right;
+  long top, bottom, left, right, down, across; /* padding; strides */
   int transposed;      /* the kernel is [kh, kw, o, c], and its window is read backwards */
   int products;        /* of bfloat16 by matrix units in the place of one of float32; 0: none */
   long hp, wp, ho, wo; /* images with their padding [n, hp, wp, c], outputs [n, ho, wo, o] */
@@ -40,10 +40,11 @@ static Windows windows(const XLA_FFI_CallFrame* frame, const int64_t* kernel, lo
   const int64_t *in = x->dims, *option = ((XLA_FFI_Array*)frame->attrs.attrs[0])->data;
   Windows s = {.trials = result->dims[0], .n = in[1], .h = in[2], .w = in[3], .c = in[4],
                .kh = kernel[0], .kw = kernel[1], .o = o, .top = option[0], .bottom = option[1],
-               .left = option[2], .right = option[3], .transposed = option[4], .products = option[5],
+               .left = option[2], .right = option[3], .down = option[4], .across = option[5],
+               .transposed = option[6], .products = option[7],
                .x = x->data, .x_stride = trial_stride(x)};
   s.hp = s.h + s.top + s.bottom, s.wp = s.w + s.left + s.right;
-  s.ho = s.hp - s.kh + 1, s.wo = s.wp - s.kw + 1, s.lines = s.n * s.ho;
+  s.ho = (s.hp - s.kh) / s.down + 1, s.wo = (s.wp - s.kw) / s.across + 1, s.lines = s.n * s.ho;
   s.deep = s.kh * s.kw * s.c, s.panels = parts(o, WIDTH), s.panel = s.deep * WIDTH;
   return s;
 }
@@ -56,15 +57,16 @@ static const float* staged(const Windows* s, long trial, long first, long count,
   const float* x = s->x + trial * s->x_stride;
   long own = s->w * s->c, line = s->wp * s->c, before = s->left * s->c;
   if (s->hp == s->h && s->wp == s->w) {
-    for (long i = 0; i < count; i++) begins[i] = ((first + i) / s->ho * s->h + (first + i) % s->ho) * own;
+    for (long i = 0; i < count; i++) begins[i] = ((first + i) / s->ho * s->h + (first + i) % s->ho * s->down) * own;
     return x;
   }
   long images = count / s->ho + 2;
-  float *all = workspace(OWN_LINES, (count + images * (s->kh - 1)) * line * sizeof(float)), *to = all;
+  float *all = workspace(OWN_LINES, (count * s->down + images * s->kh) * line * sizeof(float)), *to = all;
   for (long done = 0; done < count;) {
     long image = (first + done) / s->ho, i = (first + done) % s->ho, run = least(s->ho - i, count - done);
-    for (long k = 0; k < run; k++) begins[done + k] = to - all + k * line;
-    for (long y = i - s->top; y < i - s->top + run + s->kh - 1; y++, to += line) {
+    long start = i * s->down - s->top;
+    for (long k = 0; k < run; k++) begins[done + k] = to - all + k * s->down * line;
+    for (long y = start; y < start + (run - 1) * s->down + s->kh; y++, to += line) {
       if (y < 0 || y >= s->h) {
         memset(to, 0, line * sizeof *to);
         continue;
@@ -103,7 +105,7 @@ static void pack_panel(const void* context, long unit) {
 
 /* Returns where a window begins, and goes on to the next one; the last of those that are left stays. */
 INLINE const float* next_window(const Windows* s, const float* x, const long* begins, long left, long* line, long* j) {
-  const float* window = x + begins[*line] + *j * s->c;
+  const float* window = x + begins[*line] + *j * s->across * s->c;
   if (left > 1 && ++*j == s->wo) *j = 0, ++*line;
   return window;
 }
@@ -185,7 +187,7 @@ XLA_FFI_Error* multiply_windows(XLA_FFI_CallFrame* frame) {
   Windows s = windows(frame, kernel->dims + 1, y->dims[4]);
   s.kernel = kernel->data, s.kernel_stride = trial_stride(kernel), s.y = y->data;
   long wanted = 4 * threads_of(frame), kernels = s.kernel_stride ? s.trials : 1;
-  s.chunk = most(1, least(FAR / 2 / (s.wp * s.c * sizeof(float)), parts(256, s.wo)));
+  s.chunk = most(1, least(FAR / 2 / (s.down * s.wp * s.c * sizeof(float)), parts(256, s.wo)));
   if (s.deep * s.o < s.lines * s.wo * s.c) /* the kernel is the smaller one: each unit takes all of it */
     s.chunk = least(s.chunk, parts(s.lines * s.trials, wanted));
   s.chunks = parts(s.lines, s.chunk);
@@ -211,7 +213,8 @@ static void sum(const void* context, long unit) {
   long trial = unit / (s->chunks * s->shares), slice = unit / s->shares % s->chunks, own = s->kw * s->c;
   long from = unit % s->shares * s->share, to = least(s->deep, from + s->share);
   long first = slice * s->chunk, last = least(s->lines, first + s->chunk);
-  long together = most(1, least(NEAR / (s->wp * s->c * sizeof(float)), NEAR / (s->wo * WIDTH * sizeof(float))));
+  long step = s->across * s->c, seen = s->down * s->wp * s->c;
+  long together = most(1, least(NEAR / (seen * sizeof(float)), NEAR / (s->wo * WIDTH * sizeof(float))));
   float* sums = (s->sums ? s->sums : s->dk) + (trial * s->chunks + slice) * s->deep * s->o;
   float* b = workspace(OWN_PANEL, together * s->wo * WIDTH * sizeof *b);
   long* begins = workspace(OWN_BEGINS, together * sizeof *begins);
@@ -234,13 +237,13 @@ static void sum(const void* context, long unit) {
         float* out = sums + m * s->o + panel * WIDTH;
         int adjacent = m + rows <= to && m % own + rows <= own;
         if (width == WIDTH && adjacent)
-          block_of(ROWS, 2, 1, row, piece, count, s->wo, s->c, b, WIDTH, out, s->o, to - m, columns, line > first);
+          block_of(ROWS, 2, 1, row, piece, count, s->wo, step, b, WIDTH, out, s->o, to - m, columns, line > first);
         else if (width == WIDTH)
-          block_of(ROWS, 2, 0, row, piece, count, s->wo, s->c, b, WIDTH, out, s->o, to - m, columns, line > first);
+          block_of(ROWS, 2, 0, row, piece, count, s->wo, step, b, WIDTH, out, s->o, to - m, columns, line > first);
         else if (adjacent)
-          block_of(ROWS_OF_ONE, 1, 1, row, piece, count, s->wo, s->c, b, LANES, out, s->o, to - m, columns, line > first);
+          block_of(ROWS_OF_ONE, 1, 1, row, piece, count, s->wo, step, b, LANES, out, s->o, to - m, columns, line > first);
         else
-          block_of(ROWS_OF_ONE, 1, 0, row, piece, count, s->wo, s->c, b, LANES, out, s->o, to - m, columns, line > first);
+          block_of(ROWS_OF_ONE, 1, 0, row, piece, count, s->wo, step, b, LANES, out, s->o, to - m, columns, line > first);
       }
     }
   }
@@ -279,7 +282,7 @@ static void sum_by_tiles(const void* context, long unit) {
     long count = least(together, last - line) * s->wo, depths = parts(count, DEPTH);
     const float *x = staged(s, trial, line, count / s->wo, begins), *dy = s->dy + trial * s->dy_stride;
     for (long q = 0; q < count; q++) {
-      place[q] = x + begins[q / s->wo] + q % s->wo * s->c;
+      place[q] = x + begins[q / s->wo] + q % s->wo * s->across * s->c;
       gradient[q] = dy + (line * s->wo + q) * s->o;
     }
     for (long i = 0, panel = 0; panel < s->panels; panel++)

@@ -214,7 +214,7 @@ static void sum(const void* context, long unit) {
   long from = unit % s->shares * s->share, to = least(s->deep, from + s->share);
   long first = slice * s->chunk, last = least(s->lines, first + s->chunk);
   long step = s->across * s->c, seen = s->down * s->wp * s->c;
-  long together = most(1, least(NEAR / (seen * sizeof(float)), NEAR / (s->wo * WIDTH * sizeof(float))));
+  long together = most(1, least(FAR / 2 / (seen * sizeof(float)), NEAR / (s->wo * WIDTH * sizeof(float))));
   float* sums = (s->sums ? s->sums : s->dk) + (trial * s->chunks + slice) * s->deep * s->o;
   float* b = workspace(OWN_PANEL, together * s->wo * WIDTH * sizeof *b);
   long* begins = workspace(OWN_BEGINS, together * sizeof *begins);

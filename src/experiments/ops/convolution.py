@@ -21,8 +21,6 @@ from experiments.ops.winograd import winograd_conv
 
 Padding = str | int | Sequence[int | tuple[int, int]]
 
-NEAR = 2**19  # numbers of images whose transforms by Winograd stay close to a core
-
 
 def conv(
     x: jax.Array,
@@ -250,7 +248,7 @@ def _cpu_conv(x, kernel, strides, pads, dilation, groups, units):
         and min(s + sum(p) - 2 for s, p in zip(x.shape[1:3], pads, strict=True)) > 2
     )
     # with many channels fewer multiplications are worth Winograd's transforms
-    wide = minimal and not units and (channels >= 128 or (channels >= 64 and x.size <= NEAR))
+    wide = minimal and not units and channels >= 64
     fits = x.ndim == 4 and set(dilation) == {1} and window != (1, 1) and not wide
     if fits and usable(x, kernel) and is_worth_it(x, kernel, pads, strides):
         return multiply_windows(x, kernel, (*pads[0], *pads[1]), strides, products=units)

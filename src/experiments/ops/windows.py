@@ -40,6 +40,12 @@ def multiply_windows(
     return multiply_p.bind(x[None], kernel[None], **options)[0]
 
 
+def multiply_matrices(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Multiply matrices `[B, M, K]` and `[B, K, N]`: a window of one place, B trials of it."""
+    options = {"pads": (0, 0, 0, 0), "strides": (1, 1), "products": 0, "transposed": False}
+    return multiply_p.bind(a[:, None, :, None], b[:, None, None], **options)[:, 0, :, 0]
+
+
 def is_worth_it(
     x: jax.Array, kernel: jax.Array, pads: Sequence[tuple[int, int]], strides: Sequence[int]
 ) -> bool:

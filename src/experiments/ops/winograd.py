@@ -11,6 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from experiments.ops.backend import usable
+from experiments.ops.windows import multiply_matrices
+
+SMALL = 2**15  # numbers of a matrix that the C library multiplies faster than XLA
+
 
 def winograd_conv(x: jax.Array, kernel: jax.Array, pads) -> jax.Array:
     """Cross-correlate `x` `[N, H, W, C_in]` with `kernel` `[3, 3, C_in, C_out]` at stride 1.
@@ -39,7 +44,9 @@ def winograd_conv(x: jax.Array, kernel: jax.Array, pads) -> jax.Array:
     d = transform(B_T, with_next(unstack(d, 4), axis=3), axis=1)
     g = both_axes(G, kernel)
     # One batch dimension: with more, XLA transposes a whole operand for the kernel's gradient.
-    y = d.reshape((m + 2) ** 2, -1, c_in) @ g.reshape((m + 2) ** 2, c_in, -1)
+    d, g = d.reshape((m + 2) ** 2, -1, c_in), g.reshape((m + 2) ** 2, c_in, -1)
+    small = c_in * kernel.shape[3] <= SMALL and usable(x, kernel)
+    y = multiply_matrices(d, g) if small else d @ g
     y = both_axes(A_T, y.reshape(m + 2, m + 2, n, rows, columns, -1)).transpose(2, 3, 0, 4, 1, 5)
     return y.reshape(n, rows * m, columns * m, -1)[:, :height, :width]
 

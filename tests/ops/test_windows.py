@@ -215,7 +215,7 @@ def test_convolutions_go_to_the_library_where_it_is_faster():
     assert used((64, 16, 16, 16), (3, 3, 16, 16))
     assert not used((1, 4, 4, 16), (3, 3, 16, 16))  # too little to compute
     assert not used((64, 16, 16, 16), (1, 1, 16, 16))  # a matrix product
-    assert not used((16, 8, 8, 128), (3, 3, 128, 128))  # Winograd's algorithm
+    assert not used((16, 8, 8, 256), (3, 3, 256, 256))  # Winograd's algorithm
     with backend.xla_only():
         assert not used((64, 16, 16, 16), (3, 3, 16, 16))
 

@@ -28,7 +28,7 @@ enum { LANES = 4, ROWS = 12, ROWS_OF_ONE = 12 };
 enum { LANES = 8, ROWS = 6, ROWS_OF_ONE = 8 };
 #endif
 enum {
-  MOST_ROWS = ROWS > ROWS_OF_ONE ? ROWS : ROWS_OF_ONE,
+  MOST_ROWS = 32,    /* of a block, or of two tiles (`tiles.h`) */
   WIDTH = 2 * LANES, /* columns of a block */
   WAKING = 30000,    /* nanoseconds of work that are worth waking a thread for */
 };
@@ -85,7 +85,7 @@ typedef struct {
   long a, b;
 } Piece;
 
-/* Adds up out[i][j] = sum over pieces p and k < deep of row[i][p.a + k a_step] * b[p.b + k b_step + j].
+/* Adds up out[i][j] = sum over pieces p and k < deep of row[i][p.a + k step] * b[p.b + k vectors LANES + j].
  *
  * Args:
  *   rows, vectors: constants; the block's size.
@@ -94,7 +94,7 @@ typedef struct {
  *   live, columns: only so many rows and columns are read from and written to `out`, whose rows are `line`
  *     floats apart. */
 INLINE void block_of(const int rows, const int vectors, const int adjacent, const float* const* row,
-                     const Piece* piece, long pieces, long deep, const long a_step, const float* b, const long b_step, float* out, long line,
+                     const Piece* piece, long pieces, long deep, long step, const float* b, float* out, long line,
                      long live, long columns, int add) {
   Vector sum[MOST_ROWS][2];
 #pragma GCC unroll 16
@@ -103,11 +103,10 @@ INLINE void block_of(const int rows, const int vectors, const int adjacent, cons
     for (int j = 0; j < vectors; j++)
       sum[i][j] = add && i < live ? load_some(out + i * line + j * LANES, columns - j * LANES) : fill(0);
   for (const Piece* end = piece + pieces; piece < end; piece++) {
-    const float* right = b + piece->b;
-    const float* left[MOST_ROWS];
+    const float *right = b + piece->b, *left[MOST_ROWS];
 #pragma GCC unroll 16
     for (int i = 0; i < rows; i++) left[i] = row[adjacent ? 0 : i] + piece->a;
-    for (long k = 0, at = 0; k < deep; k++, at += a_step, right += b_step) {
+    for (long k = 0, at = 0; k < deep; k++, at += step, right += vectors * LANES) {
       Vector column[2];
 #pragma GCC unroll 2
       for (int j = 0; j < vectors; j++) column[j] = load(right + j * LANES);
@@ -124,6 +123,21 @@ INLINE void block_of(const int rows, const int vectors, const int adjacent, cons
 #pragma GCC unroll 2
     for (int j = 0; j < vectors; j++)
       if (i < live) store_some(out + i * line + j * LANES, sum[i][j], columns - j * LANES);
+}
+
+/* The rows of a block of one or two vectors, and its sums as above. */
+INLINE long rows_of(long vectors) { return vectors == 2 ? ROWS : ROWS_OF_ONE; }
+
+INLINE void block(long vectors, int adjacent, const float* const* row, const Piece* piece, long pieces, long deep,
+                  long step, const float* b, float* out, long line, long live, long columns, int add) {
+  if (vectors == 2 && adjacent)
+    block_of(ROWS, 2, 1, row, piece, pieces, deep, step, b, out, line, live, columns, add);
+  else if (vectors == 2)
+    block_of(ROWS, 2, 0, row, piece, pieces, deep, step, b, out, line, live, columns, add);
+  else if (adjacent)
+    block_of(ROWS_OF_ONE, 1, 1, row, piece, pieces, deep, step, b, out, line, live, columns, add);
+  else
+    block_of(ROWS_OF_ONE, 1, 0, row, piece, pieces, deep, step, b, out, line, live, columns, add);
 }
 
 /* ---- Units of work for all threads of the device ------------------------------------------- */

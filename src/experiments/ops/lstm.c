@@ -99,7 +99,7 @@ static int moves_on(const Sequences* p, Part part, long time, long row) {
 static void product(const float* a, long top, long count, long deep, const float* b, float* out, long line, int add) {
   const float* row[ROWS];
   for (long r = 0; r < ROWS; r++) row[r] = a + least(top + r, count - 1) * deep;
-  block_of(ROWS, 2, 0, row, &(Piece){0, 0}, 1, deep, 1, b, WIDTH, out, line, ROWS, WIDTH, add);
+  block_of(ROWS, 2, 0, row, &(Piece){0, 0}, 1, deep, 1, b, out, line, ROWS, WIDTH, add);
 }
 
 /* ---- Forwards --------------------------------------------------------------------------------- */

@@ -72,29 +72,18 @@ static inline void pack_rows(const float* const* row, const Piece* piece, long p
         }
 }
 
-/* Multiplies 32 rows by one or two tiles of columns, packed as [depths][tiles][high, low], to out [32][line];
- * `add`: on top of what is there. */
-static inline void multiply_tiles(const bf16* a, const bf16* b, long depths, int two, int products, float* out,
-                                  long line, int add) {
-  long bytes = line * sizeof *out;
-  float *right = out + TILE, *below = out + TILE * line, *corner = below + TILE;
+/* Multiplies 32 rows by one or two tiles of columns, packed as [depths][tiles][high, low], to out [32][32]. */
+static inline void multiply_tiles(const bf16* a, const bf16* b, long depths, int two, int products, float* out) {
   _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
-  if (add) {
-    _tile_loadd(0, out, bytes); _tile_loadd(2, below, bytes);
-    if (two) { _tile_loadd(1, right, bytes); _tile_loadd(3, corner, bytes); }
-  }
-  for (long d = 0; d < depths; d++, a += 4 * BLOCK, b += 2 * BLOCK * (1 + two)) {
-    _tile_loadd(4, a, 64); _tile_loadd(5, a + 2 * BLOCK, 64); _tile_loadd(6, b, 64);
-    _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(2, 5, 6);
-    if (two) { _tile_loadd(7, b + 2 * BLOCK, 64); _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(3, 5, 7); }
-    if (products == 1) continue;
-    _tile_loadd(4, a + BLOCK, 64); _tile_loadd(5, a + 3 * BLOCK, 64);
-    _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(2, 5, 6);
-    if (two) { _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(3, 5, 7); }
-    _tile_loadd(4, a, 64); _tile_loadd(5, a + 2 * BLOCK, 64); _tile_loadd(6, b + BLOCK, 64);
-    _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(2, 5, 6);
-    if (two) { _tile_loadd(7, b + 3 * BLOCK, 64); _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(3, 5, 7); }
-  }
-  _tile_stored(0, out, bytes); _tile_stored(2, below, bytes);
-  if (two) { _tile_stored(1, right, bytes); _tile_stored(3, corner, bytes); }
+  for (long d = 0; d < depths; d++, a += 4 * BLOCK, b += 2 * BLOCK * (1 + two))
+    for (int low = 0; low < products; low++) { /* of neither factor, of the first, of the second */
+      const bf16 *left = a + (low == 1) * BLOCK, *right = b + (low == 2) * BLOCK;
+      _tile_loadd(4, left, 64); _tile_loadd(5, left + 2 * BLOCK, 64); _tile_loadd(6, right, 64);
+      _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(2, 5, 6);
+      if (two) { _tile_loadd(7, right + 2 * BLOCK, 64); _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(3, 5, 7); }
+    }
+  const long line = WIDTH * sizeof *out;
+  float* below = out + TILE * WIDTH;
+  _tile_stored(0, out, line); _tile_stored(1, out + TILE, line);
+  _tile_stored(2, below, line); _tile_stored(3, below + TILE, line);
 }

@@ -32,7 +32,8 @@ typedef struct {
   long deep, panels, panel;                /* numbers of a window, panels of WIDTH output channels, of one */
   long lines, chunk, chunks;               /* lines of outputs, of a unit of work, units */
   long group, groups;                      /* panels of a unit, units */
-  long share, shares;                      /* numbers of the window of a unit, units */
+  long all, share, shares;                 /* numbers (or tiles) of the window, of a unit, units */
+  long units;                              /* of adding slices */
 } Windows;
 
 static Windows windows(const XLA_FFI_CallFrame* frame, const int64_t* kernel, long o) {
@@ -82,13 +83,18 @@ static const float* staged(const Windows* s, long trial, long first, long count,
 
 /* ---- Outputs ---------------------------------------------------------------------------------- */
 
-/* Packs a panel of the kernel as products read it: [window][WIDTH], or half of that for one vector. */
+/* Packs a panel of the kernel as products read it: [window][WIDTH], or half of that for one vector; for tiles
+ * anew: [kh][depths of a row of the window][tiles][high, low]. */
 static void pack_panel(const void* context, long unit) {
   const Windows* s = context;
   long trial = unit / s->panels, panel = unit % s->panels, width = vectors_of(s, panel) * LANES;
   long first = panel * WIDTH, count = least(width, s->o - first), taps = s->kh * s->kw;
   const float* kernel = s->kernel + trial * s->kernel_stride;
-  float* to = s->packed + unit * s->panel;
+  float *packed = s->packed + unit * s->panel, *to = packed;
+#ifdef HAS_TILES
+  float* plain = s->products ? workspace(OWN_PANEL, s->deep * width * sizeof *plain) : packed;
+  to = plain;
+#endif
   for (long tap = 0; tap < taps; tap++, to += s->c * width) {
     if (!s->transposed) {
       const float* from = kernel + tap * s->c * s->o + first;
@@ -101,6 +107,16 @@ static void pack_panel(const void* context, long unit) {
       for (long j = 0; j < width; j++)
         for (long k = i; k < least(i + LANES, s->c); k++) to[k * width + j] = j < count ? from[j * s->c + k] : 0;
   }
+#ifdef HAS_TILES
+  bf16* tile = (bf16*)packed;
+  for (long i = 0, own = s->kw * s->c; s->products && i < s->kh; i++, plain += own * width)
+    for (long k = 0; k < own; k += DEPTH)
+      for (long t = 0; t < width; t += TILE, tile += 2 * BLOCK) {
+        const float* row[DEPTH];
+        for (long r = 0; r < least(DEPTH, own - k); r++) row[r] = plain + (k + r) * width + t;
+        pack_tile(row, own - k, 0, TILE, tile);
+      }
+#endif
 }
 
 /* Returns where a window begins, and goes on to the next one; the last of those that are left stays. */
@@ -115,70 +131,43 @@ static void multiply(const void* context, long unit) {
   const Windows* s = context;
   long trial = unit / (s->chunks * s->groups), first = unit / s->groups % s->chunks * s->chunk;
   long lines = least(s->chunk, s->lines - first), count = lines * s->wo, group = unit % s->groups * s->group;
-  long* begins = workspace(OWN_BEGINS, s->chunk * sizeof *begins);
+  long deep = s->kw * s->c, *begins = workspace(OWN_BEGINS, s->chunk * sizeof *begins);
   const float *x = staged(s, trial, first, lines, begins), *row[MOST_ROWS];
-  float* y = s->y + (trial * s->lines + first) * s->wo * s->o;
+  Piece pieces[s->kh];
+#ifdef HAS_TILES
+  float tile[2 * TILE * WIDTH] __attribute__((aligned(64)));
+  long depths = s->kh * parts(deep, DEPTH), i = 0, at = 0;
+  bf16* a = s->products ? workspace(OWN_FIRST, parts(count, 2 * TILE) * depths * 4 * BLOCK * sizeof *a) : NULL;
+  for (long k = 0; k < s->kh; k++) pieces[k] = (Piece){k * s->wp * s->c, 0};
+  for (long q = 0; s->products && q < count; q += 2 * TILE) {
+    for (long r = 0; r < 2 * TILE; r++) row[r] = next_window(s, x, begins, count - q - r, &i, &at);
+    pack_rows(row, pieces, s->kh, deep, a + q / (2 * TILE) * depths * 4 * BLOCK);
+  }
+  if (s->products) tiles_on();
+#endif
   for (long panel = group; panel < least(s->panels, group + s->group); panel++) {
     const float* b = s->packed + ((s->kernel_stride ? trial : 0) * s->panels + panel) * s->panel;
-    int two = vectors_of(s, panel) == 2;
-    long rows = two ? ROWS : ROWS_OF_ONE, columns = s->o - panel * WIDTH, deep = s->kw * s->c, line = 0, j = 0;
-    Piece pieces[s->kh];
-    for (long i = 0; i < s->kh; i++) pieces[i] = (Piece){i * s->wp * s->c, i * deep * (two ? WIDTH : LANES)};
+    float* y = s->y + (trial * s->lines + first) * s->wo * s->o + panel * WIDTH;
+    long vectors = vectors_of(s, panel), columns = s->o - panel * WIDTH, line = 0, j = 0, rows = rows_of(vectors);
+#ifdef HAS_TILES
+    for (long q = 0; s->products && q < count; q += 2 * TILE) {
+      multiply_tiles(a + q / (2 * TILE) * depths * 4 * BLOCK, (const bf16*)b, depths, vectors == 2, s->products, tile);
+      for (long r = 0; r < least(2 * TILE, count - q); r++)
+        for (long k = 0; k < vectors * LANES; k += LANES)
+          store_some(y + (q + r) * s->o + k, load(tile + r * WIDTH + k), columns - k);
+    }
+    if (s->products) continue;
+#endif
+    for (long k = 0; k < s->kh; k++) pieces[k] = (Piece){k * s->wp * s->c, k * deep * vectors * LANES};
     for (long q = 0; q < count; q += rows) {
       for (long r = 0; r < rows; r++) row[r] = next_window(s, x, begins, count - q - r, &line, &j);
-      float* out = y + q * s->o + panel * WIDTH;
-      if (two)
-        block_of(ROWS, 2, 0, row, pieces, s->kh, deep, 1, b, WIDTH, out, s->o, count - q, columns, 0);
-      else
-        block_of(ROWS_OF_ONE, 1, 0, row, pieces, s->kh, deep, 1, b, LANES, out, s->o, count - q, columns, 0);
+      block(vectors, 0, row, pieces, s->kh, deep, 1, b, y + q * s->o, s->o, count - q, columns, 0);
     }
   }
-}
-
 #ifdef HAS_TILES
-/* Packs a packed panel anew: [kh][depths of a row of the window][tiles][high, low]. */
-static void pack_panel_of_tiles(const void* context, long unit) {
-  const Windows* s = context;
-  long vectors = vectors_of(s, unit % s->panels), width = vectors * LANES, own = s->kw * s->c;
-  pack_panel(context, unit);
-  float *panel = s->packed + unit * s->panel, *copy = workspace(OWN_PANEL, s->deep * width * sizeof *copy);
-  memcpy(copy, panel, s->deep * width * sizeof *copy);
-  bf16* to = (bf16*)panel;
-  for (long i = 0; i < s->kh; i++)
-    for (long k = 0; k < own; k += DEPTH) {
-      const float* row[DEPTH];
-      for (long r = 0; r < least(DEPTH, own - k); r++) row[r] = copy + (i * own + k + r) * width;
-      for (long t = 0; t < vectors; t++, to += 2 * BLOCK) pack_tile(row, own - k, t * TILE, TILE, to);
-    }
-}
-
-static void multiply_by_tiles(const void* context, long unit) {
-  const Windows* s = context;
-  long trial = unit / (s->chunks * s->groups), first = unit / s->groups % s->chunks * s->chunk;
-  long lines = least(s->chunk, s->lines - first), count = lines * s->wo, group = unit % s->groups * s->group;
-  long depths = s->kh * parts(s->kw * s->c, DEPTH), line = 0, j = 0;
-  long* begins = workspace(OWN_BEGINS, s->chunk * sizeof *begins);
-  bf16* a = workspace(OWN_FIRST, depths * 4 * BLOCK * sizeof *a);
-  const float *x = staged(s, trial, first, lines, begins), *row[2 * TILE];
-  float out[2 * TILE * WIDTH] __attribute__((aligned(64)));
-  Piece pieces[s->kh];
-  for (long i = 0; i < s->kh; i++) pieces[i] = (Piece){i * s->wp * s->c, 0};
-  tiles_on();
-  for (long q = 0; q < count; q += 2 * TILE) {
-    for (long r = 0; r < 2 * TILE; r++) row[r] = next_window(s, x, begins, count - q - r, &line, &j);
-    pack_rows(row, pieces, s->kh, s->kw * s->c, a);
-    for (long panel = group; panel < least(s->panels, group + s->group); panel++) {
-      const float* b = s->packed + ((s->kernel_stride ? trial : 0) * s->panels + panel) * s->panel;
-      float* y = s->y + ((trial * s->lines + first) * s->wo + q) * s->o + panel * WIDTH;
-      multiply_tiles(a, (const bf16*)b, depths, vectors_of(s, panel) == 2, s->products, out, WIDTH, 0);
-      for (long r = 0; r < least(2 * TILE, count - q); r++, y += s->o)
-        for (long i = 0; i < vectors_of(s, panel) * LANES; i += LANES)
-          store_some(y + i, load(out + r * WIDTH + i), s->o - panel * WIDTH - i);
-    }
-  }
-  _tile_release();
-}
+  if (s->products) _tile_release();
 #endif
+}
 
 /* Maps (x [trials, n, h, w, c], kernel [trials, kh, kw, c, o]) to y [trials, n, ho, wo, o]. */
 XLA_FFI_Error* multiply_windows(XLA_FFI_CallFrame* frame) {
@@ -193,57 +182,86 @@ XLA_FFI_Error* multiply_windows(XLA_FFI_CallFrame* frame) {
   s.chunks = parts(s.lines, s.chunk);
   s.group = parts(s.panels, least(s.panels, parts(wanted, s.chunks * s.trials)));
   s.groups = parts(s.panels, s.group);
-  Work *pack = pack_panel, *compute = multiply;
 #ifdef HAS_TILES
-  if (s.products)
-    pack = pack_panel_of_tiles, compute = multiply_by_tiles, s.panel = s.kh * round_up(s.kw * s.c, DEPTH) * WIDTH;
+  if (s.products) s.panel = s.kh * round_up(s.kw * s.c, DEPTH) * WIDTH;
 #endif
   s.packed = workspace(ALL_PACKED, kernels * s.panels * s.panel * sizeof(float));
-  share(frame, pack, &s, kernels * s.panels, kernels * s.deep * s.o * MOVING);
+  share(frame, pack_panel, &s, kernels * s.panels, kernels * s.deep * s.o * MOVING);
   double work = s.trials * s.lines * s.wo * s.deep * s.o * MULTIPLYING;
-  share(frame, compute, &s, s.trials * s.chunks * s.groups, work);
+  share(frame, multiply, &s, s.trials * s.chunks * s.groups, work);
   return NULL;
 }
 
 /* ---- The gradient of the kernel --------------------------------------------------------------- */
 
+#ifdef HAS_TILES
+/* Adds up tiles of [output channels][numbers of the window], from one to another, over some positions. */
+static void sum_tiles(const Windows* s, const float* x, const long* begins, const float* dy, long count, long from,
+                      long to, float* sums, int add) {
+  long own = s->kw * s->c, blocks = parts(own, 2 * TILE), depths = parts(count, DEPTH), size = depths * 4 * BLOCK;
+  const float **place = workspace(OWN_PLACES, 2 * count * sizeof *place), **gradient = place + count;
+  bf16* a = workspace(OWN_FIRST, s->panels * size * sizeof *a);
+  bf16* b = workspace(OWN_SECOND, size * sizeof *b);
+  float tile[2 * TILE * WIDTH] __attribute__((aligned(64)));
+  tiles_on();
+  for (long q = 0; q < count; q++) {
+    place[q] = x + begins[q / s->wo] + q % s->wo * s->across * s->c;
+    gradient[q] = dy + q * s->o;
+  }
+  for (long o = 0, i = 0; o < s->panels * WIDTH; o += 2 * TILE)
+    for (long q = 0; q < count; q += DEPTH)
+      for (long t = o; t < o + 2 * TILE; t += TILE, i += 2 * BLOCK)
+        pack_transposed_tile(gradient + q, count - q, t, s->o - t, a + i);
+  for (; from < to; from++) {
+    long m = from % blocks * 2 * TILE, height = from / blocks;
+    for (long q = 0, i = 0; q < count; q += DEPTH)
+      for (long t = m; t < m + 2 * TILE; t += TILE, i += 2 * BLOCK)
+        pack_tile(place + q, count - q, height * s->wp * s->c + t, own - t, b + i);
+    for (long o = 0; o < s->o; o += WIDTH) {
+      multiply_tiles(a + o / WIDTH * size, b, depths, 1, s->products, tile);
+      float* out = sums + (height * own + m) * s->o + o;
+      for (long k = 0; k < least(2 * TILE, own - m); k++, out += s->o)
+        for (long j = 0; j < least(WIDTH, s->o - o); j++) out[j] = tile[j * WIDTH + k] + (add ? out[j] : 0);
+    }
+  }
+  _tile_release();
+}
+#endif
+
 /* Adds up some rows of the gradient over a slice of the lines. */
 static void sum(const void* context, long unit) {
   const Windows* s = context;
   long trial = unit / (s->chunks * s->shares), slice = unit / s->shares % s->chunks, own = s->kw * s->c;
-  long from = unit % s->shares * s->share, to = least(s->deep, from + s->share);
+  long from = unit % s->shares * s->share, to = least(s->all, from + s->share);
   long first = slice * s->chunk, last = least(s->lines, first + s->chunk);
   long step = s->across * s->c, seen = s->down * s->wp * s->c;
-  long together = most(1, least(FAR / 2 / (seen * sizeof(float)), NEAR / (s->wo * WIDTH * sizeof(float))));
+  long together = most(1, least(FAR / 2 / (seen * sizeof(float)), (s->products ? FAR / 2 : NEAR) / (s->wo * WIDTH * sizeof(float))));
   float* sums = (s->sums ? s->sums : s->dk) + (trial * s->chunks + slice) * s->deep * s->o;
   float* b = workspace(OWN_PANEL, together * s->wo * WIDTH * sizeof *b);
   long* begins = workspace(OWN_BEGINS, together * sizeof *begins);
   Piece piece[together];
   for (long line = first; line < last; line += together) {
     long count = least(together, last - line);
-    const float* x = staged(s, trial, line, count, begins);
-    for (long panel = 0; panel < s->panels; panel++) {
-      long width = vectors_of(s, panel) * LANES, columns = s->o - panel * WIDTH, rows = width == WIDTH ? ROWS : ROWS_OF_ONE;
-      const float* dy = s->dy + trial * s->dy_stride + line * s->wo * s->o + panel * WIDTH;
-      for (long q = 0; q < count * s->wo; q++, dy += s->o)
-        for (long j = 0; j < width; j += LANES) store(b + q * width + j, load_some(dy + j, columns - j));
+    const float *x = staged(s, trial, line, count, begins), *dy = s->dy + trial * s->dy_stride + line * s->wo * s->o;
+#ifdef HAS_TILES
+    if (s->products) {
+      sum_tiles(s, x, begins, dy, count * s->wo, from, to, sums, line > first);
+      continue;
+    }
+#endif
+    for (long panel = 0; panel < s->panels; panel++, dy += WIDTH) {
+      long vectors = vectors_of(s, panel), width = vectors * LANES, columns = s->o - panel * WIDTH;
+      for (long q = 0; q < count * s->wo; q++)
+        for (long j = 0; j < width; j += LANES) store(b + q * width + j, load_some(dy + q * s->o + j, columns - j));
       for (long i = 0; i < count; i++) piece[i] = (Piece){begins[i], i * s->wo * width};
-      for (long m = from; m < to; m += rows) {
+      for (long m = from, rows = rows_of(vectors); m < to; m += rows) {
         const float* row[MOST_ROWS];
         for (long r = 0; r < rows; r++) {
           long k = least(m + r, s->deep - 1);
           row[r] = x + k / own * s->wp * s->c + k % own;
         }
-        float* out = sums + m * s->o + panel * WIDTH;
-        int adjacent = m + rows <= to && m % own + rows <= own;
-        if (width == WIDTH && adjacent)
-          block_of(ROWS, 2, 1, row, piece, count, s->wo, step, b, WIDTH, out, s->o, to - m, columns, line > first);
-        else if (width == WIDTH)
-          block_of(ROWS, 2, 0, row, piece, count, s->wo, step, b, WIDTH, out, s->o, to - m, columns, line > first);
-        else if (adjacent)
-          block_of(ROWS_OF_ONE, 1, 1, row, piece, count, s->wo, step, b, LANES, out, s->o, to - m, columns, line > first);
-        else
-          block_of(ROWS_OF_ONE, 1, 0, row, piece, count, s->wo, step, b, LANES, out, s->o, to - m, columns, line > first);
+        block(vectors, m + rows <= to && m % own + rows <= own, row, piece, count, s->wo, step, b,
+              sums + m * s->o + panel * WIDTH, s->o, to - m, columns, line > first);
       }
     }
   }
@@ -252,70 +270,14 @@ static void sum(const void* context, long unit) {
 /* Adds up the sums of all slices, always in the same order. */
 static void add_slices(const void* context, long unit) {
   const Windows* s = context;
-  long size = s->deep * s->o, trial = unit / s->shares, from = unit % s->shares * s->share * s->o;
+  long size = s->deep * s->o, part = parts(size, s->units), trial = unit / s->units, from = unit % s->units * part;
   const float* sums = s->sums + trial * s->chunks * size;
-  for (long i = from; i < least(size, from + s->share * s->o); i++) {
-    float total = sums[i];
-    for (long slice = 1; slice < s->chunks; slice++) total += sums[slice * size + i];
-    s->dk[trial * size + i] = total;
+  for (long i = from, to = least(size, from + part); i < to; i += LANES) {
+    Vector total = load_some(sums + i, to - i);
+    for (long slice = 1; slice < s->chunks; slice++) total += load_some(sums + slice * size + i, to - i);
+    store_some(s->dk + trial * size + i, total, to - i);
   }
 }
-
-#ifdef HAS_TILES
-/* Floats of a row of the sums, which are transposed and whole tiles: [panels][WIDTH][kh][row of the window]. */
-static long line_of(const Windows* s) { return s->kh * round_up(s->kw * s->c, 2 * TILE); }
-
-static void sum_by_tiles(const void* context, long unit) {
-  const Windows* s = context;
-  long trial = unit / (s->chunks * s->shares), slice = unit / s->shares % s->chunks, own = s->kw * s->c;
-  long blocks = parts(own, 2 * TILE), from = unit % s->shares * s->share, to = least(s->kh * blocks, from + s->share);
-  long first = slice * s->chunk, last = least(s->lines, first + s->chunk), line_size = line_of(s);
-  long together = most(1, NEAR / (s->wo * WIDTH * sizeof(float))), most_depths = parts(together * s->wo, DEPTH);
-  float* sums = s->sums + (trial * s->chunks + slice) * s->panels * WIDTH * line_size;
-  long* begins = workspace(OWN_BEGINS, together * sizeof *begins);
-  const float** place = workspace(OWN_PLACES, 2 * most_depths * DEPTH * sizeof *place);
-  const float** gradient = place + most_depths * DEPTH;
-  bf16* a = workspace(OWN_FIRST, s->panels * most_depths * 4 * BLOCK * sizeof *a);
-  bf16* b = workspace(OWN_SECOND, most_depths * 4 * BLOCK * sizeof *b);
-  tiles_on();
-  for (long line = first; line < last; line += together) {
-    long count = least(together, last - line) * s->wo, depths = parts(count, DEPTH);
-    const float *x = staged(s, trial, line, count / s->wo, begins), *dy = s->dy + trial * s->dy_stride;
-    for (long q = 0; q < count; q++) {
-      place[q] = x + begins[q / s->wo] + q % s->wo * s->across * s->c;
-      gradient[q] = dy + (line * s->wo + q) * s->o;
-    }
-    for (long i = 0, panel = 0; panel < s->panels; panel++)
-      for (long q = 0; q < count; q += DEPTH)
-        for (long o = panel * WIDTH; o < (panel + 1) * WIDTH; o += TILE, i += 2 * BLOCK)
-          pack_transposed_tile(gradient + q, count - q, o, s->o - o, a + i);
-    for (long block = from; block < to; block++) {
-      long m = block % blocks * 2 * TILE, moved = block / blocks * s->wp * s->c;
-      for (long q = 0, i = 0; q < count; q += DEPTH)
-        for (long t = 0; t < 2 * TILE; t += TILE, i += 2 * BLOCK)
-          pack_tile(place + q, count - q, moved + m + t, own - m - t, b + i);
-      for (long panel = 0; panel < s->panels; panel++)
-        multiply_tiles(a + panel * depths * 4 * BLOCK, b, depths, 1, s->products,
-                       sums + panel * WIDTH * line_size + block * 2 * TILE, line_size, line > first);
-    }
-  }
-  _tile_release();
-}
-
-/* Adds up the sums of all slices for a row of the window, always in the same order. */
-static void add_tiles(const void* context, long unit) {
-  const Windows* s = context;
-  long trial = unit / s->kh, row = unit % s->kh, own = s->kw * s->c, size = s->panels * WIDTH * line_of(s);
-  const float* sums = s->sums + trial * s->chunks * size + row * round_up(own, 2 * TILE);
-  float* dk = s->dk + (trial * s->kh + row) * own * s->o;
-  for (long m = 0; m < own; m++)
-    for (long o = 0; o < s->o; o++) {
-      float total = 0;
-      for (long slice = 0; slice < s->chunks; slice++) total += sums[slice * size + o * line_of(s) + m];
-      *dk++ = total;
-    }
-}
-#endif
 
 /* Maps (x [trials, n, h, w, c], dy [trials, n, ho, wo, o]) to dk [trials, kh, kw, c, o]. */
 XLA_FFI_Error* sum_windows(XLA_FFI_CallFrame* frame) {
@@ -328,21 +290,13 @@ XLA_FFI_Error* sum_windows(XLA_FFI_CallFrame* frame) {
   s.chunk = parts(s.lines, most(1, least(SLICES, s.lines * (s.wp * s.c + s.wo * s.o) / (4 * size))));
   s.chunks = parts(s.lines, s.chunk);
   s.sums = s.chunks > 1 ? workspace(ALL_SUMS, s.trials * s.chunks * size * sizeof(float)) : NULL;
-  s.shares = most(parts(size * sizeof(float), FAR), parts(wanted, s.chunks * s.trials));
-  s.share = round_up(parts(s.deep, s.shares), s.o > LANES ? ROWS : ROWS_OF_ONE);
-  s.shares = parts(s.deep, s.share);
-  double work = s.trials * s.lines * s.wo * size * MULTIPLYING;
+  s.all = s.deep, s.share = s.o > LANES ? ROWS : ROWS_OF_ONE, s.units = wanted;
 #ifdef HAS_TILES
-  if (s.products) {
-    long blocks = s.kh * parts(s.kw * s.c, 2 * TILE);
-    s.share = parts(blocks, s.shares), s.shares = parts(blocks, s.share);
-    s.sums = workspace(ALL_SUMS, s.trials * s.chunks * s.panels * WIDTH * line_of(&s) * sizeof(float));
-    share(frame, sum_by_tiles, &s, s.trials * s.chunks * s.shares, work);
-    share(frame, add_tiles, &s, s.trials * s.kh, s.trials * s.chunks * size * MOVING);
-    return NULL;
-  }
+  if (s.products) s.all = s.kh * parts(s.kw * s.c, 2 * TILE), s.share = 1;
 #endif
-  share(frame, sum, &s, s.trials * s.chunks * s.shares, work);
-  if (s.sums) share(frame, add_slices, &s, s.trials * s.shares, s.trials * s.chunks * size * MOVING);
+  s.shares = most(parts(size * sizeof(float), FAR), parts(wanted, s.chunks * s.trials));
+  s.share = round_up(parts(s.all, s.shares), s.share), s.shares = parts(s.all, s.share);
+  share(frame, sum, &s, s.trials * s.chunks * s.shares, s.trials * s.lines * s.wo * size * MULTIPLYING);
+  if (s.sums) share(frame, add_slices, &s, s.trials * s.units, s.trials * s.chunks * size * MOVING);
   return NULL;
 }

@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from experiments.ops.backend import usable
-from experiments.ops.windows import multiply_matrices
+from experiments.ops.windows import WORTH, multiply_matrices
 
 SMALL = 2**15  # numbers of a matrix that the C library multiplies faster than XLA
 
@@ -45,8 +45,8 @@ def winograd_conv(x: jax.Array, kernel: jax.Array, pads) -> jax.Array:
     g = both_axes(G, kernel)
     # One batch dimension: with more, XLA transposes a whole operand for the kernel's gradient.
     d, g = d.reshape((m + 2) ** 2, -1, c_in), g.reshape((m + 2) ** 2, c_in, -1)
-    small = c_in * kernel.shape[3] <= SMALL and usable(x, kernel)
-    y = multiply_matrices(d, g) if small else d @ g
+    small = g[0].size <= SMALL and 2 * d.size * kernel.shape[3] >= WORTH
+    y = multiply_matrices(d, g) if small and usable(x, kernel) else d @ g
     y = both_axes(A_T, y.reshape(m + 2, m + 2, n, rows, columns, -1)).transpose(2, 3, 0, 4, 1, 5)
     return y.reshape(n, rows * m, columns * m, -1)[:, :height, :width]
 

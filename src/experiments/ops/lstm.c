@@ -16,18 +16,18 @@ enum { I, F, G, O, GATE_COUNT };
 enum { MOST_SEQUENCES = 64 }; /* that a thread takes at a time */
 
 typedef struct {
-  long trials, steps, batch, inputs, hidden;
-  int reverse;
+  float* data;
+  long stride; /* from trial to trial, 0 where it belongs to all */
+} Array;
+
+typedef struct {
+  long trials, steps, batch, inputs, hidden, reverse;
   long rows, groups;        /* sequences that a thread takes at a time, how often per trial */
   long blocks, packed_size; /* of LANES hidden units; numbers of a trial's packed kernels */
-  const float *x, *kernel, *recurrent, *bias, *h0, *c0;
-  long x_stride, kernel_stride, recurrent_stride, bias_stride, h0_stride, c0_stride;
-  const uint8_t* mask; /* where 0, the state stays as it is */
-  long mask_stride;
-  float *outputs, *gates, *cells; /* of the forward pass; no gates if there is no backward pass */
-  const float *saved, *c, *d_outputs, *after_h, *after_c; /* of the backward pass */
-  long saved_stride, c_stride, d_outputs_stride, after_h_stride, after_c_stride;
-  float *dz, *dh0, *dc0, *packed;
+  float* packed;
+  Array x, kernel, recurrent, bias, h0, c0, mask; /* where the mask is 0, the state stays as it is */
+  Array outputs, cells, gates;                    /* of the forward pass */
+  Array d_outputs, after_h, after_c, dz, dh0, dc0;
 } Sequences;
 
 /* ---- Functions of vectors --------------------------------------------------------------------- */
@@ -85,14 +85,13 @@ static Part part(const Sequences* p, long unit) {
 
 static long time_of(const Sequences* p, long step) { return p->reverse ? p->steps - 1 - step : step; }
 
-/* Index of a part's first row at a time step in an array [steps, batch, width] that begins at
- * `start`. */
-static long at(const Sequences* p, long start, Part part, long time, long width) {
-  return start + (time * p->batch + part.from) * width;
+/* Returns a part's first row at a time step in an array [trials, steps, batch, width]. */
+static float* rows(const Sequences* p, Array array, Part part, long time, long width) {
+  return array.data + part.trial * array.stride + (time * p->batch + part.from) * width;
 }
 
 static int moves_on(const Sequences* p, Part part, long time, long row) {
-  return p->mask[at(p, part.trial * p->mask_stride, part, time, 1) + row];
+  return ((const uint8_t*)p->mask.data)[part.trial * p->mask.stride + time * p->batch + part.from + row];
 }
 
 /* out [ROWS][line] (+)= ROWS rows of a [rows][deep] from `top` on times the packed b [deep][WIDTH] */
@@ -108,8 +107,8 @@ static void product(const float* a, long top, long count, long deep, const float
 static void pack_gates(const void* context, long unit) {
   const Sequences* p = context;
   long trial = unit / p->blocks, first = unit % p->blocks * LANES, width = GATE_COUNT * p->hidden;
-  const float* kernel = p->kernel + trial * p->kernel_stride + first;
-  const float* recurrent = p->recurrent + trial * p->recurrent_stride + first;
+  const float* kernel = p->kernel.data + trial * p->kernel.stride + first;
+  const float* recurrent = p->recurrent.data + trial * p->recurrent.stride + first;
   float* to = p->packed + trial * p->packed_size + unit % p->blocks * (p->packed_size / p->blocks);
   for (int pair = 0; pair < GATE_COUNT; pair += 2)
     for (long k = 0; k < p->inputs + p->hidden; k++)
@@ -140,17 +139,15 @@ static void step_forwards(const Sequences* p, const float* z, const float* bias,
 static void forwards(const void* context, long unit) {
   const Sequences* p = context;
   Part own = part(p, unit);
-  long h = p->hidden, deep = p->inputs + h, states = p->steps * p->batch * h, trial = own.trial;
+  long h = p->hidden, deep = p->inputs + h;
   float z[ROWS * GATE_COUNT * LANES] __attribute__((aligned(64)));
-  const float* bias = p->bias + trial * p->bias_stride;
-  const float* before_h = p->h0 + at(p, trial * p->h0_stride, own, 0, h);
-  const float* before_c = p->c0 + at(p, trial * p->c0_stride, own, 0, h);
+  const float *before_h = rows(p, p->h0, own, 0, h), *before_c = rows(p, p->c0, own, 0, h);
+  const float* bias = p->bias.data + own.trial * p->bias.stride;
   for (long step = 0; step < p->steps; step++) {
     long time = time_of(p, step);
-    const float *x = p->x + at(p, trial * p->x_stride, own, time, p->inputs), *b = p->packed + trial * p->packed_size;
-    float* output = p->outputs + at(p, trial * states, own, time, h);
-    float* cell = p->cells + at(p, trial * states, own, time, h);
-    float* gates = p->gates ? p->gates + at(p, trial * GATE_COUNT * states, own, time, GATE_COUNT * h) : NULL;
+    const float *x = rows(p, p->x, own, time, p->inputs), *b = p->packed + own.trial * p->packed_size;
+    float *output = rows(p, p->outputs, own, time, h), *cell = rows(p, p->cells, own, time, h);
+    float* gates = p->gates.data ? rows(p, p->gates, own, time, GATE_COUNT * h) : NULL;
     for (long block = 0; block < p->blocks; block++, b += 2 * deep * WIDTH)
       for (long top = 0; top < own.count; top += ROWS) {
         for (int pair = 0; pair < 2; pair++) {
@@ -173,7 +170,7 @@ static void forwards(const void* context, long unit) {
 static void pack_transposed(const void* context, long unit) {
   const Sequences* p = context;
   long panels = parts(p->hidden, WIDTH), deep = GATE_COUNT * p->hidden, first = unit % panels * WIDTH;
-  const float* kernel = p->recurrent + unit / panels * p->recurrent_stride + first * deep;
+  const float* kernel = p->recurrent.data + unit / panels * p->recurrent.stride + first * deep;
   float* to = p->packed + unit / panels * p->packed_size + first * deep;
   for (long k = 0; k < deep; k++)
     for (long n = 0; n < WIDTH; n++) *to++ = first + n < p->hidden ? kernel[n * deep + k] : 0;
@@ -202,26 +199,23 @@ static void step_back(const Sequences* p, long unit, const float* gates, const f
 static void backwards(const void* context, long unit) {
   const Sequences* p = context;
   Part own = part(p, unit);
-  long h = p->hidden, line = round_up(h, WIDTH), size = round_up(own.count, ROWS) * line, trial = own.trial;
+  long h = p->hidden, line = round_up(h, WIDTH), size = round_up(own.count, ROWS) * line;
   float *dh = workspace(OWN_STATES, 3 * size * sizeof(float)), *before_h = dh + size, *dc = before_h + size;
   memset(dh, 0, 3 * size * sizeof(float));
   for (long r = 0; r < own.count; r++) {
-    memcpy(dh + r * line, p->after_h + at(p, trial * p->after_h_stride, own, 0, h) + r * h, h * sizeof *dh);
-    memcpy(dc + r * line, p->after_c + at(p, trial * p->after_c_stride, own, 0, h) + r * h, h * sizeof *dc);
+    memcpy(dh + r * line, rows(p, p->after_h, own, 0, h) + r * h, h * sizeof *dh);
+    memcpy(dc + r * line, rows(p, p->after_c, own, 0, h) + r * h, h * sizeof *dc);
   }
   for (long step = p->steps - 1; step >= 0; step--) {
-    long time = time_of(p, step), all = p->steps * p->batch * GATE_COUNT * h;
-    const float* gates = p->saved + at(p, trial * p->saved_stride, own, time, GATE_COUNT * h);
-    const float* cell = p->c + at(p, trial * p->c_stride, own, time, h);
-    const float* d_output = p->d_outputs + at(p, trial * p->d_outputs_stride, own, time, h);
-    const float* before = step ? p->c + at(p, trial * p->c_stride, own, time_of(p, step - 1), h)
-                               : p->c0 + at(p, trial * p->c0_stride, own, 0, h);
-    float* dz = p->dz + at(p, trial * all, own, time, GATE_COUNT * h);
+    long time = time_of(p, step);
+    const float *gates = rows(p, p->gates, own, time, GATE_COUNT * h), *cell = rows(p, p->cells, own, time, h);
+    const float* before = step ? rows(p, p->cells, own, time_of(p, step - 1), h) : rows(p, p->c0, own, 0, h);
+    float *d_output = rows(p, p->d_outputs, own, time, h), *dz = rows(p, p->dz, own, time, GATE_COUNT * h);
     for (long r = 0; r < own.count; r++)
       for (long i = 0; i < h; i += LANES)
         step_back(p, i, gates + r * GATE_COUNT * h, cell + r * h, before + r * h, d_output + r * h,
                   moves_on(p, own, time, r), dh + r * line, dc + r * line, dz + r * GATE_COUNT * h);
-    const float* b = p->packed + trial * p->packed_size;
+    const float* b = p->packed + own.trial * p->packed_size;
     for (long n = 0; n < h; n += WIDTH, b += GATE_COUNT * h * WIDTH)
       for (long top = 0; top < own.count; top += ROWS)
         product(dz, top, own.count, GATE_COUNT * h, b, before_h + top * line + n, line, 0);
@@ -231,19 +225,14 @@ static void backwards(const void* context, long unit) {
     dh = before_h, before_h = swapped;
   }
   for (long r = 0; r < own.count; r++) {
-    long to = ((trial * p->batch) + own.from + r) * h;
-    memcpy(p->dh0 + to, dh + r * line, h * sizeof *dh);
-    memcpy(p->dc0 + to, dc + r * line, h * sizeof *dc);
+    memcpy(rows(p, p->dh0, own, 0, h) + r * h, dh + r * line, h * sizeof *dh);
+    memcpy(rows(p, p->dc0, own, 0, h) + r * h, dc + r * line, h * sizeof *dc);
   }
 }
 
 /* ---- The operations, as XLA calls them ------------------------------------------------------ */
 
-static const void* take_array(const XLA_FFI_CallFrame* frame, long index, long* trial) {
-  const XLA_FFI_Buffer* array = frame->args.args[index];
-  *trial = trial_stride(array);
-  return array->data;
-}
+static Array array(const XLA_FFI_Buffer* buffer) { return (Array){buffer->data, trial_stride(buffer)}; }
 
 /* Sizes of the work; `cells` is the shape [trials, steps, batch, hidden]. */
 static Sequences sequences(const XLA_FFI_CallFrame* frame, const int64_t* cells, long inputs, long trials) {
@@ -266,14 +255,12 @@ static double work(const Sequences* p) {
  * to outputs and cells [trials, steps, batch, hidden], gates [trials, steps, batch, 4 hidden or 0] */
 XLA_FFI_Error* lstm_forward(XLA_FFI_CallFrame* frame) {
   if (asks_for_version(frame)) return NULL;
-  const XLA_FFI_Buffer *x = frame->args.args[0], *outputs = frame->rets.rets[0];
-  const XLA_FFI_Buffer *cells = frame->rets.rets[1], *gates = frame->rets.rets[2];
-  Sequences p = sequences(frame, cells->dims, x->dims[3], cells->dims[0]);
-  p.x = take_array(frame, 0, &p.x_stride), p.kernel = take_array(frame, 1, &p.kernel_stride);
-  p.recurrent = take_array(frame, 2, &p.recurrent_stride), p.bias = take_array(frame, 3, &p.bias_stride);
-  p.h0 = take_array(frame, 4, &p.h0_stride), p.c0 = take_array(frame, 5, &p.c0_stride);
-  p.mask = take_array(frame, 6, &p.mask_stride);
-  p.outputs = outputs->data, p.cells = cells->data, p.gates = gates->dims[3] ? gates->data : NULL;
+  XLA_FFI_Buffer **in = (XLA_FFI_Buffer**)frame->args.args, **out = (XLA_FFI_Buffer**)frame->rets.rets;
+  Sequences p = sequences(frame, out[1]->dims, in[0]->dims[3], out[1]->dims[0]);
+  p.x = array(in[0]), p.kernel = array(in[1]), p.recurrent = array(in[2]), p.bias = array(in[3]);
+  p.h0 = array(in[4]), p.c0 = array(in[5]), p.mask = array(in[6]);
+  p.outputs = array(out[0]), p.cells = array(out[1]);
+  if (out[2]->dims[3]) p.gates = array(out[2]);
   p.packed_size = p.blocks * 2 * (p.inputs + p.hidden) * WIDTH;
   p.packed = workspace(ALL_PACKED, p.trials * p.packed_size * sizeof(float));
   share(frame, pack_gates, &p, p.trials * p.blocks, p.trials * p.packed_size * 0.3);
@@ -288,14 +275,11 @@ XLA_FFI_Error* lstm_forward(XLA_FFI_CallFrame* frame) {
  * batch, hidden] */
 XLA_FFI_Error* lstm_backward(XLA_FFI_CallFrame* frame) {
   if (asks_for_version(frame)) return NULL;
-  const XLA_FFI_Buffer *cells = frame->args.args[1], *dz = frame->rets.rets[0];
-  const XLA_FFI_Buffer *dh0 = frame->rets.rets[1], *dc0 = frame->rets.rets[2];
-  Sequences p = sequences(frame, cells->dims, 0, dz->dims[0]);
-  p.saved = take_array(frame, 0, &p.saved_stride), p.c = take_array(frame, 1, &p.c_stride);
-  p.c0 = take_array(frame, 2, &p.c0_stride), p.recurrent = take_array(frame, 3, &p.recurrent_stride);
-  p.mask = take_array(frame, 4, &p.mask_stride), p.d_outputs = take_array(frame, 5, &p.d_outputs_stride);
-  p.after_h = take_array(frame, 6, &p.after_h_stride), p.after_c = take_array(frame, 7, &p.after_c_stride);
-  p.dz = dz->data, p.dh0 = dh0->data, p.dc0 = dc0->data;
+  XLA_FFI_Buffer **in = (XLA_FFI_Buffer**)frame->args.args, **out = (XLA_FFI_Buffer**)frame->rets.rets;
+  Sequences p = sequences(frame, in[1]->dims, 0, out[0]->dims[0]);
+  p.gates = array(in[0]), p.cells = array(in[1]), p.c0 = array(in[2]), p.recurrent = array(in[3]);
+  p.mask = array(in[4]), p.d_outputs = array(in[5]), p.after_h = array(in[6]), p.after_c = array(in[7]);
+  p.dz = array(out[0]), p.dh0 = array(out[1]), p.dc0 = array(out[2]);
   long panels = parts(p.hidden, WIDTH);
   p.packed_size = panels * GATE_COUNT * p.hidden * WIDTH;
   p.packed = workspace(ALL_PACKED, p.trials * p.packed_size * sizeof(float));

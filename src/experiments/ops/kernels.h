@@ -1,10 +1,7 @@
 /* Common parts of the operations in C: vectors, a matrix product in registers, threads, and XLA's calls.
  *
- * Everything is exact float32, written with the compiler's portable vectors, whose length follows from the
- * processor: AVX2, AVX-512, NEON.
- *
- * Arrays have a first axis of independent trials, that of vmap; where its length is 1 in one array,
- * that array belongs to all trials of the others.
+ * Everything is exact float32, in the compiler's portable vectors, as long as the processor's: AVX2, AVX-512, NEON.
+ * Arrays have a first axis of independent trials, that of vmap; one whose length there is 1 belongs to all trials.
  */
 #pragma once
 
@@ -28,14 +25,10 @@ enum { LANES = 4, ROWS = 12, ROWS_OF_ONE = 12 };
 enum { LANES = 8, ROWS = 6, ROWS_OF_ONE = 8 };
 #endif
 enum {
-  MOST_ROWS = 32,    /* of a block, or of two tiles (`tiles.h`) */
+  MOST_ROWS = 12,    /* of a block */
   WIDTH = 2 * LANES, /* columns of a block */
   WAKING = 30000,    /* nanoseconds of work that are worth waking a thread for */
 };
-
-#if defined(TILES_IN_C) || (defined(__AMX_BF16__) && defined(__AVX512F__) && !defined(LANES_OF))
-#define HAS_TILES
-#endif
 
 typedef float Vector __attribute__((vector_size(4 * LANES)));
 typedef float Unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -47,12 +40,8 @@ INLINE long most(long a, long b) { return a > b ? a : b; }
 INLINE long parts(long all, long each) { return (all + each - 1) / each; }
 INLINE long round_up(long count, long to) { return parts(count, to) * to; }
 
-/* ---- Vectors -------------------------------------------------------------------------------- */
-
 INLINE Vector fill(float x) { return x - (Vector){0}; }
-
 INLINE Vector load(const float* from) { return *(const Unaligned*)from; }
-
 INLINE void store(float* to, Vector x) { *(Unaligned*)to = x; }
 
 /* Copies fewer numbers than a vector has; copies of constant size are single instructions. */
@@ -163,10 +152,7 @@ static inline void leave(Job* job) {
   if (atomic_fetch_sub(&job->users, 1) == 1) free(job);
 }
 
-static inline void help(void* job) {
-  take(job);
-  leave(job);
-}
+static inline void help(void* job) { take(job), leave(job); }
 
 static inline int failed(const XLA_FFI_CallFrame* frame, XLA_FFI_Error* error) {
   if (!error) return 0;
@@ -177,8 +163,7 @@ static inline int failed(const XLA_FFI_CallFrame* frame, XLA_FFI_Error* error) {
 
 static inline long threads_of(const XLA_FFI_CallFrame* frame) {
   int64_t count = 1;
-  XLA_FFI_ThreadPool_NumThreads_Args args = {XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE, NULL,
-                                             frame->ctx, &count};
+  XLA_FFI_ThreadPool_NumThreads_Args args = {XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE, NULL, frame->ctx, &count};
   return failed(frame, frame->api->XLA_FFI_ThreadPool_NumThreads(&args)) ? 1 : count;
 }
 
@@ -190,9 +175,9 @@ INLINE void rest(void) {
 #endif
 }
 
-/* Does all units of work, on this thread and on idle threads of the device. It waits for units that
- * another thread has begun, but never for a thread to start, as XLA promises none. `nanoseconds` is
- * about what all units take together; no more threads are woken than have WAKING of it each. */
+/* Does all units of work, on this thread and on idle threads of the device. It waits for units that another has
+ * begun, but never for a thread to start, as XLA promises none. No more threads are woken than have WAKING of the
+ * `nanoseconds` each that all units take together, about. */
 static inline void share(const XLA_FFI_CallFrame* frame, Work* work, const void* context, long units,
                          double nanoseconds) {
   long helpers = least(least(threads_of(frame), units), (long)(nanoseconds / WAKING)) - 1;
@@ -202,19 +187,28 @@ static inline void share(const XLA_FFI_CallFrame* frame, Work* work, const void*
   atomic_init(&job->next, 0), atomic_init(&job->left, units), atomic_init(&job->users, 1);
   for (long i = 0; i < helpers; i++) {
     atomic_fetch_add(&job->users, 1);
-    XLA_FFI_ThreadPool_Schedule_Args args = {XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE, NULL,
-                                             frame->ctx, help, job};
+    XLA_FFI_ThreadPool_Schedule_Args args = {XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE, NULL, frame->ctx, help, job};
     if (failed(frame, frame->api->XLA_FFI_ThreadPool_Schedule(&args))) leave(job);
   }
   take(job);
-  for (long turns = 0; atomic_load(&job->left) > 0; turns++)
-    turns < 2000 ? rest() : (void)sched_yield();
+  for (long turns = 0; atomic_load(&job->left) > 0; turns++) turns < 2000 ? rest() : (void)sched_yield();
   leave(job);
 }
 
-/* Returns memory of at least `size` bytes, which the thread holds from call to call; there are 8
- * places for it. */
-__attribute__((visibility("hidden"))) void* workspace(int place, size_t size);
+/* Returns memory of at least `size` bytes, which the thread holds from call to call; there are 8 places for it. */
+static void* workspace(int place, size_t size) {
+  static _Thread_local struct {
+    void* at;
+    size_t size;
+  } slots[8];
+  if (slots[place].size < size) {
+    free(slots[place].at);
+    slots[place].size = round_up(size, 4096);
+    slots[place].at = aligned_alloc(4096, slots[place].size);
+    if (!slots[place].at) abort();
+  }
+  return slots[place].at;
+}
 
 /* ---- Arguments of an operation, as XLA passes them ------------------------------------------ */
 

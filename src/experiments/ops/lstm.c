@@ -2,9 +2,9 @@
  *
  *     i, f, g, o = x_t W + h_{t-1} R + b,   c_t = σ(f) c_{t-1} + σ(i) tanh(g),   h_t = σ(o) tanh(c_t)
  *
- * (Hochreiter & Schmidhuber 1997; the forget gate: Gers et al. 2000). The sequences of a batch are
- * independent, so a thread takes some of them through all steps and waits for no other. Kernels are
- * packed once for all steps, and gates are computed while the products are in the cache.
+ * (Hochreiter & Schmidhuber 1997; the forget gate: Gers et al. 2000). The sequences of a batch are independent, so a
+ * thread takes some of them through all steps and waits for no other. Kernels are packed once for all steps, and gates
+ * are computed while the products are in the cache.
  */
 #include "kernels.h"
 
@@ -29,8 +29,6 @@ typedef struct {
   Array outputs, cells, gates;                    /* of the forward pass */
   Array d_outputs, after_h, after_c, dz, dh0, dc0;
 } Sequences;
-
-/* ---- Functions of vectors --------------------------------------------------------------------- */
 
 typedef int32_t Integers __attribute__((vector_size(4 * LANES)));
 
@@ -71,8 +69,6 @@ INLINE Vector hyperbolic_tangent(Vector x) {
   Vector e = q * power + (power - 1);
   return (Vector)((Integers)(e / (e + 2)) | ((Integers)x & (Integers)fill(-0.0f)));
 }
-
-/* ---- Rows of a thread ------------------------------------------------------------------------- */
 
 typedef struct {
   long trial, from, count; /* of the sequences of a trial */
@@ -250,9 +246,9 @@ static double work(const Sequences* p) {
   return cells * (GATES + MULTIPLYING * GATE_COUNT * (p->inputs + p->hidden));
 }
 
-/* Maps (x [trials, steps, batch, inputs], kernel [trials, inputs, 4 hidden], recurrent [trials, hidden,
- * 4 hidden], bias [trials, 4 hidden], h0 and c0 [trials, batch, hidden], mask [trials, steps, batch])
- * to outputs and cells [trials, steps, batch, hidden], gates [trials, steps, batch, 4 hidden or 0] */
+/* Maps (x [trials, steps, batch, inputs], kernel [trials, inputs, 4 hidden], recurrent [trials, hidden, 4 hidden], bias
+ * [trials, 4 hidden], h0 and c0 [trials, batch, hidden], mask [trials, steps, batch]) to outputs and cells [trials,
+ * steps, batch, hidden], gates [trials, steps, batch, 4 hidden, or 0 if there is no backward pass] */
 XLA_FFI_Error* lstm_forward(XLA_FFI_CallFrame* frame) {
   if (asks_for_version(frame)) return NULL;
   XLA_FFI_Buffer **in = (XLA_FFI_Buffer**)frame->args.args, **out = (XLA_FFI_Buffer**)frame->rets.rets;
@@ -268,11 +264,10 @@ XLA_FFI_Error* lstm_forward(XLA_FFI_CallFrame* frame) {
   return NULL;
 }
 
-/* Maps (gates [trials, steps, batch, 4 hidden], cells [trials, steps, batch, hidden], c0 [trials, batch,
- * hidden], recurrent [trials, hidden, 4 hidden], mask [trials, steps, batch] and the gradients of
- * outputs [trials, steps, batch, hidden], of the last of them and of the last cells [trials, batch,
- * hidden]) to the gradients of pre-activations [trials, steps, batch, 4 hidden], h0 and c0 [trials,
- * batch, hidden] */
+/* Maps (gates [trials, steps, batch, 4 hidden], cells [trials, steps, batch, hidden], c0 [trials, batch, hidden],
+ * recurrent [trials, hidden, 4 hidden], mask [trials, steps, batch] and the gradients of outputs [trials, steps, batch,
+ * hidden], of the last of them and of the last cells [trials, batch, hidden]) to the gradients of pre-activations
+ * [trials, steps, batch, 4 hidden], h0 and c0 [trials, batch, hidden] */
 XLA_FFI_Error* lstm_backward(XLA_FFI_CallFrame* frame) {
   if (asks_for_version(frame)) return NULL;
   XLA_FFI_Buffer **in = (XLA_FFI_Buffer**)frame->args.args, **out = (XLA_FFI_Buffer**)frame->rets.rets;

@@ -1,21 +1,34 @@
 /* Products by the matrix units (AMX) of a processor, for those who ask for less than float32.
  *
- * The units multiply bfloat16. A float is split into a high and a low part, two bfloat16; their sum is exact to
- * 2^-17 of it. A product of two floats is the sum of three products, high high + high low + low high, added in
- * float32 (Henry, Tang & Heinecke, "Leveraging the bfloat16 artificial intelligence datatype for
- * higher-precision computations", 2019). One is enough for numbers that are bfloat16 already.
+ * The units multiply bfloat16. A float is split into a high and a low part, two bfloat16, exact to 2^-17 of it in
+ * sum. A product of two floats is the sum of three, high high + high low + low high, added in float32 (Henry, Tang &
+ * Heinecke, "Leveraging the bfloat16 artificial intelligence datatype for higher-precision computations", 2019). One
+ * is enough for numbers that are bfloat16 already.
  */
 #pragma once
 
 #include "kernels.h"
+#include <sys/syscall.h>
+#include <unistd.h>
 
-#ifndef TILES_IN_C /* tests compute tiles in C on any processor */
+#if defined(TILES_IN_C) /* tests compute tiles in C on any processor */
+enum { HAS_TILES = 1 };
+#elif defined(__AMX_BF16__) && defined(__AVX512F__) && !defined(LANES_OF)
 #include <immintrin.h>
+enum { HAS_TILES = 1 };
+#else /* they are compiled, but never used */
+enum { HAS_TILES = 0 };
+#define _tile_zero(t)
+#define _tile_loadd(t, from, bytes) (void)(from)
+#define _tile_stored(t, to, bytes) (void)(to), (void)(bytes)
+#define _tile_dpbf16ps(sum, left, right)
+#define _tile_loadconfig(tiles) (void)(tiles)
+#define _tile_release() (void)0
 #endif
 
 enum {
-  TILE = 16,            /* rows and columns of a tile of results */
-  DEPTH = 32,           /* products that a unit adds up at once */
+  TILE = LANES,         /* rows and columns of a tile of results: 16 where there are any */
+  DEPTH = 2 * LANES,    /* products that a unit adds up at once */
   BLOCK = TILE * DEPTH, /* numbers of a tile of factors */
 };
 
@@ -23,8 +36,16 @@ typedef uint16_t bf16; /* the bits of a bfloat16 */
 typedef uint32_t Bits __attribute__((vector_size(4 * LANES)));
 typedef uint32_t LooseBits __attribute__((vector_size(4 * LANES), aligned(2), may_alias));
 
+/* Returns 1 if there are units and the system, as Linux must be asked to, lets them be used. */
+int has_tiles(void) {
+  enum { ARCH_REQ_XCOMP_PERM = 0x1023, TILE_DATA = 18 };
+#if defined(__linux__) && defined(__x86_64__) && !defined(TILES_IN_C)
+  return HAS_TILES && syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA) == 0;
+#endif
+  return HAS_TILES;
+}
+
 static inline void tiles_on(void) {
-#ifndef TILES_IN_C
   struct __attribute__((packed, aligned(64))) {
     uint8_t palette, start, reserved[14];
     uint16_t bytes[16];
@@ -33,7 +54,6 @@ static inline void tiles_on(void) {
   for (int i = 0; i < 8; i++) tiles.bytes[i] = 2 * DEPTH, tiles.rows[i] = TILE;
   __asm__ volatile("" ::: "memory"); /* the intrinsics do not say what they read */
   _tile_loadconfig(&tiles);
-#endif
 }
 
 /* The nearest bfloat16, in the upper half of each number's bits. */

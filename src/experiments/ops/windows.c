@@ -1,14 +1,12 @@
-/* Convolutions in float32: the outputs, at stride 1 with a transposed kernel the gradient of the inputs, and
- * the gradient of the kernel.
+/* Convolutions in float32: outputs, at stride 1 with a transposed kernel the gradient of the inputs, and the gradient
+ * of the kernel.
  *
- * No patches are made. In images with their padding a row of a window is contiguous, so a convolution is a
- * matrix product whose rows begin wherever windows begin. A unit of work takes some lines of the outputs, and
- * keeps what they see, with its padding, in the cache.
+ * No patches are made. In images with their padding a row of a window is contiguous, so a convolution is a matrix
+ * product whose rows begin wherever windows begin. A unit of work takes some lines of the outputs, and keeps what they
+ * see, with its padding, in the cache.
  */
 #include "kernels.h"
-#ifdef HAS_TILES
 #include "tiles.h"
-#endif
 
 /* About how many nanoseconds of a thread a product of two numbers, and moving a number, take. */
 static const double MULTIPLYING = 0.015, MOVING = 0.3;
@@ -16,8 +14,7 @@ static const double MULTIPLYING = 0.015, MOVING = 0.3;
 enum { ALL_PACKED, ALL_SUMS, OWN_LINES, OWN_BEGINS, OWN_PANEL, OWN_FIRST, OWN_SECOND, OWN_PLACES }; /* memory */
 enum {
   NEAR = 1 << 14, FAR = 1 << 18, /* bytes that stay in a core's first and second cache */
-  SLICES = 16, /* most slices of a batch with sums of their own; not one per thread, so that sums are the
-                  same on any processor */
+  SLICES = 16, /* most slices of a batch with sums of their own; as many on any processor, for the same sums */
 };
 
 typedef struct {
@@ -32,18 +29,16 @@ typedef struct {
   long deep, panels, panel;                /* numbers of a window, panels of WIDTH output channels, of one */
   long lines, chunk, chunks;               /* lines of outputs, of a unit of work, units */
   long group, groups;                      /* panels of a unit, units */
-  long all, share, shares;                 /* numbers (or tiles) of the window, of a unit, units */
-  long units;                              /* of adding slices */
+  long all, share, shares, adders;         /* numbers (or tiles) of the window, of a unit; units, those of adding */
 } Windows;
 
 static Windows windows(const XLA_FFI_CallFrame* frame, const int64_t* kernel, long o) {
   const XLA_FFI_Buffer *x = frame->args.args[0], *result = frame->rets.rets[0];
   const int64_t *in = x->dims, *option = ((XLA_FFI_Array*)frame->attrs.attrs[0])->data;
-  Windows s = {.trials = result->dims[0], .n = in[1], .h = in[2], .w = in[3], .c = in[4],
-               .kh = kernel[0], .kw = kernel[1], .o = o, .top = option[0], .bottom = option[1],
-               .left = option[2], .right = option[3], .down = option[4], .across = option[5],
-               .transposed = option[6], .products = option[7],
-               .x = x->data, .x_stride = trial_stride(x)};
+  Windows s = {.trials = result->dims[0], .n = in[1], .h = in[2], .w = in[3], .c = in[4], .kh = kernel[0],
+               .kw = kernel[1], .o = o, .top = option[0], .bottom = option[1], .left = option[2],
+               .right = option[3], .down = option[4], .across = option[5], .transposed = option[6],
+               .products = option[7], .x = x->data, .x_stride = trial_stride(x)};
   s.hp = s.h + s.top + s.bottom, s.wp = s.w + s.left + s.right;
   s.ho = (s.hp - s.kh) / s.down + 1, s.wo = (s.wp - s.kw) / s.across + 1, s.lines = s.n * s.ho;
   s.deep = s.kh * s.kw * s.c, s.panels = parts(o, WIDTH), s.panel = s.deep * WIDTH;
@@ -52,11 +47,10 @@ static Windows windows(const XLA_FFI_CallFrame* frame, const int64_t* kernel, lo
 
 static int vectors_of(const Windows* s, long panel) { return s->o - panel * WIDTH > LANES ? 2 : 1; }
 
-/* Returns images with their padding as so many lines of outputs see them, and where in them each line's
- * first window begins. */
+/* Returns images with their padding as so many lines of outputs see them, and where each line's first window begins. */
 static const float* staged(const Windows* s, long trial, long first, long count, long* begins) {
   const float* x = s->x + trial * s->x_stride;
-  long own = s->w * s->c, line = s->wp * s->c, before = s->left * s->c;
+  long own = s->w * s->c, line = s->wp * s->c;
   if (s->hp == s->h && s->wp == s->w) {
     for (long i = 0; i < count; i++) begins[i] = ((first + i) / s->ho * s->h + (first + i) % s->ho * s->down) * own;
     return x;
@@ -68,33 +62,23 @@ static const float* staged(const Windows* s, long trial, long first, long count,
     long start = i * s->down - s->top;
     for (long k = 0; k < run; k++) begins[done + k] = to - all + k * s->down * line;
     for (long y = start; y < start + (run - 1) * s->down + s->kh; y++, to += line) {
-      if (y < 0 || y >= s->h) {
-        memset(to, 0, line * sizeof *to);
-        continue;
-      }
-      memset(to, 0, before * sizeof *to);
-      memcpy(to + before, x + (image * s->h + y) * own, own * sizeof *to);
-      memset(to + before + own, 0, (line - before - own) * sizeof *to);
+      memset(to, 0, line * sizeof *to);
+      if (y >= 0 && y < s->h) memcpy(to + s->left * s->c, x + (image * s->h + y) * own, own * sizeof *to);
     }
     done += run;
   }
   return all;
 }
 
-/* ---- Outputs ---------------------------------------------------------------------------------- */
-
-/* Packs a panel of the kernel as products read it: [window][WIDTH], or half of that for one vector; for tiles
- * anew: [kh][depths of a row of the window][tiles][high, low]. */
+/* Packs a panel of the kernel as products read it: [window][WIDTH], or half of that for one vector; then for tiles:
+ * [kh][depths of a row of the window][tiles][high, low]. */
 static void pack_panel(const void* context, long unit) {
   const Windows* s = context;
   long trial = unit / s->panels, panel = unit % s->panels, width = vectors_of(s, panel) * LANES;
   long first = panel * WIDTH, count = least(width, s->o - first), taps = s->kh * s->kw;
   const float* kernel = s->kernel + trial * s->kernel_stride;
-  float *packed = s->packed + unit * s->panel, *to = packed;
-#ifdef HAS_TILES
-  float* plain = s->products ? workspace(OWN_PANEL, s->deep * width * sizeof *plain) : packed;
-  to = plain;
-#endif
+  float* packed = s->packed + unit * s->panel;
+  float *plain = s->products ? workspace(OWN_PANEL, s->deep * width * sizeof *plain) : packed, *to = plain;
   for (long tap = 0; tap < taps; tap++, to += s->c * width) {
     if (!s->transposed) {
       const float* from = kernel + tap * s->c * s->o + first;
@@ -107,7 +91,6 @@ static void pack_panel(const void* context, long unit) {
       for (long j = 0; j < width; j++)
         for (long k = i; k < least(i + LANES, s->c); k++) to[k * width + j] = j < count ? from[j * s->c + k] : 0;
   }
-#ifdef HAS_TILES
   bf16* tile = (bf16*)packed;
   for (long i = 0, own = s->kw * s->c; s->products && i < s->kh; i++, plain += own * width)
     for (long k = 0; k < own; k += DEPTH)
@@ -116,7 +99,6 @@ static void pack_panel(const void* context, long unit) {
         for (long r = 0; r < least(DEPTH, own - k); r++) row[r] = plain + (k + r) * width + t;
         pack_tile(row, own - k, 0, TILE, tile);
       }
-#endif
 }
 
 /* Returns where a window begins, and goes on to the next one; the last of those that are left stays. */
@@ -126,47 +108,51 @@ INLINE const float* next_window(const Windows* s, const float* x, const long* be
   return window;
 }
 
+/* Computes some outputs for some panels by tiles. */
+static void multiply_by_tiles(const Windows* s, const float* x, const long* begins, long count, const float* packed,
+                              long panel, long last, float* y) {
+  long deep = s->kw * s->c, depths = s->kh * parts(deep, DEPTH), line = 0, j = 0;
+  bf16* a = workspace(OWN_FIRST, depths * 4 * BLOCK * sizeof *a);
+  const float* row[2 * TILE];
+  float tile[2 * TILE * WIDTH] __attribute__((aligned(64)));
+  Piece pieces[s->kh];
+  for (long i = 0; i < s->kh; i++) pieces[i] = (Piece){i * s->wp * s->c, 0};
+  tiles_on();
+  for (long q = 0; q < count; q += 2 * TILE) {
+    for (long r = 0; r < 2 * TILE; r++) row[r] = next_window(s, x, begins, count - q - r, &line, &j);
+    pack_rows(row, pieces, s->kh, deep, a);
+    for (long p = panel; p < last; p++) {
+      int two = vectors_of(s, p) == 2;
+      multiply_tiles(a, (const bf16*)(packed + p * s->panel), depths, two, s->products, tile);
+      for (long r = 0; r < least(2 * TILE, count - q); r++)
+        for (long i = p * WIDTH; i < p * WIDTH + (1 + two) * LANES; i += LANES)
+          store_some(y + (q + r) * s->o + i, load(tile + r * WIDTH + i - p * WIDTH), s->o - i);
+    }
+  }
+  _tile_release();
+}
+
 /* Computes some lines of the outputs for some panels. */
 static void multiply(const void* context, long unit) {
   const Windows* s = context;
   long trial = unit / (s->chunks * s->groups), first = unit / s->groups % s->chunks * s->chunk;
-  long lines = least(s->chunk, s->lines - first), count = lines * s->wo, group = unit % s->groups * s->group;
-  long deep = s->kw * s->c, *begins = workspace(OWN_BEGINS, s->chunk * sizeof *begins);
+  long lines = least(s->chunk, s->lines - first), count = lines * s->wo;
+  long panel = unit % s->groups * s->group, last = least(s->panels, panel + s->group);
+  long* begins = workspace(OWN_BEGINS, s->chunk * sizeof *begins);
   const float *x = staged(s, trial, first, lines, begins), *row[MOST_ROWS];
-  Piece pieces[s->kh];
-#ifdef HAS_TILES
-  float tile[2 * TILE * WIDTH] __attribute__((aligned(64)));
-  long depths = s->kh * parts(deep, DEPTH), i = 0, at = 0;
-  bf16* a = s->products ? workspace(OWN_FIRST, parts(count, 2 * TILE) * depths * 4 * BLOCK * sizeof *a) : NULL;
-  for (long k = 0; k < s->kh; k++) pieces[k] = (Piece){k * s->wp * s->c, 0};
-  for (long q = 0; s->products && q < count; q += 2 * TILE) {
-    for (long r = 0; r < 2 * TILE; r++) row[r] = next_window(s, x, begins, count - q - r, &i, &at);
-    pack_rows(row, pieces, s->kh, deep, a + q / (2 * TILE) * depths * 4 * BLOCK);
-  }
-  if (s->products) tiles_on();
-#endif
-  for (long panel = group; panel < least(s->panels, group + s->group); panel++) {
-    const float* b = s->packed + ((s->kernel_stride ? trial : 0) * s->panels + panel) * s->panel;
-    float* y = s->y + (trial * s->lines + first) * s->wo * s->o + panel * WIDTH;
-    long vectors = vectors_of(s, panel), columns = s->o - panel * WIDTH, line = 0, j = 0, rows = rows_of(vectors);
-#ifdef HAS_TILES
-    for (long q = 0; s->products && q < count; q += 2 * TILE) {
-      multiply_tiles(a + q / (2 * TILE) * depths * 4 * BLOCK, (const bf16*)b, depths, vectors == 2, s->products, tile);
-      for (long r = 0; r < least(2 * TILE, count - q); r++)
-        for (long k = 0; k < vectors * LANES; k += LANES)
-          store_some(y + (q + r) * s->o + k, load(tile + r * WIDTH + k), columns - k);
-    }
-    if (s->products) continue;
-#endif
-    for (long k = 0; k < s->kh; k++) pieces[k] = (Piece){k * s->wp * s->c, k * deep * vectors * LANES};
+  const float* packed = s->packed + (s->kernel_stride ? trial : 0) * s->panels * s->panel;
+  float* y = s->y + (trial * s->lines + first) * s->wo * s->o;
+  if (s->products) return multiply_by_tiles(s, x, begins, count, packed, panel, last, y);
+  for (; panel < last; panel++) {
+    long vectors = vectors_of(s, panel), rows = rows_of(vectors), deep = s->kw * s->c, line = 0, j = 0;
+    Piece pieces[s->kh];
+    for (long i = 0; i < s->kh; i++) pieces[i] = (Piece){i * s->wp * s->c, i * deep * vectors * LANES};
     for (long q = 0; q < count; q += rows) {
       for (long r = 0; r < rows; r++) row[r] = next_window(s, x, begins, count - q - r, &line, &j);
-      block(vectors, 0, row, pieces, s->kh, deep, 1, b, y + q * s->o, s->o, count - q, columns, 0);
+      block(vectors, 0, row, pieces, s->kh, deep, 1, packed + panel * s->panel, y + q * s->o + panel * WIDTH, s->o,
+            count - q, s->o - panel * WIDTH, 0);
     }
   }
-#ifdef HAS_TILES
-  if (s->products) _tile_release();
-#endif
 }
 
 /* Maps (x [trials, n, h, w, c], kernel [trials, kh, kw, c, o]) to y [trials, n, ho, wo, o]. */
@@ -182,19 +168,13 @@ XLA_FFI_Error* multiply_windows(XLA_FFI_CallFrame* frame) {
   s.chunks = parts(s.lines, s.chunk);
   s.group = parts(s.panels, least(s.panels, parts(wanted, s.chunks * s.trials)));
   s.groups = parts(s.panels, s.group);
-#ifdef HAS_TILES
   if (s.products) s.panel = s.kh * round_up(s.kw * s.c, DEPTH) * WIDTH;
-#endif
   s.packed = workspace(ALL_PACKED, kernels * s.panels * s.panel * sizeof(float));
   share(frame, pack_panel, &s, kernels * s.panels, kernels * s.deep * s.o * MOVING);
-  double work = s.trials * s.lines * s.wo * s.deep * s.o * MULTIPLYING;
-  share(frame, multiply, &s, s.trials * s.chunks * s.groups, work);
+  share(frame, multiply, &s, s.trials * s.chunks * s.groups, s.trials * s.lines * s.wo * s.deep * s.o * MULTIPLYING);
   return NULL;
 }
 
-/* ---- The gradient of the kernel --------------------------------------------------------------- */
-
-#ifdef HAS_TILES
 /* Adds up tiles of [output channels][numbers of the window], from one to another, over some positions. */
 static void sum_tiles(const Windows* s, const float* x, const long* begins, const float* dy, long count, long from,
                       long to, float* sums, int add) {
@@ -226,7 +206,6 @@ static void sum_tiles(const Windows* s, const float* x, const long* begins, cons
   }
   _tile_release();
 }
-#endif
 
 /* Adds up some rows of the gradient over a slice of the lines. */
 static void sum(const void* context, long unit) {
@@ -234,21 +213,19 @@ static void sum(const void* context, long unit) {
   long trial = unit / (s->chunks * s->shares), slice = unit / s->shares % s->chunks, own = s->kw * s->c;
   long from = unit % s->shares * s->share, to = least(s->all, from + s->share);
   long first = slice * s->chunk, last = least(s->lines, first + s->chunk);
-  long step = s->across * s->c, seen = s->down * s->wp * s->c;
-  long together = most(1, least(FAR / 2 / (seen * sizeof(float)), (s->products ? FAR / 2 : NEAR) / (s->wo * WIDTH * sizeof(float))));
+  long seen = s->down * s->wp * s->c * sizeof(float), own_panel = s->wo * WIDTH * sizeof(float);
+  long together = most(1, least(FAR / 2 / seen, (s->products ? FAR / 2 : NEAR) / own_panel));
   float* sums = (s->sums ? s->sums : s->dk) + (trial * s->chunks + slice) * s->deep * s->o;
-  float* b = workspace(OWN_PANEL, together * s->wo * WIDTH * sizeof *b);
+  float* b = workspace(OWN_PANEL, together * own_panel);
   long* begins = workspace(OWN_BEGINS, together * sizeof *begins);
   Piece piece[together];
   for (long line = first; line < last; line += together) {
     long count = least(together, last - line);
     const float *x = staged(s, trial, line, count, begins), *dy = s->dy + trial * s->dy_stride + line * s->wo * s->o;
-#ifdef HAS_TILES
     if (s->products) {
       sum_tiles(s, x, begins, dy, count * s->wo, from, to, sums, line > first);
       continue;
     }
-#endif
     for (long panel = 0; panel < s->panels; panel++, dy += WIDTH) {
       long vectors = vectors_of(s, panel), width = vectors * LANES, columns = s->o - panel * WIDTH;
       for (long q = 0; q < count * s->wo; q++)
@@ -260,7 +237,7 @@ static void sum(const void* context, long unit) {
           long k = least(m + r, s->deep - 1);
           row[r] = x + k / own * s->wp * s->c + k % own;
         }
-        block(vectors, m + rows <= to && m % own + rows <= own, row, piece, count, s->wo, step, b,
+        block(vectors, m + rows <= to && m % own + rows <= own, row, piece, count, s->wo, s->across * s->c, b,
               sums + m * s->o + panel * WIDTH, s->o, to - m, columns, line > first);
       }
     }
@@ -270,7 +247,7 @@ static void sum(const void* context, long unit) {
 /* Adds up the sums of all slices, always in the same order. */
 static void add_slices(const void* context, long unit) {
   const Windows* s = context;
-  long size = s->deep * s->o, part = parts(size, s->units), trial = unit / s->units, from = unit % s->units * part;
+  long size = s->deep * s->o, part = parts(size, s->adders), trial = unit / s->adders, from = unit % s->adders * part;
   const float* sums = s->sums + trial * s->chunks * size;
   for (long i = from, to = least(size, from + part); i < to; i += LANES) {
     Vector total = load_some(sums + i, to - i);
@@ -290,13 +267,11 @@ XLA_FFI_Error* sum_windows(XLA_FFI_CallFrame* frame) {
   s.chunk = parts(s.lines, most(1, least(SLICES, s.lines * (s.wp * s.c + s.wo * s.o) / (4 * size))));
   s.chunks = parts(s.lines, s.chunk);
   s.sums = s.chunks > 1 ? workspace(ALL_SUMS, s.trials * s.chunks * size * sizeof(float)) : NULL;
-  s.all = s.deep, s.share = s.o > LANES ? ROWS : ROWS_OF_ONE, s.units = wanted;
-#ifdef HAS_TILES
+  s.all = s.deep, s.share = s.o > LANES ? ROWS : ROWS_OF_ONE, s.adders = wanted;
   if (s.products) s.all = s.kh * parts(s.kw * s.c, 2 * TILE), s.share = 1;
-#endif
   s.shares = most(parts(size * sizeof(float), FAR), parts(wanted, s.chunks * s.trials));
   s.share = round_up(parts(s.all, s.shares), s.share), s.shares = parts(s.all, s.share);
   share(frame, sum, &s, s.trials * s.chunks * s.shares, s.trials * s.lines * s.wo * size * MULTIPLYING);
-  if (s.sums) share(frame, add_slices, &s, s.trials * s.units, s.trials * s.chunks * size * MOVING);
+  if (s.sums) share(frame, add_slices, &s, s.trials * s.adders, s.trials * s.chunks * size * MOVING);
   return NULL;
 }

@@ -8,8 +8,10 @@ from importlib import metadata
 from typing import Any
 
 from experiments.machine import cores, processor
+from experiments.ops.library import features
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "lightning", "wandb", "hydra-core")
+KINDS = (("AMX", "amx_bf16"), ("AVX-512", "avx512f"), ("AVX2", "avx2"), ("NEON", "asimd"))
 
 Pair = tuple[float, float]
 Record = dict[str, Any]
@@ -61,8 +63,9 @@ def surroundings() -> Record:
 
 
 def machine() -> str:
-    """The processor and the cores that this process may use."""
-    return f"{processor()}, {cores()} cores"
+    """The processor, its kind by what computes fastest in it, and the cores that we may use."""
+    kind = next((f" with {name}" for name, flag in KINDS if flag in features()), "")
+    return f"{processor()}{kind}, {cores()} cores"
 
 
 def _version(package: str) -> str | None:

@@ -120,9 +120,9 @@ def test_other_systems_have_a_way_round(monkeypatch, tmp_path):
     assert machine.cores() == 6
     assert machine.free_memory() > 2**20
     assert machine.processor()
-    library._features.cache_clear()
-    assert library._features() <= {"asimd"}
-    library._features.cache_clear()
+    library.features.cache_clear()
+    assert library.features() <= {"asimd"}
+    library.features.cache_clear()
     machine.return_freed_memory()
     read = "import sys; sys.stdin.read()"
     monkeypatch.setattr(local.configs, "arguments", list)

@@ -72,7 +72,7 @@ def target(function: str) -> str:
 @functools.cache
 def version() -> str:
     """Return a hash of everything that the library is compiled from, the processor included."""
-    known = hashlib.sha256(repr([_flags(), sorted(_features())]).encode())
+    known = hashlib.sha256(repr([_flags(), sorted(features())]).encode())
     headers = [*sorted(FOLDER.glob("*.h")), _headers() / "xla/ffi/api/c_api.h"]
     for source in [*SOURCES, *headers]:
         known.update(source.read_bytes())
@@ -80,11 +80,11 @@ def version() -> str:
 
 
 def _is_known() -> bool:
-    return any(features <= _features() for features in NEEDED)
+    return any(needed <= features() for needed in NEEDED)
 
 
 @functools.cache
-def _features() -> frozenset[str]:
+def features() -> frozenset[str]:
     """Return what the processor can do, in the words of Linux; of others, that ARM has NEON."""
     described = PROC / "cpuinfo"
     if not described.exists():
@@ -95,7 +95,7 @@ def _features() -> frozenset[str]:
 
 
 def _flags() -> list[str]:
-    return [*FLAGS, "-march=native" if "avx2" in _features() else "-mcpu=native"]
+    return [*FLAGS, "-march=native" if "avx2" in features() else "-mcpu=native"]
 
 
 def _path() -> Path:

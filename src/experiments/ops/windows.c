@@ -162,7 +162,7 @@ XLA_FFI_Error* multiply_windows(XLA_FFI_CallFrame* frame) {
   Windows s = windows(frame, kernel->dims + 1, y->dims[4]);
   s.kernel = kernel->data, s.kernel_stride = trial_stride(kernel), s.y = y->data;
   long wanted = 4 * threads_of(frame), kernels = s.kernel_stride ? s.trials : 1;
-  s.chunk = most(1, least(FAR / 2 / (s.down * s.wp * s.c * sizeof(float)), parts(256, s.wo)));
+  s.chunk = most(1, least(FAR / 2 / (s.down * s.wp * s.c * sizeof(float)), parts(512, s.wo)));
   if (s.deep * s.o < s.lines * s.wo * s.c) /* the kernel is the smaller one: each unit takes all of it */
     s.chunk = least(s.chunk, parts(s.lines * s.trials, wanted));
   s.chunks = parts(s.lines, s.chunk);

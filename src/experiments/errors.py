@@ -20,11 +20,14 @@ JAX_REFUSES = re.compile(r"^(Unable to initialize|Unknown) backend|for environme
 
 # of XLA, of NumPy and of C++
 NO_MEMORY = re.compile(r"RESOURCE_EXHAUSTED|out of memory|Unable to allocate|bad_alloc", re.I)
-BYTES = re.compile(r"allocat\w*\D{0,20}?([\d.,]+ ?(?:[KMGT]i?B|bytes))", re.I)
-SMALLER_STATE = "less is taken by a smaller model or optim=sgd"
+BYTES = re.compile(r"allocat\w*\D{0,20}?([\d.]+) ?(bytes|[KMGT]i?B)", re.I)
+POWERS = " KMGT"  # of 1024, of what they say
+SMALLER_BATCH = (
+    "a smaller data.batch_size (data.batch_size=auto finds one; optim.accumulate makes up for it)"
+)
 LESS_MEMORY = (
-    "less is taken by a smaller data.batch_size (data.batch_size=auto finds one; optim.accumulate "
-    "makes up for it) or data.eval_batch_size, trainer.remat=true, trainer.precision=bf16"
+    f"less is taken by {SMALLER_BATCH} or data.eval_batch_size, trainer.remat=true in a deep "
+    "network, trainer.precision=bf16, or else a smaller model"
 )
 
 
@@ -84,9 +87,20 @@ def out_of_memory(error: BaseException) -> str | None:
         return None
     if not isinstance(error, MemoryError) and not NO_MEMORY.search(str(error)):
         return None
-    asked = BYTES.search(str(error))
-    where = "the device" if of_libraries else "this machine"
-    return f"out of memory: {where} has no {asked[1] if asked else 'more'} free\n{LESS_MEMORY}"
+    where, asked = "the device" if of_libraries else "this machine", "more"
+    if found := BYTES.search(str(error)):
+        unit = found[2][0].upper().replace("B", " ")
+        asked = quantity(float(found[1]) * 1024 ** POWERS.index(unit), "B")
+    return f"out of memory: {where} has no {asked} free\n{LESS_MEMORY}"
+
+
+def quantity(value: float, unit: str = "") -> str:
+    """Format with three digits and a prefix: `870`, `12.3 k`, `4.56 M`."""
+    prefix, larger = "", iter("kMGTPE")
+    while value >= 999.5:
+        value, prefix = value / 1000, next(larger)
+    digits = f"{value:#.3g}".rstrip(".") if prefix else f"{value:.0f}"
+    return f"{digits} {prefix}{unit}".strip()
 
 
 ALIASES = {

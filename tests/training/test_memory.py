@@ -9,21 +9,25 @@ import yaml
 
 from experiments import machine
 from experiments.cli.messages import explain
-from experiments.errors import UserError
+from experiments.commands import summary
+from experiments.errors import UserError, quantity
 from experiments.search.configs import check_trial
 from experiments.training import runtime
 from experiments.training.devices import batch_size, memory
 from experiments.training.saving import trials as saving
+from experiments.training.setup import Setups
+from experiments.training.stack import Stack
 from experiments.training.step import Compiled
+from experiments.viz.summary import summarize
 from support import TINY, alone, close, composed, history_of, saved_of, trial_of
 
 FREE = 2 * 10**6  # bytes
 
 
 OF_XLA = [
-    ("RESOURCE_EXHAUSTED: Out of memory allocating 8192 bytes.", "8192 bytes"),
-    ("INTERNAL: dispatching: Out of memory allocating 1024000000 bytes.", "1024000000 bytes"),
-    ("RESOURCE_EXHAUSTED: Failed to allocate request for 9.54GiB (10243014656B)", "9.54GiB"),
+    ("RESOURCE_EXHAUSTED: Out of memory allocating 8192 bytes.", "8.19 kB"),
+    ("INTERNAL: dispatching: Out of memory allocating 1024000000 bytes.", "1.02 GB"),
+    ("RESOURCE_EXHAUSTED: Failed to allocate request for 9.54GiB (10243014656B)", "10.2 GB"),
 ]
 
 
@@ -31,7 +35,7 @@ OF_XLA = [
     ("error", "said"),
     [
         *((jax.errors.JaxRuntimeError(e), f"the device has no {n} free") for e, n in OF_XLA),
-        (MemoryError("Unable to allocate 72.0 GiB"), "this machine has no 72.0 GiB free"),
+        (MemoryError("Unable to allocate 72.0 GiB"), "this machine has no 77.3 GB free"),
         (MemoryError(), "this machine has no more free"),
     ],
 )
@@ -65,6 +69,47 @@ def test_a_step_that_does_not_fit_is_refused_before_it_is_taken(run_cli, monkeyp
     code, error = run_cli(*TINY)
     assert code == 2
     assert "out of memory: a step takes 2.00 MB, and 2.00 MB of this machine are free" in error
+    assert "smaller data.batch_size" in error
+
+
+@pytest.mark.parametrize(
+    ("batch", "advised"), [(4, "a smaller model, optim=sgd"), (1024, "a smaller data.batch_size")]
+)
+def test_what_takes_the_memory_is_what_is_advised_about(run_cli, monkeypatch, batch, advised):
+    """A smaller batch is no help where next to all are weights and their gradients."""
+
+    def begin(self, found):
+        raise jax.errors.JaxRuntimeError(OF_XLA[1][0])
+
+    monkeypatch.setattr(Stack, "begin", begin)
+    sizes = ["model.hidden=[256]", "data.limit=null", f"data.batch_size={batch}"]
+    code, error = run_cli(*TINY, *sizes)
+    assert code == 2
+    first, second = error.splitlines()[-2:]
+    assert first == "error: out of memory: the device has no 1.02 GB free"
+    assert second.startswith(f"less is taken by {advised}")
+
+
+@pytest.mark.parametrize(
+    "overrides", [["model.hidden=[512,512]", "optim.ema_decay=0.9"], ["model=vae"]]
+)
+def test_a_summary_counts_as_a_run_does(overrides, capsys, monkeypatch):
+    """It says beforehand what is held, about what a step takes, and that there is too little."""
+    config = composed(*overrides)
+    setup = Setups().of(config)
+    compiled = setup.compiled(setup.layout(1))
+    compiled.prepare()
+    states, weights = compiled.states, setup.experiment.weights(compiled.states)
+    summary.main(config, None, None)
+    held = quantity(memory.bytes_per_device((states, weights)), "B")
+    said = capsys.readouterr().out
+    assert f"a device holds {held} of states and best weights" in said
+    counted = summary.Memory.of(summarize(config), setup.layout(1))
+    taken = memory.beside_arguments(compiled.train)
+    assert 0.9 * taken < counted.beside < 1.5 * taken  # XLA computes some things again
+    monkeypatch.setattr(runtime, "free_memory", lambda devices: counted.taken - 1)
+    summary.main(config, None, None)
+    assert "of this machine are free: too little\nless is taken by" in capsys.readouterr().out
 
 
 @pytest.mark.slow

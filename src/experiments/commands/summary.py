@@ -1,7 +1,7 @@
 """`mode=summary`: a model layer by layer, without data or a compiler, and whether it fits here."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,18 @@ from rich import box
 from rich.console import Console, JustifyMethod
 from rich.table import Table
 
-from experiments.errors import LESS_MEMORY, SMALLER_STATE
+from experiments.errors import quantity
 from experiments.tracking.jsonl import write_json
-from experiments.tracking.terminal import quantity
-from experiments.training.runtime import free_memory
+from experiments.training import runtime
+from experiments.training.devices.layout import Layout
+from experiments.training.devices.memory import (
+    about_beside,
+    advice,
+    bytes_per_device,
+    said_free,
+    taken,
+)
+from experiments.viz.flops import Cost, size_of
 from experiments.viz.layers import SUMS, Layer, Summary, summed
 from experiments.viz.summary import summarize
 
@@ -26,19 +34,76 @@ LEFT = ("layer", "output", "kind", "")  # of the columns, those with text
 def main(config: dict[str, Any], directory: Path | None, source: Path | None) -> None:
     """Print the tables; write `model_summary.json`, if a folder is said."""
     summary = summarize(config)
+    memory = Memory.of(summary, layout_of(config["trainer"], summary))
     if directory is not None:
-        write_json(directory / "model_summary.json", as_json(summary))
+        write_json(directory / "model_summary.json", as_json(summary, memory))
     console = Console(width=None if Console().is_terminal else WIDTH)
     console.print(table(summary))
     console.print(kinds_table(summary))
-    print("\n".join(notes(summary)))
+    print("\n".join([*notes(summary), *memory.lines(config["trainer"], summary.batch_size)]))
 
 
-def as_json(summary: Summary) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Memory:
+    """What a training takes of each device, in bytes, counted as a run counts it.
+
+    Args:
+      states, weights, params: of the state, the best weights, and the parameters.
+      beside: about what a step takes beside them, which a run knows once it is compiled.
+    """
+
+    layout: Layout
+    states: int
+    weights: int
+    params: int
+    beside: int
+
+    @classmethod
+    def of(cls, summary: Summary, layout: Layout) -> "Memory":
+        """Return that of the model of a summary."""
+        states = bytes_per_device(layout.stacked(summary.state))
+        weights = bytes_per_device(layout.stacked(summary.weights))
+        params = size_of(summary.state.params)
+        beside = about_beside(params, summary.saved_bytes, layout)
+        return cls(layout, states, weights, params, beside)
+
+    @property
+    def taken(self) -> int:
+        """The most that is taken at once."""
+        return taken(self.states, self.weights, self.beside)
+
+    def lines(self, trainer: Mapping[str, Any], batch_size: int) -> Iterable[str]:
+        """Yield what a run says of it, and what to do where it does not fit."""
+        free = runtime.free_memory(self.layout.mesh.size)
+        held = quantity(self.states + self.weights, "B")
+        yield (
+            f"a device holds {held} of states and best weights; a step of {batch_size} takes about "
+            f"{quantity(self.beside, 'B')} beside them"
+        )
+        line = f"{quantity(self.taken, 'B')} in all, and {said_free(free)}"
+        if self.taken <= free:
+            yield line
+        else:
+            yield f"{line}: too little"
+            sizes = self.states + self.weights, self.params, self.beside
+            yield advice(trainer, self.layout, *sizes)
+
+
+def layout_of(trainer: Mapping[str, Any], summary: Summary) -> Layout:
+    """Return where a run with this `trainer` would have one trial."""
+    mesh = runtime.data_mesh(trainer["devices"], summary.batch_size, strict=False)
+    divided = trainer["sharding"] == "fsdp" and mesh.size > 1
+    cost = Cost(summary.total("training_flops"), 0)
+    if trainer["devices"] is None and not divided and not runtime.worth_sharing(mesh, lambda: cost):
+        mesh = runtime.data_mesh(1, summary.batch_size)
+    return Layout(mesh, 1, divided=divided)
+
+
+def as_json(summary: Summary, memory: Memory) -> dict[str, Any]:
     """Return all that is known of a model."""
     sums = {f"total_{name}": summary.total(name) for name in SUMS}
-    sizes = {"batch_size": summary.batch_size, "state_bytes": summary.state_bytes}
-    sizes["step_bytes"] = summary.step_bytes
+    sizes = {"batch_size": summary.batch_size, "state_bytes": size_of(summary.state)}
+    sizes["step_bytes"] = memory.taken
     whole = {"depth": summary.depth, "receptive_field": list(summary.receptive_field)}
     alone = {name: getattr(summary.auxiliary, name) for name in ALONE}
     return {
@@ -112,15 +177,8 @@ def notes(summary: Summary) -> Iterable[str]:
         yield f"resizing: {summary.resizing:,} multiplications more for each example"
     yield (
         f"memory: of the outputs for one example; weights and the optimizer's state take "
-        f"{quantity(summary.state_bytes, 'B')}"
+        f"{quantity(size_of(summary.state), 'B')}"
     )
-    needed, free = summary.step_bytes, free_memory(1)
-    line = (
-        f"a step of {summary.batch_size} takes about {quantity(needed, 'B')} of one device, which "
-        f"has {quantity(free, 'B')} free"
-    )
-    advice = SMALLER_STATE if summary.state_bytes > free else LESS_MEMORY
-    yield line if needed <= free else f"{line}: too little\n{advice}"
 
 
 def _empty(columns: Sequence[str], footer: Sequence[str] | None = None) -> Table:

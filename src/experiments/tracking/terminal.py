@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 from rich.text import Text
 
+from experiments.errors import quantity
 from experiments.machine import called
 from experiments.tracking.tracker import SUCCESS, RunInfo, Tracker
 
@@ -256,15 +257,6 @@ def print_classes(summary: Mapping[str, Any], console: Console | None = None) ->
 def number(value: float) -> str:
     """Format with four significant digits: `0.1000`, `12.35`, `1.000e-05`; integers as they are."""
     return str(value) if isinstance(value, int) else f"{value:#.4g}".rstrip(".")
-
-
-def quantity(value: float, unit: str = "") -> str:
-    """Format with three digits and a prefix: `870`, `12.3 k`, `4.56 M`."""
-    prefix, larger = "", iter("kMGTPE")
-    while value >= 999.5:
-        value, prefix = value / 1000, next(larger)
-    digits = f"{value:#.3g}".rstrip(".") if prefix else f"{value:.0f}"
-    return f"{digits} {prefix}{unit}".strip()
 
 
 def duration(seconds: float) -> str:

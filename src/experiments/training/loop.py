@@ -15,6 +15,7 @@ import jax
 
 from experiments.core.params import count_parameters
 from experiments.machine import collect_garbage_as_usual
+from experiments.training.devices.memory import explained
 from experiments.training.distributed import Decisions, is_first
 from experiments.training.evaluation import Split
 from experiments.training.figures import figures_of_trials
@@ -60,7 +61,8 @@ def fit(
         if number and all(trial.stop.name is not None for trial in members):
             break  # asked to stop before these began
         where = folder / uuid.uuid4().hex[:8]
-        Training(members, where, test=test, train=train, shown=shown).run(saved, width)
+        with explained(members[0].setup, len(members)):
+            Training(members, where, test=test, train=train, shown=shown).run(saved, width)
     return [trial.summary for trial in trials]
 
 
@@ -149,8 +151,6 @@ class Training:
             self._draw()
             if self.decisions.save_due or (self.trainer.checkpoints and self._stays()):
                 self._save()
-
-    # ------------------------------------------------------------------ a period
 
     def _period(self, end: int) -> None:
         """Train until a period's end and log its lines; the last ones await the validation.

@@ -157,6 +157,11 @@ class Setup:
             self._compiled[key] = Compiled(self, layout, width)
         return self._compiled[key]
 
+    @property
+    def compiled_programs(self) -> list[Compiled]:
+        """The programs that are there by now, or are being compiled."""
+        return list(self._compiled.values())
+
     def prepare_evaluation(self) -> None:
         """Begin to compile for the evaluation of a trial by itself."""
         compiled = self.compiled(self.layout(1))

@@ -81,7 +81,7 @@ class Stack:
             fastest = runtime.fastest(programs, self._seconds, devices)
             self.compiled = self.setup.compiled(self.layout, fastest)
         self.width = self.setup.widths[self.layout] = self.compiled.width
-        check_program(self.compiled.train, self.layout, "a step")
+        check_program(self.compiled.train, self.setup, self.layout, "a step")
         if self.layout.mesh.size > 1 or self.setup.trainer.remat:
             log_memory(self.compiled.train, self.saved)
 

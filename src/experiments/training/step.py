@@ -75,7 +75,7 @@ class Compiled:
         self.prepare(training=False)
         program = self.compile_evaluation().result()
         if not self._checked:
-            check_program(program, self.layout, "the evaluation of a batch")
+            check_program(program, self.setup, self.layout, "the evaluation of a batch")
             self._checked = True
         return program
 

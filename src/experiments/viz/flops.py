@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import jax
+
 WINDOWS = ("multiply_windows", "sum_windows")
 LSTM = ("lstm_forward", "lstm_backward")
 PRODUCTS = ("dot_general", "conv_general_dilated", *WINDOWS)
@@ -67,6 +69,11 @@ def cost(jaxpr: Any) -> Cost:
 def size_in_bytes(array: Any) -> int:
     """Return the bytes of something with a shape and a dtype."""
     return math.prod(array.shape) * array.dtype.itemsize
+
+
+def size_of(tree: Any) -> int:
+    """Return the bytes of all arrays, or shapes, of a tree."""
+    return sum(map(size_in_bytes, jax.tree.leaves(tree)))
 
 
 def flops(equation: Any) -> int:

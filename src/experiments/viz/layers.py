@@ -7,6 +7,7 @@ from typing import Any
 
 from flax import nnx
 
+from experiments.core.experiment import State, Tree
 from experiments.models.cnn_layers import ConvTranspose, Whitening
 from experiments.models.layers import BatchNorm, Conv, Dense, GroupNorm
 from experiments.models.lenet_to_vgg import PartialConv
@@ -82,8 +83,9 @@ class Summary:
     layers: tuple[Layer, ...]
     blocks: tuple[Layer, ...]  # those with several layers inside, which have sums over them
     batch_size: int
-    state_bytes: int  # parameters, batch statistics and the optimizer's state
-    step_bytes: int  # about all that a training takes on one device, its data apart
+    state: State  # shapes: parameters, batch statistics, the optimizer's state and averages
+    weights: Tree  # shapes: what an evaluation reads of it
+    saved_bytes: int  # that the forward pass of a step leaves for the backward pass, at most
     resizing: int  # multiplications of one example before the first layer
 
     def total(self, attribute: str) -> int:

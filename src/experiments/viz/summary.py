@@ -21,7 +21,7 @@ from experiments.core.transfer import matches, named
 from experiments.models.resnet import Repeated
 from experiments.ops.backend import xla_only
 from experiments.ops.remat import recomputing
-from experiments.viz.flops import Operation, operations, size_in_bytes
+from experiments.viz.flops import Operation, operations, size_of
 from experiments.viz.layers import OTHER, Layer, Shapes, Summary, summed, with_parameters
 from experiments.viz.marking import (
     AGAIN,
@@ -104,17 +104,16 @@ def summarize(config: Mapping[str, Any]) -> Summary:
         _set_seen(row, seen)
     unrolled.sort(key=lambda row: row.name == REST)
     blocks = tuple(_blocks(unrolled, experiment, seen))
-    of_state, of_weights = map(_bytes, (state, experiment.weights(state)))
-    # beside the state the best weights, and gradients or what the backward pass still has to read
-    of_step = of_state + of_weights + _saved_bytes(experiment, state, batch, key)
-    return Summary(tuple(unrolled), blocks, size, of_state, of_step, resizing)
+    saved = _saved_bytes(experiment, state, batch, key)
+    weights = experiment.weights(state)
+    return Summary(tuple(unrolled), blocks, size, state, weights, saved, resizing)
 
 
 def _saved_bytes(experiment: MarkedExperiment, state: State, batch: Any, key: Any) -> int:
     """Return the bytes that the forward pass of a step leaves for the backward pass, at most.
 
-    XLA may compute again what is quickly computed. Of a `trainer.remat=true` the inside of one
-    block comes on top.
+    Parameters that it reads again are among them. XLA may compute again what is quickly computed.
+    Of a `trainer.remat=true` the inside of one block comes on top.
     """
 
     def saved(state: State, batch: Any, key: Any) -> Any:
@@ -126,11 +125,7 @@ def _saved_bytes(experiment: MarkedExperiment, state: State, batch: Any, key: An
         return jax.vjp(loss, state.params)[1]
 
     with xla_only():
-        return _bytes(jax.eval_shape(saved, state, batch, key))
-
-
-def _bytes(tree: Any) -> int:
-    return sum(map(size_in_bytes, jax.tree.leaves(tree)))
+        return size_of(jax.eval_shape(saved, state, batch, key))
 
 
 def _forward_layers(

@@ -9,12 +9,11 @@ from typing import Any
 import jax
 
 from experiments.core.config import build
-from experiments.errors import LESS_MEMORY, UserError, out_of_memory
+from experiments.errors import LESS_MEMORY, UserError, out_of_memory, quantity
 from experiments.machine import StopRequest
-from experiments.tracking.terminal import quantity
 from experiments.tracking.tracker import Trackers
 from experiments.training import runtime
-from experiments.training.devices.memory import beside_arguments, bytes_per_device
+from experiments.training.devices.memory import beside_arguments, bytes_per_device, taken
 from experiments.training.evaluation import Data
 from experiments.training.setup import Setup
 from experiments.training.stack import Stack
@@ -57,8 +56,9 @@ def find_batch_size(config: Mapping[str, Any], folder: Path) -> int:
         setup = setup_of(size)
         compiled = setup.compiled(setup.layout(1))
         compiled.prepare()
-        taken = bytes_per_device((compiled.states, setup.experiment.weights(compiled.states)))
-        return taken + beside_arguments(compiled.train)
+        states, weights = compiled.states, setup.experiment.weights(compiled.states)
+        held = bytes_per_device(states), bytes_per_device(weights)
+        return taken(*held, beside_arguments(compiled.train))
 
     room = int(ROOM * runtime.free_memory(jax.local_device_count()))
     size = largest(needed, room, 2 ** int(math.log2(examples)))
@@ -82,21 +82,21 @@ def largest(needed: Callable[[int], int], room: int, most: int) -> int:
     """Return the largest power of two, up to `most`, whose `needed` is within `room`, or 0."""
 
     def taken_by(size: int) -> int:
-        taken = needed(size)
-        said = (quantity(taken, "B"), quantity(room, "B"))
+        found = needed(size)
+        said = (quantity(found, "B"), quantity(room, "B"))
         log.info("with data.batch_size=%d a training takes %s of %s", size, *said)
-        return taken
+        return found
 
     size = min(FIRST, most)
-    while (taken := taken_by(size)) > room:
+    while (now := taken_by(size)) > room:
         size //= 2
         if not size:
             return 0
     while size < most:
         # a part does not grow with the batch, so what is in proportion fits; then twice is tried
-        times = 2 ** int(math.log2(max(room / taken, 2)))
+        times = 2 ** int(math.log2(max(room / now, 2)))
         larger = min(size * times, most)
-        if (taken := taken_by(larger)) > room:
+        if (now := taken_by(larger)) > room:
             break
         size = larger
     return size

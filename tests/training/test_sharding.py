@@ -111,6 +111,24 @@ def test_runs_go_on_on_other_devices_streams_and_populations_too(config, tmp_pat
         same(trained, *on_one(tmp_path, own | {"name": f"{own['name']} alone"}))
 
 
+@pytest.mark.slow
+def test_recurrent_and_generative_models_are_divided_too(tmp_path):
+    shared = ["trainer.steps=3", "trainer.log_every=1", "trainer.figures=false", "data.limit=256"]
+    shared += ["trainer.checkpoint_every=null", "logger=none", "optim=momentum"]
+    models = [["model=gan", "model.hidden=[256]"], ["model=lstm"], ["model=vae"]]
+    made = [composed(*model, *shared) | {"name": model[0][6:]} for model in models]
+    divided = [composed(*model, *shared, FSDP, "trainer.devices=8") for model in models]
+    jobs = [
+        [one | {"name": f"{own['name']} divided"}] for one, own in zip(divided, made, strict=True)
+    ]
+    found = simulated(tmp_path, *jobs)
+    for own, (job,), (*_, held, _) in zip(made, jobs, found, strict=True):
+        (alone,), (there,) = on_one(tmp_path, own), on_one(tmp_path, job, train=False)
+        whole = sum(leaf.nbytes for part in saved_of(alone) for leaf in jax.tree.leaves(part))
+        assert held < whole / 4
+        same(there, alone)
+
+
 def test_steps_that_are_too_small_to_share_have_one_device(config, monkeypatch):
     devices = jax.local_devices() * 8
     mesh = Mesh(np.array(devices).reshape(1, -1), ("trial", "data"))

@@ -12,7 +12,8 @@ from experiments.cli.sweep import sweep
 from experiments.errors import UserError
 from experiments.search.actions import resume, status
 from experiments.search.plan import Plan
-from experiments.search.results import Overviews, command, ending, screen
+from experiments.search.results import command, ending, screen
+from experiments.search.shared.overviews import Overviews, line_of
 from experiments.search.study import Study, create_study, state_of
 from experiments.search.worker import work
 from support import ROOT
@@ -71,6 +72,25 @@ def test_the_screen_has_a_row_per_worker_that_lives(make_study):
     assert "dead" not in shown
     for part in ("128", "40/100", "best val/accuracy 0.9123", "3", "100,000"):
         assert part in shown
+
+
+@pytest.mark.parametrize(
+    ("seeds", "runs", "said"), [(1, 1, "1 trial "), (1, 8, "8 trials "), (16, 16, "16 seeds ")]
+)
+def test_a_line_about_a_worker_names_what_it_trains(make_study, seeds, runs, said):
+    plan = make_study(seeds=seeds).plan
+    now = {"step": 40, "total_steps": 100, "epoch": 2.0, "trials": runs}
+    assert line_of(now, plan) == f"{said} step 40/100  epoch 2.00"
+
+
+def test_the_value_of_a_trial_with_seeds_is_called_their_median(make_study):
+    study = make_study(n_trials=1, seeds=3)
+    (trial,) = study.claim(1)
+    study.finish(trial, "finished", [0.9], seconds=1.0)
+    console = Console(file=io.StringIO(), width=100)
+    console.print(screen(study))
+    assert "median" in console.file.getvalue()
+    assert "trial 0: median val/accuracy 0.9" in ending(study)
 
 
 def test_a_study_without_workers_says_how_to_go_on(make_study, capsys):

@@ -8,7 +8,7 @@ import shlex
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -20,13 +20,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
-from experiments.errors import UserError
 from experiments.machine import called, write_whole
 from experiments.search.configs import as_override, assignments, flags
-from experiments.search.local import LOGS
 from experiments.search.points import RESULTS
+from experiments.search.shared.overviews import PLAIN, Overviews, line_of, worker_table
 from experiments.search.study import SEED, STATES, Study, state_of
-from experiments.tracking.jsonl import SUMMARY, read_mapping, write_json
+from experiments.tracking.jsonl import SUMMARY, read_mapping
 from experiments.tracking.terminal import concise, duration, number
 from experiments.viz.pages.settings import (
     in_lines,
@@ -39,11 +38,10 @@ BEST_COMMAND, BEST_RECIPE = "best.txt", "best.yaml"
 SETTINGS = "settings.csv"  # means and deviations over seeds, where there are several
 WINNER = "winner"  # attribute of a study: the number of the winner and its test metrics
 MOST_OF_FRONT = 20  # trials
-SHOWN = 5  # of the best trials, of those that run, and of the workers
+SHOWN = 5  # of the best trials, and of those that run
 LINE_EVERY = 5.0  # seconds between lines about a worker where there is no terminal
 RECENT = 20  # trials that the time left is estimated from
 STYLES = {"finished": "green", "pruned": "cyan", "diverged": "red", "failed": "red"}
-PLAIN: dict[str, Any] = {"box": None, "header_style": "dim", "pad_edge": False}  # of a table
 
 
 def values_of(trial: FrozenTrial) -> dict[str, Any]:
@@ -62,7 +60,8 @@ def metrics_of(study: Study, trial: FrozenTrial) -> list[str]:
     own = study.plan.metric[0].partition("/")[2]
     tested = {n: v for n, v in winner.items() if n.startswith("test/") and concise(n, own)}
     metrics = dict(zip(study.plan.metric, trial.values or (), strict=False)) | tested
-    return [f"{name} {number(value)}" for name, value in metrics.items()]
+    what = "median " if study.plan.seeds > 1 else ""
+    return [f"{what}{name} {number(value)}" for name, value in metrics.items()]
 
 
 def command(study: Study, trial: FrozenTrial) -> str:
@@ -162,58 +161,15 @@ def screen(study: Study) -> RenderableType:
     )
     parts: list[RenderableType] = [head, bar, counts(trials)]
     if workers := Overviews(study).read():
-        parts += [Text(), worker_table(workers)]
+        parts += [Text(), worker_table(workers, plan)]
     running = [trial for trial in trials if trial.state == TrialState.RUNNING]
     several = len(plan.metric) > 1
+    names = plan.metric if several else ["value" if plan.seeds == 1 else "median"]
     for title, shown in (("running", running), ("front" if several else "best", study.ranked())):
         if shown:
             most = MOST_OF_FRONT if title == "front" else SHOWN
-            parts += [Text(), trial_table(title, shown[:most], plan.metric)]
+            parts += [Text(), trial_table(title, shown[:most], names)]
     return Group(*parts)
-
-
-class Overviews:
-    """The files in which the workers of a study say how far their trials are."""
-
-    def __init__(self, study: Study):
-        self.study, self.folder, self.written = study, study.folder / LOGS, float("-inf")
-        self.own = self.folder / f"{study.worker}.json"
-
-    def write(self, overview: Mapping[str, float]) -> None:
-        """Write this worker's, at most once a second, where the disk lets it."""
-        if time.monotonic() - self.written >= 1:
-            self.written = time.monotonic()
-            with contextlib.suppress(OSError):
-                self.folder.mkdir(exist_ok=True)
-                write_json(self.own, overview)
-
-    def read(self) -> dict[str, dict[str, float]]:
-        """Return those of the workers that live, by worker."""
-        found = {}
-        for path in sorted(self.folder.glob("*.json")):
-            with contextlib.suppress(OSError, UserError):  # removed meanwhile, or damaged
-                if self.study.claims.now() - path.stat().st_mtime <= self.study.plan.heartbeat:
-                    found[path.stem] = read_mapping(path)
-        return found
-
-
-def worker_table(workers: Mapping[str, dict[str, float]]) -> Table:
-    """Return a row per worker: its trials side by side, how far they are, the best of them."""
-    titles = ("trials", "step", "epoch", "so far", "diverged", "examples/s")
-    table = Table("worker", *(Column(title, justify="right") for title in titles), **PLAIN)
-    for worker, now in list(workers.items())[:SHOWN]:
-        place = f"{now['step']:.0f}/{now['total_steps']:.0f}", f"{now['epoch']:.2f}"
-        rest = str(int(now["diverged"]) or ""), f"{now['examples_per_second']:,.0f}"
-        table.add_row(worker, f"{now['trials']:.0f}", *place, best_of(now), *rest)
-    if len(workers) > SHOWN:
-        table.add_row(f"and {len(workers) - SHOWN} more")
-    return table
-
-
-def best_of(now: Mapping[str, float]) -> str:
-    """Return the monitored metric in a worker's overview, with its name."""
-    metrics = {name: value for name, value in now.items() if name.startswith("val/")}
-    return " ".join(f"best {name} {number(value)}" for name, value in metrics.items())
 
 
 def counts(trials: list[FrozenTrial]) -> Text:
@@ -223,9 +179,8 @@ def counts(trials: list[FrozenTrial]) -> Text:
     return Text.assemble(*((f"{found[s]} {s}  ", STYLES.get(s, "")) for s in states))
 
 
-def trial_table(title: str, trials: list[FrozenTrial], metrics: Sequence[str]) -> Table:
+def trial_table(title: str, trials: list[FrozenTrial], names: Sequence[str]) -> Table:
     """Return a row per trial: its number, its values or latest report, and its overrides."""
-    names = metrics if len(metrics) > 1 else ["value"]
     numbers = [Column(name, justify="right") for name in (title, *names, "evaluation")]
     table = Table(*numbers, Column("overrides", overflow="fold"), **PLAIN)
     for trial in trials:
@@ -318,8 +273,7 @@ def watching(study: Study, console: Console | None = None) -> Iterator[Callable[
         for worker, now in overviews.read().items():
             if time.monotonic() - printed.setdefault(worker, time.monotonic()) >= LINE_EVERY:
                 printed[worker] = time.monotonic()
-                place = f"step {now['step']:.0f}/{now['total_steps']:.0f}  epoch {now['epoch']:.2f}"
-                print(f"{worker}: {now['trials']:.0f} trials  {place}  {best_of(now)}", flush=True)
+                print(f"{worker}: {line_of(now, study.plan)}", flush=True)
         for trial in study.trials():
             if trial.state.is_finished() and trial.number not in ended:
                 ended.add(trial.number)

@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 from optuna.trial import FrozenTrial
 
-from experiments.core.config import build
 from experiments.errors import EXIT_CODES, Exit, UserError
 from experiments.machine import StopRequest, called, fault_of
 from experiments.search.configs import (
@@ -25,8 +24,9 @@ from experiments.search.configs import (
     compilation_cache,
     resolved,
 )
-from experiments.search.results import WINNER, Overviews, values_of, winner_of, write_results
+from experiments.search.results import WINNER, values_of, winner_of, write_results
 from experiments.search.shared.outcomes import Outcome, Summary, in_one_line, outcome_of
+from experiments.search.shared.overviews import Overviews
 from experiments.search.study import Study, Trial
 from experiments.tracking.jsonl import JsonLines
 from experiments.tracking.log_file import log_file
@@ -142,8 +142,7 @@ class Worker:
         split_processor(int(study.plan.side_by_side) * study.plan.seeds)
         set_up_compiler(compilation_cache(config), config["trainer"])
         announce()
-        options = build(config["population"])
-        self.limits = {"width": options.width, "most": options.most}
+        self.limits = {name: config["population"][name] for name in ("width", "most")}
         self.overviews = Overviews(study)
 
     def _show(self, trials: Sequence[Training], step: int) -> None:

@@ -21,7 +21,8 @@ from experiments.viz.pages.study_page import StudyData, relabel, study_figures, 
 from made_up import made_up_study
 from support import ROOT
 
-SEEDS = {"optim": {"values": ["adam", "sgd"]}, "seed": {"values": [0, 1]}}
+CHOICES = {"optim": {"values": ["adam", "sgd"]}}
+SEEDS = CHOICES | {"seed": {"values": [0, 1]}}
 
 
 def test_the_page_needs_nothing_else():
@@ -123,6 +124,18 @@ def test_repeated_studies_are_compared_by_their_best_values():
     assert "differ by -0.2 on average" in verdict
     assert "(Welch): more than noise" in verdict
     assert "more than noise" in studies_page("random and bayes", compared)
+
+
+def test_seeds_of_the_same_values_are_one_in_both_kinds_of_study(make_study, tmp_path):
+    """Whether the study has `seeds=2`, whose values are medians, or varies its seed."""
+    both = make_study(tmp_path / "a", n_trials=2, parameters=CHOICES, method="grid", seeds=2)
+    varied = make_study(tmp_path / "b", n_trials=4, parameters=CHOICES | SEEDS, method="grid")
+    for study, values in ((both, [0.7, 0.5]), (varied, [0.6, 0.8, 0.4, 0.6])):
+        for trial, value in zip(study.claim(4), values, strict=True):
+            study.finish(trial, "finished", [value], seconds=1.0)
+    compared = side_by_side(["seeds=2", "seed"], [study_data(both), study_data(varied)])
+    assert [one.budget for one in compared] == [2, 2]
+    assert [one.values for one in compared] == [[pytest.approx([0.7, 0.5])]] * 2
 
 
 def test_ticks_of_parallel_coordinates_are_round_and_where_their_values_are():

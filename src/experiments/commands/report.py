@@ -75,7 +75,7 @@ def write_comparison(folders: Sequence[Path], config_folder: Path, into: Path) -
     write_whole(into / PAGE, studies_page(title, compared))
     drawing.save(studies_figure(compared), into / COMPARISON, dpi=130)
     for one in compared:
-        print(f"{one.label}: best {spread(one.best)} of {one.budget} trials")
+        print(f"{one.label}: best {spread(one.best)} of {one.budget} {one.unit}")
     print(*verdicts(compared), sep="\n")
     print(f"page        {into / PAGE}, and {COMPARISON} beside it")
 
@@ -92,7 +92,10 @@ def labels_of(plans: Sequence[Plan]) -> list[str]:
         )
     names = dict.fromkeys(key for own in flat for key in own)
     differing = [n for n in names if len({repr(own.get(n)) for own in flat}) > 1]
-    labels = [", ".join(f"{n}={own[n]}" for n in differing if n in own) for own in flat]
+    labels = [
+        ", ".join(f"{n}={own[n]}" for n in differing if own.get(n) not in (None, "null"))
+        for own in flat
+    ]
     return [label or plan.name for label, plan in zip(labels, plans, strict=True)]
 
 
@@ -114,6 +117,7 @@ def study_data(study: Study) -> StudyData:
         tested={k: v for k, v in winner.items() if k.startswith("test/")},
         settings=settings if replicated(settings) else (),
         note=test_note(study, best) if best else "",
+        varies_seed=SEED in study.space.paths,
     )
 
 

@@ -70,12 +70,13 @@ class Setting:
     def name(self) -> str:
         """What sets it apart, in a line."""
         ends = [key.rpartition(".")[2] for key in self.values]
-        said = [
-            f"{end if ends.count(end) == 1 else key}={cell(value)}"
+        said = {
+            f"{end if ends.count(end) == 1 else key}={cell(value)}": value
             for (key, value), end in zip(self.values.items(), ends, strict=True)
             if value != ""
-        ]
-        return ", ".join(said) or self.origin
+        }
+        # what is null, such as data.limit, is off, and sets apart only where nothing else does
+        return ", ".join([text for text in said if said[text] is not None] or said) or self.origin
 
     def behind(self, best: "Setting") -> tuple[float, float] | None:
         """Return the 95 % interval of how much it is worse; None without replicates of both."""

@@ -32,7 +32,8 @@ class Studies:
     Attributes:
         label: what sets them apart from the others.
         members: one or more.
-        budget: the trials of each that are compared: the first ones.
+        budget: the trials of each that are compared: the first ones. Replicates, which are
+            trials that differ in their seed alone, count as one.
     """
 
     label: str
@@ -41,9 +42,18 @@ class Studies:
 
     @cached_property
     def values(self) -> list[list[float]]:
-        """The values of the trials of each, in order, of those that have one."""
-        trials = ([t for t in one.trials if t.state.is_finished()] for one in self.members)
-        return [[t.values[0] for t in some[: self.budget] if t.values] for some in trials]
+        """The values of the trials of each, in order, of those that have one.
+
+        That of replicates is their median, as a search with `seeds` has it.
+        """
+        trials = (one.finished[: self.budget] for one in self.members)
+        valued = ([[t.values[0] for t in same if t.values] for same in some] for some in trials)
+        return [[median(values) for values in some if values] for some in valued]
+
+    @property
+    def unit(self) -> str:
+        """The word for what the budget counts."""
+        return "trial" if self.budget == 1 else "trials"
 
     @property
     def together(self) -> list[float]:
@@ -65,7 +75,7 @@ class Studies:
 
 def side_by_side(labels: Sequence[str], studies: Sequence[StudyData]) -> list[Studies]:
     """Group studies by what sets them apart, and cut all to the smallest number of trials."""
-    budget = min(sum(t.state.is_finished() for t in one.trials) for one in studies)
+    budget = min(len(one.finished) for one in studies)
     members: dict[str, list[StudyData]] = {label: [] for label in labels}
     for label, study in zip(labels, studies, strict=True):
         members[label].append(study)
@@ -107,15 +117,16 @@ def studies_page(title: str, compared: Sequence[Studies]) -> str:
     lines = []
     for one in compared:
         seconds = [
-            sum(t.user_attrs.get("seconds") or 0.0 for t in member.trials[:budget])
-            for member in one.members
+            sum(t.user_attrs.get("seconds") or 0.0 for same in m.finished[:budget] for t in same)
+            for m in one.members
         ]
         middle = number(median(one.together)) if one.together else ""
         line = [one.label, str(len(one.members)), spread(one.best), middle]
         lines.append([*line, f"{fmean(seconds):.0f}"])
     parts = [
         f"<h1>{html.escape(title)}</h1>",
-        f'<p class="faint">studies at equal budget: the first {budget} trials of each</p>',
+        '<p class="faint">studies at equal budget: of each the first '
+        f"{budget if budget > 1 else ''} {compared[0].unit}; seeds of the same values are one</p>",
         page.table(names, lines),
         *(f"<p>{html.escape(sentence)}</p>" for sentence in verdicts(compared)),
         page.chart(f"Best {metric} so far", best_so_far(compared), 420),
@@ -156,7 +167,7 @@ def studies_figure(compared: Sequence[Studies]) -> Figure:
                 ax.plot(*(trial.params[name] for name in shown), "o", color=colour)
         for axis, (name, log) in zip("xy", shown.items(), strict=True):
             ax.set(**{f"{axis}label": name, f"{axis}scale": "log" if log else "linear"})
-        ax.set_title(f"{one.label}: {one.budget} trials; darker is better", fontsize=9)
+        ax.set_title(f"{one.label}: {one.budget} {one.unit}; darker is better", fontsize=9)
         ax.sharex(maps[0])
         ax.sharey(maps[0])
     for rank, one in enumerate(compared):

@@ -60,6 +60,7 @@ class StudyData:
         tested: the `test/*` metrics of the best trial.
         note: what a test result is to be read with.
         settings: where there are replicates: what is compared in the place of trials.
+        varies_seed: whether trials that differ in nothing but their seed are replicates.
     """
 
     study: optuna.Study
@@ -69,6 +70,7 @@ class StudyData:
     tested: Mapping[str, float] = field(default_factory=dict)
     note: str = ""
     settings: Sequence[Setting] = ()
+    varies_seed: bool = False
 
     @property
     def metrics(self) -> list[str]:
@@ -92,6 +94,15 @@ class StudyData:
         valued = [trial for trial in self.trials if trial.values]
         front = {t.number for t in self.study.best_trials} if len(self.metrics) > 1 else set()
         return sorted(valued, key=lambda t: (t.number not in front, sign * t.values[0]))
+
+    @functools.cached_property
+    def finished(self) -> list[list[FrozenTrial]]:
+        """The trials that have ended, in order; those that are replicates of one together."""
+        found: dict[Any, list[FrozenTrial]] = {}
+        for trial in (trial for trial in self.trials if trial.state.is_finished()):
+            key = repr(sorted(trial.params.items())) if self.varies_seed else trial.number
+            found.setdefault(key, []).append(trial)
+        return list(found.values())
 
     @functools.cached_property
     def varied(self) -> dict[str, BaseDistribution]:

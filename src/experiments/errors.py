@@ -148,7 +148,7 @@ def suggest(name: str, valid: Iterable[str], count: int = 3) -> str:
     That is what other programs' name for something stands for, the whole of a name whose end is
     given, or else what is spelt alike.
     """
-    name, names = str(name), [str(one) for one in valid]
+    name, names = str(name), list(dict.fromkeys(map(str, valid)))
     last = name.rpartition(".")[2]
     meant = [key for key, others in ALIASES.items() if last in others.split()]
     near = [key for key in meant if key.partition("=")[0] in names]
@@ -157,5 +157,5 @@ def suggest(name: str, valid: Iterable[str], count: int = 3) -> str:
     near = near or difflib.get_close_matches(name, names, n=count, cutoff=0.6)
     if not near and len(name) > 2:
         near = [one for one in names if one.startswith(name)]
-    near = near[:count]
+    near = list(dict.fromkeys(near))[:count]
     return f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""

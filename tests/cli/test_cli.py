@@ -111,6 +111,7 @@ def test_what_other_programs_call_it_is_understood():
         "fast_dev_run": "'debug=fast'",
     }.items():
         assert suggest(given, keys) == f"; did you mean {meant}?"
+    assert suggest("metrc", ["metric", "metric"]) == "; did you mean 'metric'?"
 
 
 def test_every_name_of_the_table_is_a_key_or_a_choice():

@@ -39,7 +39,7 @@ def test_weights_of_a_run_are_evaluated_as_they_are_and_differences_said(
 
 
 @pytest.mark.parametrize(("model", "other"), [("alexnet", "alexnet_single"), ("vgg11", "vgg13")])
-def test_the_choice_that_weights_fit_better_is_named(tmp_path, model, other):
+def test_the_choice_that_weights_fit_better_is_named(tmp_path, model, other, caplog):
     small = ["data.limit=64", "trainer.checkpoints=false"]
     images = {
         "image": np.zeros((64, 8, 8, 1), np.uint8),
@@ -56,4 +56,8 @@ def test_the_choice_that_weights_fit_better_is_named(tmp_path, model, other):
     }
     source = tmp_path / "weights.safetensors"
     save_file(published(weights, composed(f"model={other}")["model"]), source)
-    assert better_choice(str(source), setup(model), 100) == other
+    own = setup(model)
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        assert better_choice(str(source), own, 100) == other
+    assert not caplog.records  # of the images that each of the others needs

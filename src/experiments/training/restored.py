@@ -15,6 +15,7 @@ from flax import nnx
 
 from experiments.core.callback import RunInfo, callback_nodes
 from experiments.core.config import ARTIFACT, build
+from experiments.core.experiment import Experiment
 from experiments.core.names import locate
 from experiments.core.params import count_parameters, merged
 from experiments.core.rng import root_key, stream
@@ -200,9 +201,10 @@ def differences(source: str, model: Mapping[str, Any]) -> list[str]:
 
 def better_choice(source: str, setup: Setup, new: int) -> str | None:
     """Return the shipped model of the same kind in which the fewest arrays stay new, if one has."""
-    config, found = setup.config, None
+    config, data, found = setup.config, setup.source, None
     for choice, model in choices_of_kind(config["model"]):
-        shapes = Setup({**config, "model": model}, setup.data, training=False).shapes
+        other = Experiment({**config, "model": model}, data.spec, data.pipeline, 1, 1)
+        shapes = other.abstract_state({})
         wanted = merged(shapes.params, shapes.model_state)
         left = len(agreement(read(source, model), wanted).new)
         if left < new:

@@ -62,10 +62,17 @@ class Setup:
       config: of any trial of it.
       training: whether trials are to be trained; else their weights are evaluated only.
       resumed: whether they have begun, maybe on another machine.
+      tried: whether it is tried for its size only, and says nothing.
     """
 
     def __init__(
-        self, config: Mapping[str, Any], data: Data, *, training: bool = True, resumed: bool = False
+        self,
+        config: Mapping[str, Any],
+        data: Data,
+        *,
+        training: bool = True,
+        resumed: bool = False,
+        tried: bool = False,
     ):
         config = data.weighted(config)
         self.config, self.data, self.training = config, data, training
@@ -99,9 +106,9 @@ class Setup:
         self.objective = self.experiment.objective(hyperparameters(config))
         self.programs = Programs(config, self._made_from, work)
         self.key = root_key(0)  # whose shape is that of every trial's
-        self._compiled: dict[tuple[Layout, int], Compiled] = {}
+        self.compiled_for: dict[tuple[Layout, int], Compiled] = {}
         self.widths: dict[Layout, int] = {}  # the fastest that was found
-        for line in surprises(self.experiment, training=training):
+        for line in () if tried else surprises(self.experiment, training=training):
             log.warning(line)
         if training:
             self._check()
@@ -153,14 +160,9 @@ class Setup:
     def compiled(self, layout: Layout, width: int = 1) -> Compiled:
         """Return the programs for a stack; they are compiled once, and trained with by others."""
         key = (layout, width)
-        if key not in self._compiled:
-            self._compiled[key] = Compiled(self, layout, width)
-        return self._compiled[key]
-
-    @property
-    def compiled_programs(self) -> list[Compiled]:
-        """The programs that are there by now, or are being compiled."""
-        return list(self._compiled.values())
+        if key not in self.compiled_for:
+            self.compiled_for[key] = Compiled(self, layout, width)
+        return self.compiled_for[key]
 
     def prepare_evaluation(self) -> None:
         """Begin to compile for the evaluation of a trial by itself."""

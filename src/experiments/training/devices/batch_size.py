@@ -50,7 +50,7 @@ def find_batch_size(config: Mapping[str, Any], folder: Path) -> int:
     examples = len(data.splits.train)
 
     def setup_of(size: int) -> Setup:
-        return Setup(with_batch_size(config, size), data)
+        return Setup(with_batch_size(config, size), data, tried=True)
 
     def needed(size: int) -> int:
         setup = setup_of(size)

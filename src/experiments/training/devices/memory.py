@@ -113,7 +113,7 @@ def explained(setup: "Setup", trials: int) -> Iterator[None]:
         if (said := out_of_memory(error)) is None:
             raise
         layout, beside = setup.layout(trials), 0
-        for compiled in setup.compiled_programs:
+        for compiled in list(setup.compiled_for.values()):
             with contextlib.suppress(Exception):  # which may be of memory too
                 beside = max(beside, beside_arguments(compiled.train))
         if not beside:

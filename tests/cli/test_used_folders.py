@@ -124,12 +124,17 @@ def test_a_command_leaves_no_folder_behind_that_holds_nothing(
     missing = ["data=table", "data.path=none.csv", "data.target=x"]
     for wrong in (missing, ["mode=evalute"], ["mode=predict", f"checkpoint={tmp_path}/none"]):
         assert run_cli(*QUICK, *wrong, dated=True)[0] == 2
-    evaluate = ["mode=evaluate", f"checkpoint={trained}", "eval.tta=flip"]
+    source = f"checkpoint={trained}"
+    evaluate = ["mode=evaluate", source, "eval.tta=flip"]
     for arguments in (evaluate, [*evaluate, "name=mine"], ["mode=summary", "model=lenet5"]):
         code, error = run_cli(*arguments, dated=True)
         assert code == 0, error
+    for arguments in (["mode=evaluate", f"model.pretrained={trained}"], ["mode=summary", source]):
+        code, error = run_cli(*arguments, dated=True)
+        assert code == 0, error
+    assert json.loads((trained / "model_summary.json").read_text())["layers"]
     found = {path.name for path in (trained / "evaluations").iterdir()}
-    assert found == {"mine.json", "best,eval.tta=flip.json"}
+    assert found == {"mine.json", "best,eval.tta=flip.json", "pretrained.json"}
     assert list(Path().iterdir()) == []
     code, error = run_cli(*QUICK, dated=True)
     assert code == 0, error

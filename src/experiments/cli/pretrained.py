@@ -18,17 +18,36 @@ def with_model_of_run(arguments: Sequence[str]) -> list[str]:
     return [*_model_of(Path(unquoted(of_model[0].removeprefix(PRETRAINED)))), *arguments]
 
 
+def runs_of_weights(arguments: Sequence[str]) -> list[Path]:
+    """Return the folder of the run that `model.pretrained=` names; none of other weights.
+
+    Neither where the command says a folder.
+    """
+    if any(argument.startswith("hydra.run.dir=") for argument in arguments):
+        return []
+    given = [a.removeprefix("++") for a in arguments]
+    given = [a.removeprefix(PRETRAINED) for a in given if a.startswith(PRETRAINED)]
+    return [folder for one in given[-1:] if (folder := _run_of(Path(unquoted(one))))]
+
+
+def _run_of(source: Path) -> Path | None:
+    from experiments.training.run_folder import split_source
+
+    try:
+        return split_source(source)[0]
+    except UserError:
+        return None
+
+
 def _model_of(source: Path) -> list[str]:
     """Return overrides for the model of a run; none for other weights, which say no model."""
     import yaml
 
     from experiments.search.configs import as_override
     from experiments.tracking.jsonl import read_mapping
-    from experiments.training.run_folder import HYDRA, split_source
+    from experiments.training.run_folder import HYDRA
 
-    try:
-        folder, _ = split_source(source)
-    except UserError:
+    if (folder := _run_of(source)) is None:
         return []
     hydra = folder / HYDRA / "hydra.yaml"
     if not hydra.is_file():  # of a run from Python, which says no choices

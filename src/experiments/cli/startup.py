@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.cli.own import config_dir_of
-from experiments.cli.pretrained import unquoted, with_model_of_run
+from experiments.cli.pretrained import runs_of_weights, unquoted, with_model_of_run
 from experiments.cli.search_keys import NESTED, SEARCH_KEYS, divide
 from experiments.cli.sweep import trust_own
 from experiments.processes import together
@@ -66,6 +66,8 @@ def for_hydra(arguments: list[str]) -> list[str]:
             folder = split_source(path)[0]
             folder = _again(folder) if "mode=reproduce" in arguments else folder
             own = [_quoted(f"hydra.run.dir={folder}")]
+    if not own and "mode=evaluate" in arguments:
+        own = [_quoted(f"hydra.run.dir={path}") for path in runs_of_weights(arguments)]
     # Hydra takes overrides in one place, before or after flags such as --config-dir
     last = max((i for i, a in enumerate(arguments) if re.match(OVERRIDE, a)), default=-1)
     return [*arguments[: last + 1], *own, *arguments[last + 1 :]]

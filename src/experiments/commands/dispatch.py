@@ -131,7 +131,10 @@ def _run(config: DictConfig, directory: Path, said: bool) -> Any:
             stack.enter_context(log_file(directory))
         set_up_compiler(cache, plain["trainer"])
         command = importlib.import_module(f"experiments.commands.{mode}")
-        prints = not trains and mode not in get_args(RunMode)
+        # the evaluation of weights that are in no run
+        prints = (not trains and mode not in get_args(RunMode)) or (
+            mode == "evaluate" and not source
+        )
         with watch.until_it_ends():
             summary = command.main(plain, None if prints and not said else directory, source)
         return sought(summary, metric) if mode == "train" else None
@@ -158,8 +161,9 @@ def check_command(config: DictConfig) -> None:
     mode, source = config.mode, config.resume or config.checkpoint
     if complaint := mismatch(mode, Mode):
         raise UserError(f"mode={mode}: must be {complaint}")
-    if config.checkpoint is not None and mode not in get_args(RunMode):
-        *most, last = get_args(RunMode)
+    of_runs = (*get_args(RunMode), "summary")
+    if config.checkpoint is not None and mode not in of_runs:
+        *most, last = of_runs
         raise UserError(
             f"checkpoint= goes with mode={', '.join(most)} or {last}; to train on: resume="
         )

@@ -20,8 +20,8 @@ SAME = rf"({'|'.join(COMMAND)}|trainer\.\w+|data\.(dir|cache_dir|workers))="
 LONGEST = 100  # characters of a name
 
 
-def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
-    """Print `val/*` and `test/*`; write them to `evaluations/<name>.json`.
+def main(config: dict[str, Any], directory: Path | None, source: Path | None) -> None:
+    """Print `val/*` and `test/*`; write them to `evaluations/<name>.json`, if a folder is said.
 
     The name is what the command changes about the run: `best,eval.tta=flip`; `name=` says another.
     """
@@ -41,10 +41,11 @@ def main(config: dict[str, Any], directory: Path, source: Path | None) -> None:
         "checkpoint": str(source or config["model"]["pretrained"]),
     }
     print_classes(summary)
-    path = directory / EVALUATIONS / f"{name_of(source)}.json"
-    path.parent.mkdir(exist_ok=True)
-    write_json(path, summary)
-    print(f"written to {path}")
+    if directory is not None:
+        path = directory / EVALUATIONS / f"{name_of(source)}.json"
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, summary)
+        print(f"written to {path}")
 
 
 def _said(name: str, value: float, units: Mapping[str, str]) -> str:

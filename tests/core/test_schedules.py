@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from experiments.core.config import build
-from experiments.core.schedules import Plateau, epochs
+from experiments.core.schedules import Plateau, epochs, schedule
+from experiments.errors import UserError
 from support import choices, composed
 
 
 def factor(name, step, *settings, steps_per_epoch=10, total=100):
-    schedule = build(composed(f"schedule={name}", *settings)["schedule"])
-    return float(schedule(step, steps_per_epoch, total))
+    made = build(composed(f"schedule={name}", *settings)["schedule"])
+    return float(made(step, steps_per_epoch, total))
 
 
 @pytest.mark.parametrize(
@@ -102,3 +103,11 @@ def lowered(values, mode="min", rate=1.0, **settings):
 )
 def test_a_rate_is_lowered_where_pytorch_lowers_it(values, options, expected):
     assert lowered(values, **options) == pytest.approx(expected)
+
+
+def test_an_argument_that_every_schedule_has_is_refused():
+    with pytest.raises(UserError, match="schedule ramp: every schedule has a key warmup already"):
+
+        @schedule
+        def ramp(t, total, *, warmup):
+            return t / warmup

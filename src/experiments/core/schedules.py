@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.core.names import locate
+from experiments.errors import UserError
 from experiments.types import Bound, Fraction, NonNegative, NonNegativeInt, Positive, is_off
 
 SCALE = "schedule.scale"
@@ -55,6 +56,11 @@ def schedule(function: Callable) -> Callable[..., Factor]:
     keyword = functools.partial(inspect.Parameter, kind=inspect.Parameter.KEYWORD_ONLY)
     own = [keyword("unit", annotation=Unit), keyword("warmup", annotation=NonNegative, default=0.0)]
     settings = [*own, *list(inspect.signature(function).parameters.values())[2:]]
+    if taken := {one.name for one in own} & {one.name for one in settings[len(own) :]}:
+        raise UserError(
+            f"schedule {function.__name__}: every schedule has a key {min(taken)} already; "
+            "give the argument another name"
+        )
     configure.__signature__ = inspect.Signature(settings)  # type: ignore[attr-defined]
     configure.__annotations__ = {p.name: p.annotation for p in settings}
     return configure

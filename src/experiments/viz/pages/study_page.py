@@ -196,7 +196,7 @@ def learning_curves(data: StudyData) -> go.Figure:
         epochs, values = list(trial.intermediate_values), list(trial.intermediate_values.values())
         mode = "lines" if len(epochs) > 1 else "markers"
         line = {"color": colour, "width": 3 if trial is data.ranked[0] else 1.3}
-        shown = {"text": [_description(trial)] * len(epochs), "hoverinfo": "x+y+text"}
+        shown = {"text": _description(trial), "hoverinfo": "x+y+text"}
         figure.add_scatter(x=epochs, y=values, mode=mode, line=line, **shown)
     figure.update_layout(yaxis_title=data.metric, showlegend=False)
     return page.whole_steps(figure, "evaluation")

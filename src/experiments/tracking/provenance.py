@@ -69,7 +69,9 @@ def record(folder: Path, **fields: Any) -> None:
     """Add an entry to a run folder; `fields` are those of the run itself."""
     path, process = folder / FILE, begin().result()
     starts = read_starts(folder)
-    write_json(path, {"starts": [*starts, {"time": _now(), **fields, **process.fields}]})
+    # which an earlier run of the process, as in a notebook, may have begun without
+    own = {**fields, **process.fields, "environment": environment()}
+    write_json(path, {"starts": [*starts, {"time": _now(), **own}]})
     if process.patches:
         (folder / PATCHES).mkdir(exist_ok=True)
     for name, patch in process.patches.items():
@@ -132,7 +134,6 @@ def _process(here: Path, own: tuple[Path, ...]) -> Process:
         "platform": platform.platform(),
         "python": platform.python_version(),
         "packages": packages(),
-        "environment": environment(),
     }
     return Process(fields, patches)
 

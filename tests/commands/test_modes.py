@@ -152,7 +152,7 @@ import numpy as np
 from jax import export
 images = np.load("images.npy")
 model = export.deserialize(open("export/model.stablehlo", "rb").read())
-assert model.platforms == ("cpu", "cuda", "tpu")
+assert model.platforms == ("cpu", "cuda", "rocm", "tpu")
 np.save("all.npy", model.call(images))
 np.save("three.npy", model.call(images[:3]))
 assert not any(name.startswith(("experiments", "flax")) for name in sys.modules)

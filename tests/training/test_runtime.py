@@ -119,10 +119,13 @@ def test_a_full_folder_of_programs_is_said_once(own_cache, monkeypatch, caplog):
 
 
 @pytest.mark.parametrize("model", ["lenet5", "lstm"])
-def test_a_gpu_gets_no_program_that_is_made_for_a_processor(model, monkeypatch, data_home):
-    """Lowered for CUDA, as where JAX has found a GPU: XLA's operations alone, and no branches."""
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert runtime.compiler_options() is None
+@pytest.mark.parametrize(("backend", "platforms"), [("gpu", ["cuda", "rocm"]), ("tpu", ["tpu"])])
+def test_no_other_device_gets_what_is_made_for_a_processor(
+    backend, platforms, model, monkeypatch, data_home
+):
+    """Lowered as where JAX has found such a device: XLA's operations alone, and no branches."""
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert runtime.compiler_options(0, remat=True) is None
     setup = Setups().of(composed(*data_home, f"model={model}", "logger=none"))
     batch = {
         name: jax.ShapeDtypeStruct((setup.batch_size, *split.shape[1:]), split.dtype)
@@ -130,10 +133,11 @@ def test_a_gpu_gets_no_program_that_is_made_for_a_processor(model, monkeypatch, 
     }
     shapes = setup.experiment.abstract_state({}), batch, {}, setup.key
     traced = jax.jit(setup.experiment.step).trace(*shapes, jax.ShapeDtypeStruct((), bool))
-    text = traced.lower(lowering_platforms=("cuda",)).as_text()
-    assert "experiments_" not in text  # of the library in C
-    assert "stablehlo.case" not in text
-    assert ("stablehlo.convolution" in text) == (model == "lenet5")
+    for platform in platforms:
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert "experiments_" not in text  # of the library in C
+        assert "stablehlo.case" not in text
+        assert ("stablehlo.convolution" in text) == (model == "lenet5")
 
 
 def test_what_the_environment_says_in_xla_flags_is_followed(monkeypatch):

@@ -37,7 +37,7 @@ from experiments.ops.backend import xla_only
 from experiments.tracking.terminal import Terminal
 from experiments.training.restored import Restored
 
-PLATFORMS = ("cpu", "cuda", "tpu")
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 OFF = 1e-3  # most that a converted program may be off, as a share of the largest prediction
 
 

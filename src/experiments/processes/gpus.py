@@ -86,7 +86,7 @@ def take_what_is_left(devices: Sequence[int] | None = None) -> str | None:
     if any(name in os.environ for name in CHOSEN) or not (there := visible()):
         return None
     if devices is not None:
-        there = [there[number] for number in devices]
+        there = [there[number] for number in devices if number < len(there)]  # else JAX says so
     fields = "index,uuid,memory.used,memory.total"
     said = _said("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits")
     rows = [[field.strip() for field in line.split(",")] for line in said.splitlines()]

@@ -231,4 +231,4 @@ def test_a_run_of_an_older_version_is_evaluated(run_cli, trained, tmp_path, choi
 def test_a_checkpoint_is_not_trained_on(run_cli, trained):
     code, error = run_cli(f"checkpoint={trained}")
     assert code == 2
-    assert "export, figures, inspect, reproduce or sample; to train on: resume=" in error
+    assert "figures, inspect, reproduce, sample or summary; to train on: resume=" in error

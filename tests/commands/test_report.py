@@ -3,14 +3,17 @@
 import html.parser
 import json
 import math
+from dataclasses import replace
 
 import optuna
 import pytest
 from optuna.trial import create_trial
 from PIL import Image
 
-from experiments.commands.report import study_data, write_comparison, write_report
+from experiments.commands.report import labels_of, study_data, write_comparison, write_report
 from experiments.search.results import write_results
+from experiments.viz.pages.records import RunData
+from experiments.viz.pages.settings import Setting
 from experiments.viz.pages.studies_page import (
     side_by_side,
     studies_figure,
@@ -99,7 +102,7 @@ def test_studies_are_labelled_by_what_differs_and_compared_elsewhere(make_study,
     into.mkdir()
     write_comparison(folders, ROOT / "conf", into)
     shown = capsys.readouterr().out
-    assert "method=random: best" in shown
+    assert "method=random: best" in shown  # the other one has a seed too; this one the usual one
     assert "method=bayes: best" in shown
     assert "(Mann-Whitney)" in shown  # of one study each
     assert {path.name for path in into.iterdir()} == {"report.html", "comparison.png"}
@@ -168,3 +171,13 @@ def test_replicates_take_the_place_of_trials(make_study):
     page = study_page(data)
     assert "0.9100 ± 0.014" in page
     assert "0.8100 ± 0.014" in page  # on the test split
+
+
+def test_labels_leave_out_what_is_null_or_as_usual(make_study, tmp_path):
+    plans = {"a": {"seeds": 2}, "b": {"early_terminate": {"type": "median"}, "seeds": 1}}
+    made = [make_study(tmp_path / name, **plan).plan for name, plan in plans.items()]
+    assert labels_of(made) == ["seeds=2", "early_terminate={'type': 'median'}"]
+    run = RunData("r", tmp_path)
+    setting = Setting([run], "val/accuracy", False, values={"data.limit": None, "optim": "sgd"})
+    assert setting.name == "optim=sgd"
+    assert replace(setting, values={"data.limit": None}).name == "limit=null"

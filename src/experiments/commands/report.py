@@ -43,6 +43,7 @@ ALIKE = frozenset(
         *("parameters", "overrides", "config_dir"),
     }
 )
+DEFAULTS = {field.name: field.default for field in dataclasses.fields(Plan)} | {"method": ""}
 PAGE, FIGURES, COMPARISON = "report.html", "figures", "comparison.png"
 
 
@@ -92,11 +93,12 @@ def labels_of(plans: Sequence[Plan]) -> list[str]:
         )
     names = dict.fromkeys(key for own in flat for key in own)
     differing = [n for n in names if len({repr(own.get(n)) for own in flat}) > 1]
-    labels = [
-        ", ".join(f"{n}={own[n]}" for n in differing if own.get(n) not in (None, "null"))
-        for own in flat
-    ]
-    return [label or plan.name for label, plan in zip(labels, plans, strict=True)]
+    labels = []
+    for own, plan in zip(flat, plans, strict=True):
+        said = [n for n in differing if n in own and own[n] not in (None, "null")]
+        changed = [n for n in said if n not in DEFAULTS or own[n] != DEFAULTS[n]]
+        labels.append(", ".join(f"{n}={own[n]}" for n in changed or said) or plan.name)
+    return labels
 
 
 def _drawn_from(values: Any) -> str:

@@ -70,13 +70,14 @@ class Setting:
     def name(self) -> str:
         """What sets it apart, in a line."""
         ends = [key.rpartition(".")[2] for key in self.values]
-        said = {
-            f"{end if ends.count(end) == 1 else key}={cell(value)}": value
-            for (key, value), end in zip(self.values.items(), ends, strict=True)
-            if value != ""
-        }
-        # what is null, such as data.limit, is off, and sets apart only where nothing else does
-        return ", ".join([text for text in said if said[text] is not None] or said) or self.origin
+        on, off = [], []  # what is null, such as data.limit, is said where nothing else is
+        for (key, value), end in zip(self.values.items(), ends, strict=True):
+            shown = end if ends.count(end) == 1 else key
+            if value is None:
+                off.append(f"{shown}=null")
+            elif value != "":
+                on.append(f"{shown}={cell(value)}")
+        return ", ".join(on or off) or self.origin
 
     def behind(self, best: "Setting") -> tuple[float, float] | None:
         """Return the 95 % interval of how much it is worse; None without replicates of both."""

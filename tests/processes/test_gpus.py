@@ -101,7 +101,19 @@ def test_the_gpus_of_both_makers_are_shared(described, tmp_path, monkeypatch):
     shares = [gpus.environment(slot, 4) for slot in range(4)]
     assert [share["HIP_VISIBLE_DEVICES"] for share in shares] == ["0", "1", "0", "1"]
     assert {share[gpus.MEMORY[0]] for share in shares} == {"0.450"}
-    monkeypatch.setenv("ROCR_VISIBLE_DEVICES", "1")  # HIP counts from 0 what this shows
+    monkeypatch.setattr(gpus, "DRIVERS", tmp_path)
+    for node, used in ((1, 2**26), (2, 2**36)):
+        with (tmp_path / f"{node}/properties").open("a") as file:
+            file.write(f"drm_render_minor {127 + node}\n")
+        device = tmp_path / f"renderD{127 + node}" / "device"
+        device.mkdir(parents=True)
+        for what, size in {"used": used, "total": 2**37}.items():
+            (device / f"mem_info_vram_{what}").write_text(f"{size}\n")
+    assert gpus.take_what_is_left([0]) is None
+    monkeypatch.setenv("ROCR_VISIBLE_DEVICES", "1")
+    assert gpus.take_what_is_left() == "GPU 1 has 65,536 of 131,072 MiB taken"
+    monkeypatch.delenv(gpus.PREALLOCATE)
+    # HIP counts from 0 what ROCR_VISIBLE_DEVICES shows
     assert gpus.environment(0, 1)["HIP_VISIBLE_DEVICES"] == "0"
     monkeypatch.setenv("HIP_VISIBLE_DEVICES", "-1")
     assert gpus.hidden()

@@ -7,7 +7,7 @@ share a GPU take a stated part each, and a process that finds memory taken takes
 import os
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 # today's and the former name of the share of a GPU's memory that JAX takes for a process
@@ -17,6 +17,7 @@ CHOSEN = (*MEMORY, PREALLOCATE, "XLA_PYTHON_CLIENT_ALLOCATOR")
 NVIDIA, AMD = "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"  # HIP counts what ROCr shows
 ROCR = "ROCR_VISIBLE_DEVICES"
 NODES_OF_AMD = Path("/sys/class/kfd/kfd/topology/nodes")
+DRIVERS = Path("/sys/class/drm")
 TAKEN = 0.05  # of a GPU's memory: more than what a display or a driver holds
 SECONDS = 30.0  # that nvidia-smi may take
 
@@ -89,7 +90,10 @@ def take_what_is_left(devices: Sequence[int] | None = None) -> str | None:
         there = [there[number] for number in devices if number < len(there)]  # else JAX says so
     fields = "index,uuid,memory.used,memory.total"
     said = _said("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits")
-    rows = [[field.strip() for field in line.split(",")] for line in said.splitlines()]
+    rows = [[field.strip() for field in line.split(",")] for line in said.split("\n") if line]
+    if not rows:
+        rows, shown = list(_memory_of_amd()), os.environ.get(ROCR)
+        there = [_listed(ROCR)[int(number)] for number in there] if shown else there
     for index, uuid, used, total in (row for row in rows if len(row) == 4):
         mine = any(gpu == index or uuid.startswith(gpu) for gpu in there)
         if mine and used.isdigit() and total.isdigit() and int(used) > TAKEN * int(total):
@@ -109,7 +113,7 @@ def _visible() -> tuple[str, list[str]]:
     lines = _said("nvidia-smi", "-L").splitlines()
     if found := [str(i) for i, line in enumerate(x for x in lines if x.startswith("GPU"))]:
         return NVIDIA, found
-    count = len(_listed(ROCR)) if ROCR in os.environ else _count_of_amd()
+    count = len(_listed(ROCR)) if ROCR in os.environ else len(_described_of_amd())
     return AMD, [str(i) for i in range(count)]
 
 
@@ -118,12 +122,21 @@ def _listed(variable: str) -> list[str]:
     return [gpu for gpu in os.environ[variable].split(",") if re.match(r"\d|GPU-|MIG-", gpu)]
 
 
-def _count_of_amd() -> int:
-    """Return the number of AMD's GPUs, which are the nodes of Linux's driver that have SIMDs."""
-    described = (path.read_text() for path in NODES_OF_AMD.glob("*/properties"))
-    return sum(
-        re.search(r"^simd_count [1-9]", text, re.MULTILINE) is not None for text in described
-    )
+def _described_of_amd() -> list[str]:
+    """Return what Linux's driver says of AMD's GPUs, which are its nodes that have SIMDs."""
+    nodes = sorted(NODES_OF_AMD.glob("*/properties"), key=lambda path: int(path.parent.name))
+    described = (path.read_text() for path in nodes)
+    return [text for text in described if re.search(r"^simd_count [1-9]", text, re.MULTILINE)]
+
+
+def _memory_of_amd() -> Iterator[list[str]]:
+    """Yield what `nvidia-smi` says of NVIDIA's: number, identifier, MiB used, MiB in all."""
+    for index, text in enumerate(_described_of_amd()):
+        minor = re.search(r"^drm_render_minor (\d+)", text, re.MULTILINE)
+        device = DRIVERS / f"renderD{minor[1] if minor else ''}" / "device"
+        files = [device / f"mem_info_vram_{what}" for what in ("used", "total")]
+        if all(path.is_file() for path in files):
+            yield [f"{index}", "", *(f"{int(path.read_text()) // 2**20}" for path in files)]
 
 
 def _said(*command: str) -> str:

@@ -92,8 +92,9 @@ def take_what_is_left(devices: Sequence[int] | None = None) -> str | None:
     said = _said("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits")
     rows = [[field.strip() for field in line.split(",")] for line in said.split("\n") if line]
     if not rows:
-        rows, shown = list(_memory_of_amd()), os.environ.get(ROCR)
-        there = [_listed(ROCR)[int(number)] for number in there] if shown else there
+        rows = list(_memory_of_amd())
+        shown = dict(enumerate(_listed(ROCR))) if ROCR in os.environ else {}
+        there = [shown.get(int(one), one) if one.isdigit() else one for one in there]
     for index, uuid, used, total in (row for row in rows if len(row) == 4):
         mine = any(gpu == index or uuid.startswith(gpu) for gpu in there)
         if mine and used.isdigit() and total.isdigit() and int(used) > TAKEN * int(total):

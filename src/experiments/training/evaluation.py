@@ -60,7 +60,7 @@ class Evaluator:
     """The evaluation of weights on one split by a compiled program.
 
     A split in memory is put on the devices once and stays there, if there is room, and so do the
-    few batches of a limited evaluation. The processes that read a stream stay too.
+    few batches of a limited evaluation of a stream. The processes that read a stream stay too.
 
     Args:
       sharding: of a batch.
@@ -125,7 +125,8 @@ class Evaluator:
         """Return the split's batches on the devices, padded to one shape, each with a `mask`."""
         if self._resident is not None:
             return self._resident
-        if self.limit is None and not _stays(self.split):
+        limited_stream = self.limit is not None and isinstance(self.split, Stream)
+        if not _stays(self.split) and not limited_stream:
             return self._read()
         self._resident = list(self._read())
         return self._resident

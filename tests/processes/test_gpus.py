@@ -51,8 +51,12 @@ def test_workers_have_as_many_gpus_as_they_are_to(monkeypatch):
         planned(gpus_per_worker=9)
     with pytest.raises(UserError, match=r"of a cluster say cluster\.gpus=2"):
         planned(gpus_per_worker=2, cluster={"name": "slurm"})
+    local.check_gpus(2, {"gpus_per_worker": 8})  # four trials side by side
+    with pytest.raises(UserError, match=r"trainer\.devices=2: .* say gpus_per_worker=2"):
+        local.check_gpus(2, {"workers": 2})
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert local.worker_count({"workers": "auto"}) == 1
+    local.check_gpus(2, {"workers": 2})  # devices of a processor are no worker's own
 
 
 @pytest.fixture

@@ -102,11 +102,17 @@ def test_trials_take_no_more_cores_than_there_is_memory_for(monkeypatch):
     monkeypatch.setattr(runtime.jax, "default_backend", lambda: "cpu")
     monkeypatch.setattr(runtime.machine, "free_memory", lambda: 3 * 2**28)
     large, tiny = 10**9, 10**6
-    assert runtime.devices_for(4, Cost(large, 2**20)) == list("abcd")
-    assert runtime.devices_for(16, Cost(large, 2**27)) == list("abcd")  # 0.7 of 768 MiB, 128 each
-    assert runtime.devices_for(16, Cost(large, 2**40)) == ["a"]
-    assert runtime.devices_for(16, Cost(tiny, 2**10)) == list("ab")
-    assert runtime.devices_for(3, Cost(tiny, 2**10)) == ["a"]
+
+    def chosen(trials: int, flops: int, memory: int, each: int = 1) -> list[str]:
+        return ["".join(group) for group in runtime.devices_for(trials, Cost(flops, memory), each)]
+
+    assert chosen(4, large, 2**20) == list("abcd")
+    assert chosen(16, large, 2**27) == list("abcd")  # 0.7 of 768 MiB, 128 each
+    assert chosen(16, large, 2**40) == ["a"]
+    assert chosen(16, tiny, 2**10) == list("ab")
+    assert chosen(3, tiny, 2**10) == ["a"]
+    assert chosen(3, tiny, 2**10, each=2) == ["ab", "cd", "ef"]
+    assert chosen(16, large, 2**20, each=3) == ["abc", "def"]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")

@@ -129,6 +129,28 @@ def test_recurrent_and_generative_models_are_divided_too(tmp_path):
         same(there, alone)
 
 
+@pytest.mark.slow
+def test_trials_side_by_side_have_several_devices_each(config, tmp_path):
+    """Three on pairs, with whole states or parts of them; five on two groups of four."""
+    jobs = []
+    for name, count, own in (
+        ("whole", 3, ["trainer.devices=2"]),
+        ("part", 3, ["trainer.devices=2", FSDP]),
+        ("many", 5, ["trainer.devices=4", FSDP]),
+    ):
+        jobs.append([config(f"{name}{i}", *own) | {"seed": i} for i in range(count)])
+    whole, part, many = simulated(tmp_path, *jobs)
+    assert (whole[:3], part[:3], many[:3]) == ([3, 2, 3], [3, 2, 3], [2, 4, 6])
+    assert part[3] < 0.6 * whole[3]  # of a pair each holds a half
+    configs = [config(f"alone{i}") | {"seed": i} for i in range(5)]
+    alone = on_one(tmp_path, *configs, train=False)
+    for trial in alone:
+        fit([trial], tmp_path, test=False)
+    for job in jobs:
+        for trained, own in zip(on_one(tmp_path, *job, train=False), alone, strict=False):
+            same(trained, own)
+
+
 def test_steps_that_are_too_small_to_share_have_one_device(config, monkeypatch):
     devices = jax.local_devices() * 8
     mesh = Mesh(np.array(devices).reshape(1, -1), ("trial", "data"))

@@ -63,7 +63,7 @@ def gathered(weights: Tree) -> Tree:
     XLA gathers each array where it is used. Trials that have a device each are in full there.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or jax.sharding.AxisType.Manual in mesh.axis_types:
+    if mesh.empty or "data" in mesh.manual_axes:
         return weights
     return jax.lax.with_sharding_constraint(weights, PartitionSpec())
 

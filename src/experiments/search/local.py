@@ -224,6 +224,20 @@ def worker_count(options: Mapping[str, Any]) -> int:
     return count
 
 
+def check_gpus(wanted: int | None, options: Mapping[str, Any]) -> None:
+    """Raise `UserError` if trials want more devices than the GPUs that the options give a worker.
+
+    Args:
+      wanted: `trainer.devices` of the trials.
+    """
+    here = options.get("cluster", {}).get("name", "local") == "local"
+    if wanted is not None and here and wanted > (each := gpus_per_worker(options)) and visible():
+        raise UserError(
+            f"trainer.devices={wanted}: GPUs of each worker: {each}; say gpus_per_worker={wanted}, "
+            f"or more for several trials side by side"
+        )
+
+
 def gpus_per_worker(options: Mapping[str, Any]) -> int:
     """Return the number of GPUs that each worker has, where there are any."""
     each = options.get("gpus_per_worker", 1)

@@ -23,7 +23,7 @@ from experiments.search import methods, points
 from experiments.search.configs import Configs, check_added, check_trains, configs_of
 from experiments.search.examine import examine
 from experiments.search.goals import Goal, listed, read_goal
-from experiments.search.local import where_jax_is
+from experiments.search.local import check_gpus, where_jax_is
 from experiments.search.readers import SweepFile, read_space, split
 from experiments.search.shared.storage import ADDRESS, keep_address
 from experiments.search.slurm import read_cluster
@@ -244,6 +244,7 @@ def make_plan(
     config = configs.plain(space.contexts[0])
     steps = parameters.get("trainer.steps") or config["trainer"]["steps"]
     check_said([*overrides, *parameters], {"trainer": {"steps": steps}})
+    check_gpus(config["trainer"]["devices"], settings)
     if config["nodes"] != 1:
         raise UserError(f"nodes={config['nodes']}: a trial runs on one node; say workers=...")
     if "retry" in settings:

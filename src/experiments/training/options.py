@@ -48,7 +48,9 @@ class Trainer:
         less memory and about a third more time.
       units: of a loss that is a log-likelihood, and of what it is made of, in all that is logged;
         `target_loss` is in them too.
-      devices: local devices that share each batch (null: all, or one where a step is small).
+      devices: local devices that share each batch of a trial (null: all, or one where a step is
+        small). Trials side by side are spread over groups of so many (null: each trial has one
+        device, or is divided among all).
       sharding: whether each of these holds the whole of a trial's state, or a part of it.
       shuffle_seed: of the order of the training data (null: the run's seed).
       monitor: validation metric that says which epoch is best (null: the objective's own).

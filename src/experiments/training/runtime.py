@@ -238,21 +238,24 @@ def worth_sharing(mesh: Mesh, cost: Callable[[], Cost]) -> bool:
     return not small
 
 
-def devices_for(trials: int, cost: Cost) -> list[jax.Device]:
-    """Return the devices to spread trials over, each a whole number of them.
+def devices_for(trials: int, cost: Cost, each: int = 1) -> np.ndarray:
+    """Return the devices to spread trials over, [groups, each]: a group has whole trials.
 
     Of a CPU's cores as many as there is memory for, if each held all that a step stores. Tiny steps
     go several to a core, since each device adds to the time of a dispatch.
 
     Args:
       cost: of a trial's step.
+      each: devices of a group, which share what its trials compute.
     """
-    devices = jax.local_devices()[:trials]
+    devices = jax.local_devices()
+    most = min(trials, len(devices) // each)
     if jax.default_backend() == "cpu":
         fit = int(SHARE_OF_MEMORY * machine.free_memory()) // max(cost.memory, 1)
-        most = min(fit, trials // TINY_TRIALS) if cost.flops < TINY else fit
-        devices = devices[: max(most, 1)]
-    return devices
+        tiny = cost.flops < TINY and each == 1  # else the devices were asked for
+        most = min(most, fit, trials // TINY_TRIALS) if tiny else min(most, fit)
+    groups = max(most, 1)
+    return np.asarray(devices[: groups * each]).reshape(groups, each)
 
 
 def widths(trials: int, flops: int, wanted: int | None) -> list[int]:

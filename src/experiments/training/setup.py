@@ -120,12 +120,17 @@ class Setup:
         return {name: np.float32(numbers[name]) for name in self.traced.inputs}
 
     def layout(self, trials: int, *, own_batches: bool = False) -> Layout:
-        """Return where so many trials go: as many rows on each device."""
-        if trials == 1 or self.divided:
-            return Layout(self.data_mesh, trials, own_batches and trials > 1, self.divided)
-        devices = np.asarray(devices_for(trials, self.traced.cost)).reshape(-1, 1)
-        rows = -(-trials // devices.size) * devices.size
-        return Layout(Mesh(devices, ("trial", "data")), rows, own_batches)
+        """Return where so many trials go: as many rows on each device, or each group of them.
+
+        The devices of a trial are those that `trainer.devices` asks for; else a trial is divided
+        among all of them, or has one.
+        """
+        if trials == 1:
+            return Layout(self.data_mesh, 1, divided=self.divided)
+        each = self.data_mesh.size if self.divided or self.trainer.devices is not None else 1
+        groups = devices_for(trials, self.traced.cost, each)
+        rows = -(-trials // len(groups)) * len(groups)
+        return Layout(Mesh(groups, ("trial", "data")), rows, own_batches, self.divided)
 
     @property
     def alone(self) -> Layout:

@@ -1,7 +1,7 @@
 """The compiled programs of a training: many steps per dispatch, and one evaluation batch.
 
 All of them work on a *stack* of trials: pytrees whose leaves have an axis of trials in front. Their
-devices form a mesh with the axes `trial` and `data`: several trials are spread over `trial`, one
+devices form a mesh with the axes `trial` and `data`: several trials are spread over `trial`, each
 trial spreads its batches over `data`, and its state too if that is divided.
 """
 
@@ -228,19 +228,23 @@ class Compiled:
             batch = {name: array[index] for name, array in arrays.items()}
         if self.layout.mesh.shape["data"] == 1:
             return batch
-        return jax.lax.with_sharding_constraint(batch, self.layout.batch)
+        spread = self.layout.mesh.shape["trial"] > 1  # where the mesh is that of `shard_map`
+        place = self.layout.batch.spec if spread else self.layout.batch
+        return jax.lax.with_sharding_constraint(batch, place)
 
     def _spread(self, function: Callable, *specs: PartitionSpec) -> Callable:
-        """Return the function for all trials, each device computing its own.
+        """Return the function for all trials, each device, or group of them, computing its own.
 
-        No device waits for another within a program: cores that do can wait for ever, as XLA's CPU
-        backend may have no thread left for the one that is waited for.
+        No device waits for one of other trials within a program: cores that do can wait for ever,
+        as XLA's CPU backend may have no thread left for the one that is waited for. What devices of
+        one trial tell each other is left to XLA.
         """
-        mesh = self.layout.mesh
+        mesh, out = self.layout.mesh, PartitionSpec("trial")
         if mesh.shape["trial"] == 1:
             return function
-        out = PartitionSpec("trial")
-        return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
+        own = {"trial"} if mesh.shape["data"] > 1 else set(mesh.axis_names)
+        options: dict[str, Any] = {"axis_names": own, "check_vma": False}
+        return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out, **options)
 
 
 def each_trial(one: Callable[[Tree], Tree], stack: Tree, width: int) -> Tree:

@@ -44,7 +44,38 @@ DURING = 25  # most evaluations of a run after which figures are drawn
 Drawn = tuple[dict[str, Path], dict[str, float]]  # the pictures by name, and metrics
 
 
-class RunFigures:
+class Figures:
+    """The times at which a run is drawn, of a process that leaves that to another one.
+
+    Args:
+      kind: of its objective.
+      every: evaluations from one drawing during the training to the next.
+    """
+
+    def __init__(self, kind: str, every: int):
+        self.every, self._during = every, kind in DRAWN_DURING_TRAINING
+
+    def due(self, number: int) -> bool:
+        """Return whether to draw after an evaluation; the first is 1."""
+        return self._during and number % self.every == 0
+
+    def after_epoch(self, step: int, weights: tuple[Tree, Tree]) -> None:
+        """Start drawing (params, model_state), arrays that no later step overwrites."""
+
+    def flush(self, step: int) -> None:
+        """Wait for what is being drawn and hand it over as of `step`: steps never decrease."""
+
+    def finish(
+        self, step: int, weights: tuple[Tree, Tree], predictions: Predictions
+    ) -> dict[str, float]:
+        """Draw the best weights and hand over their figures; return metrics of them.
+
+        These are of the view's split: `test/*` or `val/*`.
+        """
+        return {}
+
+
+class RunFigures(Figures):
     """The figures of one run; those of an evaluation are drawn while the training goes on.
 
     A figure that cannot be drawn is logged, and the run goes on.
@@ -57,23 +88,17 @@ class RunFigures:
     """
 
     def __init__(self, trial: TrialView, directory: Path, trackers: Tracker, every: int):
-        self.trial, self.trackers, self.every = trial, trackers, every
+        super().__init__(trial.kind, every)
+        self.trial, self.trackers = trial, trackers
         self.folder = directory / "figures"
-        self._during = trial.kind in DRAWN_DURING_TRAINING
         self._under_way: Future[Drawn] | None = None
         drawing.warm_up()  # imports in a thread are safe now that the data are read
 
-    def due(self, number: int) -> bool:
-        """Return whether to draw after an evaluation; the first is 1."""
-        return self._during and number % self.every == 0
-
     def after_epoch(self, step: int, weights: tuple[Tree, Tree]) -> None:
-        """Start drawing (params, model_state), arrays that no later step overwrites."""
         self.flush(step)
         self._under_way = drawing.submit(self._draw, "during", f"_{step:08d}", weights)
 
     def flush(self, step: int) -> None:
-        """Wait for what is being drawn and hand it over as of `step`: steps never decrease."""
         if self._under_way is not None:
             drawn, self._under_way = self._under_way, None
             if metrics := self._hand_over(step, drawn):
@@ -82,10 +107,6 @@ class RunFigures:
     def finish(
         self, step: int, weights: tuple[Tree, Tree], predictions: Predictions
     ) -> dict[str, float]:
-        """Draw the best weights and hand over their figures; return metrics of them.
-
-        These are of the view's split: `test/*` or `val/*`.
-        """
         self.flush(step)
         metrics = self._hand_over(
             step, drawing.submit(self._draw, "final", "", weights, predictions)
@@ -142,7 +163,7 @@ def _logged(name: str) -> Iterator[None]:
         log.debug("traceback", exc_info=True)
 
 
-def figures_of_trials(trials: Sequence[Trial], *, test: bool) -> dict[Trial, RunFigures]:
+def figures_of_trials(trials: Sequence[Trial], *, test: bool) -> dict[Trial, Figures]:
     """Return the figures of those trials that get any.
 
     With `trainer.figures=best` that is a trial by itself which is tested, such as the winner of a
@@ -151,11 +172,14 @@ def figures_of_trials(trials: Sequence[Trial], *, test: bool) -> dict[Trial, Run
     wanted = trials[0].setup.trainer.figures
     drawn = wanted is True or (wanted == "best" and len(trials) == 1 and test)
     split: Split = "test" if test else "validation"
-    found = {}
-    for trial in trials if drawn and is_first() else ():
-        view = view_of(trial.setup, trial.hparams, trial.directory, split)
+    found: dict[Trial, Figures] = {}
+    for trial in trials if drawn else ():
         every = max(trial.setup.periods.evaluations // DURING, 1)
-        found[trial] = RunFigures(view, trial.directory, trial.trackers, every)
+        if is_first():
+            view = view_of(trial.setup, trial.hparams, trial.directory, split)
+            found[trial] = RunFigures(view, trial.directory, trial.trackers, every)
+        else:
+            found[trial] = Figures(getattr(trial.setup.objective, "kind", ""), every)
     return found
 
 
@@ -190,7 +214,7 @@ def view_of(
         class_names=tuple(setup.splits.class_names),
         history=lambda: read_history(directory / METRICS),
         examples=examples,
-        batches=lambda split: setup.evaluator(split, setup.layout(1)).batches(),
+        batches=lambda split: setup.evaluator(split, setup.alone).batches(),
         split=split,
         classifier=classifier,
         found=setup.splits.found,

@@ -242,7 +242,7 @@ class Training:
         self.stack.set_numbers()
         if any(trial.trackers.may_stop for trial in self.trials):
             self._log_lines()
-            self.stack.tell_callbacks(self.metrics.step)
+        self.stack.tell_callbacks(self.metrics.step)
 
     def _log_lines(self, *, drawn: bool = False) -> None:
         """Log the lines of a period; with `drawn`, wait for its figures and hand them over too."""

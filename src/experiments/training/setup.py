@@ -263,7 +263,7 @@ class Setup:
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
             (state, self._batch(self.batch_size, "train"), hparams, self.key, flag),
         )
-        with self.alone.traced():
+        with self.layout(1).traced():
             traced = jax.jit(self.experiment.step).trace(*arguments)
         return Traced(names, cost(traced.jaxpr.jaxpr), state)
 
@@ -305,8 +305,6 @@ class Setup:
     def _leave_devices(self) -> None:
         """Have one device per process train a trial whose steps are too small to be shared."""
         mesh, wanted = self.data_mesh, self.trainer
-        if self.divided and jax.process_count() > 1:
-            raise UserError("trainer.sharding=fsdp divides a run among the devices of one process")
         if wanted.sharding == "fsdp" and mesh.size == 1:
             log.warning("trainer.sharding=fsdp divides nothing: there is one device")
         open_to_choice = wanted.devices is None and not self.divided

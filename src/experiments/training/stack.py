@@ -20,7 +20,7 @@ from experiments.machine import return_freed_memory
 from experiments.training import runtime
 from experiments.training.devices.layout import Layout
 from experiments.training.devices.memory import check_program, check_states, log_memory
-from experiments.training.distributed import fetch, put, put_keys
+from experiments.training.distributed import agree, fetch, put, put_keys
 from experiments.training.evaluation import Measured, Predictions, Split
 from experiments.training.feed import Window
 from experiments.training.saving.checkpoints import Saved
@@ -183,7 +183,8 @@ class Stack:
 
     def tell_callbacks(self, step: int) -> None:
         """Hand the end of an epoch to callbacks that want it, and only then fetch the weights."""
-        if not any(trial.trackers.sees_epochs for trial in self.trials):
+        wanted = any(trial.trackers.sees_epochs for trial in self.trials)
+        if not agree([wanted]).any():  # each process has a part, and the first one the callbacks
             return
         everyone = jax.tree.map(fetch, self.weights)
         for row, trial in enumerate(self.trials):
@@ -212,7 +213,7 @@ class Stack:
         order = np.asarray(window.order)
         index = (order[row] if order.ndim == 2 else order)[rows]
         batch = {name: fetch(array)[index] for name, array in window.arrays.items()}
-        state = jax.tree.map(lambda leaf: leaf[row], jax.device_get(self.states))
+        state = jax.tree.map(lambda leaf: fetch(leaf)[row], self.states)
         state = state._replace(step=np.int32(step), diverged_at=np.int32(-1))
         trial = self.trials[row]
         arguments = (state, batch, trial.hparams, root_key(trial.seed))
@@ -223,7 +224,12 @@ class Stack:
         return next(filter(None, found), None)
 
     def weights_of(self, row: int, weights: tuple[Tree, Tree]) -> tuple[Tree, Tree]:
-        """Return a trial's own (params, model_state), in memory of their own."""
+        """Return a trial's own (params, model_state), in memory of their own.
+
+        Of several processes all call it, and have them on the host: the first computes alone.
+        """
+        if jax.process_count() > 1:
+            return jax.tree.map(lambda leaf: fetch(leaf)[row].copy(), weights)
         return copied(jax.tree.map(lambda leaf: leaf[row], weights))
 
     def rows(self, rows: Sequence[int]) -> tuple[Tree, Tree]:

@@ -74,7 +74,7 @@ def check_states(layout: Layout, states: Tree, weights: Tree) -> None:
         UserError: there is not.
     """
     needed = taken(*(bytes_per_device(layout.stacked(tree)) for tree in (states, weights)))
-    free = runtime.free_memory(layout.mesh.size)
+    free = runtime.free_memory(layout.mesh.local_mesh.size)
     if needed > free:
         trials = f"{layout.rows} trials" if layout.rows > 1 else "the model"
         raise UserError(
@@ -92,7 +92,8 @@ def check_program(program: jax.stages.Compiled, setup: "Setup", layout: Layout, 
     Raises:
         UserError: there is not.
     """
-    needed, free = beside_arguments(program), runtime.free_memory(layout.mesh.size)
+    free = runtime.free_memory(layout.mesh.local_mesh.size)
+    needed = beside_arguments(program)
     if needed > free:
         raise UserError(
             f"out of memory: {what} takes {quantity(needed, 'B')}, and {said_free(free)}\n"

@@ -22,6 +22,7 @@ from slurm_cluster.cluster import free_ports
 from support import ROOT, composed
 
 RUN = ["logger=none", "trainer.figures=false", "model.hidden=[16]", "model.dropout=0.2"]
+DIVIDED = ["trainer.sharding=fsdp", "model.hidden=[256]"]  # whose weights are worth dividing
 NUMBERS = ("train/loss", "grad_norm", "val/loss", "val/accuracy", "test/loss")
 
 
@@ -68,8 +69,12 @@ def numbers(folder: Path) -> list[dict]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "data",
-    [["data.augment.crop_padding=1"], ["data.stream=true", "data.workers=0"]],
-    ids=["resident", "streamed"],
+    [
+        ["data.augment.crop_padding=1"],
+        ["data.stream=true", "data.workers=0"],
+        [*DIVIDED, "optim.ema_decay=0.9"],
+    ],
+    ids=["resident", "streamed", "divided"],
 )
 def test_two_processes_compute_what_one_does(run_cli, tmp_path, data_home, data):
     options = [*data_home, *RUN, *data, "trainer.epochs=2", "trainer.log_every=5"]
@@ -82,7 +87,8 @@ def test_two_processes_compute_what_one_does(run_cli, tmp_path, data_home, data)
     for mine, other in zip(one, two, strict=True):
         assert other == pytest.approx(mine, rel=1e-5)
     assert "epoch" in first[0]
-    assert "epoch" not in second[0] + second[1]  # one of them speaks
+    assert second == ("", "")  # one of them speaks, and no library of the others
+    assert not list((tmp_path / "two").glob("process_*"))
 
 
 @pytest.mark.slow
@@ -108,8 +114,9 @@ def test_a_signal_to_one_process_stops_both_and_one_alone_goes_on(tmp_path, data
 
 @pytest.mark.slow
 def test_a_killed_process_ends_the_other_one_and_any_number_goes_on(tmp_path, data_home):
+    """Of a state that is divided: each process saves its part of one checkpoint."""
     folder = tmp_path / "run"
-    options = [*data_home, *RUN, "trainer.log_every=20", "trainer.checkpoint_every=0.5"]
+    options = [*data_home, *RUN, *DIVIDED, "trainer.log_every=20", "trainer.checkpoint_every=0.5"]
     processes = start(2, *options, "trainer.epochs=100000", f"hydra.run.dir={folder}")
     wait_for_checkpoint(folder)
     processes[1].kill()
@@ -119,11 +126,35 @@ def test_a_killed_process_ends_the_other_one_and_any_number_goes_on(tmp_path, da
     assert re.search(r"process 1 of 2 \(.*\) has ended, .* resume=.*run", said)
     assert "Traceback" not in said
     processes[1].communicate()
-    for count in (2, 1):
+    for count in (4, 1):
         epochs = saved_steps(folder)[-1] // 20 + 2
         end(start(count, f"resume={folder}", f"trainer.epochs={epochs}"))
         resumed = json.loads((folder / "summary.json").read_text())
         assert (resumed["status"], resumed["step"]) == ("finished", epochs * 20)
+
+
+@pytest.mark.slow
+def test_a_callback_and_figures_see_the_whole_of_divided_weights(tmp_path, data_home):
+    folder = tmp_path / "run"
+    options = [*data_home, *DIVIDED, "logger=none", "callbacks=mistakes", "trainer.epochs=1"]
+    first, second = end(start(2, *options, f"hydra.run.dir={folder}"))
+    assert "dropped" not in first[1]
+    assert second == ("", "")
+    assert (folder / "mistakes.csv").is_file()
+    assert (folder / "figures/confusion_matrix.png").is_file()
+
+
+@pytest.mark.slow
+def test_where_the_first_process_is_killed_one_line_says_so(tmp_path, data_home):
+    folder = tmp_path / "run"
+    options = [*data_home, *RUN, "data.batch_size=63", "trainer.epochs=100000"]
+    processes = start(3, *options, "trainer.checkpoint_every=0.5", f"hydra.run.dir={folder}")
+    wait_for_checkpoint(folder)
+    processes[0].kill()
+    second, third = end(processes[1:], code=1)
+    said = f"process 0 of 3 has ended, and this training with it; it goes on by resume={folder}"
+    assert (second, third) == (("", f"{said}\n"), ("", ""))
+    processes[0].communicate()
 
 
 @pytest.mark.slow

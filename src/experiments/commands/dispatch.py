@@ -68,7 +68,8 @@ def _removed_if_unused(directory: Path) -> Iterator[None]:
 
 def _remove_unused(directory: Path, begun: tuple[str, ...] = ()) -> None:
     """Remove a folder that has no more in it than `begun`, and those that it lies alone in."""
-    if directory.is_dir() and {path.name for path in directory.iterdir()} <= set(begun):
+    others = {path.name for path in directory.glob(watch.OUTPUT.format("*"))}  # which end too
+    if directory.is_dir() and {path.name for path in directory.iterdir()} <= {*begun, *others}:
         shutil.rmtree(directory)
         with contextlib.suppress(OSError):  # of the first that has something else in it
             for parent in directory.parents[:PARENTS]:

@@ -6,6 +6,8 @@ first one tells the others, and all of them end. A process that leaves in order 
 
 XLA has a watch of its own, which takes a minute or two and aborts with a stack: the last resort.
 When the first process is gone XLA aborts the others at once; they put that off for some seconds.
+
+The first one speaks. What libraries such as XLA print in the others goes into a file each.
 """
 
 import contextlib
@@ -19,6 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from experiments.errors import EXIT_CODES, Exit
@@ -34,7 +37,10 @@ TRIED = {"TCP_KEEPIDLE": 10, "TCP_KEEPALIVE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPC
 
 SHOW_CURSOR = b"\x1b[?25h\n"  # which the live display of a terminal hides
 
+OUTPUT = "process_{}.log"  # what libraries print in a process, by its number
+
 _watch: "Watch | None" = None
+_output: Path | None = None  # of this process
 
 
 class Watch:
@@ -140,7 +146,32 @@ class Watch:
             log.error(message)
         elif self.index == 1 and not said:  # the first one was not able to
             print(message, file=sys.stderr, flush=True)
+        _remove_output()
         os._exit(code)
+
+
+def keep_output_apart(path: Path) -> None:
+    """Have what libraries print in this process go into a file, in which only a crash leaves it.
+
+    What Python prints goes where it went.
+    """
+    global _output
+    try:
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666)
+    except OSError:  # a folder that this process does not see
+        return
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        getattr(sys, name).flush()
+        setattr(sys, name, os.fdopen(os.dup(number), "w", buffering=1, errors="backslashreplace"))
+        os.dup2(file, number)
+    os.close(file)
+    _output = path
+
+
+def _remove_output() -> None:
+    if _output is not None:
+        with contextlib.suppress(OSError):  # the folder is gone
+            _output.unlink()
 
 
 def begin(watch: Watch) -> None:
@@ -165,6 +196,7 @@ def _leave() -> None:
     if _watch is not None:
         _watch.tell(LEFT)
         _watch = None
+        _remove_output()
 
 
 def let_others_speak(*, first_too: bool) -> None:
@@ -180,6 +212,7 @@ def end(code: int) -> None:
     """
     if _watch is not None:
         _watch.tell(str(code))
+        _remove_output()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -88,6 +88,7 @@ def _meet(folder: Path) -> Path:
     advice = f"it goes on by resume={folder}"
     connected = watch.Watch(index, state.num_processes, advice)
     if index:
+        watch.keep_output_apart(Path(folder, watch.OUTPUT.format(index)))
         host = state.coordinator_address.rpartition(":")[0].strip("[]")
         connected.connect(host, port, secret)
     else:

@@ -251,11 +251,10 @@ def devices_for(trials: int, cost: Cost, each: int = 1) -> np.ndarray:
     devices = jax.local_devices()
     most = min(trials, len(devices) // each)
     if jax.default_backend() == "cpu":
-        fit = int(SHARE_OF_MEMORY * machine.free_memory()) // max(cost.memory, 1)
-        tiny = cost.flops < TINY and each == 1  # else the devices were asked for
-        most = min(most, fit, trials // TINY_TRIALS) if tiny else min(most, fit)
-    groups = max(most, 1)
-    return np.asarray(devices[: groups * each]).reshape(groups, each)
+        most = min(most, int(SHARE_OF_MEMORY * machine.free_memory()) // max(cost.memory, 1))
+        if cost.flops < TINY and each == 1:  # else the devices were asked for
+            most = min(most, trials // TINY_TRIALS)
+    return np.asarray(devices[: max(most, 1) * each]).reshape(-1, each)
 
 
 def widths(trials: int, flops: int, wanted: int | None) -> list[int]:

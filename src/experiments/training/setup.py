@@ -110,8 +110,10 @@ class Setup:
         self.widths: dict[Layout, int] = {}  # the fastest that was found
         for line in () if tried else surprises(self.experiment, training=training):
             log.warning(line)
-        if training:
-            self._check()
+        if training:  # what the config names is checked before anything is trained
+            _ = self._shares
+            if self.config.get("metrics"):
+                self.experiment.measured(self.evaluation_shapes, {})
             self._leave_devices()
 
     def inputs_of(self, config: Mapping[str, Any]) -> dict[str, np.float32]:
@@ -143,8 +145,7 @@ class Setup:
         Devices go where more than half have nothing to do: on a CPU they would be in the way of the
         others. A stream stays with its readers, and so with its devices.
         """
-        devices = layout.mesh.shape["trial"]
-        if not self.streamed and (trials == 1 or trials <= devices // 2):
+        if not self.streamed and (trials == 1 or trials <= layout.mesh.shape["trial"] // 2):
             return self.layout(trials, own_batches=layout.own_batches)
         return layout.halved(trials)
 
@@ -310,12 +311,6 @@ class Setup:
         open_to_choice = wanted.devices is None and not self.divided
         if open_to_choice and not worth_sharing(mesh, lambda: self.traced.cost):
             self.data_mesh = data_mesh(1, self.batch_size)
-
-    def _check(self) -> None:
-        """Check the sampler and the metrics that the config names, before anything is trained."""
-        _ = self._shares
-        if self.config.get("metrics"):
-            self.experiment.measured(self.evaluation_shapes, {})
 
 
 class Setups:

@@ -316,7 +316,10 @@ def test_each_of_many_trials_on_tiles_has_the_bits_of_the_same_trial_alone(axes)
     [
         ("-DLANES_OF=4", "outputs_and_gradients or strides"),  # as NEON has
         ("-DLANES_OF=16", "outputs_and_gradients or strides"),  # as AVX-512 has
-        ("-include {folder}/tiles_in_c.h", "outputs_and_gradients or strides or on_tiles or tiles_are"),
+        (
+            "-include {folder}/tiles_in_c.h",
+            "outputs_and_gradients or strides or on_tiles or tiles_are",
+        ),
     ],
 )
 def test_other_processors_give_the_same(tmp_path, flags, tests):

@@ -158,7 +158,7 @@ def test_a_run_of_ones_own_code_goes_on_and_is_used(run_cli, own):
     config = (run / ".hydra" / "config.yaml").read_text()
     assert "\nseed: 3\n" in config
     call("mode=evaluate", f"checkpoint={run}")
-    evaluated = json.loads((other / "summary.json").read_text())
+    evaluated = json.loads((other / "evaluations" / "best.json").read_text())
     assert evaluated["test/loss"] == pytest.approx(summary["test/loss"], rel=1e-5)
     call("mode=predict", f"checkpoint={run}")
     call("mode=export", f"checkpoint={run}")

@@ -173,7 +173,7 @@ def test_a_run_starts_from_another_with_other_classes(run_cli, tmp_path):
             "overwrite=true",
             folder=second,
         )
-        assert code == 0
+        assert code == 0, said
         assert "loaded 6 of 10 arrays, 56 of 1,935 values" in said
         assert "dense1.kernel (256, 10) (here (256, 7))" in said
         assert "new: dense1.bias, dense1.kernel, dense2.bias, dense2.kernel" in said

@@ -204,7 +204,10 @@ def better_choice(source: str, setup: Setup, new: int) -> str | None:
     config, data, found = setup.config, setup.source, None
     for choice, model in choices_of_kind(config["model"]):
         other = Experiment({**config, "model": model}, data.spec, data.pipeline, 1, 1)
-        shapes = other.abstract_state({})
+        try:
+            shapes = other.abstract_state({})
+        except UserError:  # other keys of the config, such as `freeze`, name layers that it lacks
+            continue
         wanted = merged(shapes.params, shapes.model_state)
         left = len(agreement(read(source, model), wanted).new)
         if left < new:

@@ -101,7 +101,7 @@ def sweep(config: Sequence[str], trials: int, side_by_side: str | int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         own = [f"n_trials={trials}", f"side_by_side={side_by_side}", f"study={folder}/study"]
         cache = f"trainer.compilation_cache={folder}/xla"
-        return _run(["run.py", "-m", *config, SEARCH, *COMMON, cache, *own])
+        return _run(["run.py", "-m", *config, SEARCH, *COMMON, cache, *own, "allow=[benchmarks]"])
 
 
 def in_turns(config: Sequence[str], trials: int, timed: int) -> tuple[float, float]:

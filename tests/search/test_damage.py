@@ -71,7 +71,7 @@ def test_a_winner_that_cannot_be_tested_is_said(make_study, monkeypatch):
     summary = study.folder_of(0) / "summary.json"
     whole = summary.read_bytes()
     summary.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match="summary.json is damaged: .*\nrestore it from a copy"):
+    with pytest.raises(UserError, match=r"summary.json is damaged: .*\nrestore it from a copy"):
         launch(study, {}, local.Workers(1))
     summary.write_bytes(whole)
     launch(study, {}, local.Workers(1))

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -26,15 +27,16 @@ DIVIDED = ["trainer.sharding=fsdp", "model.hidden=[256]"]  # whose weights are w
 NUMBERS = ("train/loss", "grad_norm", "val/loss", "val/accuracy", "test/loss")
 
 
-def start(count: int, *arguments: str) -> list[subprocess.Popen]:
-    """`run.py` in `count` processes that train one model together."""
+def start(count: int, *arguments: str, last: Sequence[str] = ()) -> list[subprocess.Popen]:
+    """`run.py` in `count` processes that train one model; `last`: arguments of the last alone."""
     (port,) = free_ports(1)
     processes = []
     for index in range(count):
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
         if count > 1:
             environment |= {COORDINATOR: f"127.0.0.1:{port}", COUNT: str(count), INDEX: str(index)}
-        command = [sys.executable, "run.py", *arguments]
+        own = last if index == count - 1 else ()
+        command = [sys.executable, "run.py", *arguments, *own]
         pipe = subprocess.PIPE
         processes.append(
             subprocess.Popen(
@@ -162,6 +164,15 @@ def test_what_is_wrong_is_said_by_one_and_ends_all(tmp_path, data_home):
     options = [*data_home, *RUN, "data.batch_size=63", f"hydra.run.dir={tmp_path / 'run'}"]
     said = [error for _, error in end(start(2, *options), code=2)]
     assert sum("nodes cannot share the batch of 63" in one for one in said) == 1
+
+
+@pytest.mark.slow
+def test_another_config_of_one_process_is_named(tmp_path, data_home):
+    options = [*data_home, *RUN, f"hydra.run.dir={tmp_path / 'run'}"]
+    slip = ["optim.learning_rate=0.1", "data.workers=1"]  # the second may differ
+    said = [error for _, error in end(start(2, *options, last=slip), code=2)]
+    line = "optim.learning_rate: 0.001 in the first process, 0.1 in process 1; start all"
+    assert sum(line in one for one in said) == 1
 
 
 @pytest.mark.slow

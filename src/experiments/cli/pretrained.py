@@ -1,8 +1,9 @@
 """A new run that starts from the weights of another takes that one's model too."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from experiments.errors import UserError
 
@@ -50,15 +51,30 @@ def _model_of(source: Path) -> list[str]:
     if (folder := _run_of(source)) is None:
         return []
     hydra = folder / HYDRA / "hydra.yaml"
-    if not hydra.is_file():  # of a run from Python, which says no choices
-        return []
-    choice = read_mapping(hydra, yaml.safe_load)["hydra"]["runtime"]["choices"]["model"]
     model = read_mapping(folder / HYDRA / "config.yaml", yaml.safe_load)["model"]
+    if hydra.is_file():
+        choice = read_mapping(hydra, yaml.safe_load)["hydra"]["runtime"]["choices"]["model"]
+    elif (choice := _nearest_choice(model)) is None:
+        return []
     values = {
         path: value for path, value in model.items() if path not in ("_target_", "pretrained")
     }
     plain = {p: v for p, v in values.items() if not re.search(r"_target_|\$\{", str(v))}
     return [f"model={choice}", *(f"++model.{p}={as_override(v)}" for p, v in plain.items())]
+
+
+def _nearest_choice(model: Mapping[str, Any]) -> str | None:
+    """Return the shipped choice that is most like the model of a trial, or of a run from Python.
+
+    Their folders say no choices. Of a class that no shipped choice has there is none.
+    """
+    from experiments.training.restored import choices_of_kind
+
+    def unlike(choice: tuple[str, dict[str, Any]]) -> int:
+        return sum(model.get(key) != value for key, value in choice[1].items())
+
+    found = list(choices_of_kind({"pretrained": None, **model}))
+    return min(found, key=unlike)[0] if found else None
 
 
 def unquoted(value: str) -> str:

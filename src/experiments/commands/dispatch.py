@@ -20,7 +20,7 @@ from experiments.processes import together, watch
 from experiments.search.configs import check_added
 from experiments.search.goals import COSTS
 from experiments.tracking.log_file import LOG, log_file
-from experiments.training.distributed import is_first, join
+from experiments.training.distributed import check_same, is_first, join
 from experiments.training.metrics import result
 from experiments.training.options import check_said, check_sizes, check_trains
 from experiments.training.run_folder import HYDRA, UsedFolder, run_folder, said_again
@@ -137,6 +137,7 @@ def _run(config: DictConfig, directory: Path, said: bool) -> Any:
             mode == "evaluate" and not source
         )
         with watch.until_it_ends():
+            check_same(plain)
             summary = command.main(plain, None if prints and not said else directory, source)
         return sought(summary, metric) if mode == "train" else None
 

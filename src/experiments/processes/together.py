@@ -79,7 +79,7 @@ def _by_hand() -> Group:
     given = {name: os.environ[name] for name in (COORDINATOR, COUNT, INDEX) if name in os.environ}
     count, index = given[COUNT], given.get(INDEX, "")
     numbers = count.isdigit() and index.isdigit() and int(index) < int(count)
-    if COORDINATOR not in given or not numbers:
+    if not re.fullmatch(r".+:\d+", given.get(COORDINATOR, "")) or not numbers:
         said = " ".join(f"{name}={value}" for name, value in given.items())
         raise UserError(f"{said}: need {COORDINATOR}=host:port, {COUNT} and {INDEX} from 0")
     return Group(COUNT, int(count), int(index), given[COORDINATOR])

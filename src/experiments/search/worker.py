@@ -34,7 +34,7 @@ from experiments.tracking.tracker import Tracker, Trackers, chosen
 from experiments.training.loop import fit
 from experiments.training.metrics import Periods
 from experiments.training.run_folder import run_folder
-from experiments.training.runtime import announce, set_up_compiler, split_processor
+from experiments.training.runtime import announce, data_mesh, set_up_compiler, split_processor
 from experiments.training.setup import Setups
 from experiments.training.trial import Trial as Training
 from experiments.training.trial import overview
@@ -141,6 +141,7 @@ class Worker:
         config = study.configs.plain()
         split_processor(int(study.plan.side_by_side) * study.plan.seeds)
         set_up_compiler(compilation_cache(config), config["trainer"])
+        data_mesh(config["trainer"]["devices"], config["data"]["batch_size"])  # or refused
         announce()
         self.limits = {name: config["population"][name] for name in ("width", "most")}
         self.overviews = Overviews(study)

@@ -9,12 +9,13 @@ them takes part in every computation. With one process all functions here are pl
 
 import json
 import logging
+import re
 import signal
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -36,6 +37,10 @@ log = logging.getLogger(__name__)
 DISPATCH_SECONDS = 1.0
 MEETING = 300  # seconds in which the processes must have met
 FOLDER = "experiments/folder"  # of the first process, among what they tell each other
+CONFIG = "experiments/config"  # of each of the others, by its number
+OWN = (
+    r"name|logger\.|data\.(dir|cache_dir|workers)$"  # keys that may differ from machine to machine
+)
 
 
 def join(folder: Path) -> Path:
@@ -96,6 +101,36 @@ def _meet(folder: Path) -> Path:
         state.client.key_value_set(FOLDER, json.dumps([str(folder), port, secret]))
     watch.begin(connected)
     return Path(folder)
+
+
+def check_same(config: Mapping[str, Any]) -> None:
+    """Raise `UserError` in the first process if another one of this training has another config."""
+    state = distributed.global_state
+    if state.client is None or state.num_processes == 1:
+        return
+    own = {key: value for key, value in _flat(config) if not re.match(OWN, key)}
+    if state.process_id:
+        state.client.key_value_set(f"{CONFIG}/{state.process_id}", json.dumps(own))
+        return
+    own = json.loads(json.dumps(own))
+    for index in range(1, state.num_processes):
+        text = state.client.blocking_key_value_get(f"{CONFIG}/{index}", 1000 * MEETING)
+        other = json.loads(text)
+        for key in own | other:
+            if own.get(key) != other.get(key):
+                raise UserError(
+                    f"{key}: {own.get(key)} in the first process, {other.get(key)} in process "
+                    f"{index}; start all of them with the same command and the same files"
+                )
+
+
+def _flat(config: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of a config by their dotted keys."""
+    if isinstance(config, Mapping) and config:
+        for key, value in config.items():
+            yield from _flat(value, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, config
 
 
 def is_first() -> bool:

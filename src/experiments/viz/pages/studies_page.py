@@ -101,6 +101,8 @@ def _verdict(a: Studies, b: Studies) -> str:
         )
     likely = rank_test(a.together, b.together)
     middle = [median(one.together) for one in (a, b)]
+    if middle[0] == middle[1]:
+        return f"The trials of {a.label} and of {b.label} are alike at the median. {REPEAT}"
     first = (middle[0] <= middle[1]) == a.members[0].minimized
     better, worse = (a, b) if first else (b, a)
     noise = "more than noise" if likely < NOISE else "within noise"

@@ -22,6 +22,13 @@ def run_of(folder, *overrides):
     return folder, config["model"]
 
 
+def test_that_of_a_trial_which_says_no_choices_is_the_nearest(tmp_path):
+    folder, model = run_of(tmp_path / "trial", "model=lenet5", "model.pooling=max")
+    (folder / ".hydra" / "hydra.yaml").unlink()
+    found = compose(f"model.pretrained={folder}").model
+    assert found == {**model, "pretrained": str(folder)}
+
+
 @pytest.mark.parametrize(
     "overrides",
     [

@@ -138,6 +138,7 @@ def test_seeds_of_the_same_values_are_one_in_both_kinds_of_study(make_study, tmp
             study.finish(trial, "finished", [value], seconds=1.0)
     compared = side_by_side(["seeds=2", "seed"], [study_data(both), study_data(varied)])
     assert [one.budget for one in compared] == [2, 2]
+    assert "are alike at the median" in verdicts(compared)[0]
     assert [one.values for one in compared] == [[pytest.approx([0.7, 0.5])]] * 2
 
 

@@ -122,7 +122,12 @@ def test_tasks_of_a_node_divide_its_gpus(started, environment, devices):
 
 @pytest.mark.parametrize(
     "given",
-    [{COUNT: "2"}, {COUNT: "2", INDEX: "2", COORDINATOR: "a:1"}, {COUNT: "two", INDEX: "0"}],
+    [
+        {COUNT: "2"},
+        {COUNT: "2", INDEX: "2", COORDINATOR: "a:1"},
+        {COUNT: "2", INDEX: "1", COORDINATOR: "a"},
+        {COUNT: "two", INDEX: "0"},
+    ],
 )
 def test_an_environment_that_says_half_is_named(started, given):
     with pytest.raises(UserError, match=f"{COUNT}={given[COUNT]}"):

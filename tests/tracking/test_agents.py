@@ -126,14 +126,15 @@ def test_wandb_as_the_engine_goes_on_with_a_preempted_run(server, tmp_path, data
                 break
             time.sleep(0.2)
         (run,) = server.runs.values()
-        first = next(study.glob("*/metrics.jsonl")).parent
-        config = first / ".hydra" / "config.yaml"
-        config.write_text(config.read_text().replace("epochs: 100000", "epochs: 3"))
         for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
             os.kill(int(child), signal.SIGTERM)
         assert process.wait(timeout=120) == 75
     assert run.summary["status"] == "interrupted"
     assert run.preempting
+    first = next(study.glob("*/metrics.jsonl")).parent
+    config, epoch = first / ".hydra" / "config.yaml", run.metrics[-1]["epoch"]
+    left = config.read_text().replace("epochs: 100000", f"epochs: {int(epoch) + 3}")
+    config.write_text(left)
     (made,) = server.sweeps.values()
     agent(made, study, 1)
     assert list(server.runs.values()) == [run]

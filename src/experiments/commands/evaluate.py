@@ -16,7 +16,7 @@ from experiments.training.restored import Restored
 from experiments.training.run_folder import CHECKPOINTS, COMMAND, EVALUATIONS
 
 # keys of the command, and of where it works, which say nothing of what is evaluated
-SAME = rf"({'|'.join(COMMAND)}|trainer\.\w+|data\.(dir|cache_dir|workers))="
+SAME = rf"({'|'.join(COMMAND)}|trainer\.\w+|logger(\.\w+)?|data\.(dir|cache_dir|workers))="
 LONGEST = 100  # characters of a name
 
 

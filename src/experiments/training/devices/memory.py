@@ -60,8 +60,9 @@ def about_beside(params: int, saved: int, layout: Layout) -> int:
         parameters that are read again; they make room for the gradients.
       layout: of the trial.
     """
-    gathered = params if layout.divided else 0
-    return gathered + params + max(saved - params, 0) // layout.mesh.shape["data"]
+    # gathered parameters; gradients, and on several devices what all of theirs come to
+    copies = layout.divided + 1 + (layout.mesh.shape["data"] > 1)
+    return copies * params + max(saved - params, 0) // layout.mesh.shape["data"]
 
 
 def check_states(layout: Layout, states: Tree, weights: Tree) -> None:

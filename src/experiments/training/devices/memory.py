@@ -60,9 +60,15 @@ def about_beside(params: int, saved: int, layout: Layout) -> int:
         parameters that are read again; they make room for the gradients.
       layout: of the trial.
     """
-    # gathered parameters; gradients, and on several devices what all of theirs come to
-    copies = layout.divided + 1 + (layout.mesh.shape["data"] > 1)
-    return copies * params + max(saved - params, 0) // layout.mesh.shape["data"]
+    return _copies(layout) * params + max(saved - params, 0) // layout.mesh.shape["data"]
+
+
+def _copies(layout: Layout) -> int:
+    """Return how many arrays as large as the parameters a step makes, whatever its batch.
+
+    The gradients, on several devices the sum of all of theirs, and gathered parameters.
+    """
+    return 1 + (layout.mesh.shape["data"] > 1) + layout.divided
 
 
 def check_states(layout: Layout, states: Tree, weights: Tree) -> None:
@@ -134,7 +140,7 @@ def advice(trainer: Mapping[str, Any], layout: Layout, held: int, params: int, b
       params: bytes of the parameters of all trials there, which their gradients take too.
       beside: bytes that a step takes beside what is held.
     """
-    if beside - params < GROWS * (held + beside):
+    if beside - _copies(layout) * params < GROWS * (held + beside):
         return _advice_for_state(layout)
     more = [SMALLER_BATCH, "data.eval_batch_size"]
     more += [] if trainer["remat"] else ["trainer.remat=true in a deep network"]

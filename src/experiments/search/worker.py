@@ -141,7 +141,7 @@ class Worker:
         config = study.configs.plain()
         split_processor(int(study.plan.side_by_side) * study.plan.seeds)
         set_up_compiler(compilation_cache(config), config["trainer"])
-        data_mesh(config["trainer"]["devices"], config["data"]["batch_size"])  # or refused
+        data_mesh(config["trainer"]["devices"], config["data"]["batch_size"])  # or the study waits
         announce()
         self.limits = {name: config["population"][name] for name in ("width", "most")}
         self.overviews = Overviews(study)

@@ -13,7 +13,7 @@ import re
 import signal
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from jax._src import distributed  # has what the processes tell each other
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
+from experiments.core.config import leaves
 from experiments.core.rng import root_key
 from experiments.errors import UserError
 from experiments.processes import together, watch
@@ -38,9 +39,7 @@ DISPATCH_SECONDS = 1.0
 MEETING = 300  # seconds in which the processes must have met
 FOLDER = "experiments/folder"  # of the first process, among what they tell each other
 CONFIG = "experiments/config"  # of each of the others, by its number
-OWN = (
-    r"name|logger\.|data\.(dir|cache_dir|workers)$"  # keys that may differ from machine to machine
-)
+OWN = r"(name|logger|data\.(dir|cache_dir|workers))\b"  # keys that may differ between machines
 
 
 def join(folder: Path) -> Path:
@@ -108,11 +107,10 @@ def check_same(config: Mapping[str, Any]) -> None:
     state = distributed.global_state
     if state.client is None or state.num_processes == 1:
         return
-    own = {key: value for key, value in _flat(config) if not re.match(OWN, key)}
+    own = {key: repr(value) for key, value in leaves(config) if not re.match(OWN, key)}
     if state.process_id:
         state.client.key_value_set(f"{CONFIG}/{state.process_id}", json.dumps(own))
         return
-    own = json.loads(json.dumps(own))
     for index in range(1, state.num_processes):
         text = state.client.blocking_key_value_get(f"{CONFIG}/{index}", 1000 * MEETING)
         other = json.loads(text)
@@ -122,15 +120,6 @@ def check_same(config: Mapping[str, Any]) -> None:
                     f"{key}: {own.get(key)} in the first process, {other.get(key)} in process "
                     f"{index}; start all of them with the same command and the same files"
                 )
-
-
-def _flat(config: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the values of a config by their dotted keys."""
-    if isinstance(config, Mapping) and config:
-        for key, value in config.items():
-            yield from _flat(value, f"{name}.{key}" if name else str(key))
-    else:
-        yield name, config
 
 
 def is_first() -> bool:

@@ -122,7 +122,8 @@ def explained(setup: "Setup", trials: int) -> Iterator[None]:
             raise
         layout, beside = setup.layout(trials), 0
         for compiled in list(setup.compiled_for.values()):
-            with contextlib.suppress(Exception):  # which may be of memory too
+            with contextlib.suppress(UserError, MemoryError, jax.errors.JaxRuntimeError):
+                # which a program that could not be made has raised before
                 beside = max(beside, beside_arguments(compiled.train))
         if not beside:
             raise
